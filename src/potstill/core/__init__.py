@@ -1,0 +1,1 @@
+"""What every other room stands on: errors, components, artifacts, progress. Imports nothing heavy."""

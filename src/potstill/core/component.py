@@ -1,0 +1,94 @@
+"""Configuration and behaviour as one object, and the registry that makes a new file a new feature."""
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` when something known is close to the word, else the empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+class Settings(BaseModel):
+    """A frozen, validated group of fields; unknown ones are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+
+class Component(Settings):
+    """A frozen, validated model whose fields are hyper-parameters and whose method is the mathematics.
+
+    A direct subclass is a *role* (`Divergence`, `Source` …) and owns a registry `kinds`. A subclass of a role
+    that names its `kind` enters that registry. A field annotated with a role accepts an instance, a table with a
+    `kind`, or the kind alone as a string.
+    """
+
+    role: ClassVar[str] = ""
+    kind: ClassVar[str | None] = None
+    kinds: ClassVar[dict[str, type["Component"]]] = {}
+    version: ClassVar[int] = 1  # raised when behaviour changes, so that older artifacts are not taken for new ones
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if kind is not None:
+            cls.kind = kind
+            cls.kinds[kind] = cls
+        elif Component in cls.__bases__:
+            cls.role = cls.__name__.lower()
+            cls.kinds = {}
+
+    def __init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
+        # `kind` is set before pydantic builds the schema, which differs between a role and a kind.
+        super().__init_subclass__(**kwargs)
+        cls.kind = kind if kind is not None else cls.__dict__.get("kind")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if cls.kind is not None or Settings in cls.__bases__:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(lambda c: c.spec())
+        )
+
+    @classmethod
+    def parse(cls, value: Any) -> "Component":
+        """Build the component that a table (or a bare kind) describes.
+
+        Raises:
+            PydanticCustomError, ValidationError: unknown kind, unknown field, value out of range.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict):
+            raise PydanticCustomError("table", "must be a table such as {{ kind = '{kind}' }}", {"kind": next(iter(cls.kinds), "…")})
+        fields = dict(value)
+        kind = fields.pop("kind", None)
+        if kind is None:
+            raise PydanticCustomError("no_kind", "needs a kind: one of {known}", {"known": ", ".join(sorted(cls.kinds))})
+        if kind not in cls.kinds:
+            raise PydanticCustomError(
+                "unknown_kind",
+                "no {role} of kind '{kind}'{hint} (known: {known})",
+                {"role": cls.role, "kind": str(kind), "hint": suggest(str(kind), cls.kinds), "known": ", ".join(sorted(cls.kinds))},
+            )
+        return cls.kinds[kind].model_validate(fields)
+
+    def spec(self) -> dict[str, Any]:
+        """The table that would build this component again: its kind and every field, defaults written out."""
+        return {"kind": self.kind, **self.model_dump(mode="json")}
+
+
+def discover(package: str, path: Iterable[str]) -> None:
+    """Import every module of a role's package, so that one new file is enough to register a component."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")

@@ -1,0 +1,34 @@
+"""The two ways a run can end early through no fault of ours."""
+
+from dataclasses import dataclass
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: says what, where and the remedy. The command line exits with 2."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the work so far is saved. The command line exits with 130."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a recipe: its place, what stood there, and the rule it breaks."""
+
+    place: str
+    rule: str
+    value: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.place} = {self.value}" if self.value is not None else self.place
+
+
+class RecipeError(UserError):
+    """All the mistakes of one recipe, in the order of the file."""
+
+    def __init__(self, source: str, problems: list[Problem]) -> None:
+        self.source, self.problems = source, problems
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        width = min(48, max(len(str(problem)) for problem in problems))
+        lines = [f"  {str(problem):<{width}}  {problem.rule}" for problem in problems]
+        super().__init__("\n".join([f"{source}: {count}", *lines]))

@@ -1,0 +1,50 @@
+"""The few nouns that several rooms share."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row: what is asked, what may be shortened, what is answered.
+
+    Attributes:
+        key: rows with equal keys always fall into the same split.
+        instruction: the last user turn without its context; never shortened.
+        response: the target text, without any end-of-turn marker.
+        context: supporting text shown with the instruction; shortened first when the row is too long.
+        references: every accepted answer, `response` among them; scored by the best.
+        history: earlier turns of the conversation, oldest first.
+        language: ISO 639-1 code; decides, for one, whether Rouge stems.
+        tag: a group for breakdowns in the report, such as the category or the phrasing.
+    """
+
+    key: str
+    instruction: str
+    response: str
+    context: str = ""
+    references: tuple[str, ...] = ()
+    history: tuple[Turn, ...] = field(default=())
+    language: str = "en"
+    tag: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            object.__setattr__(self, "references", (self.response,))
+
+
+@dataclass(frozen=True)
+class Abstain:
+    """A score that could not be given, and why; never counted as zero."""
+
+    reason: str

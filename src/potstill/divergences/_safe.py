@@ -1,0 +1,16 @@
+"""What keeps every divergence finite, in value and gradient, where a distribution has no mass."""
+
+from torch import Tensor
+
+FLOOR = -1e4  # nats; exp(FLOOR) is 0 in every dtype, and FLOOR itself is finite in every dtype
+
+
+def floored(log_NV: Tensor) -> Tensor:
+    """-inf becomes a finite floor, so that 0·log 0 is 0 and never NaN."""
+    return log_NV.clamp_min(FLOOR)
+
+
+def expectation(weight_log_NV: Tensor, a_log_NV: Tensor, b_log_NV: Tensor) -> Tensor:
+    """Σ_v w·(a − b) over the last axis, with w, a, b given as logarithms -> [N]."""
+    weight_log_NV, a_log_NV, b_log_NV = floored(weight_log_NV), floored(a_log_NV), floored(b_log_NV)
+    return (weight_log_NV.exp() * (a_log_NV - b_log_NV)).sum(-1)

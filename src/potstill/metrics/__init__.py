@@ -1,0 +1,44 @@
+"""What is measured of a model. One file per metric; three shapes of metric, by what each needs to see."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from potstill.core.component import Component, discover
+from potstill.core.types import Abstain, Example
+
+
+class Metric(Component):
+    """A figure about a model; how it is summed over rows, seeds and models is decided elsewhere, once."""
+
+    unit: ClassVar[str] = ""
+    higher_is_better: ClassVar[bool] = True
+    title: ClassVar[str] = ""
+
+
+class TextMetric(Metric):
+    """Scores one generated answer against a row."""
+
+    @abstractmethod
+    def __call__(self, answer: str, example: Example) -> float | Abstain: ...
+
+
+class TokenMetric(Metric):
+    """Scores every response token from the model's own distribution; averaged over tokens, not rows."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, logq_NV: Tensor, target_N: Tensor, logp_NV: Tensor | None) -> Tensor:
+        """`logq_NV` the model, `target_N` the token ids that stand there, `logp_NV` the teacher -> [N]."""
+
+
+class ModelMetric(Metric):
+    """Measures the model itself, once."""
+
+    @abstractmethod
+    def __call__(self, model: Any, tokenizer: Any) -> float: ...
+
+
+discover(__name__, __path__)
