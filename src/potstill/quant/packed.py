@@ -1,6 +1,8 @@
 """The one form of a quantised matrix, which every writer packs from and never re-quantises."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,3 +25,41 @@ class Packed:
     def dequantise(self) -> Tensor:
         """float32 [out, in], exact: a float16 times a 4-bit integer fits in a float32."""
         return self.codes_OI.to(torch.float32) * self.scales_OG.to(torch.float32).repeat_interleave(self.group, dim=1)
+
+    def cpu(self) -> "Packed":
+        """The same matrix in main memory."""
+        return Packed(self.codes_OI.cpu(), self.scales_OG.cpu(), self.group)
+
+
+def pack_nibbles(codes_OI: Tensor) -> Tensor:
+    """int8 codes −8 … 7 [out, in] as uint8 [out, in / 2]: code + 8, even columns in the low nibble."""
+    assert codes_OI.shape[1] % 2 == 0
+    nibbles_OI = (codes_OI + 8).to(torch.uint8)
+    return nibbles_OI[:, 0::2] | (nibbles_OI[:, 1::2] << 4)
+
+
+def unpack_nibbles(bytes_OJ: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`."""
+    return torch.stack([bytes_OJ & 15, bytes_OJ >> 4], dim=-1).flatten(1).to(torch.int8) - 8
+
+
+def save_packed(packed: Mapping[str, Packed], path: Path) -> None:
+    """Write every matrix to one safetensors file: `<name>.codes` in nibbles, `<name>.scales` in float16."""
+    from safetensors.torch import save_file
+
+    tensors = {f"{name}.codes": pack_nibbles(matrix.codes_OI) for name, matrix in packed.items()}
+    tensors |= {f"{name}.scales": matrix.scales_OG.contiguous() for name, matrix in packed.items()}
+    groups = {f"{name}.group": str(matrix.group) for name, matrix in packed.items()}
+    save_file(tensors, path, metadata=groups or {"empty": "true"})  # safetensors cannot read back a header of nothing
+
+
+def load_packed(path: Path) -> dict[str, Packed]:
+    """Read what `save_packed` wrote, in the file's order of names."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        groups = {key.removesuffix(".group"): int(group) for key, group in file.metadata().items() if key != "empty"}
+        return {
+            name: Packed(unpack_nibbles(file.get_tensor(f"{name}.codes")), file.get_tensor(f"{name}.scales"), group)
+            for name, group in sorted(groups.items())
+        }

@@ -1,0 +1,221 @@
+"""Walking a language model's blocks and rounding every linear layer on the inputs it will really see."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from potstill.core.errors import UserError
+from potstill.quant.gptq import Hessian, gptq, output_error, round_to_nearest
+from potstill.quant.packed import Packed
+
+Batch = dict[str, Tensor]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """`output_error` of one layer on one and the same Hessian; `gptq` is None where GPTQ was not asked for."""
+
+    gptq: float | None
+    rtn: float
+
+
+@dataclass
+class Quantised:
+    """What `quantise_model` did, by the layers' names.
+
+    Attributes:
+        packed: the quantised matrices, [out, in], in main memory.
+        errors: relative output error of each quantised layer.
+        kept: layers left at full precision: their width does not divide into groups, or no batch reached them.
+    """
+
+    packed: dict[str, Packed] = field(default_factory=dict)
+    errors: dict[str, LayerError] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+
+
+class _Enough(Exception):
+    """Every input that this pass was run for has been seen."""
+
+
+@torch.no_grad()
+def quantise_model(
+    model: Any,
+    batches: Sequence[Batch],
+    *,
+    method: Literal["gptq", "rtn"] = "gptq",
+    group: int = 32,
+    damping: float = 0.01,
+    clip_search: bool = False,
+    on_layer: Callable[[str, int, int, float | None], None] = lambda name, i, n, error: None,
+) -> Quantised:
+    """Round every linear layer inside the decoder blocks, in place, first block first; embeddings and head stay.
+
+    Layers that read the same tensor (q, k, v; then o; then gate, up; then down) are solved together, after all
+    layers before them hold their rounded weights, so each one meets the inputs that it will meet in use. A block is
+    run once for each such set, only as far as that set, and once more to feed the next block.
+
+    Args:
+        model: a transformers causal language model (Qwen2, Llama, GPT-2); becomes float32.
+        batches: `input_ids` and `attention_mask`, both [B, T], padded on the right; padding enters no Hessian.
+        method: "rtn" rounds to nearest; its errors are measured on its own inputs.
+        on_layer: called with (name, index from 1, number of layers, its relative output error or None where kept).
+
+    Raises:
+        UserError: no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot solve; names it.
+    """
+    model.float()  # codes times scales are exact in float32 and in nothing smaller
+    blocks = _blocks(model)
+    names = {module: name for name, module in model.named_modules()}
+    layers = {module: names[module] for block in blocks for module in _linears(block)}
+    result, done = Quantised(), 0
+    with _evaluating(model):
+        hidden, others = _block_inputs(model, blocks, batches)
+        for block, arguments in zip(blocks, others, strict=True):
+            runs = [partial(block, x_BTD, *args, **kw) for x_BTD, (args, kw) in zip(hidden, arguments, strict=True)]
+            for shared in _sharing_inputs(block, runs[0]):
+                hessian_II = _hessian(shared[0], runs, batches)
+                for layer in shared:
+                    name, weight_OI, done = layers[layer], _weight(layer), done + 1
+                    if weight_OI.shape[1] % group:
+                        result.kept.append(name)
+                        on_layer(name, done, len(layers), None)
+                        continue
+                    try:
+                        packed, error = _round(weight_OI, hessian_II, method, group, damping, clip_search)
+                    except UserError as problem:
+                        raise UserError(f"{name}: {problem}") from problem
+                    weight_OI.copy_(packed.dequantise())
+                    result.packed[name], result.errors[name] = packed, error
+                    on_layer(name, done, len(layers), error.rtn if error.gptq is None else error.gptq)
+            hidden = [run() for run in runs]
+    result.kept += [name for name in layers.values() if name not in result.packed and name not in result.kept]
+    return result
+
+
+def _round(
+    weight_OI: Tensor, hessian_II: Tensor, method: str, group: int, damping: float, clip_search: bool
+) -> tuple[Packed, LayerError]:
+    weight_OI = weight_OI.to(hessian_II.device)
+    packed = round_to_nearest(weight_OI, group, clip_search=clip_search)
+    rtn = output_error(weight_OI, packed, hessian_II)
+    if method == "rtn":
+        return packed.cpu(), LayerError(gptq=None, rtn=rtn)
+    packed = gptq(weight_OI, hessian_II, group=group, damping=damping, clip_search=clip_search)
+    return packed.cpu(), LayerError(output_error(weight_OI, packed, hessian_II), rtn)
+
+
+def _weight(layer: Any) -> Tensor:
+    """A view of the layer's matrix as [out, in]."""
+    return layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+
+
+def _blocks(model: Any) -> list[nn.Module]:
+    base = model.base_model
+    blocks = getattr(base, "layers", None) or getattr(base, "h", None)
+    if blocks is None:
+        raise UserError(f"cannot quantise a {type(model).__name__}: its blocks are unknown; use a Qwen2, Llama or GPT-2 model")
+    return list(blocks)
+
+
+def _linears(block: nn.Module) -> list[nn.Module]:
+    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, its weight stored [in, out]
+
+    return [module for module in block.modules() if isinstance(module, nn.Linear | Conv1D)]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()  # dropout would put noise into the Hessians
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _block_inputs(
+    model: Any, blocks: list[nn.Module], batches: Sequence[Batch]
+) -> tuple[list[Tensor], list[tuple[Arguments, ...]]]:
+    """The first block's hidden states by batch, and by block and batch the other arguments it is called with.
+
+    The arguments (masks, positions) do not depend on the hidden states, so every block is replaced by the identity
+    while they are listened for, which costs the embedding and nothing more.
+    """
+    if not batches:
+        raise UserError("quantising needs calibration rows and got none; raise the number of calibration rows")
+    heard: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
+
+    def listen(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        heard.append((hidden_states, args, kwargs))
+        return hidden_states
+
+    for block in blocks:
+        block.forward = listen
+    try:
+        hidden, calls = [], []
+        for batch in batches:
+            heard.clear()
+            ids_BT, mask_BT = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
+            model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+            assert len(heard) == len(blocks)
+            hidden.append(heard[0][0])
+            calls.append([(args, kwargs) for _, args, kwargs in heard])
+    finally:
+        for block in blocks:
+            del block.forward
+    return hidden, list(zip(*calls, strict=True))
+
+
+@contextmanager
+def _hearing(layers: list[nn.Module], hear: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """While inside, `hear(layer, input)` is called before each of the layers runs."""
+    hooks = [layer.register_forward_pre_hook(lambda layer, inputs: hear(layer, inputs[0])) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _sharing_inputs(block: nn.Module, run: Callable[[], Tensor]) -> list[list[nn.Module]]:
+    """The block's linear layers in the order they run, those that read one and the same tensor together."""
+    sets: list[list[nn.Module]] = []
+    latest: list[Tensor] = []  # held, so that no later tensor can take its identity
+
+    def hear(layer: nn.Module, x: Tensor) -> None:
+        if latest and latest[-1] is x:
+            sets[-1].append(layer)
+        else:
+            sets.append([layer])
+            latest.append(x)
+
+    with _hearing(_linears(block), hear):
+        run()
+    return sets
+
+
+def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Tensor]], batches: Sequence[Batch]) -> Tensor:
+    """H of this layer's input, over every position that is not padding."""
+    heard: list[Tensor] = []
+
+    def hear(layer: nn.Module, x_BTI: Tensor) -> None:
+        heard.append(x_BTI)
+        raise _Enough
+
+    hessian: Hessian | None = None
+    with _hearing([layer], hear):
+        for run, batch in zip(runs, batches, strict=True):
+            with suppress(_Enough):
+                run()
+            x_BTI = heard.pop()
+            hessian = hessian or Hessian(x_BTI.shape[-1])
+            hessian.add(x_BTI[batch["attention_mask"].to(x_BTI.device, torch.bool)])
+    assert hessian is not None
+    return hessian.sum_II

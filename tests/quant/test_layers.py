@@ -1,0 +1,175 @@
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from potstill.core.errors import UserError
+from potstill.quant.gptq import Hessian
+from potstill.quant.layers import quantise_model
+
+VOCABULARY = 97
+
+
+def tiny_model(family: str, *, tied: bool = False, width: int = 64):
+    import transformers as t
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": width, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"num_key_value_heads": 2, "vocab_size": VOCABULARY, "tie_word_embeddings": tied, "max_position_embeddings": 64}
+    match family:
+        case "qwen2":
+            model = t.Qwen2ForCausalLM(t.Qwen2Config(**shape))
+        case "qwen2-sliding":
+            sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+            model = t.Qwen2ForCausalLM(t.Qwen2Config(**shape, **sliding))
+        case "llama":
+            model = t.LlamaForCausalLM(t.LlamaConfig(**shape))
+        case _:
+            model = t.GPT2LMHeadModel(
+                t.GPT2Config(
+                    n_embd=width,
+                    n_layer=2,
+                    n_head=4,
+                    n_positions=64,
+                    vocab_size=VOCABULARY,
+                    tie_word_embeddings=tied,
+                    bos_token_id=0,
+                    eos_token_id=0,
+                )
+            )
+    for parameter in model.parameters():  # the default of 0.02 leaves every layer's inputs alike
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def batches(*lengths: int, pad_to: int = 0, rows: int = 4) -> list[dict[str, torch.Tensor]]:
+    random = torch.Generator().manual_seed(1)
+    made = []
+    for length in lengths:
+        ids = torch.randint(0, VOCABULARY, (rows, length), generator=random)
+        extra = max(pad_to - length, 0)
+        made.append({"input_ids": F.pad(ids, (0, extra)), "attention_mask": F.pad(torch.ones_like(ids), (0, extra))})
+    return made
+
+
+def layers_of(model) -> dict[str, torch.nn.Module]:
+    blocks = next(name for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList))
+    kinds = ("Linear", "Conv1D")
+    return {
+        name: module for name, module in model.named_modules() if name.startswith(blocks) and module.__class__.__name__ in kinds
+    }
+
+
+def weight_OI(layer) -> torch.Tensor:
+    return layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2-sliding", "llama", "gpt2"])
+def test_every_linear_of_the_blocks_holds_its_packed_weights_and_nothing_else_moved(family: str, tied: bool) -> None:
+    model = tiny_model(family, tied=tied)
+    before = copy.deepcopy(model.state_dict())
+    result = quantise_model(model, batches(24, 24))
+    layers = layers_of(model)
+    assert set(result.packed) == set(layers)
+    assert result.kept == []
+    for name, layer in layers.items():
+        assert torch.equal(weight_OI(layer), result.packed[name].dequantise())
+    untouched = before.keys() - {f"{name}.weight" for name in layers}
+    assert {"lm_head.weight"} < untouched
+    for name in untouched:
+        assert torch.equal(model.state_dict()[name], before[name])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+def test_gptq_beats_rounding_in_the_layers_and_in_the_model(family: str) -> None:
+    def kl(quantised) -> float:
+        unseen = batches(40)[0]["input_ids"]
+        with torch.no_grad():
+            p, q = (F.log_softmax(m(unseen).logits.double(), -1) for m in (tiny_model(family), quantised))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    by_method = {}
+    for method in ("gptq", "rtn"):
+        model = tiny_model(family)
+        result = quantise_model(model, batches(48, 48, 48, 48, rows=8), method=method)
+        by_method[method] = kl(model)
+        for error in result.errors.values():
+            if method == "gptq":
+                assert error.gptq < error.rtn
+            else:
+                assert error.gptq is None
+    assert by_method["gptq"] < by_method["rtn"]
+
+
+def test_layers_are_solved_on_the_inputs_of_the_quantised_model() -> None:
+    """Independent oracle: H from a plain forward of the finished model gives each layer's reported error again."""
+    model = tiny_model("qwen2")
+    original = copy.deepcopy(model)
+    rows = batches(24, 30)
+    result = quantise_model(model, rows)
+    layers, originals = layers_of(model), layers_of(original)
+    hessians = {name: Hessian(layer.in_features) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: hessians[name].add(inputs[0]))
+    with torch.no_grad():
+        for batch in rows:
+            model(batch["input_ids"])
+    for name, layer in layers.items():
+        wanted, h = originals[name].weight.detach().double(), hessians[name].sum_II
+        error = wanted - layer.weight.detach().double()
+        expected = torch.trace(error @ h @ error.T) / torch.trace(wanted @ h @ wanted.T)
+        assert result.errors[name].gptq == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen2-sliding", "llama", "gpt2"])
+def test_padding_enters_no_hessian(family: str) -> None:
+    plain = quantise_model(tiny_model(family), batches(20, 9))
+    padded = quantise_model(tiny_model(family), batches(20, 9, pad_to=33))
+    for name, error in plain.errors.items():
+        assert padded.errors[name].rtn == pytest.approx(error.rtn, rel=1e-4)
+    # the first set of layers sees no rounding before it, so nothing can have tipped over a half
+    first = next(iter(plain.packed))
+    assert torch.equal(plain.packed[first].codes_OI, padded.packed[first].codes_OI)
+
+
+def test_a_width_that_does_not_divide_is_kept_and_reported() -> None:
+    model = tiny_model("qwen2", width=48)
+    before = model.model.layers[0].self_attn.q_proj.weight.clone()
+    heard = []
+    result = quantise_model(model, batches(24), on_layer=lambda *event: heard.append(event))
+    assert torch.equal(model.model.layers[0].self_attn.q_proj.weight, before)
+    assert "model.layers.0.self_attn.q_proj" in result.kept
+    assert set(result.packed) == {"model.layers.0.mlp.down_proj", "model.layers.1.mlp.down_proj"}
+    assert [event[1:3] for event in heard] == [(i, 14) for i in range(1, 15)]
+    assert {event[0] for event in heard if event[3] is None} == set(result.kept)
+
+
+def test_the_model_is_left_as_it_was_found_but_for_its_weights() -> None:
+    model = tiny_model("gpt2").train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    first = quantise_model(model, batches(24))
+    assert model.training
+    assert all(not module._forward_pre_hooks and "forward" not in vars(module) for module in model.modules())
+    again = quantise_model(tiny_model("gpt2"), batches(24))
+    for name, matrix in again.packed.items():
+        assert torch.equal(first.packed[name].codes_OI, matrix.codes_OI)
+
+
+def test_layers_sharing_an_input_are_solved_together_in_the_order_they_run() -> None:
+    names = [name.split(".")[-1] for name in quantise_model(tiny_model("llama"), batches(16)).packed]
+    order = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert names == order * 2
+
+
+def test_errors_name_the_layer_or_the_remedy() -> None:
+    with pytest.raises(UserError, match="needs calibration rows"):
+        quantise_model(tiny_model("qwen2"), [])
+    model = tiny_model("qwen2")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj: the weights hold NaN"):
+        quantise_model(model, batches(16))
