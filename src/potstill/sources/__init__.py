@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
-from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -14,8 +14,8 @@ from potstill.core.types import Example, Split
 class Splits(Settings):
     """Shares of the rows kept out of training; a row's split depends on the hash of its key alone."""
 
-    validation: float = Field(0.05, ge=0, lt=1, description="share of keys for validation")
-    test: float = Field(0.1, ge=0, lt=1, description="share of keys for the test")
+    validation: float = Field(default=0.05, ge=0, lt=1, description="share of keys for validation")
+    test: float = Field(default=0.1, ge=0, lt=1, description="share of keys for the test")
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> "Splits":
@@ -34,14 +34,12 @@ class Splits(Settings):
 class Source(Component):
     """Rows of one data set, as `Example`s, in a fixed order and without loading them all into memory."""
 
-    languages: ClassVar[tuple[str, ...]] = ()
-
     splits: Splits = Splits()
     limit: int | None = Field(None, ge=1, description="use only the first so many rows, over all splits")
 
     @abstractmethod
-    def rows(self) -> Iterator[Example]:
-        """Every row, all splits, in a fixed order.
+    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        """Every row, all splits, in a fixed order; rows left out are counted in `skipped` by reason.
 
         Raises:
             UserError: the file is missing, empty, not UTF-8, not what its columns say; names file and line.
@@ -55,9 +53,9 @@ class Source(Component):
         """Sources with splits of their own override this."""
         return self.splits.of(example.key)
 
-    def examples(self, split: Split) -> Iterator[Example]:
-        """The rows of one split."""
-        for number, example in enumerate(self.rows()):
+    def examples(self, split: Split, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        """The rows of one split; `skipped` counts the rows left out over all splits, for they have none."""
+        for number, example in enumerate(self.rows(skipped)):
             if self.limit is not None and number >= self.limit:
                 return
             if self.split_of(example) == split:

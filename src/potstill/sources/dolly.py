@@ -1,0 +1,53 @@
+"""Databricks Dolly, and data sets of its shape."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from potstill.core.types import Example
+from potstill.sources import Source
+from potstill.sources._hub import commit, stream
+from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text
+
+
+class Dolly(Source, kind="dolly"):
+    """Instructions written by people, some with a context. Conover et al., "Free Dolly", 2023; CC BY-SA 3.0.
+
+    From the hub, or from `path` with the same rows as JSON lines. Split by instruction and context, so that a
+    question asked twice never straddles splits. Column fields fit data sets of this shape in other languages.
+
+    Raises:
+        UserError: the hub cannot be reached, or a row lacks a column.
+    """
+
+    path: str | None = Field(None, min_length=1, description="the rows as JSON lines, instead of the hub")
+    hub: str = Field("databricks/databricks-dolly-15k", min_length=1, description="name of the data set on the hub")
+    revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub; default: the newest")
+    language: str = Field("en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
+    instruction: str = Field("instruction", description="column of what is asked")
+    context: str = Field("context", description="column of the supporting text; empty when there is none")
+    response: str = Field("response", description="column of the answer")
+    category: str = Field("category", description="column of the category, the row's tag; empty when there is none")
+    on_empty: OnEmpty = Field("skip", description="what to do with rows that have no instruction or no response")
+
+    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        for place, row in read(self.path) if self.path else stream(self.hub, self.revision):
+            example = self._example(row, place)
+            if answered(example, place, self.on_empty, skipped):
+                yield example
+
+    def content_hash(self) -> str:
+        return sha256(self.path) if self.path else commit(self.hub, self.revision)
+
+    def _example(self, row: Row, place: str) -> Example:
+        instruction = text(row, self.instruction, place)
+        context = text(row, self.context, place) if self.context else ""
+        return Example(
+            key=digest(instruction, context),
+            instruction=instruction,
+            response=text(row, self.response, place),
+            context=context,
+            language=self.language,
+            tag=text(row, self.category, place) if self.category else "",
+        )

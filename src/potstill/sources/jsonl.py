@@ -1,0 +1,95 @@
+"""Any JSON-lines file."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example, Turn
+from potstill.sources import Source
+from potstill.sources._lines import OnEmpty, Row, answered, column, digest, read, sha256, text, texts, with_first
+
+
+class Jsonl(Source, kind="jsonl"):
+    """One JSON object per line of a local file, UTF-8; columns are named by fields.
+
+    Raises:
+        UserError: names the file, the line and the column that is missing or of the wrong type.
+    """
+
+    path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
+    instruction: str = Field("instruction", description="column of what is asked")
+    response: str = Field("response", description="column of the answer")
+    context: str | None = Field(None, description="column of the supporting text")
+    references: str | None = Field(None, description="column of a list of accepted answers")
+    messages: str | None = Field(None, description="column of a chat, instead of instruction and response")
+    key: str | None = Field(None, description="column by which rows are split; default: a hash of the row's texts")
+    tag: str | None = Field(None, description="column of the group, for breakdowns in the report")
+    language: str = Field("en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
+    language_column: str | None = Field(None, description="column of each row's own language code")
+    on_empty: OnEmpty = Field("skip", description="what to do with rows that have no instruction or no response")
+
+    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        for place, row in read(self.path):
+            example = self._example(row, place)
+            if answered(example, place, self.on_empty, skipped):
+                yield example
+
+    def content_hash(self) -> str:
+        return sha256(self.path)
+
+    def _example(self, row: Row, place: str) -> Example:
+        if self.messages:
+            *history, question, answer = _turns(row, self.messages, place)
+            instruction, response = question.content, answer.content
+        else:
+            history, instruction, response = [], text(row, self.instruction, place), text(row, self.response, place)
+        context = text(row, self.context, place) if self.context else ""
+        asked = [part for turn in history for part in (turn.role, turn.content)] + [instruction, context, response]
+        return Example(
+            key=_key(row, self.key, place) if self.key else digest(*asked),
+            instruction=instruction,
+            response=response,
+            context=context,
+            references=with_first(response, texts(row, self.references, place)) if self.references else (),
+            history=tuple(history),
+            language=(text(row, self.language_column, place) if self.language_column else "") or self.language,
+            tag=text(row, self.tag, place) if self.tag else "",
+        )
+
+
+def _key(row: Row, name: str, place: str) -> str:
+    value = column(row, name, place)
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise UserError(f"{place}: column '{name}' splits the rows and must hold text or a whole number")
+    return str(value)
+
+
+def _turns(row: Row, name: str, place: str) -> list[Turn]:
+    """The conversation up to its last answer: perhaps a system turn, then user and assistant by turns."""
+    messages = column(row, name, place)
+    if not isinstance(messages, list):
+        raise UserError(f"{place}: column '{name}' must hold a list of messages with role and content")
+    turns: list[Turn] = []
+    system = 0
+    for number, message in enumerate(messages):
+        here = f"{place}: {name}[{number}]"
+        role = _role(message, here)
+        system += number == 0 and role == "system"
+        expected = "system" if number < system else ("user", "assistant")[(number - system) % 2]
+        if role != expected:
+            raise UserError(
+                f"{here} is of role '{role}', not '{expected}'; user and assistant take turns after an optional system"
+            )
+        turns.append(Turn(expected, text(message, "content", here)))
+    if len(turns) - system < 2 or turns[-1].role != "assistant":
+        raise UserError(f"{place}: column '{name}' must end with a question of the user and an answer of the assistant")
+    return turns
+
+
+def _role(message: Any, here: str) -> str:
+    if not isinstance(message, dict):
+        raise UserError(f"{here} must be an object with role and content")
+    return text(message, "role", here)

@@ -1,0 +1,76 @@
+"""SQuAD: questions answered by a span of a paragraph."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example
+from potstill.sources import Source
+from potstill.sources._hub import commit, stream
+from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text, texts, with_first
+
+
+class Squad(Source, kind="squad"):
+    """Paragraph, question, short answers. Rajpurkar et al., 2016; Carrino et al., 2020 (Spanish).
+
+    Rows as JSON lines (`instruction, context, response`, and where known `title`, `responses`) or from the hub
+    (`title, context, question, answers.text`). Split by title, else by paragraph: neither straddles splits.
+    The first accepted answer is the response; questions without answer count as empty.
+
+    Raises:
+        UserError: the hub cannot be reached, or a row lacks a column.
+    """
+
+    path: str | None = Field(None, min_length=1, description="the rows as JSON lines")
+    hub: str | None = Field(None, min_length=1, description="name of the data set on the hub, such as rajpurkar/squad")
+    revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub; default: the newest")
+    language: str = Field("en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
+    on_empty: OnEmpty = Field("skip", description="what to do with rows that have no instruction or no response")
+
+    @model_validator(mode="after")
+    def _name_one_place(self) -> "Squad":
+        if (self.path is None) == (self.hub is None):
+            given = "neither" if self.path is None else "both"
+            raise ValueError(f"needs either path (a JSON-lines file) or hub (a data set's name); {given} given")
+        return self
+
+    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        for place, row in read(self.path) if self.path else stream(self.hub or "", self.revision):
+            example = self._example(row, place)
+            if answered(example, place, self.on_empty, skipped):
+                yield example
+
+    def content_hash(self) -> str:
+        return sha256(self.path) if self.path else commit(self.hub or "", self.revision)
+
+    def _example(self, row: Row, place: str) -> Example:
+        context, title = text(row, "context", place), text(row, "title", place) if "title" in row else ""
+        answers = _answers(row, place)
+        return Example(
+            key=title or digest(context),
+            instruction=text(row, "question" if "question" in row else "instruction", place),
+            response=answers[0] if answers else "",
+            context=context,
+            references=answers,
+            language=self.language,
+            tag=title,
+        )
+
+
+def _answers(row: Row, place: str) -> tuple[str, ...]:
+    """Every accepted answer, the first of them the response."""
+    if "answers" in row:
+        return with_first("", texts(_spans(row["answers"], place), "text", f"{place}: column 'answers'"))
+    if "responses" in row:
+        response = text(row, "response", place) if "response" in row else ""
+        return with_first(response, texts(row, "responses", place))
+    return with_first("", (text(row, "response", place),))
+
+
+def _spans(answers: Any, place: str) -> Row:
+    if not isinstance(answers, dict):
+        raise UserError(f"{place}: column 'answers' must hold an object with a list of texts under 'text'")
+    return answers
