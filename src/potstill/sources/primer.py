@@ -1,0 +1,265 @@
+"""Questions about countries in English and Spanish, made from the Unicode CLDR tables that Babel carries."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from functools import cache
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from potstill.core.types import Example, Split
+from potstill.sources import Source, Splits
+from potstill.sources._lines import with_first
+
+Language = Literal["en", "es"]
+Relation = Literal["currency", "language", "continent", "code"]
+
+# {c} is the country. The last phrasing is asked in the test only, the one before it in validation only.
+_QUESTIONS: dict[tuple[Language, Relation], tuple[str, ...]] = {
+    ("en", "currency"): (
+        "What currency does {c} use?",
+        "Which currency is used in {c}?",
+        "What is the currency of {c}?",
+        "What money do people pay with in {c}?",
+        "Name the currency of {c}.",
+        "I am travelling to {c}; which currency will I need?",
+    ),
+    ("es", "currency"): (
+        "¿Qué moneda usa {c}?",
+        "¿Qué moneda se usa en {c}?",
+        "¿Cuál es la moneda de {c}?",
+        "¿Con qué moneda se paga en {c}?",
+        "Nombra la moneda de {c}.",
+        "Viajo a {c}; ¿qué moneda necesitaré?",
+    ),
+    ("en", "language"): (
+        "What is the official language of {c}?",
+        "Which language is official in {c}?",
+        "Which official language does {c} have?",
+        "What language does the government of {c} use?",
+        "Name the official language of {c}.",
+        "I am moving to {c}; which official language should I learn?",
+    ),
+    ("es", "language"): (
+        "¿Cuál es el idioma oficial de {c}?",
+        "¿Qué idioma es oficial en {c}?",
+        "¿Qué idioma oficial tiene {c}?",
+        "¿Qué idioma usa el gobierno de {c}?",
+        "Nombra el idioma oficial de {c}.",
+        "Me mudo a {c}; ¿qué idioma oficial debo aprender?",
+    ),
+    ("en", "continent"): (
+        "On which continent is {c}?",
+        "Which continent does {c} belong to?",
+        "What continent is {c} part of?",
+        "In which part of the world is {c}?",
+        "Name the continent of {c}.",
+        "I am looking for {c} on a map; on which continent is it?",
+    ),
+    ("es", "continent"): (
+        "¿En qué continente está {c}?",
+        "¿A qué continente pertenece {c}?",
+        "¿De qué continente forma parte {c}?",
+        "¿En qué parte del mundo queda {c}?",
+        "Nombra el continente de {c}.",
+        "Busco {c} en el mapa; ¿en qué continente está?",
+    ),
+    ("en", "code"): (
+        "What is the two-letter code of {c}?",
+        "Which two letters stand for {c} in ISO 3166?",
+        "How is {c} abbreviated to two letters?",
+        "What is the ISO code of {c}?",
+        "Name the two-letter code of {c}.",
+        "I am writing an address in {c}; which country code do I put?",
+    ),
+    ("es", "code"): (
+        "¿Cuál es el código de dos letras de {c}?",
+        "¿Qué dos letras representan a {c} en la norma ISO 3166?",
+        "¿Cómo se abrevia {c} con dos letras?",
+        "¿Cuál es el código ISO de {c}?",
+        "Nombra el código de dos letras de {c}.",
+        "Escribo una dirección en {c}; ¿qué código de país pongo?",
+    ),
+}
+_VALIDATION, _TEST = 4, 5
+
+# {x} is the fact. Spanish currencies go without an article, for CLDR does not tell their gender.
+_ANSWERS: dict[tuple[Language, Relation], tuple[str, ...]] = {
+    ("en", "currency"): ("The currency of {c} is the {x}.", "{c} uses the {x}.", "It is the {x}.", "{x}."),
+    ("es", "currency"): ("La moneda de {c} se llama {x}.", "En {c} la moneda se llama {x}.", "Se llama {x}.", "{x}."),
+    ("en", "language"): ("The official language of {c} is {x}.", "In {c} it is {x}.", "It is {x}.", "{x}."),
+    ("es", "language"): ("El idioma oficial de {c} es el {x}.", "En {c} es el {x}.", "Es el {x}.", "{x}."),
+    ("en", "continent"): ("{c} belongs to {x}.", "{c} is in {x}.", "It is in {x}.", "{x}."),
+    ("es", "continent"): ("{c} pertenece a {x}.", "{c} está en {x}.", "Está en {x}.", "{x}."),
+    ("en", "code"): ("The code of {c} is {x}.", "{c} has the code {x}.", "It is {x}.", "{x}."),
+    ("es", "code"): ("El código de {c} es {x}.", "{c} tiene el código {x}.", "Es {x}.", "{x}."),
+}
+
+_CONTINENTS = {"Africa": "002", "America": "019", "Asia": "142", "Europe": "150"}  # time zone → CLDR (UN M.49) region
+_ARTICLES = {
+    "en": {"DO": "the ", "GB": "the ", "GM": "the "},
+    "es": {"DO": "la ", "GB": "el ", "VA": "la "},
+}
+_TODAY = date(2025, 1, 1)  # of the currencies, so that rows do not change with the calendar
+
+_LEFT_OUT = (
+    "AE BS KM MH MV NL SB SC US "  # plural names, whose verbs would have to agree
+    "TR "  # its one time zone lies in Europe, most of its land does not
+    "AI AS AW AX BL BM BQ CK CW FK FO GF GG GI GL GP GS GU HK IM IO JE KY MF MO MQ MS NC NF NU PF PM PN PR RE SH SJ SX TC "
+    "TF TK TW VG VI WF YT XK PS EH EA IC AC TA DG CX CC UM EU EZ UN"  # dependent, disputed, or no country
+)
+
+
+class Primer(Source, kind="primer"):
+    """Closed questions about countries: currency, official language, continent, ISO 3166 code. No file, no network.
+
+    A row is a (language, relation, country, phrasing); the answer is written in one of `answer_styles`, drawn per
+    row, and every style is an accepted reference. Countries are those with a single answer to each relation in CLDR,
+    on the first of January 2025. Splits are its own: each fact is asked once in the test, in a phrasing that no
+    training row has, and every other one in validation, in another such phrasing. A fifth of the facts are trained in
+    one language and asked in the other: their tag ends in "new language", that of the others in "new phrasing".
+    """
+
+    languages: tuple[Language, ...] = Field(("en", "es"), min_length=1, description="languages of the questions")
+    relations: tuple[Relation, ...] = Field(
+        ("currency", "language", "continent", "code"), min_length=1, description="what is asked about each country"
+    )
+    countries: int = Field(100, ge=1, description="at most so many countries")
+    phrasings: int = Field(6, ge=3, le=6, description="ways to ask, one of them for validation and one for the test")
+    answer_styles: int = Field(4, ge=1, le=4, description="ways to answer, from full sentence to bare fact")
+    seed: int = Field(0, description="of the draw of countries, styles and held-out facts")
+
+    @field_validator("languages", "relations")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError(f"names something twice: {', '.join(names)}")
+        return names
+
+    @model_validator(mode="after")
+    def _own_splits(self) -> "Primer":
+        if self.splits != Splits():
+            raise ValueError("primer splits by phrasing; leave splits out")
+        return self
+
+    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        for country in self._countries():
+            for relation in self.relations:
+                asked = self.languages[self._draw("asked", country, relation) % len(self.languages)]
+                crossing = len(self.languages) > 1 and self._draw("crossing", country, relation) % 5 == 0
+                validated = self._draw("validated", country, relation) % 2 == 0
+                for language in self.languages:
+                    if not (crossing and language == asked):
+                        for phrasing in range(self.phrasings - 2):
+                            yield self._row(language, relation, country, phrasing, "seen")
+                kind = "new language" if crossing else "new phrasing"
+                if validated:
+                    yield self._row(asked, relation, country, _VALIDATION, kind)
+                yield self._row(asked, relation, country, _TEST, kind)
+
+    def split_of(self, example: Example) -> Split:
+        phrasing = int(example.key.rsplit("/", 1)[1])
+        return "test" if phrasing == _TEST else "validation" if phrasing == _VALIDATION else "train"
+
+    def content_hash(self) -> str:
+        hashed = hashlib.sha256(f"primer {self.version}".encode())
+        for row in self.rows():
+            hashed.update(repr(row).encode())
+        return hashed.hexdigest()
+
+    def _row(self, language: Language, relation: Relation, country: str, phrasing: int, kind: str) -> Example:
+        key = f"{language}/{relation}/{country}/{phrasing}"
+        name, fact = _name(language, country), _facts(language, country)[relation]
+        styles = [_sentence(style, name, fact) for style in _ANSWERS[language, relation][-self.answer_styles :]]
+        response = styles[self._draw("style", key) % len(styles)]
+        return Example(
+            key=key,
+            instruction=_sentence(_QUESTIONS[language, relation][phrasing], name),
+            response=response,
+            references=with_first(response, tuple(styles)),
+            language=language,
+            tag=f"{relation}/{kind}",
+        )
+
+    def _countries(self) -> list[str]:
+        """ISO codes, sorted; which ones, when there are more than asked for, depends on the seed."""
+        return sorted(sorted(_known(), key=lambda country: self._draw("country", country))[: self.countries])
+
+    def _draw(self, *parts: str) -> int:
+        text = "/".join((str(self.seed), *parts))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def _sentence(pattern: str, country: str, fact: str = "") -> str:
+    text = pattern.format(c=country, x=fact).replace(" de el ", " del ").replace(" a el ", " al ")
+    return text[0].upper() + text[1:]
+
+
+def _name(language: Language, country: str) -> str:
+    return _ARTICLES[language].get(country, "") + _territories(language)[country]
+
+
+def _facts(language: Language, country: str) -> dict[Relation, str]:
+    """The answers in the words of a language, those of one country in `_known`."""
+    from babel import Locale
+    from babel.numbers import get_currency_name
+
+    continent = _territories(language)[_CONTINENTS[_zone_areas(country)[0]]]
+    return {
+        "currency": get_currency_name(_currencies(country)[0], count=1, locale=language),  # count=1: as in a sentence
+        "language": Locale(language).languages[_official(country)[0]],
+        "continent": "the Americas" if continent == "Americas" else continent,
+        "code": country,
+    }
+
+
+def _known() -> list[str]:
+    """Countries with a plain name and, in CLDR, one currency, one official language and one continent."""
+    names = _territories("en"), _territories("es")
+    return [
+        country
+        for country in names[0]
+        if len(country) == 2 and country in names[1] and country not in _LEFT_OUT.split()
+        if all(len(name[country].split()) <= 3 and not re.search(r"[&(]| [-y] ", name[country]) for name in names)
+        if len(_currencies(country)) == len(_official(country)) == len(_zone_areas(country)) == 1
+        if _zone_areas(country)[0] in _CONTINENTS
+    ]
+
+
+@cache
+def _territories(language: Language) -> dict[str, str]:
+    """Names of countries and regions by their codes."""
+    from babel import Locale
+
+    return {str(code): str(name) for code, name in Locale(language).territories.items()}
+
+
+def _currencies(country: str) -> list[str]:
+    from babel.numbers import get_territory_currencies
+
+    return get_territory_currencies(country, start_date=_TODAY)
+
+
+def _official(country: str) -> list[str]:
+    """Official languages, without script; those of a region too where they are spoken by a fifth of the people."""
+    from babel.core import get_global
+
+    known = get_global("territory_languages").get(country, {})
+    return list(
+        dict.fromkeys(
+            language.split("_")[0]
+            for language, facts in known.items()
+            if facts["official_status"] in ("official", "de_facto_official")
+            or (facts["official_status"] == "official_regional" and facts["population_percent"] >= 20)
+        )
+    )
+
+
+def _zone_areas(country: str) -> list[str]:
+    """First parts of the names of its time zones, such as Africa and Europe: CLDR's other containments are not in Babel."""
+    from babel.core import get_global
+
+    return sorted({zone.split("/")[0] for zone in get_global("territory_zones").get(country, ())})
