@@ -1,0 +1,193 @@
+"""From scores to `report.json` and `report.html`. The page and the card are drawn from the JSON's content alone."""
+
+import math
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import UserError
+from potstill.report.stats import LEVEL, bootstrap, breakdown
+from potstill.report.study import ModelRow, Study, load_answers, write_json
+
+SHOWN_ROWS = 12
+LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
+RIGHT, CLOSE = 99.5, 50.0
+
+
+def build_report(
+    study: Study,
+    answers: Sequence[Mapping[str, Any]],
+    curves: Sequence[Mapping[str, Any]] = (),
+    data: Sequence[Mapping[str, Any]] = (),
+    quantization: Sequence[Mapping[str, Any]] = (),
+    provenance: Mapping[str, Any] | None = None,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything the report says, as plain JSON values: no NaN, no NumPy, no tuples.
+
+    Args:
+        answers: line i of `answers.jsonl`, {"key": …, "answers": {model name: [one answer per seed]}}.
+        curves: per model and seed, {"name", "role", "seed", "points": [{"epoch", "step", "loss", "validation_…"}]}.
+        data: per training stage and seed, what it saw, with a `mask_preview` of [token, counts in the loss].
+        quantization: per quantised model, {"stage", "layers": [{"name", "gptq_error", "rtn_error"}], "bits_per_weight"}.
+        provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
+        resamples: bootstrap resamples.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: the answers do not belong to the study.
+    """
+    _check(study, answers)
+    analysis = bootstrap(study, resamples=resamples, seed=seed)
+    outcome, label, sentence = analysis.headline
+    verdicts = [asdict(verdict) for verdict in analysis.verdicts]
+    first = verdicts[0] if verdicts and verdicts[0]["metric"] == study.primary else None
+    if not any(v["key"] == "kd_over_sft" for v in verdicts) and study.with_role("kd"):
+        first = None  # the headline says that a comparison is missing; no other one may stand beneath it
+    rows = []
+    for row in study.rows:
+        metrics = {name: asdict(estimate) for name, estimate in analysis.estimates[row.name].items()}
+        rows.append(
+            {
+                "name": row.name,
+                "role": row.role,
+                "model": row.model,
+                "parameters": row.parameters,
+                "bytes": row.bytes,
+                "decode_tokens_per_s": row.decode_tokens_per_s,
+                "response_tokens": row.mean_tokens(),
+                "steps": row.mean_steps(),
+                "seeds": row.seeds,
+                "metrics": metrics,
+            }
+        )
+    report = {
+        "schema": 1,
+        "primary": study.primary,
+        "metrics": [metric.model_dump(mode="json") for metric in study.metrics],
+        "headline": {"verdict": outcome, "label": label, "sentence": sentence, "about": first},
+        "rows": rows,
+        "verdicts": verdicts,
+        "caveats": analysis.caveats,
+        "examples": _examples(study, answers),
+        "breakdown": {"tag": breakdown(study, "tag"), "language": breakdown(study, "language")},
+        "test_set": {"rows": len(study.examples), "response_tokens": sum(study.tokens), **study.data},
+        "decoding": study.decoding.model_dump(mode="json"),
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL},
+        "curves": curves,
+        "data": data,
+        "quantization": quantization,
+        "provenance": provenance or {},
+    }
+    return plain(report)
+
+
+def report_of(
+    folder: Path | str,
+    curves: Sequence[Mapping[str, Any]] = (),
+    data: Sequence[Mapping[str, Any]] = (),
+    quantization: Sequence[Mapping[str, Any]] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The report of the study in a folder: `study.json` and `answers.jsonl`. Arguments and errors as in `build_report`."""
+    return build_report(Study.load(folder), load_answers(folder), curves, data, quantization, provenance)
+
+
+def write_report(report: Mapping[str, Any], folder: Path | str) -> tuple[Path, Path]:
+    """Write `report.json` (keys sorted) and the self-contained `report.html`; returns their paths."""
+    from potstill.report.html import render_html
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(report, folder / "report.json")
+    page = folder / "report.html"
+    page.write_bytes(render_html(report).encode("utf-8", "replace"))
+    return folder / "report.json", page
+
+
+def plain(value: Any) -> Any:
+    """The same value in JSON's own types: NumPy scalars and arrays unpacked, NaN and infinities None, keys strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, set | frozenset) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def representative(N: int, shown: int = SHOWN_ROWS) -> list[int]:
+    """Row indices evenly spaced over the test set: a choice that nobody made."""
+    return list(range(N)) if shown >= N else [(2 * i + 1) * N // (2 * shown) for i in range(shown)]
+
+
+def mark(answer: str, references: Sequence[str], rouge_l: float | None) -> str:
+    """ "right": equal to a reference but for case and punctuation, or Rouge-L ≥ 99.5; "close": Rouge-L ≥ 50; else "wrong".
+
+    "unscored" where there is no Rouge-L and no equality.
+    """
+    if _normalise(answer) in {_normalise(reference) for reference in references} or (rouge_l or 0) >= RIGHT:
+        return "right"
+    if rouge_l is None:
+        return "unscored"
+    return "close" if rouge_l >= CLOSE else "wrong"
+
+
+def _normalise(text: str) -> str:
+    # the rule of the metric exact_match, whose module imports torch
+    return " ".join(re.sub(r"[^\w\s]", " ", unicodedata.normalize("NFC", text).lower()).split())
+
+
+def _check(study: Study, answers: Sequence[Mapping[str, Any]]) -> None:
+    if answers and len(answers) != len(study.examples):
+        raise UserError(f"answers.jsonl has {len(answers)} lines for {len(study.examples)} test rows; evaluate again")
+    for n, (line, example) in enumerate(zip(answers, study.examples, strict=False)):
+        if line.get("key") != example.key:
+            raise UserError(
+                f"answers.jsonl:{n + 1} is row '{line.get('key')}' where study.json has '{example.key}'; evaluate again"
+            )
+
+
+def _examples(study: Study, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The paper's Table 1 on rows evenly spaced over the test set; answers are those of the first seed."""
+    examples = []
+    for n in representative(len(study.examples)):
+        example = study.examples[n]
+        given = answers[n].get("answers", {}) if answers else {}
+        found = {}
+        for row in study.rows:
+            texts = given.get(row.name) or []
+            if texts and texts[0] is not None:
+                rouge_l = _score(row, "rouge_l", n)
+                found[row.name] = {
+                    "text": _cut(texts[0]),
+                    "rouge_l": rouge_l,
+                    "mark": mark(texts[0], example.references, rouge_l),
+                }
+        examples.append(
+            {
+                "row": n,
+                "key": example.key,
+                "prompt": _cut(example.prompt),
+                "references": [_cut(reference) for reference in example.references],
+                "language": example.language,
+                "tag": example.tag,
+                "answers": found,
+            }
+        )
+    return examples
+
+
+def _score(row: ModelRow, metric: str, n: int) -> float | None:
+    return row.scores[metric][0][n] if metric in row.scores else None
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + f" … [{len(text) - LONGEST_TEXT:,} more characters]"

@@ -1,0 +1,287 @@
+"""The report's figures: matplotlib drawings as inline SVG that takes its colours from the page, light or dark.
+
+Text stays text and every colour is a CSS variable, so that one drawing serves both themes. The same report always
+gives the same bytes.
+"""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from potstill.report.numbers import estimate, number, size
+
+Report = Mapping[str, Any]
+
+# Drawn with these stand-ins, then replaced; nothing else in a figure has such a colour.
+_INK = {"#010203": "var(--ink)", "#010204": "var(--muted)", "#010205": "var(--line)", "#010206": "var(--page)"}
+_ROLES = ("base", "sft", "kd", "quantized", "rtn", "teacher", "other")
+_VARIABLES = {**_INK, **{f"#0102{16 + i:02x}": f"var(--{role})" for i, role in enumerate(_ROLES)}}
+INK, MUTED, LINE, PAGE = _INK
+_WIDTH = 9.6  # inches; the SVG is scaled to its column
+
+
+def colour(role: str) -> str:
+    """The stand-in for a role's colour."""
+    return f"#0102{16 + (_ROLES.index(role) if role in _ROLES else len(_ROLES) - 1):02x}"
+
+
+def intervals(report: Report) -> str:
+    """One panel per metric: each model's value and its 95% interval."""
+    metrics = [m for m in report["metrics"] if any(m["name"] in row["metrics"] for row in report["rows"])]
+    rows = report["rows"]
+    if not metrics or not rows:
+        return ""
+    per_line = min(2, len(metrics))
+    lines = -(-len(metrics) // per_line)
+    with _figure(_WIDTH, lines * (0.9 + 0.3 * len(rows)), lines, per_line) as (figure, axes):
+        for axis, metric in zip(axes, metrics, strict=False):
+            for y, row in enumerate(rows):
+                found = row["metrics"].get(metric["name"])
+                if found is None or found["value"] is None:
+                    continue
+                ink = colour(row["role"])
+                if found["ci"]:
+                    axis.plot(found["ci"], [y, y], color=ink, linewidth=2.2, solid_capstyle="round")
+                axis.plot([found["value"]], [y], "o", color=ink, markersize=6, markeredgecolor=PAGE, markeredgewidth=0.8)
+            axis.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+            axis.set_ylim(len(rows) - 0.5, -0.5)
+            axis.margins(x=0.08)
+            better = "higher is better" if metric["higher_is_better"] else "lower is better"
+            unit = f", {metric['unit']}" if metric["unit"] else ""
+            axis.set_title(f"{metric['title']}{unit} ({better})", loc="left")
+            axis.grid(axis="x")
+            axis.tick_params(axis="y", length=0)
+        for axis in axes[len(metrics) :]:
+            axis.set_visible(False)
+        for k, axis in enumerate(axes):
+            if k % per_line:
+                axis.set_yticklabels([])
+        primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
+        told = "; ".join(
+            f"{row['name']} {estimate(found['value'], found['ci'], primary['unit'])}"
+            for row in rows
+            if (found := row["metrics"].get(primary["name"]))
+        )
+        return _svg(figure, "intervals", f"Values with 95% intervals. {primary['title']}: {told}.")
+
+
+def learning_curves(report: Report) -> str:
+    """Loss and validation scores by epoch, thin per seed and thick their mean; the teacher as a dashed line (figure 3)."""
+    curves = [curve for curve in report["curves"] if curve.get("points")]
+    primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
+    titles = {f"validation_{m['name']}": f"{m['title']} on the validation rows" for m in report["metrics"]}
+    names = ["loss", f"validation_{primary['name']}", "validation_rouge_l", "validation_nll"]
+    panels = [name for name in dict.fromkeys(names) if any(_points(curve, name) for curve in curves)]
+    if not panels:
+        return ""
+    with _figure(_WIDTH, 3.0, 1, len(panels)) as (figure, axes):
+        for axis, name in zip(axes, panels, strict=True):
+            for model in dict.fromkeys(curve["name"] for curve in curves):
+                own = [curve for curve in curves if curve["name"] == model]
+                ink = colour(own[0].get("role", "other"))
+                lines = [points for curve in own if (points := _points(curve, name))]
+                if not lines:
+                    continue
+                for points in lines if len(lines) > 1 else ():
+                    axis.plot(*zip(*points, strict=True), color=ink, linewidth=0.8, alpha=0.45)
+                mean = _mean_curve(lines)
+                style = {"marker": "o", "markersize": 3.5} if len(mean) <= 40 else {}
+                axis.plot(*zip(*mean, strict=True), color=ink, linewidth=2.2, label=_short(model), **style)
+            teacher = _teacher(report, curves, name)
+            if teacher is not None:
+                axis.axhline(teacher[0], color=colour("teacher"), linewidth=1.3, linestyle=(0, (5, 3)), label=teacher[1])
+            axis.set_title("Training loss" if name == "loss" else titles.get(name, name.replace("_", " ")), loc="left")
+            axis.set_xlabel("epoch")
+            axis.grid(axis="y")
+            axis.legend()
+        return _svg(figure, "curves", "Training loss and validation scores by epoch, one line per model.")
+
+
+def size_quality(report: Report) -> str:
+    """Bytes on disk (log) against the primary metric."""
+    primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
+    points = [
+        (row, found)
+        for row in report["rows"]
+        if row["bytes"] and (found := row["metrics"].get(primary["name"])) and found["value"] is not None
+    ]
+    if len(points) < 2:
+        return ""
+    with _figure(_WIDTH * 0.62, 3.3, 1, 1) as (figure, axes):
+        axis = axes[0]
+        for row, found in points:
+            ink = colour(row["role"])
+            if found["ci"]:
+                axis.plot([row["bytes"]] * 2, found["ci"], color=ink, linewidth=1.8, solid_capstyle="round")
+            axis.plot([row["bytes"]], [found["value"]], "o", color=ink, markersize=7, markeredgecolor=PAGE, markeredgewidth=0.8)
+        for (row, found), shift in zip(points, _label_shifts(points), strict=True):
+            place = {"xytext": (9, shift), "textcoords": "offset points", "va": "center"}
+            axis.annotate(_short(row["name"]), (row["bytes"], found["value"]), color=INK, fontsize=9, **place)
+        axis.set_xscale("log")
+        low, high = min(row["bytes"] for row, _ in points), max(row["bytes"] for row, _ in points)
+        axis.set_xlim(low / 1.25, high * max(1.9, (high / low) ** 0.35))
+        ticks = _size_ticks(low, high)
+        axis.set_xticks(ticks, [size(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("size on disk, logarithmic")
+        axis.set_title(f"{primary['title']} against size", loc="left")
+        axis.grid(axis="y")
+        told = "; ".join(f"{row['name']} {size(row['bytes'])}, {number(found['value'], 1)}" for row, found in points)
+        return _svg(figure, "size", f"Size against {primary['title']}: {told}.")
+
+
+def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
+    """Each layer's reconstruction error with GPTQ and with round-to-nearest, in the model's own order."""
+    layers = [
+        layer
+        for layer in quantized.get("layers") or ()
+        if layer.get("gptq_error") is not None or layer.get("rtn_error") is not None
+    ]
+    if not layers:
+        return ""
+    with _figure(_WIDTH, 2.6, 1, 1) as (figure, axes):
+        axis = axes[0]
+        for x, layer in enumerate(layers):
+            both = [layer.get("gptq_error"), layer.get("rtn_error")]
+            if None not in both:
+                axis.plot([x, x], both, color=LINE, linewidth=1.2, zorder=1)
+        small = 4.5 if len(layers) <= 60 else 2.6
+        for key, role, marker, label in (
+            ("rtn_error", "rtn", "s", "round to nearest"),
+            ("gptq_error", "quantized", "o", "GPTQ"),
+        ):
+            found = [(x, layer[key]) for x, layer in enumerate(layers) if layer.get(key) is not None]
+            if found:
+                axis.plot(*zip(*found, strict=True), marker, color=colour(role), markersize=small, label=label, zorder=2)
+        errors = [layer.get(key) for layer in layers for key in ("gptq_error", "rtn_error") if layer.get(key) is not None]
+        if min(errors) > 0 and max(errors) > 8 * min(errors):
+            axis.set_yscale("log")
+            axis.minorticks_off()
+        if len(layers) <= 12:
+            names = [re.sub(r"^model\.(layers\.)?", "", str(layer["name"])) for layer in layers]
+            axis.set_xticks(range(len(layers)), [_short(name, 22) for name in names], rotation=30, ha="right")
+        else:
+            axis.set_xlabel("linear layer, in the model's order")
+        axis.set_title("Reconstruction error per layer (lower is better)", loc="left")
+        axis.grid(axis="y")
+        axis.legend(ncols=2)
+        better = sum(1 for layer in layers if (layer.get("gptq_error") or 0) < (layer.get("rtn_error") or 0))
+        return _svg(figure, ident, f"Reconstruction error of {len(layers)} layers; GPTQ's is the smaller in {better}.")
+
+
+def _points(curve: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
+    found = [(point.get("epoch", point.get("step")), point.get(name)) for point in curve["points"]]
+    return [(x, y) for x, y in found if x is not None and y is not None]
+
+
+def _mean_curve(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean at the epochs that every seed has reached; one seed's line where they share none."""
+    at = [dict(points) for points in lines]
+    shared = sorted(set.intersection(*(set(line) for line in at)))
+    return [(x, sum(line[x] for line in at) / len(at)) for x in shared] or list(lines[0])
+
+
+def _teacher(report: Report, curves: Sequence[Mapping[str, Any]], name: str) -> tuple[float, str] | None:
+    """The teacher's height: on the validation rows if it was trained here, else on the test rows, and told so."""
+    own = [points[-1][1] for curve in curves if curve.get("role") == "teacher" and (points := _points(curve, name))]
+    if own or name == "loss":
+        return None  # its own curve is drawn; and a teacher's loss is not the student's
+    for row in report["rows"]:
+        found = row["metrics"].get(name.removeprefix("validation_"))
+        if row["role"] == "teacher" and found and found["value"] is not None:
+            return found["value"], f"{_short(row['name'])} (test rows)"
+    return None
+
+
+def _label_shifts(points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[float]:
+    """Vertical shifts, in points, that keep the labels of near neighbours apart."""
+    values = [found["value"] for _, found in points]
+    low = min(min(found["ci"] or [found["value"]]) for _, found in points)
+    high = max(max(found["ci"] or [found["value"]]) for _, found in points)
+    height, gap = 175.0, 12.0
+    per_unit = height / ((high - low) or 1.0)
+    placed: list[tuple[float, float]] = []
+    shifts = [0.0] * len(points)
+    for i in sorted(range(len(points)), key=lambda i: values[i]):
+        x, y = points[i][0]["bytes"], values[i] * per_unit
+        near = [top for other, top in placed if 0.35 < other / x < 2.9]
+        top = max([y, *(top + gap for top in near)])
+        shifts[i] = top - y
+        placed.append((x, top))
+    return shifts
+
+
+def _size_ticks(low: float, high: float) -> list[float]:
+    import math
+
+    steps = [m * 10.0**e for e in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2) for m in (1, 2, 5)]
+    inside = [step for step in steps if low / 1.25 <= step <= high * 1.9]
+    return inside if len(inside) <= 6 else [step for step in inside if str(int(step))[0] in "1"] or inside[::3]
+
+
+def _short(text: str, most: int = 26) -> str:
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", str(text))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+@contextmanager
+def _figure(width: float, height: float, lines: int, columns: int) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure in our style and its axes, row by row; no global state of matplotlib is left changed."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "font.family": "DejaVu Sans",
+        "font.size": 9.5,
+        "axes.titlesize": 10.5,
+        "axes.titlecolor": INK,
+        "axes.titlepad": 10,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": LINE,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.facecolor": "none",
+        "axes.axisbelow": True,
+        "grid.color": LINE,
+        "grid.linewidth": 0.7,
+        "text.color": INK,
+        "xtick.color": LINE,
+        "ytick.color": LINE,
+        "xtick.labelcolor": MUTED,
+        "ytick.labelcolor": INK,
+        "legend.frameon": False,
+        "legend.fontsize": 9,
+        "lines.dash_capstyle": "butt",
+    }
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **style}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a model's name may be in any script; the page's fonts have it
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        axes = figure.subplots(lines, columns, squeeze=False)
+        yield figure, list(axes.ravel())
+
+
+def _svg(figure: Any, ident: str, told: str) -> str:
+    """The drawing as an `<svg>` element whose ids are its own and whose colours are the page's."""
+    import html
+
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": ident}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.S)
+    for stand_in, variable in _VARIABLES.items():
+        text = text.replace(stand_in, variable)
+    text = re.sub(r'\b(id="|href="#)', rf"\g<1>{ident}-", text).replace("url(#", f"url(#{ident}-")
+    text = text.replace("'DejaVu Sans'", "var(--sans)")
+    opening = f'<svg role="img" aria-label="{html.escape(told)}"'
+    return re.sub(r'<svg (?:width|height)="[^"]*" |<svg ', opening + " ", text, count=1)

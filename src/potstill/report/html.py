@@ -1,0 +1,180 @@
+"""`report.html`: one file, no scripts, no network; every word that a model or a data set wrote is escaped."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from potstill.report import figures
+from potstill.report.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
+
+SHORT_TEXT = 320  # characters of an answer shown before "more"
+MOST_GROUPS = 20
+MOST_PREVIEW = 400  # tokens of a mask preview
+MARKS = {"right": "✓", "close": "≈", "wrong": "✗", "unscored": "·"}
+BADGES = {"helped": "✓", "hurt": "✗", "not shown": "≈", "measured": "%"}
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """The whole page, from the content of `report.json`.
+
+    Jinja2 escapes all text; the figures alone are inserted as they are, and matplotlib has escaped theirs.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("potstill.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(visible=visible, count=count, size=size, duration=duration)
+    environment.globals["visible_folded"] = lambda text: folded(visible(text))
+    quantized = [
+        {
+            "about": quantized,
+            "figure": Markup(figures.layer_errors(quantized, f"layers{i}")),
+            "mean": _mean_errors(quantized.get("layers") or ()),
+        }
+        for i, quantized in enumerate(report["quantization"])
+    ]
+    metrics = {metric["name"]: metric for metric in report["metrics"]}
+    return environment.get_template("template.html.j2").render(
+        report=report,
+        metrics=metrics,
+        shown_metrics=[m for m in report["metrics"] if any(m["name"] in row["metrics"] for row in report["rows"])],
+        primary=metrics[report["primary"]],
+        headline=report["headline"],
+        others=[v for v in report["verdicts"] if v["metric"] == report["primary"] and v != report["headline"]["about"]],
+        by_metric=_by_metric(report),
+        intervals=Markup(figures.intervals(report)),
+        curves=Markup(figures.learning_curves(report)),
+        size_quality=Markup(figures.size_quality(report)),
+        answering=[row for row in report["rows"] if row["role"] != "rtn" and _answers(report, row)],
+        breakdowns=[(by, groups[:MOST_GROUPS], len(groups)) for by, groups in report["breakdown"].items() if len(groups) > 1],
+        quantized=quantized,
+        previews=_previews(report["data"]),
+        provenance=report["provenance"],
+        about=_about(report["provenance"]),
+        stages=_stages(report["provenance"]),
+        many_seeds=any(len(row["seeds"]) > 1 for row in report["rows"]),
+        strip=lambda verdict: _strip(verdict, metrics),
+        cell=lambda row, metric: _cell(row, metric),
+        change=lambda verdict: _change(verdict, metrics),
+        number=number,
+        MARKS=MARKS,
+        BADGES=BADGES,
+        MISSING=MISSING,
+        MOST_PREVIEW=MOST_PREVIEW,
+    )
+
+
+def visible(text: Any) -> str:
+    """Text with its invisible characters made visible: controls as pictures, lone surrogates as U+FFFD."""
+    shown = re.sub(r"[\x00-\x08\x0b-\x1f]", lambda found: chr(0x2400 + ord(found[0])), str(text))
+    return re.sub(r"[\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", shown)
+
+
+def folded(text: str) -> tuple[str, str]:
+    """What is shown of a text at once, and the rest (empty when short)."""
+    if len(text) <= SHORT_TEXT * 1.25:
+        return text, ""
+    cut = text.rfind(" ", SHORT_TEXT // 2, SHORT_TEXT)
+    cut = cut if cut > 0 else SHORT_TEXT
+    return text[:cut], text[cut:]
+
+
+def _answers(report: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    return any(row["name"] in example["answers"] for example in report["examples"])
+
+
+def _cell(row: Mapping[str, Any], metric: Mapping[str, Any]) -> tuple[str, str]:
+    """A value and its interval, in as many digits as the interval bears."""
+    found = row["metrics"].get(metric["name"])
+    if found is None or found["value"] is None:
+        return MISSING, ""
+    digits = decimals(metric["unit"], found["ci"])
+    return number(found["value"], digits), interval(found["ci"], digits) if found["ci"] else ""
+
+
+def _change(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """`+2.1 [1.2, 3.0]`, a ratio with its percent sign."""
+    if verdict["key"] == "retention":
+        digits = decimals("%", verdict["ci"])
+        shown = f"{number(verdict['difference'], digits)}%"
+        return shown + (f" {interval(verdict['ci'], digits)}" if verdict["ci"] else "")
+    return estimate(verdict["difference"], verdict["ci"], metrics[verdict["metric"]]["unit"], signed=True)
+
+
+def _strip(verdict: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dict[str, float] | None:
+    """Where an interval lies against its zero (against 100% for retention), in per cent of the strip; better is right."""
+    if verdict is None or verdict["ci"] is None:
+        return None
+    shift, sign = (100.0, 1) if verdict["key"] == "retention" else (0.0, 1)
+    if not metrics[verdict["metric"]]["higher_is_better"]:
+        sign = -1
+    low, value, high = sorted(sign * (x - shift) for x in (*verdict["ci"], verdict["difference"]))
+    reach = max(abs(low), abs(high)) * 1.12 or 1.0
+    at = [round(50 + 50 * x / reach, 2) for x in (low, value, high)]
+    return {"low": at[0], "value": at[1], "high": at[2]}
+
+
+def _by_metric(report: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The questions as lines, the other metrics as columns."""
+    others = [m["name"] for m in report["metrics"] if m["name"] != report["primary"]]
+    lines: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for verdict in report["verdicts"]:
+        if verdict["metric"] in others:
+            lines.setdefault((verdict["question"], verdict["a"], verdict["b"]), {})[verdict["metric"]] = verdict
+    found = [name for name in others if any(name in line for line in lines.values())]
+    return found, [{"question": q, "a": a, "b": b, "verdicts": line} for (q, a, b), line in lines.items()]
+
+
+_PER_STAGE = ("seconds", "peak_memory_bytes", "fingerprints")
+
+
+def _about(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told as facts: all but the command, shown as it was typed, and what has a table by stage."""
+    about = {key: value for key, value in provenance.items() if key not in ("command", *_PER_STAGE)}
+    return {name: value for name, value in about.items() if value not in (None, "", [], {})}
+
+
+def _stages(provenance: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(name for key in _PER_STAGE for name in provenance.get(key) or {}))
+
+
+def _previews(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Mask previews, equal ones once for all of their stages; line breaks are shown and kept."""
+    previews: list[dict[str, Any]] = []
+    for stage in data:
+        tokens = stage.get("mask_preview") or []
+        if not tokens:
+            continue
+        end = stage.get("end_of_turn")
+        name = str(stage.get("stage", ""))
+        same = next((p for p in previews if p["all"] == tokens and p["end_of_turn"] == end), None)
+        if same is not None:
+            same["stages"] = list(dict.fromkeys([*same["stages"], name]))
+            continue
+        previews.append(
+            {
+                "stages": [name],
+                "all": tokens,
+                "tokens": [(visible(token).replace("\n", "⏎\n"), counts) for token, counts in tokens[:MOST_PREVIEW]],
+                "end_of_turn": end,
+                "taught": any(token == end and counts for token, counts in tokens),
+                "cut": len(tokens) if len(tokens) > MOST_PREVIEW else 0,
+            }
+        )
+    return previews
+
+
+def _mean_errors(layers: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
+    both = [
+        (layer["gptq_error"], layer["rtn_error"])
+        for layer in layers
+        if layer.get("gptq_error") is not None and layer.get("rtn_error") is not None
+    ]
+    return (sum(g for g, _ in both) / len(both), sum(r for _, r in both) / len(both)) if both else None

@@ -1,0 +1,213 @@
+"""What the evaluate stage measured: every score of every model on every test row, before any averaging."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from potstill.core.errors import UserError
+
+RowRole = Literal["base", "sft", "kd", "quantized", "rtn", "teacher", "other"]
+
+
+class _Record(BaseModel):
+    """Frozen; keeps fields that it does not know, so that a newer writer loses nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+
+class MetricInfo(_Record):
+    """One metric's name and direction.
+
+    Attributes:
+        over: "rows" averages the scores over test rows; "tokens" divides the summed scores by the response tokens.
+    """
+
+    name: str
+    title: str = ""
+    unit: str = ""
+    higher_is_better: bool = True
+    over: Literal["rows", "tokens"] = "rows"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _titled(cls, value: Any) -> Any:
+        return {**value, "title": value.get("title") or value.get("name", "")} if isinstance(value, dict) else value
+
+
+class TestRow(_Record):
+    """One test row: what was asked and what is accepted."""
+
+    __test__ = False  # not a test, whatever pytest thinks
+
+    key: str
+    prompt: str
+    references: tuple[str, ...] = ()
+    language: str = "en"
+    tag: str = ""
+
+
+class Decoding(_Record):
+    """How the answers were generated."""
+
+    method: Literal["greedy", "sample"] = "greedy"
+    temperature: float | None = None
+    max_new_tokens: int | None = None
+
+
+class ModelRow(_Record):
+    """One model (one line of the results table), with the scores of each of its training seeds.
+
+    Attributes:
+        source: for a quantised model, the name of the row that it came from; guessed from the names where absent.
+        parameters: weights, counted once where tied.
+        bytes: size of the weights on disk.
+        decode_tokens_per_s: generated tokens per second; None where not measured.
+        trained_response_tokens: response tokens that entered the loss, per seed; one number stands for every seed.
+        optimizer_steps: likewise.
+        seeds: training seeds; (None,) where nothing was trained.
+        scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
+            a model that failed on a row must not be averaged, and the report counts such rows aloud.
+    """
+
+    name: str
+    role: RowRole = "other"
+    model: str = ""
+    source: str | None = None
+    parameters: int | None = None
+    bytes: int | None = None
+    decode_tokens_per_s: float | None = None
+    trained_response_tokens: tuple[int | None, ...] | None = None
+    optimizer_steps: tuple[int | None, ...] | None = None
+    seeds: tuple[int | None, ...] = (None,)
+    scores: dict[str, tuple[tuple[float | None, ...], ...]]
+
+    @field_validator("trained_response_tokens", "optimizer_steps", mode="before")
+    @classmethod
+    def _per_seed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int) else value
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _some_seed(cls, value: Any) -> Any:
+        return (None,) if value is None or len(value) == 0 else value
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _finite(cls, value: Any) -> Any:
+        def finite(score: Any) -> Any:
+            return None if score is None or not math.isfinite(score) else float(score)
+
+        return {metric: [[finite(score) for score in seed] for seed in seeds] for metric, seeds in value.items()}
+
+    def scores_SN(self, metric: str) -> np.ndarray | None:
+        """Scores [seeds, test rows], NaN where the metric abstained; None when this metric was not taken of this model."""
+        scores = self.scores.get(metric)
+        return None if scores is None else np.array(scores, dtype=float).reshape(len(self.seeds), -1)
+
+    def mean_tokens(self) -> float | None:
+        """Response tokens that entered the loss, averaged over seeds; None unless every seed knows."""
+        return _mean(self.trained_response_tokens)
+
+    def mean_steps(self) -> float | None:
+        """Optimizer steps, averaged over seeds; None unless every seed knows."""
+        return _mean(self.optimizer_steps)
+
+
+class Study(_Record):
+    """All scores of one evaluation. `tokens` are the response tokens of each test row: the weights of token metrics."""
+
+    metrics: tuple[MetricInfo, ...]
+    primary: str
+    rows: tuple[ModelRow, ...]
+    tokens: tuple[int, ...]
+    examples: tuple[TestRow, ...]
+    decoding: Decoding = Decoding()
+    data: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _shapes(self) -> Self:
+        N = len(self.examples)
+        if self.primary not in {metric.name for metric in self.metrics}:
+            raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(m.name for m in self.metrics)})")
+        if len(self.tokens) != N:
+            raise ValueError(f"tokens has {len(self.tokens)} entries for {N} test rows")
+        names = [row.name for row in self.rows]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two models are called '{name}'; names must differ")
+        for row in self.rows:
+            for metric, seeds in row.scores.items():
+                if len(seeds) != len(row.seeds) or any(len(scores) != N for scores in seeds):
+                    shape = f"{len(seeds)} × {[len(scores) for scores in seeds]}"
+                    raise ValueError(f"{row.name}: scores of {metric} are {shape}, not {len(row.seeds)} seeds × {N} test rows")
+        return self
+
+    def metric(self, name: str) -> MetricInfo:
+        """The metric of this name. Raises KeyError."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric
+        raise KeyError(name)
+
+    def with_role(self, *roles: str) -> list[ModelRow]:
+        """The models of these roles, in the order of the roles, then of the study."""
+        return [row for role in roles for row in self.rows if row.role == role]
+
+    def save(self, folder: Path | str) -> None:
+        """Write `study.json` into the folder."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(self.model_dump(mode="json"), Path(folder) / "study.json", sort=False)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """Read `study.json` from the folder.
+
+        Raises:
+            UserError: there is none, or it is not a study.
+        """
+        path = Path(folder) / "study.json"
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist: run the evaluate stage first") from None
+        except ValidationError as e:
+            first = e.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise UserError(f"{path} is not a study: {place + ': ' if place else ''}{first['msg']}") from None
+
+
+def load_answers(folder: Path | str) -> list[dict[str, Any]]:
+    """Read `answers.jsonl`: line i holds the key of test row i and, per model, one answer per seed.
+
+    Raises:
+        UserError: there is none, or a line is not JSON.
+    """
+    path = Path(folder) / "answers.jsonl"
+    try:
+        # split("\n"), not splitlines(): an answer may hold U+2028, which JSON leaves unescaped
+        lines = path.read_text("utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run the evaluate stage first") from None
+    answers = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                answers.append(json.loads(line))
+            except json.JSONDecodeError as e:
+                raise UserError(f"{path}:{number} is not JSON ({e.msg}); the file was cut off? evaluate again") from None
+    return answers
+
+
+def write_json(value: Any, path: Path, *, sort: bool = True) -> None:
+    """Write plain JSON: UTF-8, stable layout, no NaN. Lone surrogates, which UTF-8 refuses, are written as escapes."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort, indent=1) + "\n"
+    path.write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def _mean(values: tuple[int | None, ...] | None) -> float | None:
+    known = [value for value in values or () if value is not None]
+    return sum(known) / len(known) if values and len(known) == len(values) else None
