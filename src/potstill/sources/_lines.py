@@ -63,7 +63,8 @@ def column(row: Row, name: str, place: str) -> Any:
         UserError: there is no such column.
     """
     if name not in row:
-        raise UserError(f"{place}: no column '{name}'{suggest(name, row)} (columns: {', '.join(row)})")
+        found = f"columns: {', '.join(row)}" if row else "it has no columns"
+        raise UserError(f"{place}: no column '{name}'{suggest(name, row)} ({found})")
     return row[name]
 
 
@@ -133,14 +134,16 @@ def _open(path: str) -> BufferedReader:
 
 def _parse(line: bytes, place: str) -> Row:
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode().rstrip())
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise UserError(f"{place}: not UTF-8 (byte 0x{byte:02x} in column {error.start + 1}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         reason = f"{error.msg} in column {error.colno}"
         raise UserError(f"{place}: not valid JSON ({reason}); write one JSON object per line") from None
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise UserError(f"{place}: not valid JSON (nested too deeply); write one JSON object per line") from None
+    except ValueError as error:  # a number of thousands of digits
         raise UserError(f"{place}: not valid JSON ({error}); write one JSON object per line") from None
     if not isinstance(row, dict):
         raise UserError(f"{place}: {_NAMES.get(type(row), 'null')}, not an object; write one JSON object per line")

@@ -10,6 +10,7 @@ import tokenize
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from pydantic import Field
@@ -35,15 +36,12 @@ class Stdlib(Source, kind="stdlib"):
 
     def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
         seen: set[str] = set()
-        for module, file in _files():
-            for name, paragraph, code in _functions(file):
-                if len(code.splitlines()) > self.max_lines:
-                    continue
-                instruction = f"Write a Python function named `{name}`: {paragraph}"
-                pair = digest(instruction, code)
-                if pair not in seen:
-                    seen.add(pair)
-                    yield Example(key=module, instruction=instruction, response=code, tag=module)
+        for module, name, paragraph, code in _pairs():
+            instruction = f"Write a Python function named `{name}`: {paragraph}"
+            pair = digest(instruction, code)
+            if len(code.splitlines()) <= self.max_lines and pair not in seen:
+                seen.add(pair)
+                yield Example(key=module, instruction=instruction, response=code, tag=module)
 
     def content_hash(self) -> str:
         hashed = hashlib.sha256(sys.version.encode())
@@ -59,6 +57,11 @@ def _files() -> Iterator[tuple[str, Path]]:
         parts = file.relative_to(root).with_suffix("").parts
         if (_INSTALLED_LATER | _TESTS_AND_DATA).isdisjoint(parts):
             yield parts[0], file
+
+
+@cache  # some 5 MB; to parse the library again for every split would take seconds
+def _pairs() -> tuple[tuple[str, str, str, str], ...]:
+    return tuple((module, *found) for module, file in _files() for found in _functions(file))
 
 
 def _functions(file: Path) -> Iterator[tuple[str, str, str]]:

@@ -1,0 +1,129 @@
+"""The embedded questions: what is held out, that every style is right, that the sentences are sentences."""
+
+import re
+from collections import Counter, defaultdict
+
+import pytest
+from pydantic import ValidationError
+
+from potstill.core.types import Example
+from potstill.sources import Source, Splits
+from potstill.sources.primer import _ANSWERS, _QUESTIONS, Primer
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Example]:
+    return list(Primer().rows())
+
+
+def parts(rows: list[Example], split: str) -> list[Example]:
+    return [row for row in rows if Primer().split_of(row) == split]
+
+
+def test_sizes(rows: list[Example]) -> None:
+    counts = Counter(map(Primer().split_of, rows))
+    assert 1200 <= counts["train"] <= 3000
+    assert 150 <= counts["test"] <= 600
+    assert 100 <= counts["validation"] <= 200
+
+
+def test_no_question_is_asked_twice(rows: list[Example]) -> None:
+    assert len({row.instruction for row in rows}) == len(rows)
+    assert len({row.key for row in rows}) == len(rows)
+
+
+def pattern(question: str, rows: list[Example]) -> str:
+    (found,) = [
+        asked
+        for phrasings in _QUESTIONS.values()
+        for asked in phrasings
+        if re.fullmatch(
+            re.escape(asked)
+            .replace(r"de\ \{c\}", r"de(l\ |\ ).+")
+            .replace(r"a\ \{c\}", r"a(l\ |\ ).+")
+            .replace(r"\{c\}", ".+"),
+            question,
+        )
+    ]
+    return found
+
+
+def test_phrasings_of_the_test_are_never_trained(rows: list[Example]) -> None:
+    asked = {split: {pattern(row.instruction, rows) for row in parts(rows, split)} for split in ("train", "validation", "test")}
+    assert not asked["train"] & asked["test"]
+    assert not asked["train"] & asked["validation"]
+    assert not asked["validation"] & asked["test"]
+    assert list(map(len, asked.values())) == [32, 8, 8]
+
+
+def test_a_fact_is_tested_once_and_known_from_training(rows: list[Example]) -> None:
+    trained: defaultdict[str, set[str]] = defaultdict(set)
+    for row in parts(rows, "train"):
+        language, fact = row.key.split("/", 1)
+        trained[fact.rsplit("/", 1)[0]].add(language)
+        assert row.tag.endswith("/seen")
+    tested = [row.key.split("/", 1)[1].rsplit("/", 1)[0] for row in parts(rows, "test")]
+    assert sorted(tested) == sorted(trained)
+    for row in parts(rows, "test") + parts(rows, "validation"):
+        known = trained[row.key.split("/", 1)[1].rsplit("/", 1)[0]]
+        assert known == ({"en", "es"} if row.tag.endswith("/new phrasing") else {"en", "es"} - {row.language})
+    assert 0.1 < sum(row.tag.endswith("/new language") for row in parts(rows, "test")) / len(tested) < 0.3
+
+
+def test_known_facts(rows: list[Example]) -> None:
+    answers = {row.key.rsplit("/", 1)[0]: set(row.references) for row in rows}
+    assert {"It is the Mexican peso.", "Mexican peso."} < answers["en/currency/MX"]
+    assert {"Se llama peso mexicano.", "Peso mexicano."} < answers["es/currency/MX"]
+    assert "The currency of the United Kingdom is the British pound." in answers["en/currency/GB"]
+    assert "La moneda del Reino Unido se llama libra esterlina." in answers["es/currency/GB"]
+    assert "Es el japonés." in answers["es/language/JP"]
+    assert "Guatemala is in the Americas." in answers["en/continent/GT"]
+    assert "El código de El Salvador es SV." in answers["es/code/SV"]
+
+
+def test_the_answer_is_in_one_of_four_styles_and_all_are_accepted(rows: list[Example]) -> None:
+    assert all(len(row.references) == 4 and row.response == row.references[0] for row in rows)
+    words = Counter(len(row.response.split()) for row in rows)
+    assert max(words) <= 12
+    bare = sum(row.response == min(row.references, key=len) for row in rows) / len(rows)
+    assert 0.2 < bare < 0.3
+
+
+def test_sentences_are_well_formed(rows: list[Example]) -> None:
+    for row in rows:
+        for text in (row.instruction, *row.references):
+            assert text.lstrip("¿")[0].isupper(), text
+            assert text[-1] in ".?", text
+            assert not re.search(r"[{}]|  |\b(de|a) el |\bthe the\b", text), text
+            assert text.count("¿") == (text.count("?") if row.language == "es" else 0), text
+
+
+def test_every_relation_is_asked_and_answered_in_both_languages() -> None:
+    assert _QUESTIONS.keys() == _ANSWERS.keys()
+    assert {len(phrasings) for phrasings in _QUESTIONS.values()} == {6}
+    assert {len(styles) for styles in _ANSWERS.values()} == {4}
+
+
+def test_fewer_of_everything() -> None:
+    source = Primer(languages=("es",), relations=("code",), countries=5, phrasings=3, answer_styles=1)
+    rows = list(source.rows())
+    assert Counter(map(source.split_of, rows))["train"] == 5
+    assert Counter(map(source.split_of, rows))["test"] == 5
+    assert all(re.fullmatch(r"[A-Z]{2}\.", row.response) and row.references == (row.response,) for row in rows)
+    assert not any(row.tag.endswith("new language") for row in rows)
+
+
+def test_rows_follow_the_seed_and_the_hash_follows_the_rows() -> None:
+    hashes = {Primer(countries=5, seed=seed).content_hash() for seed in range(3)} | {Primer(countries=6).content_hash()}
+    assert len(hashes) == 4
+
+
+def test_splits_are_its_own() -> None:
+    with pytest.raises(ValidationError, match="primer splits by phrasing; leave splits out"):
+        Primer(splits=Splits(test=0.5))
+    assert Source.parse(Primer().spec()) == Primer()
+
+
+def test_each_language_once() -> None:
+    with pytest.raises(ValidationError, match="names something twice: es, es"):
+        Primer(languages=("es", "es"))

@@ -1,0 +1,111 @@
+"""What holds for every source; a new kind inherits these by one line in conftest.make_source."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from potstill.core.types import Example, Split
+from potstill.sources import Source, Splits
+from potstill.sources.jsonl import Jsonl
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+FROM_FILES = ("jsonl", "dolly", "squad")
+MakeSource = Callable[..., Source]
+
+
+def split_of_rows(source: Source) -> dict[tuple[str, str, str], set[Split]]:
+    found: dict[tuple[str, str, str], set[Split]] = {}
+    for example in source.rows():
+        found.setdefault((example.instruction, example.context, example.response), set()).add(source.split_of(example))
+    return found
+
+
+def in_one_split(source: Source) -> bool:
+    return all(len(splits) == 1 for splits in split_of_rows(source).values())
+
+
+class Alternating(Jsonl, kind="alternating"):
+    """Broken on purpose: the split depends on the place in the file."""
+
+    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+        for number, example in enumerate(super().rows(skipped)):
+            yield Example(key=str(number), instruction=example.instruction, response=example.response)
+
+
+del Source.kinds["alternating"]
+
+
+@pytest.mark.parametrize("kind", sorted(Source.kinds))
+def test_no_row_lies_in_two_splits(kind: str, make_source: MakeSource) -> None:
+    assert in_one_split(make_source(kind, [*range(60), *range(60)]))
+
+
+def test_the_law_of_one_split_rejects_a_split_by_place(make_source: MakeSource) -> None:
+    path = make_source("jsonl", [*range(60), *range(60)]).spec()["path"]
+    assert not in_one_split(Alternating(path=path))
+
+
+@pytest.mark.parametrize("kind", sorted(Source.kinds))
+def test_the_splits_share_out_all_rows(kind: str, make_source: MakeSource) -> None:
+    source = make_source(kind)
+    rows = list(source.rows())
+    parts = {split: list(source.examples(split)) for split in SPLITS}
+    assert sum(map(len, parts.values())) == len(rows) > 0
+    assert {row.key for part in parts.values() for row in part} == {row.key for row in rows}
+    assert parts["train"]
+
+
+@pytest.mark.parametrize("kind", sorted(Source.kinds))
+def test_a_source_built_again_from_its_own_table_gives_the_same_rows(kind: str, make_source: MakeSource) -> None:
+    source = make_source(kind)
+    again = Source.parse(source.spec())
+    assert isinstance(again, Source)
+    assert list(again.rows()) == list(source.rows())
+    assert again.content_hash() == source.content_hash()
+
+
+@pytest.mark.parametrize("kind", sorted(Source.kinds))
+def test_every_row_can_be_asked_and_answered(kind: str, make_source: MakeSource) -> None:
+    for example in make_source(kind).rows():
+        assert example.instruction.strip()
+        assert example.response.strip()
+        assert example.references[0] == example.response
+        assert example.key
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 99), unique=True, min_size=1), st.randoms())
+@pytest.mark.parametrize("kind", FROM_FILES)
+def test_splits_stay_when_rows_come_go_or_change_places(kind: str, make_source: MakeSource, numbers: list[int], random) -> None:
+    before = split_of_rows(make_source(kind, range(100)))
+    random.shuffle(numbers)
+    after = split_of_rows(make_source(kind, numbers))
+    assert after.items() <= before.items()
+
+
+@pytest.mark.parametrize("kind", FROM_FILES)
+def test_content_hash_changes_with_a_row(kind: str, make_source: MakeSource) -> None:
+    numbers: Iterable[Iterable[int]] = ([1, 2, 3], [1, 2, 4], [1, 2], [2, 1, 3])
+    assert len({make_source(kind, each).content_hash() for each in numbers}) == 4
+
+
+def test_limit_counts_rows_of_all_splits(make_source: MakeSource) -> None:
+    source = Source.parse({**make_source("jsonl").spec(), "limit": 7})
+    assert isinstance(source, Source)
+    assert sum(len(list(source.examples(split))) for split in SPLITS) == 7
+
+
+def test_shares_of_the_splits_are_about_those_asked_for() -> None:
+    splits = Splits(validation=0.2, test=0.3)
+    counts = Counter(splits.of(str(number)) for number in range(5000))
+    assert abs(counts["validation"] - 1000) < 100
+    assert abs(counts["test"] - 1500) < 110
+
+
+def test_splits_must_leave_rows_to_train_on() -> None:
+    with pytest.raises(ValidationError, match=r"validation \+ test = 1 leaves no row to train on"):
+        Splits(validation=0.5, test=0.5)
