@@ -83,6 +83,7 @@ def build_report(
         "data": data,
         "quantization": quantization,
         "provenance": provenance or {},
+        "stages": _stages(provenance or {}),
     }
     return plain(report)
 
@@ -111,9 +112,9 @@ def write_report(report: Mapping[str, Any], folder: Path | str) -> tuple[Path, P
 
 
 def plain(value: Any) -> Any:
-    """The same value in JSON's own types: NumPy scalars and arrays unpacked, NaN and infinities None, keys strings."""
+    """The same value in JSON's own types: NumPy scalars and arrays unpacked, NaN and infinities None, keys sorted strings."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in sorted(value.items(), key=lambda item: str(item[0]))}
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
@@ -138,6 +139,12 @@ def mark(answer: str, references: Sequence[str], rouge_l: float | None) -> str:
     if rouge_l is None:
         return "unscored"
     return "close" if rouge_l >= CLOSE else "wrong"
+
+
+def _stages(provenance: Mapping[str, Any]) -> list[str]:
+    """The stages in the order they were told, which sorted keys would lose."""
+    tables = [provenance.get(key) or {} for key in ("seconds", "peak_memory_bytes", "fingerprints")]
+    return list(dict.fromkeys(str(name) for table in tables for name in table))
 
 
 def _normalise(text: str) -> str:

@@ -20,7 +20,7 @@ _INK = {"#010203": "var(--ink)", "#010204": "var(--muted)", "#010205": "var(--li
 _ROLES = ("base", "sft", "kd", "quantized", "rtn", "teacher", "other")
 _VARIABLES = {**_INK, **{f"#0102{16 + i:02x}": f"var(--{role})" for i, role in enumerate(_ROLES)}}
 INK, MUTED, LINE, PAGE = _INK
-_WIDTH = 9.6  # inches; the SVG is scaled to its column
+_WIDTH = 11.0  # inches; the SVG is scaled to its column
 
 
 def colour(role: str) -> str:
@@ -50,8 +50,8 @@ def intervals(report: Report) -> str:
             axis.set_ylim(len(rows) - 0.5, -0.5)
             axis.margins(x=0.08)
             better = "higher is better" if metric["higher_is_better"] else "lower is better"
-            unit = f", {metric['unit']}" if metric["unit"] else ""
-            axis.set_title(f"{metric['title']}{unit} ({better})", loc="left")
+            unit = f", {_short(metric['unit'])}" if metric["unit"] else ""
+            axis.set_title(f"{_short(metric['title'])}{unit} ({better})", loc="left")
             axis.grid(axis="x")
             axis.tick_params(axis="y", length=0)
         for axis in axes[len(metrics) :]:
@@ -72,7 +72,7 @@ def learning_curves(report: Report) -> str:
     """Loss and validation scores by epoch, thin per seed and thick their mean; the teacher as a dashed line (figure 3)."""
     curves = [curve for curve in report["curves"] if curve.get("points")]
     primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
-    titles = {f"validation_{m['name']}": f"{m['title']} on the validation rows" for m in report["metrics"]}
+    titles = {f"validation_{m['name']}": f"{_short(m['title'])} on the validation rows" for m in report["metrics"]}
     names = ["loss", f"validation_{primary['name']}", "validation_rouge_l", "validation_nll"]
     panels = [name for name in dict.fromkeys(names) if any(_points(curve, name) for curve in curves)]
     if not panels:
@@ -96,7 +96,8 @@ def learning_curves(report: Report) -> str:
             axis.set_title("Training loss" if name == "loss" else titles.get(name, name.replace("_", " ")), loc="left")
             axis.set_xlabel("epoch")
             axis.grid(axis="y")
-            axis.legend()
+        named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
         return _svg(figure, "curves", "Training loss and validation scores by epoch, one line per model.")
 
 
@@ -112,22 +113,23 @@ def size_quality(report: Report) -> str:
         return ""
     with _figure(_WIDTH * 0.62, 3.3, 1, 1) as (figure, axes):
         axis = axes[0]
-        for row, found in points:
+        places = _side_by_side([row["bytes"] for row, _ in points])
+        for (row, found), x in zip(points, places, strict=True):
             ink = colour(row["role"])
             if found["ci"]:
-                axis.plot([row["bytes"]] * 2, found["ci"], color=ink, linewidth=1.8, solid_capstyle="round")
-            axis.plot([row["bytes"]], [found["value"]], "o", color=ink, markersize=7, markeredgecolor=PAGE, markeredgewidth=0.8)
-        for (row, found), shift in zip(points, _label_shifts(points), strict=True):
+                axis.plot([x, x], found["ci"], color=ink, linewidth=1.8, solid_capstyle="round")
+            axis.plot([x], [found["value"]], "o", color=ink, markersize=7, markeredgecolor=PAGE, markeredgewidth=0.8)
+        for (row, found), x, shift in zip(points, places, _label_shifts(points), strict=True):
             place = {"xytext": (9, shift), "textcoords": "offset points", "va": "center"}
-            axis.annotate(_short(row["name"]), (row["bytes"], found["value"]), color=INK, fontsize=9, **place)
+            axis.annotate(_short(row["name"]), (x, found["value"]), color=INK, fontsize=9, **place)
         axis.set_xscale("log")
         low, high = min(row["bytes"] for row, _ in points), max(row["bytes"] for row, _ in points)
         axis.set_xlim(low / 1.25, high * max(1.9, (high / low) ** 0.35))
         ticks = _size_ticks(low, high)
-        axis.set_xticks(ticks, [size(tick) for tick in ticks])
+        axis.set_xticks(ticks, [re.sub(r"\.0+ ", " ", size(tick)) for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("size on disk, logarithmic")
-        axis.set_title(f"{primary['title']} against size", loc="left")
+        axis.set_title(f"{_short(primary['title'])} against size", loc="left")
         axis.grid(axis="y")
         told = "; ".join(f"{row['name']} {size(row['bytes'])}, {number(found['value'], 1)}" for row, found in points)
         return _svg(figure, "size", f"Size against {primary['title']}: {told}.")
@@ -160,6 +162,7 @@ def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
         if min(errors) > 0 and max(errors) > 8 * min(errors):
             axis.set_yscale("log")
             axis.minorticks_off()
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         if len(layers) <= 12:
             names = [re.sub(r"^model\.(layers\.)?", "", str(layer["name"])) for layer in layers]
             axis.set_xticks(range(len(layers)), [_short(name, 22) for name in names], rotation=30, ha="right")
@@ -167,7 +170,7 @@ def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
             axis.set_xlabel("linear layer, in the model's order")
         axis.set_title("Reconstruction error per layer (lower is better)", loc="left")
         axis.grid(axis="y")
-        axis.legend(ncols=2)
+        axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
         better = sum(1 for layer in layers if (layer.get("gptq_error") or 0) < (layer.get("rtn_error") or 0))
         return _svg(figure, ident, f"Reconstruction error of {len(layers)} layers; GPTQ's is the smaller in {better}.")
 
@@ -194,6 +197,15 @@ def _teacher(report: Report, curves: Sequence[Mapping[str, Any]], name: str) -> 
         if row["role"] == "teacher" and found and found["value"] is not None:
             return found["value"], f"{_short(row['name'])} (test rows)"
     return None
+
+
+def _side_by_side(sizes: Sequence[float]) -> list[float]:
+    """Sizes within 5% of one another moved apart by 4%, so that their bars do not hide each other."""
+    places = list(sizes)
+    for i in range(len(sizes)):
+        near = [j for j in range(len(sizes)) if abs(sizes[j] / sizes[i] - 1) < 0.05]
+        places[i] = sizes[i] * 1.04 ** (near.index(i) - (len(near) - 1) / 2)
+    return places
 
 
 def _label_shifts(points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> list[float]:
@@ -262,6 +274,8 @@ def _figure(width: float, height: float, lines: int, columns: int) -> Iterator[t
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **style}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a model's name may be in any script; the page's fonts have it
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.08, h_pad=0.06, wspace=0.04, hspace=0.06)
         axes = figure.subplots(lines, columns, squeeze=False)
         yield figure, list(axes.ravel())
 
@@ -283,5 +297,5 @@ def _svg(figure: Any, ident: str, told: str) -> str:
         text = text.replace(stand_in, variable)
     text = re.sub(r'\b(id="|href="#)', rf"\g<1>{ident}-", text).replace("url(#", f"url(#{ident}-")
     text = text.replace("'DejaVu Sans'", "var(--sans)")
-    opening = f'<svg role="img" aria-label="{html.escape(told)}"'
+    opening = f'<svg role="img" aria-label="{html.escape(_short(told, 1_000))}"'
     return re.sub(r'<svg (?:width|height)="[^"]*" |<svg ', opening + " ", text, count=1)

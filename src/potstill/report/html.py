@@ -7,7 +7,7 @@ from typing import Any
 from potstill.report import figures
 from potstill.report.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
 
-SHORT_TEXT = 320  # characters of an answer shown before "more"
+SHORT_TEXT = 240  # characters of an answer shown before "more"
 MOST_GROUPS = 20
 MOST_PREVIEW = 400  # tokens of a mask preview
 MARKS = {"right": "✓", "close": "≈", "wrong": "✗", "unscored": "·"}
@@ -53,12 +53,14 @@ def render_html(report: Mapping[str, Any]) -> str:
         curves=Markup(figures.learning_curves(report)),
         size_quality=Markup(figures.size_quality(report)),
         answering=[row for row in report["rows"] if row["role"] != "rtn" and _answers(report, row)],
-        breakdowns=[(by, groups[:MOST_GROUPS], len(groups)) for by, groups in report["breakdown"].items() if len(groups) > 1],
+        breakdowns=[
+            (by, groups[:MOST_GROUPS], len(groups)) for by in ("tag", "language") if len(groups := report["breakdown"][by]) > 1
+        ],
         quantized=quantized,
         previews=_previews(report["data"]),
         provenance=report["provenance"],
         about=_about(report["provenance"]),
-        stages=_stages(report["provenance"]),
+        stages=report["stages"],
         many_seeds=any(len(row["seeds"]) > 1 for row in report["rows"]),
         strip=lambda verdict: _strip(verdict, metrics),
         cell=lambda row, metric: _cell(row, metric),
@@ -139,10 +141,6 @@ def _about(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What is told as facts: all but the command, shown as it was typed, and what has a table by stage."""
     about = {key: value for key, value in provenance.items() if key not in ("command", *_PER_STAGE)}
     return {name: value for name, value in about.items() if value not in (None, "", [], {})}
-
-
-def _stages(provenance: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys(name for key in _PER_STAGE for name in provenance.get(key) or {}))
 
 
 def _previews(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,16 +8,11 @@ MISSING = "–"
 
 
 def decimals(unit: str, ci: Sequence[float] | None = None) -> int:
-    """Digits after the point: one on a scale of 0 to 100, else three; more where a bound would be rounded away.
-
-    A bound of 0.004 must not read 0.0: whether the interval touches 0 is the verdict.
-    """
+    """Digits after the point: one on a scale of 0 to 100, else three; more for an interval that would look empty."""
     base = 1 if unit in ("0–100", "%") else 3
-    if not ci or ci[0] == ci[1]:
-        return base
-    base = max(base, 1 - math.floor(math.log10(abs(ci[1] - ci[0]))))
-    vanishing = [abs(bound) for bound in ci if bound != 0 and round(bound, base) == 0]
-    return min(6, max([base, *(-math.floor(math.log10(bound)) for bound in vanishing)]))
+    if not ci or abs(ci[1] - ci[0]) <= 1e-9 * max(abs(ci[0]), abs(ci[1])):
+        return base  # a point, but for rounding
+    return min(6, max(base, 1 - math.floor(math.log10(abs(ci[1] - ci[0])))))
 
 
 def number(value: float | None, digits: int, *, signed: bool = False) -> str:
@@ -31,10 +26,16 @@ def number(value: float | None, digits: int, *, signed: bool = False) -> str:
 
 
 def interval(ci: Sequence[float] | None, digits: int, *, signed: bool = False) -> str:
-    """`[1.2, 3.0]`."""
+    """`[1.2, 3.0]`; a bound of 0.004 keeps its digits, because whether an interval touches 0 is the verdict."""
     if ci is None:
         return "[no interval]"
-    return f"[{number(ci[0], digits, signed=signed)}, {number(ci[1], digits, signed=signed)}]"
+    low, high = (
+        number(bound, digits if bound == 0 else min(9, max(digits, -math.floor(math.log10(abs(bound))))), signed=signed)
+        if abs(bound) < 0.5 * 10.0**-digits
+        else number(bound, digits, signed=signed)
+        for bound in ci
+    )
+    return f"[{low}, {high}]"
 
 
 def estimate(value: float | None, ci: Sequence[float] | None, unit: str, *, signed: bool = False) -> str:

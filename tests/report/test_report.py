@@ -1,0 +1,282 @@
+"""The report, its page, its card and its table: complete, escaped, silent on the network, the same every time."""
+
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from fake_study import SCRIPT, fake_answers, fake_curves, fake_data, fake_provenance, fake_quantization, fake_report, fake_study
+from rich.console import Console
+
+from potstill.core.errors import UserError
+from potstill.report import ModelRow, Study, build_report, load_answers, model_card, print_table, report_of, write_report
+from potstill.report.build import mark, plain, representative
+from potstill.report.html import render_html
+from potstill.report.numbers import count, decimals, duration, estimate, interval, number, size
+
+
+@pytest.fixture(scope="module")
+def report():
+    return fake_report()
+
+
+@pytest.fixture(scope="module")
+def page(report):
+    return render_html(report)
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag, attribute and id of a page, and whether its tags close in order."""
+
+    VOID = frozenset({"meta", "br", "img", "link", "input", "hr", "path", "line", "use", "rect", "circle"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_report_has_the_promised_shape(report):
+    kd = next(row for row in report["rows"] if row["name"] == "KD")
+    assert kd["role"] == "kd"
+    assert kd["metrics"]["rouge_l"]["ci"][0] < kd["metrics"]["rouge_l"]["value"] < kd["metrics"]["rouge_l"]["ci"][1]
+    assert (kd["response_tokens"], kd["steps"], kd["seeds"]) == (1_234_567, 940, [1, 2, 3])
+    first = report["verdicts"][0]
+    assert (first["question"], first["metric"]) == ("KD over SFT", "rouge_l")
+    assert {"difference", "ci", "verdict", "sentence"} <= set(first)
+    assert {"caveats", "provenance", "curves", "data", "quantization"} <= set(report)
+    questions = {v["question"] for v in report["verdicts"]}
+    assert len(questions) == 5
+
+
+def test_files_are_stable_and_the_page_can_be_drawn_from_the_json(report, page, tmp_path):
+    json_path, html_path = write_report(report, tmp_path / "a")
+    again = write_report(fake_report(), tmp_path / "b")
+    assert json_path.read_bytes() == again[0].read_bytes()
+    assert html_path.read_bytes() == again[1].read_bytes()
+    assert render_html(json.loads(json_path.read_text("utf-8"))) == page
+
+
+def test_json_never_holds_nan(tmp_path):
+    study = fake_study(12, seeds=(1,))
+    curves = [{"name": "KD", "role": "kd", "seed": 1, "points": [{"epoch": np.float32(1), "loss": float("nan")}]}]
+    report = build_report(study, [], curves, provenance={"seconds": {"kd": float("inf")}}, resamples=50)
+    path, _ = write_report(report, tmp_path)
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["curves"][0]["points"][0]["loss"] is None
+
+
+def test_page_runs_no_script_and_loads_nothing(page):
+    found = Page(page)
+    assert found.open == []
+    assert not {"script", "link", "iframe", "img", "object", "embed", "base", "form"} & set(found.tags)
+    policy = dict(found.attributes)["content"] and [v for k, v in found.attributes if k == "content" and "default-src" in v]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    for name, value in found.attributes:
+        assert not name.startswith("on")
+        if name in ("src", "href", "xlink:href", "action"):
+            assert value.startswith("#")
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_hostile_text_is_shown_as_text(page):
+    assert SCRIPT not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert SCRIPT in "".join(Page(page).text)
+    assert "{{ 7 * 7 }}" in page
+
+
+def test_hostile_names_everywhere_are_escaped():
+    hostile = "</style></svg><script>alert(1)</script>$\\frac$\x00\ud800"
+    study = fake_study(12, seeds=(1,))
+    rows = [ModelRow(**{**row.model_dump(), "name": f"{hostile}{i}"}) for i, row in enumerate(study.rows)]
+    metrics = [metric.model_copy(update={"title": hostile, "unit": hostile}) for metric in study.metrics]
+    examples = [e.model_copy(update={"tag": f"{hostile}{i % 2}", "language": hostile}) for i, e in enumerate(study.examples)]
+    study = Study(
+        **{**dict(study), "rows": rows, "metrics": metrics, "examples": examples, "data": {hostile: {hostile: hostile}}}
+    )
+    data = [{"stage": hostile, "dropped": {hostile: 1}, "end_of_turn": hostile, "mask_preview": [[hostile, True]]}]
+    layers = [{"stage": hostile, "layers": [{"name": hostile, "gptq_error": 0.1, "rtn_error": 0.2}], "bits_per_weight": 4}]
+    about = {"command": hostile, "recipe": hostile, "versions": {hostile: hostile}, "seconds": {hostile: 1}, hostile: [hostile]}
+    curves = [{"name": hostile, "role": hostile, "seed": 1, "points": [{"epoch": 1, "loss": 1.0}]}]
+    report = build_report(study, fake_answers(study), curves, data, layers, about, resamples=20)
+    found = Page(render_html(report))
+    assert "script" not in found.tags
+    assert found.open == []
+    card = model_card(report, model_row=f"{hostile}2", base_model=hostile)
+    shown = card.partition("\n# ")[2].partition("## How to load")[0]
+    assert "script" in shown
+    assert "<" not in shown
+
+
+def test_ids_are_unique(page):
+    ids = [value for name, value in Page(page).attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_holds_each_part_in_order(page):
+    heads = ["Distilling", "Before you believe it", "Results", "What they answer", "Learning", "Size against quality"]
+    heads += ["Where it helps", "Quantisation", "Data and loss mask", "Provenance"]
+    body = page[page.index("<body>") :]
+    at = [re.search(rf"<h[123]>{head}", body).start() for head in heads]
+    assert at == sorted(at)
+    assert "✗" in page
+    assert 'class="counts">&lt;|im_end|&gt;' in page
+    assert "is among them" in page
+
+
+def test_bare_report_still_renders():
+    study = fake_study(8, seeds=(1,))
+    bare = study.model_copy(update={"rows": (study.rows[0],), "data": {}})
+    report = build_report(bare, [], resamples=20)
+    assert "No two models were measured" in render_html(report)
+    empty = build_report(study.model_copy(update={"rows": ()}), [], resamples=20)
+    assert Page(render_html(empty)).open == []
+    assert Page(render_html(build_report(fake_study(0), [], resamples=20))).open == []
+
+
+def test_study_survives_its_file(tmp_path):
+    study = fake_study(6)
+    study.save(tmp_path)
+    assert Study.load(tmp_path) == study
+    lines = [json.dumps(line, ensure_ascii=False) for line in fake_answers(study)]
+    (tmp_path / "answers.jsonl").write_bytes("\n".join(lines).encode("utf-8", "backslashreplace"))
+    assert load_answers(tmp_path) == fake_answers(study)
+    assert report_of(tmp_path)["rows"][0]["name"] == "Base"
+
+
+def test_scores_that_are_not_numbers_become_abstentions():
+    row = ModelRow(name="x", scores={"m": np.array([[1.0, np.nan, np.inf]])}, trained_response_tokens=5)
+    assert row.scores["m"] == ((1.0, None, None),)
+    assert (row.trained_response_tokens, row.mean_tokens(), row.mean_steps()) == ((5,), 5, None)
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(UserError, match="run the evaluate stage"):
+        Study.load(tmp_path)
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a study: metrics: Field required"):
+        Study.load(tmp_path)
+    (tmp_path / "answers.jsonl").write_text('{"key": "a"}\n{"ke')
+    with pytest.raises(UserError, match=r"answers.jsonl:2 is not JSON"):
+        load_answers(tmp_path)
+    study = fake_study(6)
+    answers = fake_answers(study)
+    with pytest.raises(UserError, match="5 lines for 6 test rows"):
+        build_report(study, answers[:5])
+    with pytest.raises(UserError, match=r"'row-5' where study.json has 'row-0'"):
+        build_report(study, answers[::-1])
+    with pytest.raises(ValueError, match="not 1 seeds × 6 test rows"):
+        Study(**{**dict(study), "rows": [ModelRow(name="x", scores={"rouge_l": [[1.0, 2.0]]})]})
+    with pytest.raises(ValueError, match="two models are called 'Base'"):
+        Study(**{**dict(study), "rows": (study.rows[0], study.rows[0])})
+
+
+@pytest.mark.parametrize(
+    ("answer", "rouge_l", "expected"),
+    [
+        ("londres!", 10.0, "right"),
+        ("x", 99.5, "right"),
+        ("x", 50.0, "close"),
+        ("x", 49.9, "wrong"),
+        ("x", None, "unscored"),
+        ("", 0.0, "wrong"),
+    ],
+)
+def test_marks(answer, rouge_l, expected):
+    assert mark(answer, ["London", "Londres"], rouge_l) == expected
+
+
+@pytest.mark.parametrize("N", [0, 1, 11, 12, 13, 500])
+def test_shown_rows_are_spread_evenly(N):
+    rows = representative(N)
+    assert len(rows) == len(set(rows)) == min(N, 12)
+    assert all(0 <= n < N for n in rows)
+    if N > 24:
+        assert max(np.diff(rows)) - min(np.diff(rows)) <= 1
+
+
+def test_table_fits_100_columns_and_ascii(report):
+    for encoding in ("utf-8", "ascii"):
+        buffer = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        print_table(report, Console(file=buffer, width=140, legacy_windows=False))
+        buffer.seek(0)
+        text = buffer.read()
+        assert max(map(len, text.splitlines())) <= 100
+        assert "KD 4-bit RTN" in text
+        assert "Distilling helped" in text
+
+
+def test_card(report):
+    card = model_card(report, model_row="KD 4-bit", license="apache-2.0", base_model="Qwen/Qwen2.5-0.5B")
+    front, _, body = card.removeprefix("---\n").partition("\n---\n")
+    assert 'license: "apache-2.0"' in front
+    assert '- "es"' in front
+    assert 'type: "rouge_l"' in front
+    assert "| **KD 4-bit** |" in body
+    table = [line for line in body.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert len(table) == 8
+    assert "Distilling helped" in body
+    assert "AutoModelForCausalLM" in body
+    compile(body.partition("```python\n")[2].partition("```")[0], "card", "exec")
+    with pytest.raises(UserError, match="no model 'Nobody'"):
+        model_card(report, model_row="Nobody")
+
+
+def test_card_escapes_markdown(report):
+    rows = [{**row, "name": "a|b <i>_x_</i>\n# head"} if row["name"] == "KD" else row for row in report["rows"]]
+    card = model_card({**report, "rows": rows}, model_row="Base")
+    assert r"| a\|b &lt;i&gt;\_x\_&lt;/i&gt; \# head |" in card
+
+
+def test_numbers():
+    assert number(-0.04, 1) == "0.0"
+    assert number(-1.25, 2, signed=True) == "−1.25"
+    assert number(None, 1) == "–"
+    assert interval((0.004, 2.5), 1) == "[0.004, 2.5]"
+    assert interval((0.0, 2.5), 1) == "[0.0, 2.5]"
+    assert decimals("%", (0.01, 0.07)) == 3
+    assert estimate(0.04, (0.01, 0.07), "%", signed=True) == "+0.040 [+0.010, +0.070]"
+    assert [count(x) for x in (0, 999, 999.6, 181_000, 1.54e9)] == ["0", "999", "1.00 k", "181 k", "1.54 B"]
+    assert [size(x) for x in (12, 724_000, 999_999, 1.03e9)] == ["12 B", "724 kB", "1.00 MB", "1.03 GB"]
+    assert [duration(x) for x in (1.26, 245, 7620, None)] == ["1.3 s", "4 min 05 s", "2 h 07 min", "–"]
+
+
+def test_plain_knows_numpy_and_refuses_nothing():
+    value = {1: np.float64("nan"), "a": (np.int64(3), {2, 1}), "b": np.arange(2), "c": fake_quantization}
+    assert plain(value)["1"] is None
+    assert plain(value)["a"] == [3, [1, 2]]
+    assert plain(value)["b"] == [0, 1]
+
+
+def test_parts_may_be_missing():
+    study = fake_study(30, seeds=(1,))
+    for curves, data, quantization, provenance in (
+        (fake_curves((1,)), [], [], {}),
+        ([], fake_data(), [], None),
+        ([{"name": "KD", "role": "kd", "seed": 1, "points": []}], [{"stage": "sft"}], [{"stage": "q", "layers": []}], {}),
+        ([], [], fake_quantization(1), fake_provenance()),
+    ):
+        report = build_report(study, fake_answers(study), curves, data, quantization, provenance, resamples=20)
+        assert Page(render_html(report)).open == []
