@@ -1,0 +1,232 @@
+"""The command line: words in, one clear answer out. Nothing heavy is imported before a verb needs it."""
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from potstill import __version__
+from potstill.core.errors import Interrupted, UserError
+
+RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
+SET = click.option("--set", "overrides", multiple=True, metavar="STAGE.FIELD=VALUE", help="Change a field; may be repeated.")
+OUT = click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
+QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def guarded(verb: Callable[..., None]) -> Callable[..., None]:
+    """The user's mistakes end with code 2, a stop with 130, ours with a traceback and 1."""
+
+    @wraps(verb)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            verb(*args, **kwargs)
+        except UserError as error:
+            fail(str(error) if str(error).count("\n") else f"error: {error}", 2)
+        except Interrupted as error:
+            fail(str(error), 130)
+        except BrokenPipeError:
+            sys.exit(0)
+        except KeyboardInterrupt:
+            fail("stopped at once; the last checkpoint is kept: run the same command again to go on", 130)
+
+    return run
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="potstill")
+def main() -> None:
+    """Distil a large language model into a small one, and prove whether distilling helped.
+
+    \b
+    First:       potstill quickstart
+    Your own:    potstill check RECIPE, potstill plan RECIPE, potstill run RECIPE
+    Afterwards:  potstill report RUN, potstill chat RUN
+    """
+
+
+@main.command()
+@SET
+@OUT
+@QUIET
+@JSON
+@guarded
+def quickstart(overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+    """The whole still on a small bilingual task: needs no file, no network and no GPU."""
+    _run(shipped("quickstart.toml"), overrides, out, quiet, as_json)
+
+
+@main.command()
+@RECIPE
+@SET
+@JSON
+@guarded
+def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Find every mistake in RECIPE without running it."""
+    from potstill.core.errors import RecipeError
+    from potstill.recipe import load_recipe
+
+    try:
+        found = load_recipe(_recipe_path(recipe), overrides)
+    except RecipeError as error:
+        if not as_json:
+            raise
+        problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in error.problems]
+        click.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
+        sys.exit(2)
+    if as_json:
+        click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
+    else:
+        click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
+
+
+@main.command()
+@RECIPE
+@SET
+@OUT
+@JSON
+@guarded
+def plan(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+    """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
+    from potstill.verbs.plan import estimate, print_plan
+    from potstill.recipe import load_recipe
+
+    found = load_recipe(_recipe_path(recipe), overrides)
+    rows = estimate(found, out or Path("runs") / found.name)
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        print_plan(found.name, rows)
+
+
+@main.command()
+@RECIPE
+@SET
+@OUT
+@QUIET
+@JSON
+@guarded
+def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+    """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
+    _run(_recipe_path(recipe), overrides, out, quiet, as_json)
+
+
+@main.command(name="list")
+@click.argument("role", required=False)
+@JSON
+@guarded
+def list_components(role: str | None, as_json: bool) -> None:
+    """Every stage, divergence, source, metric and exporter with its fields, or those of one ROLE."""
+    from potstill.verbs.list import components, print_components
+
+    found = components(role)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_components(found)
+
+
+@main.command()
+@click.argument("run")
+@JSON
+@guarded
+def report(run: str, as_json: bool) -> None:
+    """Print RUN's table and verdicts, and where its page is. RUN is a folder or a name under runs/."""
+    from potstill.runner import find_run
+
+    _show_report(find_run(run), as_json)
+
+
+@main.command()
+@click.argument("target", metavar="RUN[:MODEL]")
+@click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+@click.option("--prompt", "question", help="Ask this once and leave.")
+@guarded
+def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
+    """Talk to a model of RUN (default: its last distilled one), answers streaming."""
+    from potstill.verbs.chat import chat_with
+
+    chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question)
+
+
+@main.command()
+@JSON
+@guarded
+def doctor(as_json: bool) -> None:
+    """What this machine has, and what is missing for what."""
+    from potstill.verbs.doctor import findings, print_findings
+
+    found = findings()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        print_findings(found)
+
+
+def shipped(name: str) -> Path:
+    """A recipe that comes with the package, or with the checkout it is run from."""
+    here = Path(__file__).parent
+    for folder in (here / "recipes", here.parent.parent / "recipes"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"{name}: the package lacks its recipes; install it again")
+
+
+def _recipe_path(path: Path) -> Path:
+    """The file itself, or a shipped recipe of that name (`small/dolly-en`)."""
+    if path.exists():
+        return path
+    try:
+        return shipped(str(path.with_suffix(".toml")))
+    except UserError:
+        return path
+
+
+def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+    import shlex
+
+    from potstill.core.progress import Progress
+    from potstill.recipe import load_recipe
+    from potstill.runner import run_recipe
+
+    found = load_recipe(recipe, overrides)
+    folder = out or Path("runs") / found.name
+    command = shlex.join(["potstill", *sys.argv[1:]])
+    done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
+    if any(artifact.kind == "report" for artifact in done.values()):
+        _show_report(folder, as_json)
+    elif as_json:
+        click.echo(json.dumps({ident: str(artifact.folder) for ident, artifact in done.items()}, indent=2))
+    else:
+        for ident, artifact in done.items():
+            click.echo(f"{ident:<14} {artifact.folder}")
+
+
+def _show_report(folder: Path, as_json: bool) -> None:
+    from potstill.core.artifact import read_json
+
+    if not (folder / "report.json").is_file():
+        raise UserError(f"{folder}: the recipe has no report stage; add [[stage]] kind = 'report' with study = 'stage:…'")
+    found = read_json(folder / "report.json")
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from potstill.report.table import print_table
+
+    print_table(found, Console(width=None if sys.stdout.isatty() else 110))
+    click.echo(f"\nreport  {folder / 'report.html'}")
+    for name in sorted(path.name for path in (folder / "artifacts").glob("*/model*.gguf")):
+        click.echo(f"export  {next((folder / 'artifacts').glob(f'*/{name}'))}")

@@ -1,0 +1,121 @@
+"""What a person sees while long work runs, and the figures that are kept."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.core.errors import UserError
+
+Mode = Literal["auto", "bar", "lines", "quiet"]
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:30`, `1:02:03`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+class Progress:
+    """One line of progress per stage: a live bar in a terminal, plain lines elsewhere, nothing when quiet."""
+
+    LINE_EVERY_S = 10.0
+
+    def __init__(self, mode: Mode = "auto") -> None:
+        if mode == "auto":
+            mode = "bar" if sys.stderr.isatty() else "lines"
+        self.mode = mode
+        self._live: Any = None
+        self._task: Any = None
+        self._name = ""
+        self._begun = self._said = 0.0
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if self._live is not None:
+            self._live.console.print(text, highlight=False, markup=False)
+        elif self.mode != "quiet":
+            print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[None]:
+        """Everything between is shown as one stage."""
+        self._name, self._begun, self._said = name, time.monotonic(), time.monotonic()
+        if self.mode == "bar":
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            self._live = Bar(
+                TextColumn("[bold]{task.fields[name]:<14}"),
+                BarColumn(24),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._live.start()
+            self._task = self._live.add_task("", total=None, name=name, figures=title)
+        elif self.mode == "lines":
+            self.note(f"{name:<14} {title}")
+        try:
+            yield
+        finally:
+            if self._live is not None:
+                self._live.stop()
+                self._live = self._task = None
+
+    def update(self, done: int, total: int, what: str = "step", start: int = 0, **figures: str) -> None:
+        """`done` of `total`; `start` is where a resumed stage began, so that the time left is honest."""
+        now = time.monotonic()
+        rate = (done - start) / max(now - self._begun, 1e-9)
+        left = clock((total - done) / rate) if rate > 0 else "?"
+        text = "  ".join([f"{what} {done}/{total}", *(f"{name} {value}" for name, value in figures.items()), f"left {left}"])
+        if self._live is not None:
+            self._live.update(self._task, completed=done, total=total, figures=text)
+        elif self.mode == "lines" and (now - self._said >= self.LINE_EVERY_S or done == total):
+            self._said = now
+            self.note(f"{self._name:<14} {text}")
+
+
+class MetricsLog:
+    """Every figure of a stage, one JSON object a line in `metrics.jsonl`, and in TensorBoard when asked for."""
+
+    def __init__(self, folder: Path, sinks: tuple[str, ...] = ()) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._writer: Any = None
+        if "tensorboard" in sinks:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise UserError("log = ['tensorboard'] needs the package: pip install 'potstill[tensorboard]'") from None
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def rewind(self, step: int) -> None:
+        """Forget what was written after a checkpoint's step, so that a resumed stage writes it once."""
+        kept = [line for line in self.read() if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def write(self, step: int, **figures: float) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **figures}) + "\n")
+        if self._writer is not None:
+            for name, value in figures.items():
+                self._writer.add_scalar(name, value, step)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The figures so far; a line cut short by a kill is left out."""
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,317 @@
+"""Language models as the Hub stores them: loading, saving, sizes, and whether two of them can be distilled."""
+
+import json
+import logging
+import os
+import struct
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from potstill.core.artifact import file_hash, fingerprint
+from potstill.core.component import suggest
+from potstill.core.errors import UserError
+from potstill.edges.known import KNOWN
+
+Model = Any  # transformers.PreTrainedModel
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase
+PACKED = "packed.safetensors"
+ARCHITECTURES = ("qwen2", "llama", "gpt2")
+
+
+@cache
+def _transformers() -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return transformers
+
+
+def device() -> Any:
+    """The accelerator when there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _hub_errors(name: str):
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = str(error)
+        if isinstance(error, ValueError) and "trust_remote_code" in text:
+            raise UserError(f"hf:{name}: needs its own Python code, which potstill never runs; choose another model") from error
+        raise UserError(
+            f"hf:{name}: cannot be loaded from the hub ({type(error).__name__}: {text.splitlines()[0][:160]}); "
+            "without a network, download it elsewhere with 'hf download " + name + " --local-dir DIR' and write 'path:DIR'"
+        ) from error
+
+
+def _folder(where: str) -> Path | None:
+    """The local folder that `path:` names, checked; None for a hub name."""
+    scheme, _, rest = where.partition(":")
+    if scheme == "hf":
+        return None
+    folder = Path(rest).expanduser()
+    if not folder.is_dir():
+        near = suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else [])
+        raise UserError(f"path:{rest}: no such folder{near}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved")
+    return folder
+
+
+def _hub(where: str) -> tuple[str, str | None]:
+    name, _, revision = where.removeprefix("hf:").partition("@")
+    return name, revision or None
+
+
+def config_of(where: str, offline_shape: bool = False) -> Any:
+    """The transformers config of `path:…` or `hf:…`; with `offline_shape` the shipped table is asked before the hub."""
+    transformers = _transformers()
+    folder = _folder(where)
+    if folder is not None:
+        try:
+            config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{where}: config.json cannot be read ({str(error).splitlines()[0][:160]})") from error
+    else:
+        name, revision = _hub(where)
+        if offline_shape and name in KNOWN:
+            shape = dict(KNOWN[name])
+            return transformers.AutoConfig.for_model(shape.pop("model_type"), **shape)
+        with _hub_errors(name):
+            config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if config.model_type not in ARCHITECTURES:
+        raise UserError(f"{where}: model type '{config.model_type}' is not supported (known: {', '.join(ARCHITECTURES)})")
+    return config
+
+
+def _safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file, checked against the file's length."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if 8 + length > size:
+            raise UserError(f"{path}: truncated in its header ({size:,} bytes); copy or download it again")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if size < expected:
+        raise UserError(f"{path}: truncated, {size:,} of {expected:,} bytes; copy or download it again")
+    return header
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, each checked to be whole.
+
+    Raises:
+        UserError: there are none, only pickled ones, one is missing, or one is truncated.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise UserError(
+                f"path:{folder}: {missing[0]} is missing ({len(missing)} of {len(names)} weight files); copy or download it again"
+            )
+        files = [folder / name for name in names]
+    else:
+        files = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
+    if not files:
+        if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
+            raise UserError(
+                f"path:{folder}: has pickled weights only, and unpickling can run code; save it once with "
+                "save_pretrained(…) in an environment you trust, which writes safetensors"
+            )
+        raise UserError(f"path:{folder}: holds no model.safetensors")
+    for file in files:
+        _safetensors_header(file)
+    return files
+
+
+def load_tokenizer(where: str) -> Tokenizer:
+    """The tokenizer of `path:…` or `hf:…`.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    transformers = _transformers()
+    folder = _folder(where)
+    if folder is None:
+        name, revision = _hub(where)
+        with _hub_errors(name):
+            return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise UserError(f"{where}: holds no tokenizer (tokenizer.json); copy it from the model it was trained from")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{where}: the tokenizer cannot be read ({str(error).splitlines()[0][:160]})") from error
+
+
+def load_model(where: str, dtype: Any = None) -> Model:
+    """The causal language model of `path:…` or `hf:…`, in float32 unless told, on `device()`, in evaluation mode.
+
+    Raises:
+        UserError: no such folder, no safetensors, truncated weights, weights that do not fit the config, hub out of reach.
+    """
+    import torch
+
+    transformers = _transformers()
+    config = config_of(where)
+    folder = _folder(where)
+    options = {
+        "dtype": dtype or torch.float32,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    if folder is None:
+        name, revision = _hub(where)
+        with _hub_errors(name):
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, config=config, **options)
+    else:
+        weight_files(folder)
+        try:
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(str(folder), config=config, **options)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{where}: the weights do not fit config.json ({str(error).splitlines()[0][:160]})") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"{where}: {len(missing)} weights are missing, the first is '{missing[0]}'; the folder is not complete")
+    return model.to(device()).eval()
+
+
+def save_model(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
+    """As any Hub model is saved: config, safetensors, tokenizer with its chat template."""
+    _transformers()
+    model.save_pretrained(str(folder), safe_serialization=True)
+    tokenizer.save_pretrained(str(folder))
+
+
+def body_and_head(model: Model) -> tuple[Any, Any]:
+    """The part that makes final hidden states, and the linear layer that turns them into logits."""
+    return model.base_model, model.get_output_embeddings()
+
+
+def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
+    """What identifies a model's content: file hashes for a folder, the commit for a hub name.
+
+    `hashes` remembers file hashes by path, size and time, so that gigabytes are read once.
+    """
+    folder = _folder(where)
+    if folder is None:
+        name, revision = _hub(where)
+        if revision and len(revision) == 40:
+            return f"{name}@{revision}"
+        from huggingface_hub import HfApi, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return f"{name}@{Path(cached).parent.name}"
+        with _hub_errors(name):
+            return f"{name}@{HfApi().model_info(name, revision=revision, timeout=10).sha}"
+    hashes = hashes if hashes is not None else {}
+    files = [*weight_files(folder), *sorted(folder.glob("*.json")), *sorted(folder.glob("*.jinja"))]
+    found = {}
+    for file in files:
+        stat = file.stat()
+        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        if key not in hashes:
+            hashes[key] = file_hash(file)
+        found[file.name] = hashes[key]
+    return fingerprint(found)
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters of a model, by what they cost.
+
+    Attributes:
+        body: in the transformer's layers; each token passes through all of them.
+        embedding: in the token embedding (and learned positions).
+        head: in the output head, 0 when it shares the embedding's matrix.
+        hidden: width of the final hidden state.
+        vocab: rows of the output head.
+    """
+
+    body: int
+    embedding: int
+    head: int
+    hidden: int
+    vocab: int
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.embedding + self.head
+
+
+def size_of(config: Any) -> Size:
+    """Count a model's parameters from its config, without allocating them."""
+    import torch
+
+    with torch.device("meta"):
+        model = _transformers().AutoModelForCausalLM.from_config(config)
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    tied = head is embedding or config.tie_word_embeddings
+    total = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    if tied and head is not embedding:
+        total -= head.numel()
+    head_count = 0 if tied else head.numel()
+    positions = sum(p.numel() for name, p in model.named_parameters() if name.endswith("wpe.weight"))
+    in_embedding = embedding.numel() + positions
+    return Size(total - in_embedding - head_count, in_embedding, head_count, head.shape[1], head.shape[0])
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of a model's weights on disk; quantised layers count in their packed form."""
+    files = weight_files(folder)
+    packed = folder / PACKED
+    if not packed.is_file():
+        return sum(file.stat().st_size for file in files)
+    replaced = {name.rpartition(".")[0] for name in _safetensors_header(packed)}
+    rest = 0
+    for file in files:
+        for name, entry in _safetensors_header(file).items():
+            if name.removesuffix(".weight") not in replaced:
+                rest += entry["data_offsets"][1] - entry["data_offsets"][0]
+    return packed.stat().st_size + rest
+
+
+def shared_vocabulary(
+    teacher: Tokenizer, student: Tokenizer, teacher_name: str = "teacher", student_name: str = "student"
+) -> int:
+    """How many leading token ids mean the same to both; logits are sliced to these, never padded.
+
+    Raises:
+        UserError: the tokenizers differ, with the first id or setting where they do.
+    """
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    if theirs != ours:
+        by_id = {i: token for token, i in theirs.items()}
+        mine = {i: token for token, i in ours.items()}
+        where = min(i for i in by_id.keys() | mine.keys() if by_id.get(i) != mine.get(i))
+        raise UserError(
+            f"{student_name} and {teacher_name} have different tokenizers ({len(ours):,} and {len(theirs):,} tokens; "
+            f"id {where} is {mine.get(where)!r} in one, {by_id.get(where)!r} in the other); "
+            "white-box distillation compares them token by token: choose two models of one family"
+        )
+    probe = "¿Qué tal, naïve café?  def f(x):\n\treturn x+1  1234 <|im_end|>"
+    if teacher.encode(probe, add_special_tokens=False) != student.encode(probe, add_special_tokens=False):
+        raise UserError(
+            f"{student_name} and {teacher_name} have the same tokens but cut text differently (merges or normaliser); "
+            "white-box distillation compares them token by token: choose two models of one family"
+        )
+    return max(theirs.values()) + 1

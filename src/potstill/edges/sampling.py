@@ -1,0 +1,134 @@
+"""Answers from a model: many prompts at once, or one prompt as a stream."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from potstill.edges.models import Model, Tokenizer
+
+
+def _arguments(max_new_tokens: int, stop_ids: list[int], temperature: float, pad_id: int) -> dict[str, Any]:
+    sampling = (
+        {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {"do_sample": False}
+    )
+    return {"max_new_tokens": max_new_tokens, "eos_token_id": stop_ids, "pad_token_id": pad_id, "use_cache": True, **sampling}
+
+
+def _plain(model: Model) -> None:
+    """Forget sampling defaults that came with the checkpoint: they would override ours in silence."""
+    config = model.generation_config
+    for name, value in (
+        ("temperature", None),
+        ("top_p", None),
+        ("top_k", None),
+        ("repetition_penalty", None),
+        ("max_length", None),
+    ):
+        setattr(config, name, value)
+
+
+def generate(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    *,
+    stop_ids: list[int],
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch_rows: int = 64,
+    on_batch: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.
+
+    Prompts are batched by length and padded on the left. Sampling uses a random state of its own, so that the caller's
+    is untouched.
+    """
+    import torch
+
+    _plain(model)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+        torch.manual_seed(seed)
+        for begin in range(0, len(order), batch_rows):
+            rows = order[begin : begin + batch_rows]
+            width = max(len(prompts[i]) for i in rows)
+            ids_BT = torch.full((len(rows), width), pad_id)
+            mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
+            for b, i in enumerate(rows):
+                ids_BT[b, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+                mask_BT[b, width - len(prompts[i]) :] = 1
+            out_BT = model.generate(
+                ids_BT.to(model.device),
+                attention_mask=mask_BT.to(model.device),
+                **_arguments(max_new_tokens, stop_ids, temperature, pad_id),
+            )
+            for b, i in enumerate(rows):
+                answers[i] = decode(tokenizer, out_BT[b, width:].tolist(), stop_ids)
+            if on_batch is not None:
+                on_batch(min(begin + batch_rows, len(order)), len(order))
+    return answers
+
+
+def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
+    """Text up to the first stop token."""
+    for n, token in enumerate(ids):
+        if token in stop_ids:
+            ids = ids[:n]
+            break
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def stream(
+    model: Model, tokenizer: Tokenizer, prompt: list[int], *, stop_ids: list[int], max_new_tokens: int, temperature: float
+) -> Iterator[str]:
+    """The pieces of one answer as they come."""
+    from threading import Thread
+
+    import torch
+    from transformers import TextIteratorStreamer
+
+    _plain(model)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    ids_BT = torch.tensor([prompt], device=model.device)
+    arguments = _arguments(max_new_tokens, stop_ids, temperature, pad_id)
+    thread = Thread(
+        target=lambda: model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), streamer=streamer, **arguments)
+    )
+    thread.start()
+    yield from streamer
+    thread.join()
+
+
+def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats: int = 3) -> float:
+    """Tokens per second of greedy decoding for one sequence, prompt excluded: the median of some repeats."""
+    import statistics
+    import time
+
+    import torch
+
+    _plain(model)
+    ids_BT = torch.tensor([prompt], device=model.device)
+    arguments = {
+        "attention_mask": torch.ones_like(ids_BT),
+        "do_sample": False,
+        "use_cache": True,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+
+    def seconds(count: int) -> float:
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        model.generate(ids_BT, max_new_tokens=count, min_new_tokens=count, **arguments)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+    with torch.inference_mode():
+        seconds(2)
+        return new_tokens / statistics.median(max(seconds(new_tokens + 1) - seconds(1), 1e-9) for _ in range(repeats))

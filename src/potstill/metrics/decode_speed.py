@@ -1,0 +1,25 @@
+"""Decoding speed."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from potstill.metrics import ModelMetric
+
+
+class DecodeSpeed(ModelMetric, kind="decode_speed"):
+    """Tokens per second of greedy decoding for one sequence in PyTorch, prompt excluded: the median of some repeats.
+
+    A 4-bit row runs on its dequantised weights here, so it is no faster than the full one; a 4-bit runtime is.
+    """
+
+    unit: ClassVar[str] = "tokens/s"
+    title: ClassVar[str] = "Decode"
+
+    new_tokens: int = Field(48, ge=2, description="tokens decoded per repeat")
+    repeats: int = Field(3, ge=1)
+
+    def __call__(self, model: Any, tokenizer: Any) -> float:
+        from potstill.edges.sampling import decode_speed
+
+        return decode_speed(model, tokenizer.encode("The", add_special_tokens=False), self.new_tokens, self.repeats)

@@ -1,0 +1,315 @@
+"""From one TOML file to checked stages, with all its mistakes reported at once."""
+
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+
+from potstill.core.component import Component, Settings, suggest
+from potstill.core.errors import Problem, RecipeError, UserError
+from potstill.sources import Source
+from potstill.stages.base import NAME, DataStage, Stage, StageRef
+from potstill.train.prompts import Prompts
+from potstill.train.work import CheckpointRules
+
+
+class Header(Settings):
+    """A recipe's own fields; what stages share stands here once."""
+
+    name: str = Field(description="the run's folder is runs/NAME unless --out says otherwise")
+    description: str = ""
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="stages with per_seed = true are trained for each")
+    log: tuple[Literal["tensorboard"], ...] = Field((), description="where figures go besides metrics.jsonl")
+    checkpoint: CheckpointRules = CheckpointRules()
+    data: Source | None = Field(None, description="rows for every stage that names none")
+    prompts: Prompts = Field(Prompts(), description="how rows become tokens, for every stage that does not say")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError("must be letters, digits, '-' or '_', and begin with a letter")
+        return name
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("must be different whole numbers, none negative")
+        return seeds
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Checked stages in order, and the file they came from."""
+
+    header: Header
+    stages: tuple[Stage, ...]
+    source: str
+    table: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.header.name
+
+
+def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read and check a recipe file.
+
+    Args:
+        overrides: `stage.field=value` or `field=value`, the value in TOML's notation or plain text.
+
+    Raises:
+        RecipeError: every mistake, each with its place, the rule and a suggestion.
+        UserError: no such file, or not TOML.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = suggest(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
+        raise UserError(f"{path}: no such file{near}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name a recipe file in it") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not TOML: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    return parse_recipe(table, str(path), overrides)
+
+
+def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
+    """Check a recipe given as a table; see `load_recipe`."""
+    for override in overrides:
+        _apply(table, override)
+    problems: list[Problem] = []
+    head = {key: value for key, value in table.items() if key != "stage"}
+    header: Header | None = None
+    try:
+        header = Header.model_validate(head)
+    except ValidationError as error:
+        problems += _problems(error.errors(), Header, head, "")
+    stages: list[Stage | None] = []
+    raw_stages = table.get("stage", [])
+    if not isinstance(raw_stages, list) or not raw_stages:
+        problems.append(Problem("stage", "a recipe needs at least one [[stage]]"))
+        raw_stages = []
+    shared_broken = {str(p.place).split(".")[0] for p in problems}
+    for i, raw in enumerate(raw_stages):
+        stages.append(_stage(raw, i, table, shared_broken, problems))
+    names = [raw.get("name") if isinstance(raw, dict) else None for raw in raw_stages]
+    for i, name in enumerate(names):
+        if name is not None and names.index(name) < i:
+            problems.append(Problem(f"stage[{i}].name", f"stage[{names.index(name)}] already has this name", repr(name)))
+    problems += _reference_problems(stages, names)
+    problems += _path_problems(header, stages)
+    if header and len(header.seeds) > 1 and all(stages) and not any(stage and stage.per_seed for stage in stages):
+        problems.append(Problem("seeds", "no stage has per_seed = true, so more than one seed changes nothing", str(list(header.seeds))))
+    if problems:
+        raise RecipeError(Path(source).name, problems)
+    assert header is not None
+    return Recipe(header, tuple(stage for stage in stages if stage), source, table)
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    place, equals, text = override.partition("=")
+    keys = [key.strip() for key in place.split(".")]
+    if not equals or not all(keys):
+        raise UserError(f"--set {override}: write stage.field=value, or field=value for the recipe's own fields")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    target = table
+    stages = [stage for stage in table.get("stage", []) if isinstance(stage, dict)]
+    names = [str(stage.get("name")) for stage in stages]
+    if keys[0] in names:
+        target, keys = stages[names.index(keys[0])], keys[1:]
+        if not keys:
+            raise UserError(f"--set {override}: name a field of the stage too, such as {place}.seed=1")
+    elif keys[0] not in Header.model_fields:
+        known = [*names, *Header.model_fields]
+        raise UserError(f"--set {override}: '{keys[0]}' is neither a stage nor a field of the recipe{suggest(keys[0], known)}")
+    for key in keys[:-1]:
+        inner = target.get(key, {})
+        if isinstance(inner, str):
+            inner = {"kind": inner}
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override}: '{key}' is not a table")
+        target[key] = dict(inner)
+        target = target[key]
+    target[keys[-1]] = value
+
+
+def _stage(raw: Any, i: int, table: dict[str, Any], broken: set[str], problems: list[Problem]) -> Stage | None:
+    place = f"stage[{i}]"
+    if not isinstance(raw, dict):
+        problems.append(Problem(place, "must be a table: write [[stage]]", repr(raw)))
+        return None
+    kind = raw.get("kind")
+    if kind not in Stage.kinds:
+        known = ", ".join(sorted(Stage.kinds))
+        if kind is None:
+            problems.append(Problem(f"{place}.kind", f"is needed: one of {known}"))
+        else:
+            problems.append(Problem(f"{place}.kind", f"no such stage{suggest(str(kind), Stage.kinds)} (known: {known})", repr(kind)))
+        return None
+    cls = Stage.kinds[kind]
+    fields = {key: value for key, value in raw.items() if key != "kind"}
+    if "name" not in fields:
+        problems.append(Problem(f"{place}.name", "is needed: later stages refer to it"))
+    inherited = set()
+    if issubclass(cls, DataStage):
+        for key in ("data", "prompts"):
+            shared = table.get(key)
+            own = fields.get(key)
+            if own is None and shared is not None:
+                fields[key] = shared
+                inherited.add(key)
+            elif isinstance(own, dict) and isinstance(shared, dict) and (key == "prompts" or "kind" not in own):
+                fields[key] = {**shared, **own}
+    try:
+        return typing.cast(Stage, cls.model_validate(fields))
+    except ValidationError as error:
+        details = [e for e in error.errors() if not (e["loc"] and e["loc"][0] in inherited and e["loc"][0] in broken)]
+        missing_data = [e for e in details if e["type"] == "missing" and e["loc"] == ("data",)]
+        problems += [
+            Problem(f"{place}.data", "is needed: rows for this stage, here or once as the recipe's own `data`") for _ in missing_data
+        ]
+        problems += _problems([e for e in details if e not in missing_data], cls, fields, place)
+        return None
+
+
+def _place(prefix: str, loc: tuple[int | str, ...]) -> str:
+    place = prefix
+    for part in loc:
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    return place
+
+
+def _problems(errors: list[ErrorDetails], model: Any, raw: Any, prefix: str) -> list[Problem]:
+    """Pydantic's errors in our words."""
+    return [Problem(_place(prefix, e["loc"]) or prefix or "recipe", _rule(e, model, raw), _shown(e)) for e in errors]
+
+
+def _shown(error: ErrorDetails) -> str | None:
+    value = error.get("input")
+    if error["type"] == "missing" or isinstance(value, dict | Settings) or not error["loc"]:
+        return None
+    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 40 else text[:37] + "…"
+
+
+def _rule(error: ErrorDetails, model: Any, raw: Any) -> str:
+    context = error.get("ctx") or {}
+    kind = error["type"]
+    match kind:
+        case "missing":
+            described = _model_at(model, raw, error["loc"][:-1])
+            field = described.model_fields.get(str(error["loc"][-1])) if described else None
+            return f"is needed: {field.description}" if field is not None and field.description else "is needed"
+        case "extra_forbidden":
+            described = _model_at(model, raw, error["loc"][:-1])
+            return f"no such field{suggest(str(error['loc'][-1]), described.model_fields if described else ())}"
+        case "less_than" | "less_than_equal" | "greater_than" | "greater_than_equal":
+            words = {"less_than": "less than", "less_than_equal": "at most", "greater_than": "more than", "greater_than_equal": "at least"}
+            bound = context[{"less_than": "lt", "less_than_equal": "le", "greater_than": "gt", "greater_than_equal": "ge"}[kind]]
+            return f"must be {words[kind]} {bound:g}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return "must be a whole number"
+        case "float_parsing" | "float_type":
+            return "must be a number"
+        case "finite_number":
+            return "must be a finite number"
+        case "bool_parsing" | "bool_type":
+            return "must be true or false"
+        case "string_type":
+            return "must be text in quotes"
+        case "tuple_type" | "list_type":
+            return "must be a list: [ … ]"
+        case "too_short":
+            return f"needs at least {context.get('min_length', 1)}"
+        case "literal_error":
+            options = [option.strip().strip("'") for option in str(context["expected"]).replace(" or ", ",").split(",")]
+            return f"must be one of {', '.join(options)}{suggest(str(error.get('input')), options)}"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return "must be a table"
+        case "value_error":
+            return str(context["error"])
+    return error["msg"]
+
+
+def _model_at(model: Any, raw: Any, loc: tuple[int | str, ...]) -> type[Settings] | None:
+    """The settings class that a place in the file describes, following kinds."""
+    for part in loc:
+        raw = raw[part] if isinstance(raw, dict) and part in raw else raw[part] if isinstance(raw, list) and isinstance(part, int) else None
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        if field is None:
+            return None
+        found = next(_settings_in(field.annotation), None)
+        if found is None:
+            return None
+        model = found
+        if isinstance(model, type) and issubclass(model, Component) and isinstance(raw, dict):
+            model = model.kinds.get(raw.get("kind"), model)
+        elif isinstance(raw, list):
+            model = found
+    if isinstance(model, type) and issubclass(model, Component) and model.kind is None and isinstance(raw, dict):
+        model = model.kinds.get(raw.get("kind"), model)
+    return model
+
+
+def _settings_in(annotation: Any) -> Iterator[Any]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _settings_in(inner)
+
+
+def _reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterator[Problem]:
+    for i, stage in enumerate(stages):
+        for field, ref in stage.references() if stage else []:
+            if ref.scheme != "stage":
+                continue
+            place, shown = f"stage[{i}].{field}", repr(str(ref))
+            earlier = names[:i]
+            if ref.target in earlier:
+                made = stages[earlier.index(ref.target)]
+                if made is not None and made.makes not in ref.accepts:
+                    article = "an" if made.makes[0] in "aeiou" else "a"
+                    yield Problem(place, f"'{ref.target}' makes {article} {made.makes}, and this needs a {ref.accepts[0]}", shown)
+            elif ref.target == names[i]:
+                yield Problem(place, "refers to its own stage; a stage can only use earlier ones", shown)
+            elif ref.target in names:
+                yield Problem(place, f"'{ref.target}' comes later; move it before this stage", shown)
+            else:
+                yield Problem(place, f"no earlier stage of that name{suggest(ref.target, [n for n in earlier if n])}", shown)
+
+
+def _path_problems(header: Header | None, stages: list[Stage | None]) -> Iterator[Problem]:
+    def missing(path: str) -> str | None:
+        full = Path(path).expanduser()
+        if full.exists():
+            return None
+        near = suggest(full.name, [p.name for p in full.parent.iterdir()] if full.parent.is_dir() else [])
+        return f"no such file{near}" if full.suffix else f"no such folder{near}"
+
+    seen = set()
+    shared = getattr(header.data, "path", None) if header and header.data else None
+    for i, stage in enumerate(stages):
+        for source in stage.sources() if stage else []:
+            path = getattr(source, "path", None)
+            if path is not None and path not in seen and (rule := missing(path)):
+                yield Problem("data.path" if path == shared else f"stage[{i}].data.path", rule, repr(path))
+            seen.add(path)
+        for field, ref in stage.references() if stage else []:
+            if isinstance(ref, StageRef) and ref.scheme == "path" and (rule := missing(ref.target)):
+                yield Problem(f"stage[{i}].{field}", rule, repr(str(ref)))

@@ -1,0 +1,152 @@
+"""What all stages share: their names, their references to each other, and what they are given to work with."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field, GetCoreSchemaHandler, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from potstill.core.artifact import Artifact, Makes
+from potstill.core.component import Component
+from potstill.sources import Source
+from potstill.train.prompts import Prompts
+from potstill.train.work import Work
+
+
+class StageRef(str):
+    """`stage:NAME`: what an earlier stage made."""
+
+    schemes: ClassVar[tuple[str, ...]] = ("stage",)
+    accepts: ClassVar[tuple[Makes, ...]] = ("evaluation",)
+
+    @property
+    def scheme(self) -> str:
+        return self.partition(":")[0]
+
+    @property
+    def target(self) -> str:
+        return self.partition(":")[2]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    @classmethod
+    def _parse(cls, value: Any) -> "StageRef":
+        if isinstance(value, Artifact):
+            value = f"path:{value.folder}"
+        if not isinstance(value, str | Path):
+            raise PydanticCustomError("reference", "must be text such as '{scheme}:…'", {"scheme": cls.schemes[0]})
+        scheme, colon, target = str(value).partition(":")
+        if not colon or scheme not in cls.schemes or not target:
+            known = " or ".join(f"'{scheme}:…'" for scheme in cls.schemes)
+            raise PydanticCustomError("reference", "must begin with {known}", {"known": known})
+        return cls(value)
+
+
+class ModelRef(StageRef):
+    """`stage:NAME`, `hf:ORG/NAME` (or `hf:ORG/NAME@REVISION`), or `path:FOLDER`: a model."""
+
+    schemes = ("stage", "hf", "path")
+    accepts = ("model",)
+
+
+class StudyRef(StageRef):
+    """`stage:NAME` or `path:FOLDER`: an evaluation."""
+
+    schemes = ("stage", "path")
+
+
+@dataclass
+class Context:
+    """What a running stage is given.
+
+    Attributes:
+        work: its folder, log and progress.
+        inputs: for each `stage:NAME` it refers to, the artifacts (several when students are trained per seed).
+        provenance: what a report prints of how it came to be.
+        lineage: every finished artifact of the run so far, for reports.
+    """
+
+    work: Work
+    inputs: Mapping[str, Sequence[Artifact]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    lineage: Sequence[Artifact] = ()
+
+    def artifacts(self, ref: StageRef) -> list[Artifact]:
+        """All artifacts behind a reference: one, or one per seed."""
+        if ref.scheme == "stage":
+            return list(self.inputs[ref.target])
+        return [Artifact.load(Path(ref.target).expanduser())]
+
+    def where(self, ref: ModelRef) -> str:
+        """`path:…` or `hf:…` of a reference to one model."""
+        return f"path:{self.inputs[ref.target][0].folder}" if ref.scheme == "stage" else str(ref)
+
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+class Stage(Component):
+    """One step: reads artifacts, writes one.
+
+    `name`, `seed` and the fields below are common to all; a stage's `run` writes into `context.work.folder` and returns the
+    summary that its manifest keeps.
+    """
+
+    makes: ClassVar[Makes] = "model"
+    gathers: ClassVar[bool] = False  # sees all seeds of its inputs at once, instead of being repeated for each
+    ignored: ClassVar[tuple[str, ...]] = ("name", "per_seed")  # fields that cannot change the result
+
+    name: str = Field("", description="how later stages refer to it")
+    seed: int = Field(0, ge=0, lt=2**31, description="order of rows, sampling, new weights")
+    per_seed: bool = Field(False, description="train anew for each of the recipe's `seeds`")
+
+    @field_validator("name")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if name and (not NAME.fullmatch(name) or name in RESERVED):
+            raise ValueError(
+                "must be letters, digits, '-' or '_', begin with a letter, and not be one of " + ", ".join(sorted(RESERVED))
+            )
+        return name
+
+    def references(self) -> list[tuple[str, StageRef]]:
+        """Every reference in the stage's fields, with its place."""
+        return list(_references(self, ""))
+
+    def sources(self) -> list[Source]:
+        """The data it reads."""
+        data = getattr(self, "data", None)
+        return [data] if data is not None else []
+
+    @abstractmethod
+    def run(self, context: Context) -> dict[str, Any]:
+        """Do the work; return the summary."""
+
+
+RESERVED = {"name", "description", "seeds", "log", "data", "prompts", "checkpoint", "stage"}
+
+
+def _references(value: Any, place: str):
+    if isinstance(value, StageRef):
+        yield place, value
+    elif isinstance(value, Component) or hasattr(type(value), "model_fields"):
+        for name in type(value).model_fields:
+            yield from _references(getattr(value, name), f"{place}.{name}" if place else name)
+    elif isinstance(value, tuple | list):
+        for i, item in enumerate(value):
+            yield from _references(item, f"{place}[{i}]")
+
+
+class DataStage(Stage):
+    """A stage that reads rows. `data` and `prompts` default to the recipe's own."""
+
+    data: Source = Field(description="rows; default: the recipe's `data`")
+    prompts: Prompts = Field(Prompts(), description="how rows become tokens; default: the recipe's `prompts`")

@@ -1,0 +1,315 @@
+"""All models of a study on the same test rows."""
+
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from potstill.core.artifact import Artifact, Makes, fingerprint, read_json, write_json
+from potstill.core.component import Settings
+from potstill.core.errors import Interrupted, UserError
+from potstill.core.types import Abstain, Example
+from potstill.edges.models import bytes_of, load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.sampling import generate
+from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
+from potstill.metrics.decode_speed import DecodeSpeed
+from potstill.metrics.exact_match import ExactMatch
+from potstill.metrics.kl_to_teacher import KLToTeacher
+from potstill.metrics.nll import NLL
+from potstill.metrics.rouge_l import RougeL
+from potstill.report.study import Decoding as StudyDecoding
+from potstill.report.study import MetricInfo, ModelRow, RowRole, Study, TestRow
+from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.train.prompts import Renderer
+from potstill.train.scoring import token_sums
+from potstill.train.store import Counts, instruction_pairs
+
+
+class Row(Settings):
+    """One model of a study."""
+
+    name: str = Field(min_length=1, max_length=40, description="as the report prints it")
+    model: ModelRef
+    role: RowRole = Field("other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher")
+
+
+class Decoding(Settings):
+    """How answers are generated."""
+
+    method: Literal["greedy", "sample"] = Field("greedy", description="sample: the paper's way, over the whole vocabulary")
+    temperature: float = Field(1.0, gt=0, description="of sampling")
+    max_new_tokens: int = Field(128, ge=1, description="longest answer, in tokens")
+    seed: int = Field(10, ge=0, description="of sampling; the paper's is 10")
+
+
+class Evaluate(DataStage, kind="evaluate"):
+    """Measure every model of a study on the same rows: text metrics on generated answers, token metrics on the references.
+
+    Rows trained per seed are measured for each seed. Every generated answer is kept in `answers.jsonl`.
+    """
+
+    makes: ClassVar[Makes] = "evaluation"
+    gathers: ClassVar[bool] = True
+
+    study: tuple[Row, ...] = Field(min_length=1, description="the models, in the order of the report")
+    split: Literal["validation", "test"] = Field("test", description="rows that no training stage saw")
+    rows: int | None = Field(None, ge=1, description="use the first so many rows of the split")
+    metrics: tuple[Metric, ...] = (RougeL(), ExactMatch(), NLL(), KLToTeacher(), DecodeSpeed())
+    primary: str = Field("rouge_l", description="the metric of the verdict")
+    decoding: Decoding = Decoding()
+
+    @field_validator("study")
+    @classmethod
+    def _names_differ(cls, study: tuple[Row, ...]) -> tuple[Row, ...]:
+        twice = [name for name, n in Counter(row.name for row in study).items() if n > 1]
+        if twice:
+            raise ValueError(f"two rows are called '{twice[0]}'; names must differ")
+        return study
+
+    @model_validator(mode="after")
+    def _primary_is_measured(self) -> "Evaluate":
+        names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
+        if self.primary not in names:
+            raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
+        if any(isinstance(m, TokenMetric) and m.needs_teacher for m in self.metrics) and self.teacher() is None and self._teacher_is_needed():
+            raise ValueError("the metric kl_to_teacher needs a row with role = 'teacher'")
+        return self
+
+    def _teacher_is_needed(self) -> bool:
+        return "metrics" in self.model_fields_set
+
+    def teacher(self) -> Row | None:
+        """The row that the others are held against."""
+        return next((row for row in self.study if row.role == "teacher"), None)
+
+    def run(self, context: Context) -> dict[str, Any]:
+        work = context.work
+        teacher_row = self.teacher()
+        metrics = [m for m in self.metrics if not (isinstance(m, TokenMetric) and m.needs_teacher and teacher_row is None)]
+        jobs = [(row, place) for row in self.study for place in _places(context, row.model)]
+        first = load_tokenizer(jobs[0][1].where)
+        vocab = min(
+            shared_vocabulary(first, load_tokenizer(place.where), self.study[0].name, row.name) for row, place in jobs
+        )
+        renderer = Renderer(first, self.prompts)
+        counts = Counts()
+        examples, prompts, pairs = self._rows(renderer, counts)
+        teacher = None
+        if any(isinstance(m, TokenMetric) and m.needs_teacher for m in metrics):
+            assert teacher_row is not None
+            teacher = load_model(_places(context, teacher_row.model)[0].where)
+        results = []
+        for number, (row, place) in enumerate(jobs):
+            file = work.folder / f"partial-{number:03}.json"
+            if not file.is_file():
+                work.progress.update(number, len(jobs), "model", now=row.name)
+                write_json(file, self._measure(place, metrics, teacher, vocab, renderer, examples, prompts, pairs))
+            results.append(read_json(file))
+            work.progress.update(number + 1, len(jobs), "model", now=row.name)
+            if work.stop_requested():
+                raise Interrupted(f"{work.name}: stopped after model {number + 1} of {len(jobs)}; run the same command again to go on")
+        study = self._study(jobs, results, metrics, examples, prompts, pairs, first, counts)
+        study.save(work.folder)
+        with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
+            for i, example in enumerate(examples):
+                of_row: dict[str, list[str]] = {}
+                for (row, _), result in zip(jobs, results, strict=True):
+                    of_row.setdefault(row.name, []).append(result["answers"][i])
+                answers.write(json.dumps({"key": fingerprint(example.key)[:16], "answers": of_row}) + "\n")
+        write_json(work.folder / "lineage.json", _lineage(jobs, context))
+        for file in work.folder.glob("partial-*.json"):
+            file.unlink()
+        return {"test_rows": len(examples), "dropped": dict(counts.dropped), "test_response_tokens": sum(study.tokens)}
+
+    def _rows(self, renderer: Renderer, counts: Counts) -> tuple[list[Example], list[list[int]], list[Any]]:
+        examples, prompts, pairs = [], [], []
+        for example in self.data.examples(self.split, counts.dropped):
+            pair = next(iter(instruction_pairs([example], renderer, counts)), None)
+            if pair is None:
+                continue
+            examples.append(example)
+            prompts.append(pair[0])
+            pairs.append(pair)
+            if len(examples) == self.rows:
+                break
+        if not examples:
+            why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
+            raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
+        return examples, prompts, pairs
+
+    def _measure(
+        self,
+        place: "_Place",
+        metrics: list[Metric],
+        teacher: Any,
+        vocab: int,
+        renderer: Renderer,
+        examples: list[Example],
+        prompts: list[list[int]],
+        pairs: list[Any],
+    ) -> dict[str, Any]:
+        model = load_model(place.where)
+        # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
+        answers = [
+            unicodedata.normalize("NFC", answer)
+            for answer in generate(
+                model,
+                renderer.tokenizer,
+                prompts,
+                stop_ids=renderer.stop_ids,
+                max_new_tokens=self.decoding.max_new_tokens,
+                temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
+                seed=self.decoding.seed,
+            )
+        ]
+        scores: dict[str, list[float | None]] = {}
+        for metric in metrics:
+            if isinstance(metric, TextMetric):
+                values = [metric(answer, example) for answer, example in zip(answers, examples, strict=True)]
+                scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
+        measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
+        if measures:
+            scores.update(token_sums(model, teacher, pairs, vocab, measures))
+        of_model = {str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)}
+        return {
+            "answers": answers,
+            "scores": scores,
+            "of_model": of_model,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "bytes": place.bytes(model),
+        }
+
+    def _study(
+        self,
+        jobs: list[tuple[Row, "_Place"]],
+        results: list[dict[str, Any]],
+        metrics: list[Metric],
+        examples: list[Example],
+        prompts: list[list[int]],
+        pairs: list[Any],
+        tokenizer: Any,
+        counts: Counts,
+    ) -> Study:
+        rows = []
+        for row in self.study:
+            mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
+            summaries = [place.summary for place, _ in mine]
+            trained = mine[0][0].kind in ("sft", "distill")
+            speeds = [result["of_model"].get("decode_speed") for _, result in mine]
+            rows.append(
+                ModelRow(
+                    name=row.name,
+                    role=row.role,
+                    model=str(row.model),
+                    source=next((r.name for r in self.study if str(r.model) == mine[0][0].origin), None),
+                    parameters=mine[0][1]["parameters"],
+                    bytes=mine[0][1]["bytes"],
+                    decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
+                    trained_response_tokens=tuple(s["response_tokens"] for s in summaries) if trained else None,
+                    optimizer_steps=tuple(s["steps"] for s in summaries) if trained else None,
+                    seeds=tuple(place.seed for place, _ in mine),
+                    scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
+                )
+            )
+        return Study(
+            metrics=tuple(
+                MetricInfo(
+                    name=str(m.kind),
+                    title=m.title,
+                    unit=m.unit,
+                    higher_is_better=m.higher_is_better,
+                    over="tokens" if isinstance(m, TokenMetric) else "rows",
+                )
+                for m in metrics
+                if not isinstance(m, ModelMetric)
+            ),
+            primary=self.primary,
+            rows=tuple(rows),
+            tokens=tuple(len(response) for _, response in pairs),
+            examples=tuple(
+                TestRow(
+                    key=fingerprint(e.key)[:16],
+                    prompt="\n\n".join(part for part in (e.context, e.instruction) if part),
+                    references=e.references,
+                    language=e.language,
+                    tag=e.tag,
+                )
+                for e in examples
+            ),
+            decoding=StudyDecoding(
+                method=self.decoding.method,
+                temperature=self.decoding.temperature if self.decoding.method == "sample" else None,
+                max_new_tokens=self.decoding.max_new_tokens,
+            ),
+            data={**self.data.spec(), "split": self.split, "rows": len(examples), "dropped": dict(counts.dropped)},
+        )
+
+
+class _Place:
+    """Where one model of one seed lies, and what its artifact says of how it was made."""
+
+    def __init__(self, where: str, artifact: Artifact | None) -> None:
+        self.where, self.artifact = where, artifact
+        self.kind = artifact.kind if artifact else ""
+        self.summary: dict[str, Any] = artifact.summary if artifact else {}
+        self.origin = str(artifact.stage.get("model", "")) if artifact else ""
+        self.seed: int | None = artifact.stage.get("seed") if artifact and self.kind in ("sft", "distill") else None
+        if artifact and "@" in artifact.name:
+            self.seed = int(artifact.name.rpartition("@")[2])
+
+    def bytes(self, model: Any) -> int:
+        """On disk; of a hub model, as it lies in memory."""
+        if self.where.startswith("path:"):
+            return bytes_of(Path(self.where.removeprefix("path:")).expanduser())
+        return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _places(context: Context, ref: ModelRef) -> list[_Place]:
+    if ref.scheme == "stage":
+        return [_Place(f"path:{artifact.folder}", artifact) for artifact in context.artifacts(ref)]
+    if ref.scheme == "path" and (Path(ref.target).expanduser() / "artifact.json").is_file():
+        return [_Place(str(ref), artifact) for artifact in context.artifacts(ref)]
+    return [_Place(str(ref), None)]
+
+
+def _lineage(jobs: list[tuple[Row, _Place]], context: Context) -> dict[str, Any]:
+    """What the report shows of how the models were made: curves, data statistics, quantisation errors, provenance."""
+    curves, data, quantization = [], [], []
+    for row, place in jobs:
+        artifact = place.artifact
+        if artifact is None:
+            continue
+        summary = artifact.summary
+        if artifact.kind in ("sft", "distill"):
+            lines = [json.loads(line) for line in (artifact.folder / "metrics.jsonl").read_text().splitlines()]
+            curves.append({"name": row.name, "role": row.role, "seed": place.seed, "points": _points(lines)})
+            data.append(
+                {
+                    "stage": artifact.name,
+                    "seed": place.seed,
+                    **summary["data"],
+                    "trained_response_tokens": summary["response_tokens"],
+                    "steps": summary["steps"],
+                }
+            )
+        if artifact.kind == "quantize":
+            keys = ("method", "layers", "kept", "bits_per_weight", "calibration_tokens")
+            quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
+    return {"curves": curves, "data": data, "quantization": quantization, "provenance": dict(context.provenance)}
+
+
+def _points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]]:
+    """Loss averaged over windows, so that a curve has at most `limit` points, and every validation."""
+    losses = [line for line in lines if "loss" in line]
+    window = max(1, -(-len(losses) // limit))
+    points = []
+    for begin in range(0, len(losses), window):
+        group = losses[begin : begin + window]
+        means = {key: sum(line[key] for line in group) / len(group) for key in ("loss", "ce", "divergence") if key in group[0]}
+        points.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
+    keep = ("epoch", "step", "validation_rouge_l", "validation_nll")
+    points += [{key: line[key] for key in keep if key in line} for line in lines if "validation_rouge_l" in line]
+    return sorted(points, key=lambda point: point["step"])

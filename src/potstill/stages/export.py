@@ -1,0 +1,48 @@
+"""A model that leaves the house."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from potstill.core.artifact import Makes, file_hash, write_text
+from potstill.core.errors import UserError
+from potstill.edges.models import PACKED, load_model, load_tokenizer
+from potstill.exporters import Exporter
+from potstill.exporters.gguf import Gguf
+from potstill.exporters.safetensors import Safetensors
+from potstill.quant.packed import load_packed
+from potstill.report.card import model_card
+from potstill.stages.base import Context, ModelRef, Stage, StudyRef
+from potstill.stages.report import report_from
+
+
+class Export(Stage, kind="export"):
+    """Write a model in formats that other programs load, with a model card that carries the study's table.
+
+    With several seeds the first seed's model is exported.
+    """
+
+    makes: ClassVar[Makes] = "export"
+    gathers: ClassVar[bool] = True
+
+    model: ModelRef = Field(description="what is exported")
+    formats: tuple[Exporter, ...] = Field((Safetensors(), Gguf()), description="exporters, each writing its files")
+    study: StudyRef | None = Field(None, description="an evaluation whose table goes on the model card")
+
+    def run(self, context: Context) -> dict[str, Any]:
+        folder = context.work.folder
+        where = context.where(self.model)
+        model, tokenizer = load_model(where), load_tokenizer(where)
+        packed_file = Path(where.removeprefix("path:")) / PACKED
+        packed = load_packed(packed_file) if where.startswith("path:") and packed_file.is_file() else {}
+        written: list[Path] = []
+        for exporter in self.formats:
+            written += exporter.write(model, tokenizer, packed, folder)
+        if self.study is not None:
+            report = report_from(context.artifacts(self.study)[0].folder)
+            row = next((row["name"] for row in report["rows"] if row["model"] == str(self.model)), None)
+            if row is None:
+                raise UserError(f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures")
+            write_text(folder / "README.md", model_card(report, model_row=row))
+        return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}

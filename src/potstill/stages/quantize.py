@@ -1,0 +1,80 @@
+"""Four-bit weights."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from potstill.core.errors import UserError
+from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
+from potstill.quant.layers import quantise_model
+from potstill.quant.packed import save_packed
+from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.train.prompts import Renderer
+from potstill.train.store import Counts, instruction_pairs
+
+
+class Quantize(DataStage, kind="quantize"):
+    """Quantise all linear layers but the head to 4 bits: GPTQ (Frantar et al., arXiv:2210.17323), or rounding as its control.
+
+    Calibrated on training rows that went through the chat template, never on evaluation rows. The artifact holds the codes
+    (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
+    """
+
+    model: ModelRef = Field(description="what is quantised")
+    method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest as a control")
+    group: int = Field(32, description="weights that share a scale; a multiple of 32, so that GGUF's Q4_0 holds them exactly")
+    damping: float = Field(0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
+    clip_search: bool = Field(False, description="search each group's scale for the least squared error")
+    rows: int = Field(128, ge=1, description="training rows to calibrate on")
+
+    @field_validator("group")
+    @classmethod
+    def _whole_blocks(cls, group: int) -> int:
+        if group < 32 or group % 32:
+            raise ValueError("must be a multiple of 32, such as 32, 64 or 128")
+        return group
+
+    def run(self, context: Context) -> dict[str, Any]:
+        import torch
+
+        work, where = context.work, context.where(self.model)
+        model, tokenizer = load_model(where), load_tokenizer(where)
+        renderer = Renderer(tokenizer, self.prompts)
+        pairs = []
+        for pair in instruction_pairs(self.data.examples("train"), renderer, Counts()):
+            pairs.append([*pair[0], *pair[1]])
+            if len(pairs) == self.rows:
+                break
+        if not pairs:
+            raise UserError(f"{work.name}: no training row fits prompts.max_tokens to calibrate on")
+        pairs.sort(key=len)
+        batches = []
+        for begin in range(0, len(pairs), 16):
+            rows = pairs[begin : begin + 16]
+            ids_BT = torch.zeros((len(rows), len(rows[-1])), dtype=torch.long)
+            mask_BT = torch.zeros_like(ids_BT)
+            for b, ids in enumerate(rows):
+                ids_BT[b, : len(ids)] = torch.tensor(ids)
+                mask_BT[b, : len(ids)] = 1
+            batches.append({"input_ids": ids_BT.to(model.device), "attention_mask": mask_BT.to(model.device)})
+        result = quantise_model(
+            model,
+            batches,
+            method=self.method,
+            group=self.group,
+            damping=self.damping,
+            clip_search=self.clip_search,
+            on_layer=lambda name, i, n, error: work.progress.update(i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"),
+        )
+        save_model(model, tokenizer, work.folder)
+        save_packed(result.packed, work.folder / PACKED)
+        quantised = sum(packed.codes_OI.numel() for packed in result.packed.values())
+        return {
+            "method": self.method,
+            "layers": [{"name": name, "gptq_error": e.gptq, "rtn_error": e.rtn} for name, e in result.errors.items()],
+            "kept": list(result.kept),
+            "quantised_parameters": quantised,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "bits_per_weight": 4 + 16 / self.group,
+            "calibration_tokens": sum(map(len, pairs)),
+        }

@@ -1,0 +1,125 @@
+"""What the training stages have in common: rows to tokens, validation by epoch, saving."""
+
+import shutil
+from collections import Counter
+from typing import Any
+
+from pydantic import Field
+
+from potstill.core.component import Settings
+from potstill.core.errors import UserError
+from potstill.edges.models import Model, Tokenizer, save_model
+from potstill.edges.sampling import generate
+from potstill.metrics.rouge_l import RougeL
+from potstill.sources import Source
+from potstill.stages.base import Context
+from potstill.train.loop import Optim, fit
+from potstill.train.objectives import Objective
+from potstill.train.prompts import Prompts, Renderer
+from potstill.train.scoring import mean_nll
+from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
+
+
+class Validation(Settings):
+    """What is measured while training, on validation rows only; for curves, never for choosing test results."""
+
+    times: int = Field(5, ge=0, description="evenly spaced over the run, its start and end included; 0: none")
+    rows: int = Field(64, ge=1, description="validation rows used")
+    max_new_tokens: int = Field(64, ge=1, description="longest answer generated for Rouge-L, in tokens")
+
+
+def train(
+    context: Context,
+    model: Model,
+    tokenizer: Tokenizer,
+    source: Source,
+    prompts: Prompts,
+    optim: Optim,
+    validation: Validation,
+    objective: Objective,
+    seed: int,
+) -> dict[str, Any]:
+    """Tokenise, fit, save; return the summary that reports read."""
+    work = context.work
+    renderer = Renderer(tokenizer, prompts)
+    check_length(model, prompts)
+    counts = Counts()
+    dropped: Counter[str] = counts.dropped
+    store = TokenStore.write(
+        work.folder / "tokens",
+        instruction_pairs(source.examples("train", dropped), renderer, counts),
+        counts,
+        f"{work.name}: training rows of {source.kind}",
+    )
+    held_out = _first(source, validation.rows) if validation.times else []
+    validate = None
+    if held_out:
+        kept = [(example, prompt.ids) for example in held_out if (prompt := renderer.prompt(example)).ids is not None]
+        pairs = list(instruction_pairs((example for example, _ in kept), renderer, Counts()))
+        rouge = RougeL()
+
+        def validate() -> dict[str, float]:
+            answers = generate(
+                model,
+                tokenizer,
+                [ids for _, ids in kept],
+                stop_ids=renderer.stop_ids,
+                max_new_tokens=validation.max_new_tokens,
+            )
+            scores = [rouge(answer, example) for answer, (example, _) in zip(answers, kept, strict=True)]
+            figures = {"validation_rouge_l": sum(scores) / len(scores)}
+            return {**figures, "validation_nll": mean_nll(model, pairs)} if pairs else figures
+
+        if not kept:
+            validate = None
+    summary = fit(model, store, objective, optim, work, seed=seed, validate=validate, validations=validation.times)
+    save_model(model, tokenizer, work.folder)
+    summary["data"] = {
+        "rows": counts.rows,
+        "prompt_tokens": counts.prompt_tokens,
+        "response_tokens": counts.response_tokens,
+        "context_shortened": counts.context_shortened,
+        "dropped": dict(counts.dropped),
+        "end_of_turn": tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id),
+        "mask_preview": mask_preview(store, tokenizer),
+        "padding_share": summary["padding_share"],
+    }
+    summary["parameters"] = sum(p.numel() for p in model.parameters())
+    tidy(context)
+    return summary
+
+
+def tidy(context: Context) -> None:
+    """Training state and token files are not part of the artifact."""
+    context.work.metrics.close()
+    for name in ("checkpoints", "tokens"):
+        shutil.rmtree(context.work.folder / name, ignore_errors=True)
+
+
+def _first(source: Source, count: int) -> list[Any]:
+    rows = []
+    for example in source.examples("validation"):
+        rows.append(example)
+        if len(rows) == count:
+            break
+    return rows
+
+
+def check_length(model: Model, prompts: Prompts) -> None:
+    """Refuse rows longer than the model has positions."""
+    limit = model.config.max_position_embeddings
+    if prompts.max_tokens > limit:
+        raise UserError(f"prompts.max_tokens = {prompts.max_tokens} is more than the model's {limit} positions; lower it")
+
+
+def unfreeze(model: Model) -> Model:
+    """Every weight trains; dropout follows the model's config."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def frozen(model: Model) -> Model:
+    """A teacher: no gradient, no dropout."""
+    model.requires_grad_(False)
+    return model.eval()

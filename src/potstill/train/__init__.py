@@ -1,0 +1,1 @@
+"""From rows to a trained model: tokens, batches, objectives and the only optimiser loop."""

@@ -1,0 +1,174 @@
+"""The only optimiser loop: SFT, distillation and pretraining all run through `fit`."""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from potstill.core.component import Settings
+from potstill.core.errors import Interrupted, UserError
+from potstill.edges.models import device
+from potstill.train.batches import Order, micro_batches
+from potstill.train.checkpoint import Checkpoints
+from potstill.train.objectives import Objective
+from potstill.train.store import TokenStore
+from potstill.train.work import Work
+
+
+class Optim(Settings):
+    """AdamW and its schedule."""
+
+    lr: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices only; norms and biases are spared")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's averages")
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    epochs: float = Field(3.0, gt=0, description="passes over the rows")
+    steps: int | None = Field(None, ge=1, description="optimiser steps; replaces epochs")
+    batch_size: int = Field(32, ge=1, description="rows per optimiser step")
+    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass; changes memory, not the result")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it"
+    )
+
+    @model_validator(mode="after")
+    def _betas_in_range(self) -> "Optim":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)} must each be at least 0 and less than 1")
+        return self
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps over so many rows; the last one may be short."""
+        return self.steps if self.steps is not None else max(1, math.ceil(round(rows * self.epochs) / self.batch_size))
+
+    def lr_at(self, step: int, total: int) -> float:
+        """Learning rate of the step, counted from 0: linear warm-up, then constant or half a cosine to zero."""
+        warm = self.warmup * total
+        if step < warm:
+            return self.lr * (step + 1) / (math.ceil(warm) + 1)
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def autocast(precision: str) -> Any:
+    """The context that forward passes run in."""
+    on_gpu = device().type == "cuda"
+    if precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
+        return torch.autocast(device().type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def optimizer_for(model: Any, optim: Optim) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": optim.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True)
+
+
+def fit(
+    model: Any,
+    store: TokenStore,
+    objective: Objective,
+    optim: Optim,
+    work: Work,
+    *,
+    seed: int,
+    validate: Callable[[], dict[str, float]] | None = None,
+    validations: int = 0,
+) -> dict[str, Any]:
+    """Minimise the objective; continue from the work folder's last checkpoint when there is one.
+
+    The loss of a step is the sum over its micro-batches divided by the step's response tokens, so that how the step
+    is cut changes nothing but rounding. Ends bit-identical whether or not it was interrupted, on one machine.
+
+    Returns:
+        Totals: steps, rows, response_tokens, real_tokens, padding_share, seconds of this process, final figures.
+
+    Raises:
+        UserError: a loss or gradient that is not finite; the last good checkpoint stays.
+        Interrupted: asked to stop; a checkpoint was written.
+    """
+    total = optim.total_steps(len(store))
+    last_row = None if optim.steps is not None else round(len(store) * optim.epochs)
+    order = Order(len(store), optim.batch_size, seed)
+    optimizer = optimizer_for(model, optim)
+    checkpoints = Checkpoints(work, model, optimizer)
+    torch.manual_seed(seed)
+    state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "real_tokens": 0, "padded_tokens": 0}
+    start = state["step"]
+    work.metrics.rewind(start)
+    if start:
+        work.progress.note(f"{work.name:<14} continues from step {start} of {total}")
+    when = {round(total * n / validations) for n in range(validations + 1)} if validate is not None and validations else set()
+
+    def report_validation(step: int) -> None:
+        if step in when and validate is not None:
+            model.eval()
+            work.metrics.write(step, epoch=step * optim.batch_size / len(store), **validate())
+            model.train()
+
+    if start == 0:
+        report_validation(0)
+    model.train()
+    begun = time.monotonic()
+    seen = 0
+    for step in range(start, total):
+        rows = order.step(step, last_row)
+        tokens = sum(store.response_length(row) for row in rows)
+        lr = optim.lr_at(step, total)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        sums: dict[str, float] = {}
+        for batch in micro_batches(store, rows, optim.micro_batch_tokens):
+            with autocast(optim.precision):
+                loss = objective(model, batch.to(model.device))
+            (loss.total / tokens).backward()
+            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            state["real_tokens"] += batch.real_tokens
+            state["padded_tokens"] += batch.ids_BT.numel()
+            seen += batch.real_tokens
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip))
+        means = {name: value / tokens for name, value in sums.items()}
+        epoch = (step + 1) * optim.batch_size / len(store)
+        if not math.isfinite(means["loss"]) or not math.isfinite(norm):
+            kept = checkpoints.latest_step()
+            raise UserError(
+                f"{work.name}: the {'gradient' if math.isfinite(means['loss']) else 'loss'} is not finite at step {step + 1} of "
+                f"{total} (epoch {epoch:.2f}, lr {lr:.3g}, data rows {rows[:4]}…); "
+                f"{f'the checkpoint of step {kept} is kept' if kept else 'no checkpoint was due yet'}; "
+                "lower optim.lr, add optim.warmup, or look at those rows"
+            )
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state["step"], state["rows"] = step + 1, state["rows"] + len(rows)
+        state["response_tokens"] += tokens
+        work.metrics.write(step + 1, epoch=epoch, lr=lr, grad_norm=norm, **means)
+        rate = seen / max(time.monotonic() - begun, 1e-9)
+        work.progress.update(step + 1, total, start=start, loss=f"{means['loss']:.4f}", tokens=f"{rate:,.0f}/s")
+        report_validation(step + 1)
+        stop = work.stop_requested()
+        if stop or checkpoints.due(step + 1):
+            checkpoints.save(state)
+        if stop:
+            raise Interrupted(f"{work.name}: stopped at step {step + 1} of {total}; saved, run the same command again to go on")
+    model.eval()
+    padded = state["padded_tokens"]
+    return {
+        "steps": total,
+        "rows": state["rows"],
+        "response_tokens": state["response_tokens"],
+        "real_tokens": state["real_tokens"],
+        "padding_share": 1 - state["real_tokens"] / padded if padded else 0.0,
+        "epochs": total * optim.batch_size / len(store) if optim.steps else optim.epochs,
+        "training_seconds": time.monotonic() - begun,
+    }

@@ -1,0 +1,116 @@
+"""Tokenised rows on disk, so that memory stays flat however many there are."""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example
+from potstill.train.prompts import Renderer
+
+Pair = tuple[list[int], list[int]]
+
+
+@dataclass
+class Counts:
+    """What became of the rows.
+
+    Attributes:
+        rows: kept.
+        prompt_tokens: of the kept rows.
+        response_tokens: likewise, end of turn included; these are the tokens that are learned.
+        context_shortened: kept rows whose context lost its end.
+        dropped: rows left out, by reason.
+    """
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    context_shortened: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+class TokenStore:
+    """Rows of tokens, memory-mapped: `store[i]` is the pair (prompt ids, response ids)."""
+
+    def __init__(self, folder: Path, counts: Counts) -> None:
+        self.counts = counts
+        self._ids = np.memmap(folder / "ids.u32", dtype=np.uint32, mode="r")
+        self._starts = np.memmap(folder / "starts.i64", dtype=np.int64, mode="r")  # prompt, response, prompt, …, end
+
+    def __len__(self) -> int:
+        return (len(self._starts) - 1) // 2
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        a, b, c = self._starts[2 * i : 2 * i + 3]
+        return self._ids[a:b], self._ids[b:c]
+
+    def length(self, i: int) -> int:
+        """Prompt and response together, in tokens."""
+        return int(self._starts[2 * i + 2] - self._starts[2 * i])
+
+    def response_length(self, i: int) -> int:
+        return int(self._starts[2 * i + 2] - self._starts[2 * i + 1])
+
+    @classmethod
+    def write(cls, folder: Path, pairs: Iterable[Pair], counts: Counts, what: str) -> "TokenStore":
+        """Stream pairs to disk.
+
+        Raises:
+            UserError: no row is left; says why each was dropped.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        total = 0
+        with (folder / "ids.u32").open("wb") as ids, (folder / "starts.i64").open("wb") as starts:
+            array("q", [0]).tofile(starts)
+            for prompt, response in pairs:
+                array("I", [*prompt, *response]).tofile(ids)
+                array("q", [total + len(prompt), total + len(prompt) + len(response)]).tofile(starts)
+                total += len(prompt) + len(response)
+                counts.rows += 1
+                counts.prompt_tokens += len(prompt)
+                counts.response_tokens += len(response)
+        if counts.rows == 0:
+            why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
+            hint = "; raise prompts.max_tokens" if any("long" in reason for reason in counts.dropped) else ""
+            raise UserError(f"{what}: no row is left ({why}){hint}")
+        return cls(folder, counts)
+
+
+def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterable[Pair]:
+    """Prompt and response of each row that fits; what does not is counted, never cut in silence."""
+    for example in examples:
+        prompt = renderer.prompt(example)
+        if prompt.ids is None:
+            counts.dropped["prompt too long"] += 1
+            continue
+        response = renderer.response(example.response)
+        if len(prompt.ids) + len(response) > renderer.prompts.max_tokens:
+            counts.dropped["response too long"] += 1
+            continue
+        counts.context_shortened += prompt.shortened
+        yield prompt.ids, response
+
+
+def text_pairs(texts: Iterable[str], tokenizer: Any, max_tokens: int) -> Iterable[Pair]:
+    """Plain text for pretraining, cut into windows that all begin and end with the end-of-sequence token."""
+    eos = tokenizer.eos_token_id
+    for text in texts:
+        ids = [*tokenizer.encode(text, add_special_tokens=False), eos]
+        for begin in range(0, len(ids), max_tokens - 1):
+            yield [eos], ids[begin : begin + max_tokens - 1]
+
+
+def mask_preview(store: TokenStore, tokenizer: Any, limit: int = 120) -> list[tuple[str, bool]]:
+    """The first row's tokens and whether each is learned, for a person to check."""
+    prompt, response = store[0]
+    marked = [(int(i), False) for i in prompt] + [(int(i), True) for i in response]
+    if len(marked) > limit:  # the boundary and the end of turn are what one wants to see
+        begin = max(0, min(len(prompt) - limit // 2, len(marked) - limit))
+        marked = marked[begin : begin + limit]
+    return [(tokenizer.decode([i]), learned) for i, learned in marked]

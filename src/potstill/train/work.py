@@ -1,0 +1,40 @@
+"""What a stage works in: its folder, its log, its progress, and whether it was asked to stop."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import Field
+
+from potstill.core.component import Settings
+from potstill.core.progress import MetricsLog, Progress
+
+
+class CheckpointRules(Settings):
+    """When training state is saved; has no influence on the result."""
+
+    every_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints")
+    every_steps: int | None = Field(None, ge=1, description="also every so many optimiser steps")
+
+
+@dataclass
+class Work:
+    """A stage's work folder; renamed into the artifact once the stage has finished.
+
+    Attributes:
+        folder: exists; may hold what an interrupted run of the same fingerprint left.
+        name: the stage's name, for messages.
+        sinks: further places for figures, such as "tensorboard".
+        stop_requested: true after Ctrl-C.
+    """
+
+    folder: Path
+    name: str
+    progress: Progress = field(default_factory=lambda: Progress("quiet"))
+    checkpoint: CheckpointRules = CheckpointRules()
+    sinks: tuple[str, ...] = ()
+    stop_requested: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricsLog(self.folder, self.sinks)

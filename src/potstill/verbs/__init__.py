@@ -1,0 +1,1 @@
+"""What each of the larger commands does, one file each; `cli` only reads the words."""

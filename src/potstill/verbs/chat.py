@@ -1,0 +1,85 @@
+"""A conversation with a model of a run, in the terminal."""
+
+import sys
+from pathlib import Path
+
+from potstill.core.artifact import Artifact
+from potstill.core.component import suggest
+from potstill.core.errors import UserError
+from potstill.core.types import Example, Turn
+from potstill.edges.models import load_model, load_tokenizer
+from potstill.edges.sampling import stream
+from potstill.runner import artifacts_of, find_run
+from potstill.train.prompts import Prompts, Renderer
+
+
+def pick(target: str) -> Artifact:
+    """The model artifact that `RUN[:MODEL]` names; without a name the last distilled one, else the last model.
+
+    Raises:
+        UserError: no such run, no such model.
+    """
+    run, _, name = target.partition(":")
+    models = {ident: a for ident, a in artifacts_of(find_run(run)).items() if a.makes == "model"}
+    if not models:
+        raise UserError(f"{run}: the run made no model")
+    if name:
+        if name in models:
+            return models[name]
+        seeded = [a for ident, a in models.items() if ident.partition("@")[0] == name]
+        if not seeded:
+            raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
+        return seeded[0]
+    distilled = [a for a in models.values() if a.kind == "distill"]
+    return (distilled or list(models.values()))[-1]
+
+
+def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:
+    """Read questions, stream answers; an empty line or Ctrl-D ends it."""
+    artifact = pick(target)
+    where = f"path:{Path(artifact.folder)}"
+    tokenizer, model = load_tokenizer(where), load_model(where)
+    prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))
+    limit = model.config.max_position_embeddings
+    renderer = Renderer(tokenizer, prompts.model_copy(update={"max_prompt_tokens": limit - 8, "max_tokens": limit}))
+    history: tuple[Turn, ...] = ()
+
+    def answer(asked: str) -> str:
+        example = Example(key="", instruction=asked, response="", history=history)
+        prompt = renderer.prompt(example)
+        if prompt.ids is None:
+            raise UserError(f"that is longer than the model's {limit} positions; start again with less")
+        words = ""
+        room = min(max_new_tokens, limit - len(prompt.ids))
+        for piece in stream(
+            model, tokenizer, prompt.ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature
+        ):
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            words += piece
+        print()
+        return words
+
+    if question is not None:
+        answer(question)
+        return
+    print(f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters); an empty line ends the conversation")
+    while True:
+        try:
+            asked = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if not asked:
+            return
+        said = answer(asked)
+        if prompts.format == "chat" and _talks_in_turns(artifact):
+            history = (*history, Turn("user", asked), Turn("assistant", said))
+
+
+def _talks_in_turns(artifact: Artifact) -> bool:
+    """Whether the model was trained on more than single questions."""
+    data = artifact.stage.get("data") or {}
+    return bool(data.get("messages"))
+
+

@@ -1,0 +1,69 @@
+"""What this machine has, and what is missing for what."""
+
+import importlib.util
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from potstill.runner import PACKAGES
+
+
+def findings() -> list[dict[str, Any]]:
+    """Rows of name, ok (None: not needed), what was found, and the remedy where something is missing."""
+    import psutil
+    import torch
+
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, ok: bool | None, found: str, remedy: str = "") -> None:
+        rows.append({"name": name, "ok": ok, "found": found, "remedy": remedy})
+
+    add("python", True, platform.python_version())
+    for name in PACKAGES:
+        try:
+            add(name, True, version(name))
+        except PackageNotFoundError:
+            add(name, False, "missing", f"pip install {name}")
+    add("cores", True, f"{psutil.cpu_count()} ({torch.get_num_threads()} threads used)")
+    memory = psutil.virtual_memory()
+    add("memory", memory.available > 4e9, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free", "quickstart needs 4 GB")
+    disk = shutil.disk_usage(Path.cwd())
+    add("disk here", disk.free > 1e9, f"{disk.free / 1e9:.1f} GB free", "quickstart needs 1 GB")
+    add("folder", os.access(Path.cwd(), os.W_OK), f"{Path.cwd()}", "choose a folder you may write to, or --out")
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        add("GPU", True, f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, bf16 {torch.cuda.is_bf16_supported()}")
+    else:
+        add("GPU", None, "none: small models train on the CPU; the recipes under paper/ want one")
+    try:
+        from huggingface_hub import constants
+
+        cache = Path(constants.HF_HUB_CACHE)
+        cached = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
+        offline = constants.HF_HUB_OFFLINE
+        add("hub cache", None, f"{cache}: {cached} models{', offline by HF_HUB_OFFLINE' if offline else ''}")
+    except ImportError:
+        add("hub cache", False, "huggingface_hub is missing", "pip install huggingface_hub")
+    for module, purpose, extra in (("tensorboard", "log = ['tensorboard']", "tensorboard"),):
+        there = importlib.util.find_spec(module) is not None
+        add(module, True if there else None, "there" if there else f"missing, only for {purpose}", f"pip install 'potstill[{extra}]'")
+    runtime = shutil.which("llama-cli") or shutil.which("llama-server")
+    add("llama.cpp", True if runtime else None, runtime or "not on PATH, only for running GGUF exports", "https://github.com/ggml-org/llama.cpp")
+    return rows
+
+
+def print_findings(rows: list[dict[str, Any]]) -> None:
+    """For a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "what", "found", "remedy"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]–[/]"}[row["ok"]]
+        table.add_row(mark, row["name"], row["found"], "" if row["ok"] else row["remedy"])
+    Console().print(table)

@@ -1,0 +1,180 @@
+"""What a recipe would cost, before anything heavy is loaded: parameters, tokens, FLOPs and memory, all rough."""
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import UserError
+from potstill.edges.models import Size, config_of, device, size_of
+from potstill.recipe import Recipe
+from potstill.runner import Planned, plan
+from potstill.sources import Source
+from potstill.stages.base import ModelRef
+from potstill.stages.distill import Distill
+from potstill.stages.evaluate import Evaluate
+from potstill.stages.export import Export
+from potstill.stages.pretrain import Pretrain
+from potstill.stages.quantize import Quantize
+from potstill.stages.sft import SFT
+from potstill.train.prompts import Prompts
+
+SAMPLE = 2000  # rows looked at to guess the rest
+CHARACTERS_PER_TOKEN = 3.6  # English prose under a vocabulary of 150,000; code and small vocabularies need more tokens
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Rows of a training split and their mean lengths in tokens."""
+
+    rows: int
+    prompt: float
+    response: float
+
+    @property
+    def tokens(self) -> float:
+        return self.prompt + self.response
+
+
+def estimate(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
+    """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline."""
+    sizes: dict[str, Size | None] = {}
+    amounts: dict[str, Amount | None] = {}
+    return [_row(item, sizes, amounts) for item in plan(recipe, out, offline=True)]
+
+
+def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | None]) -> Amount | None:
+    key = f"{source.spec()}{prompts}"
+    if key not in cache:
+        try:
+            sample = list(islice(source.examples("train"), SAMPLE))
+            rows = len(sample)
+            if rows == SAMPLE:
+                rows = sum(1 for _ in source.examples("train"))
+            asked = [len(e.instruction) + len(e.context) + 40 for e in sample]
+            answered = [len(e.response) for e in sample]
+            prompt = sum(min(n / CHARACTERS_PER_TOKEN, prompts.max_prompt_tokens) for n in asked)
+            response = sum(min(n / CHARACTERS_PER_TOKEN + 1, prompts.max_tokens) for n in answered)
+            cache[key] = Amount(rows, prompt / len(sample), response / len(sample)) if sample else None
+        except UserError:
+            cache[key] = None
+    return cache[key]
+
+
+def _size(ref: ModelRef | None, sizes: dict[str, Size | None]) -> Size | None:
+    if ref is None:
+        return None
+    if ref.scheme == "stage":
+        return sizes.get(ref.target)
+    try:
+        return size_of(config_of(str(ref), offline_shape=True))
+    except UserError:
+        return None
+
+
+def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount | None]) -> dict[str, Any]:
+    stage = item.node.stage
+    size: Size | None = None
+    row: dict[str, Any] = {
+        "stage": item.node.id,
+        "kind": stage.kind,
+        "state": "done" if item.done else "to do",
+        "seed": stage.seed if isinstance(stage, SFT | Distill | Pretrain) else None,
+        "parameters": None,
+        "steps": None,
+        "tokens": None,
+        "response_tokens": None,
+        "flops": None,
+        "memory_bytes": None,
+        "output_bytes": None,
+        "note": "",
+    }
+    if isinstance(stage, Pretrain):
+        size = size_of(stage.shape.config(stage.vocab_size))
+    elif isinstance(stage, SFT | Quantize | Export):
+        size = _size(stage.model, sizes)
+    elif isinstance(stage, Distill):
+        size = _size(stage.student, sizes)
+    sizes.setdefault(stage.name, size)
+    if size is None:
+        return row
+    row["parameters"] = size.parameters
+    if isinstance(stage, SFT | Distill | Pretrain):
+        amount = _amount(stage.data, stage.prompts, amounts)
+        teacher = _size(stage.teacher, sizes) if isinstance(stage, Distill) else None
+        row["memory_bytes"] = _training_memory(size, teacher, stage.optim.micro_batch_tokens, stage.prompts.max_tokens)
+        row["output_bytes"] = 4 * size.parameters
+        if amount is None:
+            row["note"] = "rows unknown: the data cannot be read here"
+            return row
+        steps = stage.optim.total_steps(amount.rows)
+        rows = min(steps * stage.optim.batch_size, round(amount.rows * stage.optim.epochs) if stage.optim.steps is None else 10**12)
+        tokens, learned = rows * amount.tokens, rows * (amount.response if not isinstance(stage, Pretrain) else amount.tokens)
+        flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
+        if teacher is not None:
+            flops += 2 * teacher.body * tokens + 2 * teacher.hidden * teacher.vocab * learned
+        row |= {"steps": steps, "tokens": round(tokens), "response_tokens": round(learned), "flops": flops}
+    elif isinstance(stage, Quantize):
+        row["memory_bytes"] = 8 * size.parameters
+        row["output_bytes"] = round(size.body * (4 + 16 / stage.group) / 8) + 4 * size.parameters
+    elif isinstance(stage, Evaluate):
+        row["memory_bytes"] = 4 * size.parameters
+    return row
+
+
+def _training_memory(size: Size, teacher: Size | None, micro_tokens: int, longest: int) -> int:
+    """float32 weights, gradients and two Adam averages; activations of a micro-batch; four copies of its logits."""
+    tokens = max(micro_tokens, longest)
+    layers = max(1, size.body // (12 * size.hidden**2))
+    activations = tokens * layers * size.hidden * 16 * 4
+    logits = tokens * 0.5 * size.vocab * 4 * (4 if teacher is None else 7)
+    frozen = teacher.parameters * (2 if device().type == "cuda" else 4) if teacher is not None else 0
+    return round(16 * size.parameters + activations + logits + frozen)
+
+
+def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
+    """For a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for column in ("parameters", "steps", "tokens", "of them learned", "FLOP", "memory", "writes"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["stage"],
+            row["kind"],
+            row["state"],
+            *(_short(row[key]) for key in ("parameters", "steps", "tokens", "response_tokens")),
+            f"{row['flops']:.1e}" if row["flops"] else "?" if row["note"] else "",
+            _bytes(row["memory_bytes"]),
+            _bytes(row["output_bytes"]),
+        )
+    console = Console()
+    console.print(table)
+    todo = [row for row in rows if row["state"] == "to do"]
+    known = sum(row["flops"] or 0 for row in todo)
+    peak = max((row["memory_bytes"] or 0 for row in todo), default=0)
+    disk = sum(row["output_bytes"] or 0 for row in todo)
+    told = f"{name}: {len(todo)} of {len(rows)} stages to do"
+    if todo:
+        told += f", about {known:.1e} FLOP, {_bytes(peak)} memory at most, {_bytes(disk)} on disk; rough figures"
+    console.print(f"\n{told}", highlight=False)
+    for note in sorted({row["note"] for row in rows if row["note"]}):
+        console.print(note, highlight=False)
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(value: float | None) -> str:
+    return f"{_short(value)}B".replace(" B", "B") if value else ""
