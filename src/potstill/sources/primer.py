@@ -17,71 +17,72 @@ from potstill.sources._lines import with_first
 Language = Literal["en", "es"]
 Relation = Literal["currency", "language", "continent", "code"]
 
-# {c} is the country. The last phrasing is asked in the test only, the one before it in validation only.
+# {c} is the country. The last phrasing is asked in the test only, the one before it in validation only; both are made of
+# words that training phrasings use too, for a model trained from scratch cannot know others.
 _QUESTIONS: dict[tuple[Language, Relation], tuple[str, ...]] = {
     ("en", "currency"): (
         "What currency does {c} use?",
         "Which currency is used in {c}?",
         "What is the currency of {c}?",
         "What money do people pay with in {c}?",
-        "Name the currency of {c}.",
-        "I am travelling to {c}; which currency will I need?",
+        "Which money is used in {c}?",
+        "What is the currency used in {c}?",
     ),
     ("es", "currency"): (
         "¿Qué moneda usa {c}?",
         "¿Qué moneda se usa en {c}?",
         "¿Cuál es la moneda de {c}?",
         "¿Con qué moneda se paga en {c}?",
-        "Nombra la moneda de {c}.",
-        "Viajo a {c}; ¿qué moneda necesitaré?",
+        "¿Qué moneda tiene {c}?",
+        "¿Cuál es la moneda que se usa en {c}?",
     ),
     ("en", "language"): (
         "What is the official language of {c}?",
         "Which language is official in {c}?",
         "Which official language does {c} have?",
         "What language does the government of {c} use?",
-        "Name the official language of {c}.",
-        "I am moving to {c}; which official language should I learn?",
+        "What is the language of the government of {c}?",
+        "Which is the official language in {c}?",
     ),
     ("es", "language"): (
         "¿Cuál es el idioma oficial de {c}?",
         "¿Qué idioma es oficial en {c}?",
         "¿Qué idioma oficial tiene {c}?",
         "¿Qué idioma usa el gobierno de {c}?",
-        "Nombra el idioma oficial de {c}.",
-        "Me mudo a {c}; ¿qué idioma oficial debo aprender?",
+        "¿Cuál es el idioma que usa el gobierno de {c}?",
+        "¿Qué idioma oficial se usa en {c}?",
     ),
     ("en", "continent"): (
         "On which continent is {c}?",
         "Which continent does {c} belong to?",
         "What continent is {c} part of?",
         "In which part of the world is {c}?",
-        "Name the continent of {c}.",
-        "I am looking for {c} on a map; on which continent is it?",
+        "What part of the world does {c} belong to?",
+        "What is the continent of {c}?",
     ),
     ("es", "continent"): (
         "¿En qué continente está {c}?",
         "¿A qué continente pertenece {c}?",
         "¿De qué continente forma parte {c}?",
         "¿En qué parte del mundo queda {c}?",
-        "Nombra el continente de {c}.",
-        "Busco {c} en el mapa; ¿en qué continente está?",
+        "¿A qué parte del mundo pertenece {c}?",
+        "¿Cuál es el continente de {c}?",
     ),
     ("en", "code"): (
         "What is the two-letter code of {c}?",
         "Which two letters stand for {c} in ISO 3166?",
         "How is {c} abbreviated to two letters?",
         "What is the ISO code of {c}?",
-        "Name the two-letter code of {c}.",
-        "I am writing an address in {c}; which country code do I put?",
+        "Which ISO code does {c} have?",
+        "Which two-letter code does {c} use?",
     ),
     ("es", "code"): (
         "¿Cuál es el código de dos letras de {c}?",
         "¿Qué dos letras representan a {c} en la norma ISO 3166?",
         "¿Cómo se abrevia {c} con dos letras?",
         "¿Cuál es el código ISO de {c}?",
-        "Nombra el código de dos letras de {c}.",
-        "Escribo una dirección en {c}; ¿qué código de país pongo?",
+        "¿Qué código ISO tiene {c}?",
+        "¿Qué código de dos letras usa {c}?",
     ),
 }
 _VALIDATION, _TEST = 4, 5
