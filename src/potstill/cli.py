@@ -98,8 +98,8 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
 @guarded
 def plan(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
-    from potstill.verbs.plan import estimate, print_plan
     from potstill.recipe import load_recipe
+    from potstill.verbs.plan import estimate, print_plan
 
     found = load_recipe(_recipe_path(recipe), overrides)
     rows = estimate(found, out or Path("runs") / found.name)

@@ -24,11 +24,11 @@ class Header(Settings):
 
     name: str = Field(description="the run's folder is runs/NAME unless --out says otherwise")
     description: str = ""
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="stages with per_seed = true are trained for each")
-    log: tuple[Literal["tensorboard"], ...] = Field((), description="where figures go besides metrics.jsonl")
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="stages with per_seed = true are trained for each")
+    log: tuple[Literal["tensorboard"], ...] = Field(default=(), description="where figures go besides metrics.jsonl")
     checkpoint: CheckpointRules = CheckpointRules()
-    data: Source | None = Field(None, description="rows for every stage that names none")
-    prompts: Prompts = Field(Prompts(), description="how rows become tokens, for every stage that does not say")
+    data: Source | None = Field(default=None, description="rows for every stage that names none")
+    prompts: Prompts = Field(default=Prompts(), description="how rows become tokens, for every stage that does not say")
 
     @field_validator("name")
     @classmethod
@@ -110,7 +110,9 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
     problems += _reference_problems(stages, names)
     problems += _path_problems(header, stages)
     if header and len(header.seeds) > 1 and all(stages) and not any(stage and stage.per_seed for stage in stages):
-        problems.append(Problem("seeds", "no stage has per_seed = true, so more than one seed changes nothing", str(list(header.seeds))))
+        problems.append(
+            Problem("seeds", "no stage has per_seed = true, so more than one seed changes nothing", str(list(header.seeds)))
+        )
     if problems:
         raise RecipeError(Path(source).name, problems)
     assert header is not None
@@ -158,7 +160,9 @@ def _stage(raw: Any, i: int, table: dict[str, Any], broken: set[str], problems: 
         if kind is None:
             problems.append(Problem(f"{place}.kind", f"is needed: one of {known}"))
         else:
-            problems.append(Problem(f"{place}.kind", f"no such stage{suggest(str(kind), Stage.kinds)} (known: {known})", repr(kind)))
+            problems.append(
+                Problem(f"{place}.kind", f"no such stage{suggest(str(kind), Stage.kinds)} (known: {known})", repr(kind))
+            )
         return None
     cls = Stage.kinds[kind]
     fields = {key: value for key, value in raw.items() if key != "kind"}
@@ -180,7 +184,8 @@ def _stage(raw: Any, i: int, table: dict[str, Any], broken: set[str], problems: 
         details = [e for e in error.errors() if not (e["loc"] and e["loc"][0] in inherited and e["loc"][0] in broken)]
         missing_data = [e for e in details if e["type"] == "missing" and e["loc"] == ("data",)]
         problems += [
-            Problem(f"{place}.data", "is needed: rows for this stage, here or once as the recipe's own `data`") for _ in missing_data
+            Problem(f"{place}.data", "is needed: rows for this stage, here or once as the recipe's own `data`")
+            for _ in missing_data
         ]
         problems += _problems([e for e in details if e not in missing_data], cls, fields, place)
         return None
@@ -218,8 +223,15 @@ def _rule(error: ErrorDetails, model: Any, raw: Any) -> str:
             described = _model_at(model, raw, error["loc"][:-1])
             return f"no such field{suggest(str(error['loc'][-1]), described.model_fields if described else ())}"
         case "less_than" | "less_than_equal" | "greater_than" | "greater_than_equal":
-            words = {"less_than": "less than", "less_than_equal": "at most", "greater_than": "more than", "greater_than_equal": "at least"}
-            bound = context[{"less_than": "lt", "less_than_equal": "le", "greater_than": "gt", "greater_than_equal": "ge"}[kind]]
+            words = {
+                "less_than": "less than",
+                "less_than_equal": "at most",
+                "greater_than": "more than",
+                "greater_than_equal": "at least",
+            }
+            bound = context[
+                {"less_than": "lt", "less_than_equal": "le", "greater_than": "gt", "greater_than_equal": "ge"}[kind]
+            ]
             return f"must be {words[kind]} {bound:g}"
         case "int_parsing" | "int_type" | "int_from_float":
             return "must be a whole number"
@@ -248,7 +260,13 @@ def _rule(error: ErrorDetails, model: Any, raw: Any) -> str:
 def _model_at(model: Any, raw: Any, loc: tuple[int | str, ...]) -> type[Settings] | None:
     """The settings class that a place in the file describes, following kinds."""
     for part in loc:
-        raw = raw[part] if isinstance(raw, dict) and part in raw else raw[part] if isinstance(raw, list) and isinstance(part, int) else None
+        raw = (
+            raw[part]
+            if isinstance(raw, dict) and part in raw
+            else raw[part]
+            if isinstance(raw, list) and isinstance(part, int)
+            else None
+        )
         if isinstance(part, int):
             continue
         field = model.model_fields.get(part)
@@ -259,11 +277,11 @@ def _model_at(model: Any, raw: Any, loc: tuple[int | str, ...]) -> type[Settings
             return None
         model = found
         if isinstance(model, type) and issubclass(model, Component) and isinstance(raw, dict):
-            model = model.kinds.get(raw.get("kind"), model)
+            model = model.kinds.get(str(raw.get("kind")), model)
         elif isinstance(raw, list):
             model = found
     if isinstance(model, type) and issubclass(model, Component) and model.kind is None and isinstance(raw, dict):
-        model = model.kinds.get(raw.get("kind"), model)
+        model = model.kinds.get(str(raw.get("kind")), model)
     return model
 
 
@@ -285,7 +303,9 @@ def _reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterato
                 made = stages[earlier.index(ref.target)]
                 if made is not None and made.makes not in ref.accepts:
                     article = "an" if made.makes[0] in "aeiou" else "a"
-                    yield Problem(place, f"'{ref.target}' makes {article} {made.makes}, and this needs a {ref.accepts[0]}", shown)
+                    yield Problem(
+                        place, f"'{ref.target}' makes {article} {made.makes}, and this needs a {ref.accepts[0]}", shown
+                    )
             elif ref.target == names[i]:
                 yield Problem(place, "refers to its own stage; a stage can only use earlier ones", shown)
             elif ref.target in names:

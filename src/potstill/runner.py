@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,7 +24,18 @@ from potstill.sources import Source
 from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
 
-PACKAGES = ("potstill", "torch", "transformers", "tokenizers", "safetensors", "datasets", "numpy", "rouge-score", "gguf", "babel")
+PACKAGES = (
+    "potstill",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "rouge-score",
+    "gguf",
+    "babel",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Node:
 def nodes_of(recipe: Recipe) -> list[Node]:
     """The recipe's stages, those that depend on a seed repeated for each of the recipe's seeds."""
     seeds = recipe.header.seeds
+    first = seeds[0]
     copies: dict[str, dict[int | None, str]] = {}  # stage -> seed -> node; seed None where there is one copy
     nodes: list[Node] = []
     for stage in recipe.stages:
@@ -57,7 +69,7 @@ def nodes_of(recipe: Recipe) -> list[Node]:
                 theirs = copies[target]
                 chosen = (theirs[seed],) if seed in theirs else tuple(theirs.values())
                 inputs[target] = (theirs[None],) if None in theirs else chosen
-            own_seed = seed if seed is not None else seeds[0]
+            own_seed = first if seed is None else seed
             copy = stage.model_copy(update={"seed": own_seed}) if stage.per_seed else stage
             nodes.append(Node(ident, copy, inputs))
             copies[stage.name][seed] = ident
@@ -137,7 +149,9 @@ def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
     planned: list[Planned] = []
     by_id: dict[str, Planned] = {}
     for node in nodes_of(recipe):
-        parents = {f"{target}[{i}]": by_id[ident].fingerprint for target, ids in node.inputs.items() for i, ident in enumerate(ids)}
+        parents = {
+            f"{target}[{i}]": by_id[ident].fingerprint for target, ids in node.inputs.items() for i, ident in enumerate(ids)
+        }
         try:
             print_ = prints.of(node.stage, parents)
         except UserError:
@@ -212,7 +226,10 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
     left = sum(not item.done for item in planned)
     if left < len(planned):
         progress.note(f"{len(planned) - left} of {len(planned)} stages are done already")
-    write_text(out / "recipe.json", json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str))
+    write_text(
+        out / "recipe.json",
+        json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str),
+    )
     with stopper.listening():
         for item in planned:
             ident = item.node.id
@@ -294,10 +311,17 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
         progress = progress or Progress("quiet")
         stopper = Stopper(progress)
         work = Work(into.parent / f".work-{into.name}-{print_[:12]}", name, progress, stop_requested=lambda: stopper.asked)
-        with run_lock(work.folder.with_name(work.folder.name + ".lock")), stopper.listening(), progress.stage(name, str(stage.kind)):
+        with (
+            run_lock(work.folder.with_name(work.folder.name + ".lock")),
+            stopper.listening(),
+            progress.stage(name, str(stage.kind)),
+        ):
             artifact = execute(stage, Context(work, {}, machine_facts()), into, print_)
         shutil.rmtree(work.folder.with_name(work.folder.name + ".lock"), ignore_errors=True)
         return artifact
+
+
+_TRAINED = {"parameters": "parameters", "response_tokens": "learned tokens", "steps": "steps"}
 
 
 def _told(artifact: Artifact) -> str:
@@ -305,7 +329,8 @@ def _told(artifact: Artifact) -> str:
     summary = artifact.summary
     match artifact.kind:
         case "pretrain" | "sft" | "distill":
-            return f"  {summary['parameters']:,} parameters, {summary['response_tokens']:,} learned tokens, {summary['steps']:,} steps"
+            counts = (f"{summary[key]:,} {words}" for key, words in _TRAINED.items())
+            return "  " + ", ".join(counts)
         case "quantize":
             return f"  {len(summary['layers'])} layers at {summary['bits_per_weight']:g} bits per weight"
         case "evaluate":
@@ -356,10 +381,8 @@ def reset_peak_memory() -> None:
     """Start measuring a stage's peak memory anew, where the system can."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.reset_peak_memory_stats()
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def peak_memory() -> int:
@@ -391,5 +414,3 @@ def find_run(run: str | Path) -> Path:
 def artifacts_of(run: Path) -> dict[str, Artifact]:
     """A finished run's artifacts by node id."""
     return {ident: Artifact.load(run / "artifacts" / name) for ident, name in read_json(run / "run.json").items()}
-
-

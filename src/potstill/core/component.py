@@ -70,7 +70,9 @@ class Component(Settings):
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, dict):
-            raise PydanticCustomError("table", "must be a table such as {{ kind = '{kind}' }}", {"kind": next(iter(cls.kinds), "…")})
+            raise PydanticCustomError(
+                "table", "must be a table such as {{ kind = '{kind}' }}", {"kind": next(iter(cls.kinds), "…")}
+            )
         fields = dict(value)
         kind = fields.pop("kind", None)
         if kind is None:
@@ -79,7 +81,12 @@ class Component(Settings):
             raise PydanticCustomError(
                 "unknown_kind",
                 "no {role} of kind '{kind}'{hint} (known: {known})",
-                {"role": cls.role, "kind": str(kind), "hint": suggest(str(kind), cls.kinds), "known": ", ".join(sorted(cls.kinds))},
+                {
+                    "role": cls.role,
+                    "kind": str(kind),
+                    "hint": suggest(str(kind), cls.kinds),
+                    "known": ", ".join(sorted(cls.kinds)),
+                },
             )
         return cls.kinds[kind].model_validate(fields)
 

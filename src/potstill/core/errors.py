@@ -30,5 +30,5 @@ class RecipeError(UserError):
         self.source, self.problems = source, problems
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         width = min(48, max(len(str(problem)) for problem in problems))
-        lines = [f"  {str(problem):<{width}}  {problem.rule}" for problem in problems]
+        lines = [f"  {problem!s:<{width}}  {problem.rule}" for problem in problems]
         super().__init__("\n".join([f"{source}: {count}", *lines]))

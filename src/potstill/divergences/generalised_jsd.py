@@ -17,7 +17,7 @@ class GeneralisedJSD(Divergence, kind="generalised_jsd"):
     value is 0 for all p and q: name `forward_kl` or `reverse_kl` instead of letting the value jump there.
     """
 
-    beta: float = Field(0.5, gt=0, lt=1, description="weight of the teacher in the mixture")
+    beta: float = Field(default=0.5, gt=0, lt=1, description="weight of the teacher in the mixture")
 
     def __call__(self, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
         logp_NV, logq_NV = floored(logp_NV), floored(logq_NV)

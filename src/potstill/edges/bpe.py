@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Any:
         tokenizer_object=bpe,
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
-        unk_token=None,
+        unk_token=END_OF_TEXT,
         additional_special_tokens=[TURN_BEGIN, TURN_END],
         chat_template=CHATML,
     )

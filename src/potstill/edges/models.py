@@ -120,9 +120,8 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise UserError(
-                f"path:{folder}: {missing[0]} is missing ({len(missing)} of {len(names)} weight files); copy or download it again"
-            )
+            lost = f"{missing[0]} is missing ({len(missing)} of {len(names)} weight files)"
+            raise UserError(f"path:{folder}: {lost}; copy or download it again")
         files = [folder / name for name in names]
     else:
         files = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []

@@ -16,8 +16,8 @@ class DecodeSpeed(ModelMetric, kind="decode_speed"):
     unit: ClassVar[str] = "tokens/s"
     title: ClassVar[str] = "Decode"
 
-    new_tokens: int = Field(48, ge=2, description="tokens decoded per repeat")
-    repeats: int = Field(3, ge=1)
+    new_tokens: int = Field(default=48, ge=2, description="tokens decoded per repeat")
+    repeats: int = Field(default=3, ge=1)
 
     def __call__(self, model: Any, tokenizer: Any) -> float:
         from potstill.edges.sampling import decode_speed

@@ -1,4 +1,4 @@
-"""Four-bit weights as pure tensor mathematics: knows no model and no file."""
+"""Four-bit weights: the mathematics, their one packed form, and the walk through a model's blocks."""
 
 from potstill.quant.packed import Packed
 

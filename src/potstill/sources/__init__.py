@@ -35,7 +35,7 @@ class Source(Component):
     """Rows of one data set, as `Example`s, in a fixed order and without loading them all into memory."""
 
     splits: Splits = Splits()
-    limit: int | None = Field(None, ge=1, description="use only the first so many rows, over all splits")
+    limit: int | None = Field(default=None, ge=1, description="use only the first so many rows, over all splits")
 
     @abstractmethod
     def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:

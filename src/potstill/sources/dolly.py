@@ -21,15 +21,17 @@ class Dolly(Source, kind="dolly"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
-    path: str | None = Field(None, min_length=1, description="the rows as JSON lines, instead of the hub")
-    hub: str = Field("databricks/databricks-dolly-15k", min_length=1, description="name of the data set on the hub")
-    revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub; default: the newest")
-    language: str = Field("en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
-    instruction: str = Field("instruction", description="column of what is asked")
-    context: str = Field("context", description="column of the supporting text; empty when there is none")
-    response: str = Field("response", description="column of the answer")
-    category: str = Field("category", description="column of the category, the row's tag; empty when there is none")
-    on_empty: OnEmpty = Field("skip", description="what to do with rows that have no instruction or no response")
+    path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines, instead of the hub")
+    hub: str = Field(default="databricks/databricks-dolly-15k", min_length=1, description="name of the data set on the hub")
+    revision: str | None = Field(
+        default=None, min_length=1, description="branch, tag or commit on the hub; default: the newest"
+    )
+    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
+    instruction: str = Field(default="instruction", description="column of what is asked")
+    context: str = Field(default="context", description="column of the supporting text; empty when there is none")
+    response: str = Field(default="response", description="column of the answer")
+    category: str = Field(default="category", description="column of the category, the row's tag; empty when there is none")
+    on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
     def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
         for place, row in read(self.path) if self.path else stream(self.hub, self.revision):

@@ -20,16 +20,16 @@ class Jsonl(Source, kind="jsonl"):
     """
 
     path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
-    instruction: str = Field("instruction", description="column of what is asked")
-    response: str = Field("response", description="column of the answer")
-    context: str | None = Field(None, description="column of the supporting text")
-    references: str | None = Field(None, description="column of a list of accepted answers")
-    messages: str | None = Field(None, description="column of a chat, instead of instruction and response")
-    key: str | None = Field(None, description="column by which rows are split; default: a hash of the row's texts")
-    tag: str | None = Field(None, description="column of the group, for breakdowns in the report")
-    language: str = Field("en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
-    language_column: str | None = Field(None, description="column of each row's own language code")
-    on_empty: OnEmpty = Field("skip", description="what to do with rows that have no instruction or no response")
+    instruction: str = Field(default="instruction", description="column of what is asked")
+    response: str = Field(default="response", description="column of the answer")
+    context: str | None = Field(default=None, description="column of the supporting text")
+    references: str | None = Field(default=None, description="column of a list of accepted answers")
+    messages: str | None = Field(default=None, description="column of a chat, instead of instruction and response")
+    key: str | None = Field(default=None, description="column by which rows are split; default: a hash of the row's texts")
+    tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
+    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
+    language_column: str | None = Field(default=None, description="column of each row's own language code")
+    on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
     def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
         for place, row in read(self.path):

@@ -124,14 +124,14 @@ class Primer(Source, kind="primer"):
     one language and asked in the other: their tag ends in "new language", that of the others in "new phrasing".
     """
 
-    languages: tuple[Language, ...] = Field(("en", "es"), min_length=1, description="languages of the questions")
+    languages: tuple[Language, ...] = Field(default=("en", "es"), min_length=1, description="languages of the questions")
     relations: tuple[Relation, ...] = Field(
-        ("currency", "language", "continent", "code"), min_length=1, description="what is asked about each country"
+        default=("currency", "language", "continent", "code"), min_length=1, description="what is asked about each country"
     )
-    countries: int = Field(100, ge=1, description="at most so many countries")
-    phrasings: int = Field(6, ge=3, le=6, description="ways to ask, one of them for validation and one for the test")
-    answer_styles: int = Field(4, ge=1, le=4, description="ways to answer, from full sentence to bare fact")
-    seed: int = Field(0, description="of the draw of countries, styles and held-out facts")
+    countries: int = Field(default=100, ge=1, description="at most so many countries")
+    phrasings: int = Field(default=6, ge=3, le=6, description="ways to ask, one of them for validation and one for the test")
+    answer_styles: int = Field(default=4, ge=1, le=4, description="ways to answer, from full sentence to bare fact")
+    seed: int = Field(default=0, description="of the draw of countries, styles and held-out facts")
 
     @field_validator("languages", "relations")
     @classmethod

@@ -24,11 +24,13 @@ class Squad(Source, kind="squad"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
-    path: str | None = Field(None, min_length=1, description="the rows as JSON lines")
-    hub: str | None = Field(None, min_length=1, description="name of the data set on the hub, such as rajpurkar/squad")
-    revision: str | None = Field(None, min_length=1, description="branch, tag or commit on the hub; default: the newest")
-    language: str = Field("en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
-    on_empty: OnEmpty = Field("skip", description="what to do with rows that have no instruction or no response")
+    path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines")
+    hub: str | None = Field(default=None, min_length=1, description="name of the data set on the hub, such as rajpurkar/squad")
+    revision: str | None = Field(
+        default=None, min_length=1, description="branch, tag or commit on the hub; default: the newest"
+    )
+    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
+    on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
     @model_validator(mode="after")
     def _name_one_place(self) -> "Squad":

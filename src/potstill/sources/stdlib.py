@@ -32,7 +32,7 @@ class Stdlib(Source, kind="stdlib"):
     no module straddles splits; the same pair in two modules counts once. Rows depend on the version of Python.
     """
 
-    max_lines: int = Field(40, ge=2, description="longest function, in lines of source without the docstring")
+    max_lines: int = Field(default=40, ge=2, description="longest function, in lines of source without the docstring")
 
     def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
         seen: set[str] = set()

@@ -104,9 +104,9 @@ class Stage(Component):
     gathers: ClassVar[bool] = False  # sees all seeds of its inputs at once, instead of being repeated for each
     ignored: ClassVar[tuple[str, ...]] = ("name", "per_seed")  # fields that cannot change the result
 
-    name: str = Field("", description="how later stages refer to it")
-    seed: int = Field(0, ge=0, lt=2**31, description="order of rows, sampling, new weights")
-    per_seed: bool = Field(False, description="train anew for each of the recipe's `seeds`")
+    name: str = Field(default="", description="how later stages refer to it")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="order of rows, sampling, new weights")
+    per_seed: bool = Field(default=False, description="train anew for each of the recipe's `seeds`")
 
     @field_validator("name")
     @classmethod
@@ -149,4 +149,4 @@ class DataStage(Stage):
     """A stage that reads rows. `data` and `prompts` default to the recipe's own."""
 
     data: Source = Field(description="rows; default: the recipe's `data`")
-    prompts: Prompts = Field(Prompts(), description="how rows become tokens; default: the recipe's `prompts`")
+    prompts: Prompts = Field(default=Prompts(), description="how rows become tokens; default: the recipe's `prompts`")

@@ -23,8 +23,8 @@ class Distill(DataStage, kind="distill"):
     student: ModelRef = Field(description="what is trained")
     teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
     divergence: Divergence = ForwardKL()
-    ratio: float = Field(0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
-    temperature: float = Field(1.0, gt=0, le=100, description="softens both distributions")
+    ratio: float = Field(default=0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
+    temperature: float = Field(default=1.0, gt=0, le=100, description="softens both distributions")
     optim: Optim = Optim()
     validation: Validation = Validation()
 

@@ -3,6 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -33,16 +34,18 @@ class Row(Settings):
 
     name: str = Field(min_length=1, max_length=40, description="as the report prints it")
     model: ModelRef
-    role: RowRole = Field("other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher")
+    role: RowRole = Field(default="other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher")
 
 
 class Decoding(Settings):
     """How answers are generated."""
 
-    method: Literal["greedy", "sample"] = Field("greedy", description="sample: the paper's way, over the whole vocabulary")
-    temperature: float = Field(1.0, gt=0, description="of sampling")
-    max_new_tokens: int = Field(128, ge=1, description="longest answer, in tokens")
-    seed: int = Field(10, ge=0, description="of sampling; the paper's is 10")
+    method: Literal["greedy", "sample"] = Field(
+        default="greedy", description="sample: the paper's way, over the whole vocabulary"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of sampling")
+    max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens")
+    seed: int = Field(default=10, ge=0, description="of sampling; the paper's is 10")
 
 
 class Evaluate(DataStage, kind="evaluate"):
@@ -55,10 +58,10 @@ class Evaluate(DataStage, kind="evaluate"):
     gathers: ClassVar[bool] = True
 
     study: tuple[Row, ...] = Field(min_length=1, description="the models, in the order of the report")
-    split: Literal["validation", "test"] = Field("test", description="rows that no training stage saw")
-    rows: int | None = Field(None, ge=1, description="use the first so many rows of the split")
+    split: Literal["validation", "test"] = Field(default="test", description="rows that no training stage saw")
+    rows: int | None = Field(default=None, ge=1, description="use so many rows, drawn from the split by a hash")
     metrics: tuple[Metric, ...] = (RougeL(), ExactMatch(), NLL(), KLToTeacher(), DecodeSpeed())
-    primary: str = Field("rouge_l", description="the metric of the verdict")
+    primary: str = Field(default="rouge_l", description="the metric of the verdict")
     decoding: Decoding = Decoding()
 
     @field_validator("study")
@@ -74,7 +77,11 @@ class Evaluate(DataStage, kind="evaluate"):
         names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
         if self.primary not in names:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
-        if any(isinstance(m, TokenMetric) and m.needs_teacher for m in self.metrics) and self.teacher() is None and self._teacher_is_needed():
+        if (
+            any(isinstance(m, TokenMetric) and m.needs_teacher for m in self.metrics)
+            and self.teacher() is None
+            and self._teacher_is_needed()
+        ):
             raise ValueError("the metric kl_to_teacher needs a row with role = 'teacher'")
         return self
 
@@ -91,9 +98,7 @@ class Evaluate(DataStage, kind="evaluate"):
         metrics = [m for m in self.metrics if not (isinstance(m, TokenMetric) and m.needs_teacher and teacher_row is None)]
         jobs = [(row, place) for row in self.study for place in _places(context, row.model)]
         first = load_tokenizer(jobs[0][1].where)
-        vocab = min(
-            shared_vocabulary(first, load_tokenizer(place.where), self.study[0].name, row.name) for row, place in jobs
-        )
+        vocab = min(shared_vocabulary(first, load_tokenizer(place.where), self.study[0].name, row.name) for row, place in jobs)
         renderer = Renderer(first, self.prompts)
         counts = Counts()
         examples, prompts, pairs = self._rows(renderer, counts)
@@ -110,7 +115,9 @@ class Evaluate(DataStage, kind="evaluate"):
             results.append(read_json(file))
             work.progress.update(number + 1, len(jobs), "model", now=row.name)
             if work.stop_requested():
-                raise Interrupted(f"{work.name}: stopped after model {number + 1} of {len(jobs)}; run the same command again to go on")
+                raise Interrupted(
+                    f"{work.name}: stopped after model {number + 1} of {len(jobs)}; run the same command again to go on"
+                )
         study = self._study(jobs, results, metrics, examples, prompts, pairs, first, counts)
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
@@ -125,16 +132,19 @@ class Evaluate(DataStage, kind="evaluate"):
         return {"test_rows": len(examples), "dropped": dict(counts.dropped), "test_response_tokens": sum(study.tokens)}
 
     def _rows(self, renderer: Renderer, counts: Counts) -> tuple[list[Example], list[list[int]], list[Any]]:
+        found: list[tuple[str, Example, Any]] = []
         examples, prompts, pairs = [], [], []
         for example in self.data.examples(self.split, counts.dropped):
             pair = next(iter(instruction_pairs([example], renderer, counts)), None)
             if pair is None:
                 continue
+            found.append((fingerprint([example.key, example.instruction, example.response]), example, pair))
+        # in the order of a hash: a part of the split, or a page of it, is then no more of one kind than the whole
+        found.sort(key=lambda row: row[0])
+        for _, example, pair in found[: self.rows]:
             examples.append(example)
             prompts.append(pair[0])
             pairs.append(pair)
-            if len(examples) == self.rows:
-                break
         if not examples:
             why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
             raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
@@ -165,7 +175,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 seed=self.decoding.seed,
             )
         ]
-        scores: dict[str, list[float | None]] = {}
+        scores: dict[str, Sequence[float | None]] = {}
         for metric in metrics:
             if isinstance(metric, TextMetric):
                 values = [metric(answer, example) for answer, example in zip(answers, examples, strict=True)]

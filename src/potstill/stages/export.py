@@ -27,8 +27,8 @@ class Export(Stage, kind="export"):
     gathers: ClassVar[bool] = True
 
     model: ModelRef = Field(description="what is exported")
-    formats: tuple[Exporter, ...] = Field((Safetensors(), Gguf()), description="exporters, each writing its files")
-    study: StudyRef | None = Field(None, description="an evaluation whose table goes on the model card")
+    formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
+    study: StudyRef | None = Field(default=None, description="an evaluation whose table goes on the model card")
 
     def run(self, context: Context) -> dict[str, Any]:
         folder = context.work.folder
@@ -43,6 +43,8 @@ class Export(Stage, kind="export"):
             report = report_from(context.artifacts(self.study)[0].folder)
             row = next((row["name"] for row in report["rows"] if row["model"] == str(self.model)), None)
             if row is None:
-                raise UserError(f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures")
+                raise UserError(
+                    f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures"
+                )
             write_text(folder / "README.md", model_card(report, model_row=row))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}

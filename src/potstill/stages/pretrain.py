@@ -22,12 +22,12 @@ from potstill.train.store import Counts, TokenStore, text_pairs
 class Shape(Settings):
     """A Qwen2 model's dimensions; head and embedding share one matrix."""
 
-    hidden_size: int = Field(192, ge=8, description="width")
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1, description="attention heads")
-    kv_heads: int = Field(2, ge=1, description="key-value heads; divides heads")
-    intermediate_size: int = Field(512, ge=8, description="width of the feed-forward layer")
-    positions: int = Field(2048, ge=8, description="longest sequence, in tokens")
+    hidden_size: int = Field(default=192, ge=8, description="width")
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1, description="attention heads")
+    kv_heads: int = Field(default=2, ge=1, description="key-value heads; divides heads")
+    intermediate_size: int = Field(default=512, ge=8, description="width of the feed-forward layer")
+    positions: int = Field(default=2048, ge=8, description="longest sequence, in tokens")
 
     @model_validator(mode="after")
     def _divisible(self) -> "Shape":
@@ -62,11 +62,11 @@ class Pretrain(DataStage, kind="pretrain"):
     """
 
     shape: Shape = Shape()
-    vocab_size: int = Field(2048, ge=300, description="tokens of a new tokenizer; fewer when the text holds no more")
-    tokenizer: ModelRef | None = Field(None, description="take this model's tokenizer instead of training one")
-    text: Literal["prompts", "rows"] = Field("prompts", description="prompts only, or prompts and responses")
+    vocab_size: int = Field(default=2048, ge=300, description="tokens of a new tokenizer; fewer when the text holds no more")
+    tokenizer: ModelRef | None = Field(default=None, description="take this model's tokenizer instead of training one")
+    text: Literal["prompts", "rows"] = Field(default="prompts", description="prompts only, or prompts and responses")
     optim: Optim = Optim(lr=1e-3, epochs=2, schedule="cosine", warmup=0.05)
-    tokenizer_rows: int = Field(20_000, ge=1, description="rows that a new tokenizer learns from")
+    tokenizer_rows: int = Field(default=20_000, ge=1, description="rows that a new tokenizer learns from")
 
     def run(self, context: Context) -> dict[str, Any]:
         import torch

@@ -21,11 +21,13 @@ class Quantize(DataStage, kind="quantize"):
     """
 
     model: ModelRef = Field(description="what is quantised")
-    method: Literal["gptq", "rtn"] = Field("gptq", description="GPTQ, or round to nearest as a control")
-    group: int = Field(32, description="weights that share a scale; a multiple of 32, so that GGUF's Q4_0 holds them exactly")
-    damping: float = Field(0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
-    clip_search: bool = Field(False, description="search each group's scale for the least squared error")
-    rows: int = Field(128, ge=1, description="training rows to calibrate on")
+    method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
+    group: int = Field(
+        default=32, description="weights that share a scale; a multiple of 32, so that GGUF's Q4_0 holds them exactly"
+    )
+    damping: float = Field(default=0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
+    clip_search: bool = Field(default=False, description="search each group's scale for the least squared error")
+    rows: int = Field(default=128, ge=1, description="training rows to calibrate on")
 
     @field_validator("group")
     @classmethod
@@ -64,7 +66,9 @@ class Quantize(DataStage, kind="quantize"):
             group=self.group,
             damping=self.damping,
             clip_search=self.clip_search,
-            on_layer=lambda name, i, n, error: work.progress.update(i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"),
+            on_layer=lambda name, i, n, error: work.progress.update(
+                i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"
+            ),
         )
         save_model(model, tokenizer, work.folder)
         save_packed(result.packed, work.folder / PACKED)

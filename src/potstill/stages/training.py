@@ -2,6 +2,7 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
@@ -23,9 +24,9 @@ from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_pre
 class Validation(Settings):
     """What is measured while training, on validation rows only; for curves, never for choosing test results."""
 
-    times: int = Field(5, ge=0, description="evenly spaced over the run, its start and end included; 0: none")
-    rows: int = Field(64, ge=1, description="validation rows used")
-    max_new_tokens: int = Field(64, ge=1, description="longest answer generated for Rouge-L, in tokens")
+    times: int = Field(default=5, ge=0, description="evenly spaced over the run, its start and end included; 0: none")
+    rows: int = Field(default=64, ge=1, description="validation rows used")
+    max_new_tokens: int = Field(default=64, ge=1, description="longest answer generated for Rouge-L, in tokens")
 
 
 def train(
@@ -52,13 +53,13 @@ def train(
         f"{work.name}: training rows of {source.kind}",
     )
     held_out = _first(source, validation.rows) if validation.times else []
-    validate = None
+    validate: Callable[[], dict[str, float]] | None = None
     if held_out:
         kept = [(example, prompt.ids) for example in held_out if (prompt := renderer.prompt(example)).ids is not None]
         pairs = list(instruction_pairs((example for example, _ in kept), renderer, Counts()))
         rouge = RougeL()
 
-        def validate() -> dict[str, float]:
+        def measured() -> dict[str, float]:
             answers = generate(
                 model,
                 tokenizer,
@@ -70,8 +71,7 @@ def train(
             figures = {"validation_rouge_l": sum(scores) / len(scores)}
             return {**figures, "validation_nll": mean_nll(model, pairs)} if pairs else figures
 
-        if not kept:
-            validate = None
+        validate = measured if kept else None
     summary = fit(model, store, objective, optim, work, seed=seed, validate=validate, validations=validation.times)
     save_model(model, tokenizer, work.folder)
     summary["data"] = {

@@ -28,8 +28,8 @@ class Batch:
     real_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
-        moved = (t.to(device, non_blocking=True) for t in (self.ids_BT, self.row_N, self.time_N, self.target_N))
-        return Batch(*moved, self.real_tokens)
+        ids_BT, row_N, time_N, target_N = (t.to(device) for t in (self.ids_BT, self.row_N, self.time_N, self.target_N))
+        return Batch(ids_BT, row_N, time_N, target_N, self.real_tokens)
 
 
 def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Batch:

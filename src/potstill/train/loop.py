@@ -22,18 +22,20 @@ from potstill.train.work import Work
 class Optim(Settings):
     """AdamW and its schedule."""
 
-    lr: float = Field(1e-4, gt=0, le=1, description="peak learning rate")
-    weight_decay: float = Field(0.01, ge=0, description="on matrices only; norms and biases are spared")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's averages")
-    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    lr: float = Field(default=1e-4, gt=0, le=1, description="peak learning rate")
+    weight_decay: float = Field(default=0.01, ge=0, description="on matrices only; norms and biases are spared")
+    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="Adam's averages")
+    clip: float = Field(default=1.0, gt=0, description="largest gradient norm")
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    epochs: float = Field(3.0, gt=0, description="passes over the rows")
-    steps: int | None = Field(None, ge=1, description="optimiser steps; replaces epochs")
-    batch_size: int = Field(32, ge=1, description="rows per optimiser step")
-    micro_batch_tokens: int = Field(8192, ge=1, description="padded tokens in one forward pass; changes memory, not the result")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    epochs: float = Field(default=3.0, gt=0, description="passes over the rows")
+    steps: int | None = Field(default=None, ge=1, description="optimiser steps; replaces epochs")
+    batch_size: int = Field(default=32, ge=1, description="rows per optimiser step")
+    micro_batch_tokens: int = Field(
+        default=8192, ge=1, description="padded tokens in one forward pass; changes memory, not the result"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it"
+        default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it"
     )
 
     @model_validator(mode="after")
@@ -141,10 +143,11 @@ def fit(
         means = {name: value / tokens for name, value in sums.items()}
         epoch = (step + 1) * optim.batch_size / len(store)
         if not math.isfinite(means["loss"]) or not math.isfinite(norm):
+            what = "gradient" if math.isfinite(means["loss"]) else "loss"
             kept = checkpoints.latest_step()
             raise UserError(
-                f"{work.name}: the {'gradient' if math.isfinite(means['loss']) else 'loss'} is not finite at step {step + 1} of "
-                f"{total} (epoch {epoch:.2f}, lr {lr:.3g}, data rows {rows[:4]}…); "
+                f"{work.name}: the {what} is not finite at step {step + 1} of {total} "
+                f"(epoch {epoch:.2f}, lr {lr:.3g}, data rows {rows[:4]}…); "
                 f"{f'the checkpoint of step {kept} is kept' if kept else 'no checkpoint was due yet'}; "
                 "lower optim.lr, add optim.warmup, or look at those rows"
             )

@@ -34,11 +34,13 @@ class Prompts(Settings):
     """How rows become tokens; the same in training, calibration and evaluation."""
 
     format: Literal["chat", "alpaca", "alpaca_es"] = Field(
-        "chat", description="the tokenizer's chat template, or a plain template"
+        default="chat", description="the tokenizer's chat template, or a plain template"
     )
-    system: str | None = Field(None, description="system message, where the chat template has one")
-    max_tokens: int = Field(512, ge=8, description="longest prompt + response, in tokens; longer rows are left out and counted")
-    max_prompt_tokens: int = Field(256, ge=4, description="longest prompt, in tokens; the context is shortened to fit")
+    system: str | None = Field(default=None, description="system message, where the chat template has one")
+    max_tokens: int = Field(
+        default=512, ge=8, description="longest prompt + response, in tokens; longer rows are left out and counted"
+    )
+    max_prompt_tokens: int = Field(default=256, ge=4, description="longest prompt, in tokens; the context is shortened to fit")
 
     @model_validator(mode="after")
     def _leave_room(self) -> "Prompts":

@@ -13,8 +13,8 @@ from potstill.core.progress import MetricsLog, Progress
 class CheckpointRules(Settings):
     """When training state is saved; has no influence on the result."""
 
-    every_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints")
-    every_steps: int | None = Field(None, ge=1, description="also every so many optimiser steps")
+    every_minutes: float = Field(default=10.0, gt=0, description="minutes between checkpoints")
+    every_steps: int | None = Field(default=None, ge=1, description="also every so many optimiser steps")
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Work:
     folder: Path
     name: str
     progress: Progress = field(default_factory=lambda: Progress("quiet"))
-    checkpoint: CheckpointRules = CheckpointRules()
+    checkpoint: CheckpointRules = field(default_factory=CheckpointRules)
     sinks: tuple[str, ...] = ()
     stop_requested: Callable[[], bool] = lambda: False
 

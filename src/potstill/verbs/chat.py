@@ -81,5 +81,3 @@ def _talks_in_turns(artifact: Artifact) -> bool:
     """Whether the model was trained on more than single questions."""
     data = artifact.stage.get("data") or {}
     return bool(data.get("messages"))
-
-

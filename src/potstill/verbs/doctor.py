@@ -29,13 +29,22 @@ def findings() -> list[dict[str, Any]]:
             add(name, False, "missing", f"pip install {name}")
     add("cores", True, f"{psutil.cpu_count()} ({torch.get_num_threads()} threads used)")
     memory = psutil.virtual_memory()
-    add("memory", memory.available > 4e9, f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free", "quickstart needs 4 GB")
+    add(
+        "memory",
+        memory.available > 4e9,
+        f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
+        "quickstart needs 4 GB",
+    )
     disk = shutil.disk_usage(Path.cwd())
     add("disk here", disk.free > 1e9, f"{disk.free / 1e9:.1f} GB free", "quickstart needs 1 GB")
     add("folder", os.access(Path.cwd(), os.W_OK), f"{Path.cwd()}", "choose a folder you may write to, or --out")
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        add("GPU", True, f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, bf16 {torch.cuda.is_bf16_supported()}")
+        add(
+            "GPU",
+            True,
+            f"{torch.cuda.get_device_name()}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free",
+        )
     else:
         add("GPU", None, "none: small models train on the CPU; the recipes under paper/ want one")
     try:
@@ -49,9 +58,19 @@ def findings() -> list[dict[str, Any]]:
         add("hub cache", False, "huggingface_hub is missing", "pip install huggingface_hub")
     for module, purpose, extra in (("tensorboard", "log = ['tensorboard']", "tensorboard"),):
         there = importlib.util.find_spec(module) is not None
-        add(module, True if there else None, "there" if there else f"missing, only for {purpose}", f"pip install 'potstill[{extra}]'")
+        add(
+            module,
+            True if there else None,
+            "there" if there else f"missing, only for {purpose}",
+            f"pip install 'potstill[{extra}]'",
+        )
     runtime = shutil.which("llama-cli") or shutil.which("llama-server")
-    add("llama.cpp", True if runtime else None, runtime or "not on PATH, only for running GGUF exports", "https://github.com/ggml-org/llama.cpp")
+    add(
+        "llama.cpp",
+        True if runtime else None,
+        runtime or "not on PATH, only for running GGUF exports",
+        "https://github.com/ggml-org/llama.cpp",
+    )
     return rows
 
 

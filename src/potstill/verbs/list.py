@@ -86,7 +86,9 @@ def _type(annotation: Any) -> str:
 
 def _bounds(metadata: list[Any]) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [f"{sign} {getattr(m, key):g}" for m in metadata for key, sign in signs.items() if getattr(m, key, None) is not None]
+    found = [
+        f"{sign} {getattr(m, key):g}" for m in metadata for key, sign in signs.items() if getattr(m, key, None) is not None
+    ]
     return f" ({', '.join(found)})" if found else ""
 
 
@@ -103,7 +105,9 @@ def print_components(found: dict[str, dict[str, Any]]) -> None:
             for field in described["fields"]:
                 default = "needed" if field["required"] else f"= {_toml(field['default'])}"
                 told = f"  {field['description']}" if field["description"] else ""
-                console.print(f"    {field['name']:<28} [dim]{escape(field['type'])}[/]  {escape(default)}[dim]{escape(told)}[/]")
+                console.print(
+                    f"    {field['name']:<28} [dim]{escape(field['type'])}[/]  {escape(default)}[dim]{escape(told)}[/]"
+                )
         console.print()
 
 

@@ -108,7 +108,9 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
             row["note"] = "rows unknown: the data cannot be read here"
             return row
         steps = stage.optim.total_steps(amount.rows)
-        rows = min(steps * stage.optim.batch_size, round(amount.rows * stage.optim.epochs) if stage.optim.steps is None else 10**12)
+        rows = min(
+            steps * stage.optim.batch_size, round(amount.rows * stage.optim.epochs) if stage.optim.steps is None else 10**12
+        )
         tokens, learned = rows * amount.tokens, rows * (amount.response if not isinstance(stage, Pretrain) else amount.tokens)
         flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
         if teacher is not None:
