@@ -1,5 +1,6 @@
 """What a recipe would cost, before anything heavy is loaded: parameters, tokens, FLOPs and memory, all rough."""
 
+import sys
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -143,8 +144,8 @@ def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
     table.add_column("stage", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("state", no_wrap=True)
-    for column in ("parameters", "steps", "tokens", "of them learned", "FLOP", "memory", "writes"):
-        table.add_column(column, justify="right")
+    for column in ("parameters", "steps", "tokens", "learned", "FLOP", "memory", "writes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             row["stage"],
@@ -155,7 +156,7 @@ def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
             _bytes(row["memory_bytes"]),
             _bytes(row["output_bytes"]),
         )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     todo = [row for row in rows if row["state"] == "to do"]
     known = sum(row["flops"] or 0 for row in todo)
