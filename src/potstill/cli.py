@@ -225,8 +225,11 @@ def _show_report(folder: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from potstill.report.table import print_table
+    from potstill.runner import artifacts_of
 
     print_table(found, Console(width=None if sys.stdout.isatty() else 110))
     click.echo(f"\nreport  {folder / 'report.html'}")
-    for name in sorted(path.name for path in (folder / "artifacts").glob("*/model*.gguf")):
-        click.echo(f"export  {next((folder / 'artifacts').glob(f'*/{name}'))}")
+    for artifact in artifacts_of(folder).values():
+        for name in artifact.summary.get("files", {}) if artifact.kind == "export" else ():
+            if name.endswith((".safetensors", ".gguf")):
+                click.echo(f"export  {artifact.folder / name}")

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.artifact import MANIFEST, Artifact, disk_errors, fingerprint, read_json, run_lock, write_json, write_text
+from potstill.core.component import Component
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Progress, clock
 from potstill.edges.models import content_id
 from potstill.recipe import Recipe
 from potstill.sources import Source
-from potstill.stages.base import Context, Stage
+from potstill.stages.base import Context, Stage, walk
 from potstill.train.work import Work
 
 PACKAGES = (
@@ -119,7 +120,8 @@ class Fingerprints:
                 models[place] = content_id(str(ref), self._hashes)
             elif ref.scheme == "path":
                 models[place] = Artifact.load(Path(ref.target).expanduser()).fingerprint
-        return fingerprint([spec, stage.version, models, parents])
+        versions = {place: value.version for place, value in walk(stage) if isinstance(value, Component)}
+        return fingerprint([spec, versions, models, parents])
 
     def save(self) -> None:
         """Remember what was hashed, if anything new was."""

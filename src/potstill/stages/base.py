@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from pydantic import Field, GetCoreSchemaHandler, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from potstill.core.artifact import Artifact, Makes
-from potstill.core.component import Component
+from potstill.core.component import Component, Settings
 from potstill.sources import Source
 from potstill.train.prompts import Prompts
 from potstill.train.work import Work
@@ -119,7 +119,7 @@ class Stage(Component):
 
     def references(self) -> list[tuple[str, StageRef]]:
         """Every reference in the stage's fields, with its place."""
-        return list(_references(self, ""))
+        return [(place, value) for place, value in walk(self) if isinstance(value, StageRef)]
 
     def sources(self) -> list[Source]:
         """The data it reads."""
@@ -134,15 +134,15 @@ class Stage(Component):
 RESERVED = {"name", "description", "seeds", "log", "data", "prompts", "checkpoint", "stage"}
 
 
-def _references(value: Any, place: str):
-    if isinstance(value, StageRef):
-        yield place, value
-    elif isinstance(value, Component) or hasattr(type(value), "model_fields"):
+def walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value inside a stage's fields with its place, the stage itself first."""
+    yield place, value
+    if isinstance(value, Settings):
         for name in type(value).model_fields:
-            yield from _references(getattr(value, name), f"{place}.{name}" if place else name)
+            yield from walk(getattr(value, name), f"{place}.{name}" if place else name)
     elif isinstance(value, tuple | list):
         for i, item in enumerate(value):
-            yield from _references(item, f"{place}[{i}]")
+            yield from walk(item, f"{place}[{i}]")
 
 
 class DataStage(Stage):
