@@ -1,5 +1,7 @@
 """From one TOML file to checked stages, with all its mistakes reported at once."""
 
+import copy
+import re
 import tomllib
 import types
 import typing
@@ -40,8 +42,8 @@ class Header(Settings):
     @field_validator("seeds")
     @classmethod
     def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("must be different whole numbers, none negative")
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+            raise ValueError("must be different whole numbers from 0 to 2147483647")
         return seeds
 
 
@@ -71,7 +73,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
     except FileNotFoundError:
         near = suggest(path.name, [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else [])
         raise UserError(f"{path}: no such file{near}") from None
@@ -80,12 +82,15 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not TOML: {error}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return parse_recipe(table, str(path), overrides)
 
 
 def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
     """Check a recipe given as a table; see `load_recipe`."""
+    table = copy.deepcopy(table)  # an override must not reach into what the caller holds
     for override in overrides:
         _apply(table, override)
     problems: list[Problem] = []
@@ -98,11 +103,12 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
     stages: list[Stage | None] = []
     raw_stages = table.get("stage", [])
     if not isinstance(raw_stages, list) or not raw_stages:
-        problems.append(Problem("stage", "a recipe needs at least one [[stage]]"))
+        rule = "write [[stage]], in two pairs of brackets" if raw_stages else "a recipe needs at least one [[stage]]"
+        problems.append(Problem("stage", rule))
         raw_stages = []
-    shared_broken = {str(p.place).split(".")[0] for p in problems}
+    told = {problem.place for problem in problems}
     for i, raw in enumerate(raw_stages):
-        stages.append(_stage(raw, i, table, shared_broken, problems))
+        stages.append(_stage(raw, i, table, told, problems))
     names = [raw.get("name") if isinstance(raw, dict) else None for raw in raw_stages]
     for i, name in enumerate(names):
         if name is not None and names.index(name) < i:
@@ -114,7 +120,7 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
             Problem("seeds", "no stage has per_seed = true, so more than one seed changes nothing", str(list(header.seeds)))
         )
     if problems:
-        raise RecipeError(Path(source).name, problems)
+        raise RecipeError(Path(source).name, sorted(problems, key=_stage_number))
     assert header is not None
     return Recipe(header, tuple(stage for stage in stages if stage), source, table)
 
@@ -149,13 +155,18 @@ def _apply(table: dict[str, Any], override: str) -> None:
     target[keys[-1]] = value
 
 
-def _stage(raw: Any, i: int, table: dict[str, Any], broken: set[str], problems: list[Problem]) -> Stage | None:
+def _stage_number(problem: Problem) -> int:
+    found = re.match(r"stage\[(\d+)\]", problem.place)
+    return int(found[1]) if found else -1
+
+
+def _stage(raw: Any, i: int, table: dict[str, Any], told: set[str], problems: list[Problem]) -> Stage | None:
     place = f"stage[{i}]"
     if not isinstance(raw, dict):
         problems.append(Problem(place, "must be a table: write [[stage]]", repr(raw)))
         return None
     kind = raw.get("kind")
-    if kind not in Stage.kinds:
+    if not isinstance(kind, str) or kind not in Stage.kinds:
         known = ", ".join(sorted(Stage.kinds))
         if kind is None:
             problems.append(Problem(f"{place}.kind", f"is needed: one of {known}"))
@@ -166,22 +177,22 @@ def _stage(raw: Any, i: int, table: dict[str, Any], broken: set[str], problems: 
         return None
     cls = Stage.kinds[kind]
     fields = {key: value for key, value in raw.items() if key != "kind"}
-    if "name" not in fields:
+    if fields.get("name", "") == "":
         problems.append(Problem(f"{place}.name", "is needed: later stages refer to it"))
-    inherited = set()
     if issubclass(cls, DataStage):
         for key in ("data", "prompts"):
             shared = table.get(key)
             own = fields.get(key)
+            if key == "data" and isinstance(shared, str):
+                shared = {"kind": shared}
             if own is None and shared is not None:
                 fields[key] = shared
-                inherited.add(key)
             elif isinstance(own, dict) and isinstance(shared, dict) and (key == "prompts" or "kind" not in own):
                 fields[key] = {**shared, **own}
     try:
         return typing.cast(Stage, cls.model_validate(fields))
     except ValidationError as error:
-        details = [e for e in error.errors() if not (e["loc"] and e["loc"][0] in inherited and e["loc"][0] in broken)]
+        details = [e for e in error.errors() if not _told_already(e, raw, told)]
         missing_data = [e for e in details if e["type"] == "missing" and e["loc"] == ("data",)]
         problems += [
             Problem(f"{place}.data", "is needed: rows for this stage, here or once as the recipe's own `data`")
@@ -189,6 +200,18 @@ def _stage(raw: Any, i: int, table: dict[str, Any], broken: set[str], problems: 
         ]
         problems += _problems([e for e in details if e not in missing_data], cls, fields, place)
         return None
+
+
+def _told_already(error: ErrorDetails, raw: dict[str, Any], told: set[str]) -> bool:
+    """Whether it is the shared `data` or `prompts` that is wrong, and the recipe's own fields have said so."""
+    if error["loc"][:1] not in (("data",), ("prompts",)) or _place("", error["loc"]) not in told:
+        return False
+    own: Any = raw
+    for part in error["loc"]:
+        if not isinstance(own, dict) or part not in own:
+            return True
+        own = own[part]
+    return isinstance(own, dict) and "kind" not in own
 
 
 def _place(prefix: str, loc: tuple[int | str, ...]) -> str:
@@ -200,6 +223,9 @@ def _place(prefix: str, loc: tuple[int | str, ...]) -> str:
 
 def _problems(errors: list[ErrorDetails], model: Any, raw: Any, prefix: str) -> list[Problem]:
     """Pydantic's errors in our words."""
+    inner = {e["loc"][:-1] for e in errors if e["loc"]}
+    # a list whose item is wrong is also counted as too short
+    errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in inner)]
     return [Problem(_place(prefix, e["loc"]) or prefix or "recipe", _rule(e, model, raw), _shown(e)) for e in errors]
 
 
@@ -232,7 +258,7 @@ def _rule(error: ErrorDetails, model: Any, raw: Any) -> str:
             bound = context[
                 {"less_than": "lt", "less_than_equal": "le", "greater_than": "gt", "greater_than_equal": "ge"}[kind]
             ]
-            return f"must be {words[kind]} {bound:g}"
+            return f"must be {words[kind]} {bound if isinstance(bound, int) else f'{bound:g}'}"
         case "int_parsing" | "int_type" | "int_from_float":
             return "must be a whole number"
         case "float_parsing" | "float_type":
@@ -247,6 +273,14 @@ def _rule(error: ErrorDetails, model: Any, raw: Any) -> str:
             return "must be a list: [ … ]"
         case "too_short":
             return f"needs at least {context.get('min_length', 1)}"
+        case "too_long":
+            return f"holds at most {context['max_length']}"
+        case "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"must be at most {context['max_length']} characters"
+        case "string_pattern_mismatch":
+            return f"must match {context['pattern']}"
         case "literal_error":
             options = [option.strip().strip("'") for option in str(context["expected"]).replace(" or ", ",").split(",")]
             return f"must be one of {', '.join(options)}{suggest(str(error.get('input')), options)}"
@@ -293,6 +327,7 @@ def _settings_in(annotation: Any) -> Iterator[Any]:
 
 
 def _reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterator[Problem]:
+    needs = {stage.name: [ref.target for _, ref in stage.references() if ref.scheme == "stage"] for stage in stages if stage}
     for i, stage in enumerate(stages):
         for field, ref in stage.references() if stage else []:
             if ref.scheme != "stage":
@@ -302,16 +337,32 @@ def _reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterato
             if ref.target in earlier:
                 made = stages[earlier.index(ref.target)]
                 if made is not None and made.makes not in ref.accepts:
-                    article = "an" if made.makes[0] in "aeiou" else "a"
-                    yield Problem(
-                        place, f"'{ref.target}' makes {article} {made.makes}, and this needs a {ref.accepts[0]}", shown
-                    )
+                    rule = f"'{ref.target}' makes {_a(made.makes)}, and this needs {_a(ref.accepts[0])}"
+                    yield Problem(place, rule, shown)
             elif ref.target == names[i]:
                 yield Problem(place, "refers to its own stage; a stage can only use earlier ones", shown)
+            elif names[i] in _needed_by(ref.target, needs):
+                yield Problem(place, f"'{ref.target}' in turn needs '{names[i]}'; stages cannot need each other", shown)
             elif ref.target in names:
                 yield Problem(place, f"'{ref.target}' comes later; move it before this stage", shown)
             else:
-                yield Problem(place, f"no earlier stage of that name{suggest(ref.target, [n for n in earlier if n])}", shown)
+                yield Problem(place, f"no earlier stage of that name{suggest(ref.target, [n for n in earlier if isinstance(n, str)])}", shown)
+
+
+def _needed_by(name: str, needs: dict[str, list[str]]) -> set[str]:
+    """Every stage that the named one refers to, directly or through others."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        for target in needs.get(waiting.pop(), []):
+            if target not in found:
+                found.add(target)
+                waiting.append(target)
+    return found
+
+
+def _a(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _path_problems(header: Header | None, stages: list[Stage | None]) -> Iterator[Problem]:

@@ -71,13 +71,13 @@ class Component(Settings):
             value = {"kind": value}
         if not isinstance(value, dict):
             raise PydanticCustomError(
-                "table", "must be a table such as {{ kind = '{kind}' }}", {"kind": next(iter(cls.kinds), "…")}
+                "table", "must be a table with a kind, or the kind alone: one of {known}", {"known": ", ".join(sorted(cls.kinds))}
             )
         fields = dict(value)
         kind = fields.pop("kind", None)
         if kind is None:
             raise PydanticCustomError("no_kind", "needs a kind: one of {known}", {"known": ", ".join(sorted(cls.kinds))})
-        if kind not in cls.kinds:
+        if not isinstance(kind, str) or kind not in cls.kinds:
             raise PydanticCustomError(
                 "unknown_kind",
                 "no {role} of kind '{kind}'{hint} (known: {known})",
