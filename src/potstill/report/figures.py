@@ -72,14 +72,15 @@ def learning_curves(report: Report) -> str:
     """Loss and validation scores by epoch, thin per seed and thick their mean; the teacher as a dashed line (figure 3)."""
     curves = [curve for curve in report["curves"] if curve.get("points")]
     primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
+    drawn = [curve for curve in curves if curve.get("role") != "teacher"] or curves
     titles = {f"validation_{m['name']}": f"{_short(m['title'])} on the validation rows" for m in report["metrics"]}
     names = ["loss", f"validation_{primary['name']}", "validation_rouge_l", "validation_nll"]
-    panels = [name for name in dict.fromkeys(names) if any(_points(curve, name) for curve in curves)]
+    panels = [name for name in dict.fromkeys(names) if any(_points(curve, name) for curve in drawn)]
     if not panels:
         return ""
     with _figure(_WIDTH, 3.0, 1, len(panels)) as (figure, axes):
         for axis, name in zip(axes, panels, strict=True):
-            for model in dict.fromkeys(curve["name"] for curve in curves):
+            for model in dict.fromkeys(curve["name"] for curve in drawn):
                 own = [curve for curve in curves if curve["name"] == model]
                 ink = colour(own[0].get("role", "other"))
                 lines = [points for curve in own if (points := _points(curve, name))]
@@ -189,9 +190,11 @@ def _mean_curve(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[fl
 
 def _teacher(report: Report, curves: Sequence[Mapping[str, Any]], name: str) -> tuple[float, str] | None:
     """The teacher's height: on the validation rows if it was trained here, else on the test rows, and told so."""
-    own = [points[-1][1] for curve in curves if curve.get("role") == "teacher" and (points := _points(curve, name))]
-    if own or name == "loss":
-        return None  # its own curve is drawn; and a teacher's loss is not the student's
+    if name == "loss" or all(curve.get("role") == "teacher" for curve in curves):
+        return None  # a teacher's loss is not the student's; and alone, its own curve is drawn
+    for curve in curves:
+        if curve.get("role") == "teacher" and (points := _points(curve, name)):
+            return points[-1][1], f"{_short(curve['name'])}, trained"
     for row in report["rows"]:
         found = row["metrics"].get(name.removeprefix("validation_"))
         if row["role"] == "teacher" and found and found["value"] is not None:

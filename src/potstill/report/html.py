@@ -1,7 +1,7 @@
 """`report.html`: one file, no scripts, no network; every word that a model or a data set wrote is escaped."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.report import figures
@@ -32,10 +32,12 @@ def render_html(report: Mapping[str, Any]) -> str:
     )
     environment.filters.update(visible=visible, count=count, size=size, duration=duration)
     environment.globals["visible_folded"] = lambda text: folded(visible(text))
+    pictured = set(_first_seeds(report["quantization"]))
     quantized = [
         {
             "about": quantized,
-            "figure": Markup(figures.layer_errors(quantized, f"layers{i}")),
+            # one picture per stage: its other seeds look the same, and rounding alone has nothing to be compared with
+            "figure": Markup(figures.layer_errors(quantized, f"layers{i}")) if i in pictured else "",
             "mean": _mean_errors(quantized.get("layers") or ()),
         }
         for i, quantized in enumerate(report["quantization"])
@@ -167,6 +169,16 @@ def _previews(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return previews
+
+
+def _first_seeds(quantization: Sequence[Mapping[str, Any]]) -> Iterator[int]:
+    """Indices of the first seed of each stage that solved by GPTQ."""
+    seen = set()
+    for i, quantized in enumerate(quantization):
+        stage = str(quantized.get("stage", "")).partition("@")[0]
+        if stage not in seen and any(layer.get("gptq_error") is not None for layer in quantized.get("layers") or ()):
+            seen.add(stage)
+            yield i
 
 
 def _mean_errors(layers: Sequence[Mapping[str, Any]]) -> tuple[float, float] | None:
