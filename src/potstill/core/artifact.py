@@ -67,10 +67,11 @@ def disk_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename or doing
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{doing}: no space left on the disk of {where}; free some, {again}") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            where = f" of {error.filename}" if error.filename else ""
+            raise UserError(f"{doing}: no space left on the disk{where}; free some, {again}") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            where = error.filename or "its files"
             raise UserError(f"{doing}: cannot write {where} ({error.strerror}); choose another folder with --out") from error
         raise
     except Exception as error:  # safetensors and tokenizers report the same as text

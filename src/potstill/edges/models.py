@@ -39,14 +39,18 @@ def device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _refuse_remote_code(where: str, error: Exception) -> None:
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        raise UserError(f"{where}: needs its own Python code, which potstill never runs; choose another model") from error
+
+
 @contextmanager
 def _hub_errors(name: str):
     try:
         yield
     except (OSError, ValueError) as error:
+        _refuse_remote_code(f"hf:{name}", error)
         text = str(error)
-        if isinstance(error, ValueError) and "trust_remote_code" in text:
-            raise UserError(f"hf:{name}: needs its own Python code, which potstill never runs; choose another model") from error
         raise UserError(
             f"hf:{name}: cannot be loaded from the hub ({type(error).__name__}: {text.splitlines()[0][:160]}); "
             "without a network, download it elsewhere with 'hf download " + name + " --local-dir DIR' and write 'path:DIR'"
@@ -80,6 +84,7 @@ def config_of(where: str, offline_shape: bool = False) -> Any:
         try:
             config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         except (ValueError, OSError) as error:
+            _refuse_remote_code(where, error)
             raise UserError(f"{where}: config.json cannot be read ({str(error).splitlines()[0][:160]})") from error
     else:
         name, revision = _hub(where)
@@ -101,7 +106,10 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if 8 + length > size:
             raise UserError(f"{path}: truncated in its header ({size:,} bytes); copy or download it again")
-        header = json.loads(file.read(length))
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise UserError(f"{path}: not a safetensors file (its header is no JSON); copy or download it again") from None
     header.pop("__metadata__", None)
     expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
@@ -117,7 +125,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{index}: not an index of weight files; copy or download it again") from None
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             lost = f"{missing[0]} is missing ({len(missing)} of {len(names)} weight files)"
@@ -173,6 +184,7 @@ def load_model(where: str, dtype: Any = None) -> Model:
         "use_safetensors": True,
         "trust_remote_code": False,
         "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # so that we can name them
     }
     if folder is None:
         name, revision = _hub(where)
@@ -186,9 +198,13 @@ def load_model(where: str, dtype: Any = None) -> Model:
             raise
         except Exception as error:
             raise UserError(f"{where}: the weights do not fit config.json ({str(error).splitlines()[0][:160]})") from error
+    for name, stored, expected in sorted(info["mismatched_keys"]):
+        shapes = f"'{name}' is {tuple(stored)}, config.json asks for {tuple(expected)}"
+        raise UserError(f"{where}: the weights do not fit config.json: {shapes}; take both from one model")
     missing = sorted(info["missing_keys"])
     if missing:
-        raise UserError(f"{where}: {len(missing)} weights are missing, the first is '{missing[0]}'; the folder is not complete")
+        lost = "1 weight is missing:" if len(missing) == 1 else f"{len(missing)} weights are missing, the first is"
+        raise UserError(f"{where}: {lost} '{missing[0]}'; the folder is not complete")
     return model.to(device()).eval()
 
 
