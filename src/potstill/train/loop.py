@@ -100,7 +100,7 @@ def fit(
         Interrupted: asked to stop; a checkpoint was written.
     """
     total = optim.total_steps(len(store))
-    last_row = None if optim.steps is not None else round(len(store) * optim.epochs)
+    last_row = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
     order = Order(len(store), optim.batch_size, seed)
     optimizer = optimizer_for(model, optim)
     checkpoints = Checkpoints(work, model, optimizer)
@@ -115,7 +115,7 @@ def fit(
     def report_validation(step: int) -> None:
         if step in when and validate is not None:
             model.eval()
-            work.metrics.write(step, epoch=step * optim.batch_size / len(store), **validate())
+            work.metrics.write(step, epoch=state["rows"] / len(store), **validate())
             model.train()
 
     if start == 0:
@@ -141,7 +141,7 @@ def fit(
             seen += batch.real_tokens
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip))
         means = {name: value / tokens for name, value in sums.items()}
-        epoch = (step + 1) * optim.batch_size / len(store)
+        epoch = (state["rows"] + len(rows)) / len(store)
         if not math.isfinite(means["loss"]) or not math.isfinite(norm):
             what = "gradient" if math.isfinite(means["loss"]) else "loss"
             kept = checkpoints.latest_step()
@@ -172,6 +172,6 @@ def fit(
         "response_tokens": state["response_tokens"],
         "real_tokens": state["real_tokens"],
         "padding_share": 1 - state["real_tokens"] / padded if padded else 0.0,
-        "epochs": total * optim.batch_size / len(store) if optim.steps else optim.epochs,
+        "epochs": state["rows"] / len(store),
         "training_seconds": time.monotonic() - begun,
     }

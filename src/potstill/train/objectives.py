@@ -27,10 +27,11 @@ class Objective(Protocol):
 
 
 def response_logits(model: Any, batch: Batch, vocab: int | None = None) -> Tensor:
-    """float32 logits at response positions only, [N, V]; prompts never reach the head."""
+    """Logits at response positions only, [N, V], in float32 at least; prompts never reach the head."""
     body, head = body_and_head(model)
     hidden_BTD = body(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    return head(hidden_BTD[batch.row_N, batch.time_N])[:, :vocab].float()
+    logits_NV = head(hidden_BTD[batch.row_N, batch.time_N])[:, :vocab]
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
 
 class CrossEntropy:
@@ -49,7 +50,8 @@ class Distillation:
         divergence: D, unreduced.
         ratio: r, 0 … 1; the paper uses 0.5.
         temperature: T > 0; T² keeps the gradient's scale.
-        vocab: leading token ids that both tokenizers share; padded logits beyond are cut off on both sides.
+        vocab: leading token ids that both tokenizers share; the divergence sees no padded logits beyond. The
+            cross-entropy does, as in SFT, so that r = 0 is SFT exactly.
     """
 
     def __init__(self, teacher: Any, divergence: Divergence, ratio: float, temperature: float, vocab: int) -> None:
@@ -58,8 +60,9 @@ class Distillation:
     def __call__(self, model: Any, batch: Batch) -> Loss:
         with torch.no_grad():
             logp_NV = F.log_softmax(response_logits(self.teacher, batch, self.vocab) / self.temperature, dim=-1)
-        logits_NV = response_logits(model, batch, self.vocab)
+        logits_NV = response_logits(model, batch)
         ce = F.cross_entropy(logits_NV, batch.target_N, reduction="sum")
-        divergence = self.divergence(logp_NV, F.log_softmax(logits_NV / self.temperature, dim=-1)).sum()
+        logq_NV = F.log_softmax(logits_NV[:, : self.vocab] / self.temperature, dim=-1)
+        divergence = self.divergence(logp_NV, logq_NV).sum()
         total = (1 - self.ratio) * ce + self.ratio * self.temperature**2 * divergence
         return Loss(total, {"ce": ce.detach(), "divergence": divergence.detach()})

@@ -1,5 +1,6 @@
 """A row as a model sees it: prompt tokens, response tokens, and where a turn ends."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,9 +118,9 @@ class Renderer:
             return self._chat([*messages, {"role": "user", "content": asked}], generate=True)
         bare, with_context = PLAIN[self.prompts.format]
         earlier = "".join(f"{turn.content}\n\n" for turn in example.history)
-        # plain replacement: a row's own braces must stay as they are
-        text = with_context.replace("{context}", context) if context else bare
-        return earlier + text.replace("{instruction}", example.instruction)
+        # one pass and no str.format: a row's own braces, even "{instruction}", must stay as they are
+        fields = {"{instruction}": example.instruction, "{context}": context}
+        return earlier + re.sub(r"\{instruction\}|\{context\}", lambda m: fields[m[0]], with_context if context else bare)
 
     def prompt(self, example: Example) -> Prompt:
         """The prompt's tokens; when too long, the context gives up its end, never the instruction."""

@@ -1,0 +1,327 @@
+"""What a step minimises does not depend on how it is cut, and SFT and distillation see the same rows."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import chat_tokenizer, rows, tiny_model
+from torch import Tensor
+
+from potstill.core.types import Example
+from potstill.divergences.forward_kl import ForwardKL
+from potstill.divergences.reverse_kl import ReverseKL
+from potstill.train.batches import Batch, Order, micro_batches
+from potstill.train.loop import Optim, fit, optimizer_for
+from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
+from potstill.train.prompts import Prompts, Renderer
+from potstill.train.store import Counts, TokenStore, instruction_pairs
+from potstill.train.work import Work
+
+PADDED = 9  # rows of the embedding that no token uses
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return chat_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def store(tokenizer: Any, tmp_path_factory: Any) -> TokenStore:
+    examples = [Example(str(i), row["instruction"], row["response"], row["context"]) for i, row in enumerate(rows(21))]
+    pairs, counts = instruction_pairs(examples, Renderer(tokenizer, Prompts()), Counts()), Counts()
+    return TokenStore.write(tmp_path_factory.mktemp("store"), pairs, counts, "here")
+
+
+def model_of(tokenizer: Any, seed: int = 0, **more: Any) -> Any:
+    return tiny_model("qwen2", len(tokenizer) + PADDED, seed=seed, **more)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def trained(model: Any, store: TokenStore, objective: Objective, folder: Path, **optim: Any) -> tuple[dict[str, Tensor], Any]:
+    """Final weights and the figures of each step."""
+    settings = Optim(**({"lr": 1e-2, "epochs": 2, "batch_size": 8, "precision": "fp32"} | optim))
+    fit(model, store, objective, settings, Work(folder, "here"), seed=5)
+    return {name: p.detach().clone() for name, p in model.named_parameters()}, lines(folder)
+
+
+def indifferent_to_cutting(store: TokenStore, tokenizer: Any, objective: Objective, folder: Path) -> bool:
+    runs = [
+        trained(model_of(tokenizer).double(), store, objective, folder / str(size), micro_batch_tokens=size)
+        for size in (1, 150, 10_000)
+    ]
+    (weights, figures), *others = runs
+    same = True
+    for other_weights, other_figures in others:
+        same &= all(torch.allclose(weights[name], other_weights[name], rtol=1e-7, atol=1e-9) for name in weights)
+        for a, b in zip(figures, other_figures, strict=True):
+            same &= math.isclose(a["loss"], b["loss"], rel_tol=1e-9)
+            same &= math.isclose(a["grad_norm"], b["grad_norm"], rel_tol=1e-9)
+    return same
+
+
+@pytest.mark.parametrize("name", ["sft", "kd"])
+def test_micro_batches_change_memory_and_not_the_result(name: str, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    teacher = model_of(tokenizer, seed=9, width=64).double()
+    objective = CrossEntropy() if name == "sft" else Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))
+    assert indifferent_to_cutting(store, tokenizer, objective, tmp_path)
+
+
+def test_the_law_rejects_means_of_micro_batches(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    class MeanOfMeans(CrossEntropy):
+        def __call__(self, model: Any, batch: Batch) -> Loss:
+            return Loss(super().__call__(model, batch).total / len(batch.target_N))
+
+    assert not indifferent_to_cutting(store, tokenizer, MeanOfMeans(), tmp_path)
+
+
+def test_a_step_is_divided_by_its_response_tokens(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """The first step's figures, from transformers' logits and one softmax."""
+    model = model_of(tokenizer).double()
+    chosen = Order(len(store), 8, 5).step(0)
+    losses = []
+    for row in chosen:
+        prompt, response = (ids.astype("int64").tolist() for ids in store[row])
+        logits_TV = model(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1]
+        losses.append(F.cross_entropy(logits_TV, torch.tensor(response), reduction="none"))
+    mean = torch.cat(losses).mean()
+    mean.backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+    _, figures = trained(model_of(tokenizer).double(), store, CrossEntropy(), tmp_path, steps=1)
+    assert figures[0]["loss"] == pytest.approx(mean.item(), rel=1e-10)
+    assert figures[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-10)
+
+
+def test_distilling_with_ratio_0_is_fine_tuning_bit_for_bit(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    teacher = model_of(tokenizer, seed=9)
+    kd = Distillation(teacher, ForwardKL(), 0.0, 2.0, len(tokenizer))
+    weights, figures = trained(model_of(tokenizer), store, CrossEntropy(), tmp_path / "sft")
+    other, other_figures = trained(model_of(tokenizer), store, kd, tmp_path / "kd")
+    assert all(torch.equal(weights[name], other[name]) for name in weights)
+    assert [a["loss"] for a in figures] == [b["loss"] for b in other_figures]
+
+
+def test_fine_tuning_and_distillation_see_the_same_rows_and_tokens(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    class Seen:
+        def __init__(self, inner: Objective) -> None:
+            self.inner, self.ids = inner, []
+
+        def __call__(self, model: Any, batch: Batch) -> Loss:
+            self.ids.append(batch.ids_BT.clone())
+            return self.inner(model, batch)
+
+    teacher = model_of(tokenizer, seed=9)
+    sft, kd = Seen(CrossEntropy()), Seen(Distillation(teacher, ReverseKL(), 0.9, 1.0, len(tokenizer)))
+    optim, totals = Optim(epochs=1.5, batch_size=8, micro_batch_tokens=200), []
+    for name, objective in (("sft", sft), ("kd", kd)):
+        totals.append(fit(model_of(tokenizer), store, objective, optim, Work(tmp_path / name, name), seed=3))
+    assert all(torch.equal(a, b) for a, b in zip(sft.ids, kd.ids, strict=True))
+    for key in ("steps", "rows", "response_tokens", "real_tokens", "padding_share", "epochs"):
+        assert totals[0][key] == totals[1][key]
+    assert totals[0]["rows"] == round(21 * 1.5)
+    assert totals[0]["epochs"] == pytest.approx(totals[0]["rows"] / 21)
+
+
+def taken(order: Any, steps: int, last: int | None) -> list[int]:
+    return [row for step in range(steps) for row in order.step(step, last)]
+
+
+def once_per_epoch(order: Any, rows: int, steps: int, last: int) -> bool:
+    seen = taken(order, steps, last)
+    whole = all(sorted(seen[n : n + rows]) == list(range(rows)) for n in range(0, last - rows + 1, rows))
+    rest = seen[last - last % rows :]
+    return len(seen) == last and whole and len(set(rest)) == len(rest)
+
+
+@given(
+    rows=st.integers(1, 60),
+    batch=st.integers(1, 40),
+    epochs=st.floats(0.01, 4),
+    seed=st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_every_row_is_seen_once_per_epoch(rows: int, batch: int, epochs: float, seed: int) -> None:
+    last = max(1, round(rows * epochs))
+    steps = Optim(epochs=epochs, batch_size=batch).total_steps(rows)
+    order = Order(rows, batch, seed)
+    assert steps == math.ceil(last / batch)
+    assert once_per_epoch(order, rows, steps, last)
+    assert all(order.step(step, last) for step in range(steps)), "no step is empty"
+    if steps > 1:  # any step can be asked for by itself, which resuming rests on
+        assert Order(rows, batch, seed).step(steps - 1, last) == order.step(steps - 1, last)
+
+
+def test_the_law_rejects_drawing_with_replacement() -> None:
+    class Dice(Order):
+        def _epoch(self, epoch: int) -> Any:
+            return torch.randint(self.rows, (self.rows,), generator=torch.Generator().manual_seed(epoch)).numpy()
+
+    assert not once_per_epoch(Dice(20, 4, 0), 20, 10, 40)
+
+
+def test_orders_differ_by_epoch_and_by_seed() -> None:
+    first, second = taken(Order(50, 50, 1), 2, None)[:50], taken(Order(50, 50, 1), 2, None)[50:]
+    assert first != second
+    assert first != taken(Order(50, 50, 2), 1, None)
+
+
+def test_less_than_a_row_of_epochs_is_still_a_row(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    summary = fit(model_of(tokenizer), store, CrossEntropy(), Optim(epochs=0.001, batch_size=8), Work(tmp_path, "here"), seed=0)
+    assert (summary["steps"], summary["rows"]) == (1, 1)
+
+
+@given(size=st.integers(1, 2000), seed=st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_micro_batches_hold_each_row_once_within_their_bound(size: int, seed: int) -> None:
+    lengths = torch.randint(2, 90, (25,), generator=torch.Generator().manual_seed(seed)).tolist()
+    pairs = [([i] * (length - 1), [i]) for i, length in enumerate(lengths)]
+
+    class Held:
+        length = staticmethod(lengths.__getitem__)
+
+        def __getitem__(self, i: int) -> Any:
+            return pairs[i]
+
+    held: Any = Held()
+    batches = list(micro_batches(held, list(range(25)), size))
+    assert Counter(int(i) for batch in batches for i in batch.target_N) == Counter(range(25))
+    assert all(batch.ids_BT.numel() <= size or len(batch.ids_BT) == 1 for batch in batches)
+
+
+def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
+    optim = Optim(lr=1e-3, warmup=0.1)
+    rates = [optim.lr_at(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([1e-3 * (n + 1) / 11 for n in range(10)])
+    assert rates[10] == max(rates) == 1e-3
+    assert rates[55] == pytest.approx(5e-4)
+    assert all(a > b > 0 for a, b in pairwise(rates[10:]))
+    assert rates[99] == pytest.approx(1e-3 * 0.5 * (1 - math.cos(math.pi / 90)))
+    assert {Optim(lr=1e-3, schedule="constant").lr_at(step, 100) for step in range(100)} == {1e-3}
+    assert Optim(lr=1e-3, warmup=0.5).lr_at(0, 1) > 0
+    assert Optim(lr=1e-3).lr_at(0, 1) == 1e-3
+
+
+def test_the_log_keeps_the_schedule(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    optim = {"lr": 1e-3, "warmup": 0.5, "batch_size": 5}
+    _, figures = trained(model_of(tokenizer), store, CrossEntropy(), tmp_path, **optim)
+    assert [line["lr"] for line in figures] == [Optim(**optim).lr_at(step, 9) for step in range(9)]
+    assert [line["epoch"] for line in figures] == pytest.approx([min(5 * (n + 1), 42) / 21 for n in range(9)])
+
+
+def test_weight_decay_shrinks_matrices_and_spares_vectors(tokenizer: Any) -> None:
+    model = model_of(tokenizer)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = optimizer_for(model, Optim(lr=0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        wanted = before[name] * (1 - 0.1 * 0.5) if parameter.ndim >= 2 else before[name]
+        torch.testing.assert_close(parameter.detach(), wanted)
+    assert {p.ndim for p in model.parameters()} == {1, 2}
+
+
+class Table(torch.nn.Module):
+    """The smallest language model: the next token's logits are looked up by the last one."""
+
+    def __init__(self, logits_VV: list[list[float]]) -> None:
+        super().__init__()
+        self.base_model = Table.Body(logits_VV)
+
+    def get_output_embeddings(self) -> Any:
+        return torch.nn.Identity()
+
+    class Body(torch.nn.Module):
+        def __init__(self, logits_VV: list[list[float]]) -> None:
+            super().__init__()
+            self.logits_VV = torch.nn.Parameter(torch.tensor(logits_VV, dtype=torch.float64))
+
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            from types import SimpleNamespace
+
+            return SimpleNamespace(last_hidden_state=self.logits_VV[input_ids])
+
+
+def logs(*weights: float) -> list[float]:
+    return [math.log(weight) for weight in weights]
+
+
+FLAT = [0.0, 0.0, 0.0]
+TEACHER = [logs(1, 1, 2), FLAT, FLAT]
+STUDENT = [logs(2, 1, 1), logs(1, 2, 1), FLAT]
+# a prompt of one token 0, then the response 1, 2: predicted from 0 and from 1
+BATCH = Batch(torch.tensor([[0, 1, 2]]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1, 2]), 3)
+
+
+def test_the_loss_by_hand_on_three_tokens() -> None:
+    def total(ratio: float, temperature: float, divergence: Any = ForwardKL()) -> float:  # noqa: B008
+        return Distillation(Table(TEACHER), divergence, ratio, temperature, 3)(Table(STUDENT), BATCH).total.item()
+
+    # from 0: p = (1/4, 1/4, 1/2), q = (1/2, 1/4, 1/4), so KL(p‖q) = -1/4·ln 2 + 1/2·ln 2
+    # from 1: p = (1/3, 1/3, 1/3), q = (1/4, 1/2, 1/4), so KL(p‖q) = 2/3·ln(4/3) + 1/3·ln(2/3)
+    forward = 0.25 * math.log(2) + 2 / 3 * math.log(4 / 3) + math.log(2 / 3) / 3
+    assert total(1.0, 1.0) == pytest.approx(forward, rel=1e-12)
+    # cross-entropy: q(1 | 0) = 1/4 and q(2 | 1) = 1/4
+    assert total(0.0, 1.0) == pytest.approx(2 * math.log(4), rel=1e-12)
+    assert total(0.3, 1.0) == pytest.approx(0.7 * 2 * math.log(4) + 0.3 * forward, rel=1e-12)
+    # at T = 2 weights become their roots: from 0, p = (1, 1, √2)/(2+√2), q = (√2, 1, 1)/(2+√2);
+    # from 1, p is flat and q = (1, √2, 1)/(2+√2)
+    root = math.sqrt(2)
+    softened = (root - 1) / (2 + root) * math.log(root) + math.log((2 + root) / 3) - math.log(root) / 3
+    assert total(1.0, 2.0) == pytest.approx(4 * softened, rel=1e-12)
+    # reverse, from 0: 1/2·ln 2 - 1/4·ln 2; from 1: 1/2·ln(3/4) + 1/2·ln(3/2)
+    reverse = 0.25 * math.log(2) + 0.5 * math.log(3 / 4) + 0.5 * math.log(3 / 2)
+    assert total(1.0, 1.0, ReverseKL()) == pytest.approx(reverse, rel=1e-12)
+
+
+def gradient(objective: Objective, batch: Batch = BATCH) -> Tensor:
+    student = Table(STUDENT)
+    objective(student, batch).total.backward()
+    assert student.base_model.logits_VV.grad is not None
+    return student.base_model.logits_VV.grad
+
+
+def keeps_the_gradients_scale(scale: float) -> bool:
+    """Hinton et al., section 2.1: at a high T the gradient tends to (z_q - z_p)/V, logits centred."""
+    temperature = 1e4
+    found = gradient(Distillation(Table(TEACHER), ForwardKL(), 1.0, temperature, 3)) * scale
+    difference = torch.tensor(STUDENT[0], dtype=torch.float64) - torch.tensor(TEACHER[0], dtype=torch.float64)
+    return torch.allclose(found[0], (difference - difference.mean()) / 3, rtol=1e-3, atol=1e-6)
+
+
+def test_the_square_of_the_temperature_keeps_the_gradients_scale() -> None:
+    assert keeps_the_gradients_scale(1.0)
+    assert not keeps_the_gradients_scale(1e-8)  # the loss without T²
+
+
+def test_forward_kl_has_the_gradient_of_the_teachers_cross_entropy() -> None:
+    """The paper's eq. (3), -Σ p·log q, differs from the forward KL by the teacher's entropy alone."""
+    teacher, student = Table(TEACHER), Table(STUDENT)
+    positions = torch.tensor([0, 1])
+    p = torch.softmax(teacher.base_model.logits_VV.detach()[positions], -1)
+    value = -(p * torch.log_softmax(student.base_model.logits_VV[positions], -1)).sum()
+    value.backward()
+    objective = Distillation(teacher, ForwardKL(), 1.0, 1.0, 3)
+    torch.testing.assert_close(gradient(objective), student.base_model.logits_VV.grad)
+    entropy = -(p * p.log()).sum()
+    torch.testing.assert_close(value.detach(), objective(Table(STUDENT), BATCH).total.detach() + entropy)
+
+
+def test_the_divergence_sees_no_padded_logits() -> None:
+    wide = [[*row, 50.0] for row in TEACHER] + [[0.0] * 4]
+    narrow = Distillation(Table(TEACHER), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
+    padded = Distillation(Table(wide), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
+    assert torch.equal(narrow.total, padded.total)
+    moved = replace(BATCH, target_N=torch.tensor([0, 0]))
+    assert torch.equal(Distillation(Table(wide), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), moved).total, narrow.total)

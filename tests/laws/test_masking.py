@@ -1,0 +1,297 @@
+"""What enters the loss: the response's tokens and the end of the turn; nothing else, whatever the pad token is."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
+from torch import Tensor
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example, Turn
+from potstill.divergences.forward_kl import ForwardKL
+from potstill.train.batches import Batch, collate
+from potstill.train.objectives import CrossEntropy, Distillation, Objective
+from potstill.train.prompts import Prompts, Renderer
+from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
+
+FAMILIES = ("qwen2", "llama", "gpt2")
+Pairs = list[tuple[Any, Any]]
+Collate = Callable[[Pairs], Batch]
+
+
+@pytest.fixture(scope="module")
+def chat() -> Any:
+    return chat_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pad_is_eos() -> Any:
+    tokenizer = chat_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    return gpt2_tokenizer()
+
+
+def examples(count: int = 5) -> list[Example]:
+    return [Example(str(i), row["instruction"], row["response"], row["context"]) for i, row in enumerate(rows(count))]
+
+
+def pairs_of(tokenizer: Any, **prompts: Any) -> Pairs:
+    return list(instruction_pairs(examples(), Renderer(tokenizer, Prompts(**prompts)), Counts()))
+
+
+def loss_and_gradient(model: Any, batch: Batch, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
+    model.zero_grad(set_to_none=True)
+    total = (objective or CrossEntropy())(model, batch).total
+    total.backward()
+    return total.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def transformers_loss(model: Any, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """The oracle: transformers' own loss, one row at a time, with labels of -100 on the prompt."""
+    model.zero_grad(set_to_none=True)
+    total = torch.zeros((), dtype=model.dtype)
+    for prompt, response in pairs:
+        ids_BT = torch.tensor([[*prompt, *response]])
+        labels_BT = torch.tensor([[-100] * len(prompt) + list(response)])
+        loss = model(input_ids=ids_BT, labels=labels_BT).loss * len(response)
+        loss.backward()
+        total = total + loss.detach()
+    return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def agrees_with_transformers(collate: Collate, tokenizer: Any, family: str) -> bool:
+    format = "chat" if tokenizer.chat_template else "alpaca"
+    pairs = pairs_of(tokenizer, format=format)
+    model = tiny_model(family, len(tokenizer)).double()
+    (loss, gradient), (wanted, direction) = loss_and_gradient(model, collate(pairs)), transformers_loss(model, pairs)
+    # transformers takes its softmax in float32, whatever the model is in
+    return bool(torch.allclose(loss, wanted, rtol=1e-6) and (gradient - direction).norm() < 1e-5 * direction.norm())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("which", ["chat", "pad_is_eos", "plain"])
+def test_the_loss_is_transformers_loss_with_the_prompt_labelled_minus_100(which: str, family: str, request: Any) -> None:
+    assert agrees_with_transformers(collate, request.getfixturevalue(which), family)
+
+
+def with_mask_from(keep: Callable[[Tensor, Batch], Tensor]) -> Collate:
+    def broken(pairs: Pairs) -> Batch:
+        batch = collate(pairs)
+        kept_N = keep(batch.target_N, batch)
+        return Batch(batch.ids_BT, batch.row_N[kept_N], batch.time_N[kept_N], batch.target_N[kept_N], batch.real_tokens)
+
+    return broken
+
+
+def test_the_law_rejects_a_mask_made_from_the_pad_token(pad_is_eos: Any) -> None:
+    by_pad = with_mask_from(lambda target_N, batch: target_N != pad_is_eos.pad_token_id)
+    assert not agrees_with_transformers(by_pad, pad_is_eos, "qwen2")
+
+
+def test_the_law_rejects_a_loss_on_the_prompt(chat: Any) -> None:
+    def everything(pairs: Pairs) -> Batch:
+        return collate([(prompt[:1], [*prompt[1:], *response]) for prompt, response in pairs])
+
+    assert not agrees_with_transformers(everything, chat, "qwen2")
+
+
+def test_the_law_rejects_a_boundary_that_is_one_off(chat: Any) -> None:
+    def late(pairs: Pairs) -> Batch:
+        return collate([([*prompt, response[0]], response[1:]) for prompt, response in pairs])
+
+    assert not agrees_with_transformers(late, chat, "qwen2")
+
+
+def repadded(batch: Batch, lengths: list[int], id: int, extra: int) -> Batch:
+    ids_BT = torch.nn.functional.pad(batch.ids_BT, (0, extra))
+    for b, length in enumerate(lengths):
+        ids_BT[b, length:] = id
+    return Batch(ids_BT, batch.row_N, batch.time_N, batch.target_N, batch.real_tokens)
+
+
+def indifferent_to_padding(model: Any, objective: Objective, pairs: Pairs) -> bool:
+    plain, lengths = collate(pairs), [len(prompt) + len(response) for prompt, response in pairs]
+    first = loss_and_gradient(model, plain, objective)
+    for id, extra in ((1, 0), (7, 0), (0, 9), (11, 23)):
+        other = loss_and_gradient(model, repadded(plain, lengths, id, extra), objective)
+        if not all(torch.allclose(a, b, rtol=1e-11, atol=1e-13) for a, b in zip(first, other, strict=True)):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_neither_loss_nor_gradient(family: str, chat: Any) -> None:
+    model, teacher = (tiny_model(family, len(chat), seed=seed).double() for seed in (1, 2))
+    for objective in (CrossEntropy(), Distillation(teacher, ForwardKL(), 0.5, 2.0, len(chat))):
+        assert indifferent_to_padding(model, objective, pairs_of(chat))
+
+
+def test_the_law_of_padding_rejects_a_loss_over_every_position(chat: Any) -> None:
+    class EveryPosition(CrossEntropy):
+        def __call__(self, model: Any, batch: Batch) -> Any:
+            loss = super().__call__(model, batch)
+            return type(loss)(loss.total + model(batch.ids_BT).logits.sum(), {})
+
+    assert not indifferent_to_padding(tiny_model("qwen2", len(chat)).double(), EveryPosition(), pairs_of(chat))
+
+
+def test_later_rows_of_a_batch_do_not_touch_earlier_ones(chat: Any) -> None:
+    pairs, model = pairs_of(chat), tiny_model("qwen2", len(chat)).double()
+    whole = loss_and_gradient(model, collate(pairs))
+    apart = [loss_and_gradient(model, collate([pair])) for pair in pairs]
+    torch.testing.assert_close(whole[0], sum(loss for loss, _ in apart))
+    torch.testing.assert_close(whole[1], sum(gradient for _, gradient in apart))
+
+
+def test_chat_boundary_and_end_of_turn_are_exact(chat: Any) -> None:
+    example = Example("k", "Say peat.", "Peat, ñandú.")
+    renderer = Renderer(chat, Prompts(system="Be brief."))
+    prompt, response = renderer.prompt(example).ids, renderer.response(example.response)
+    assert prompt is not None
+    wanted = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nSay peat.<|im_end|>\n<|im_start|>assistant\n"
+    assert chat.decode(prompt) == wanted
+    assert chat.decode(response) == "Peat, ñandú.<|im_end|>"
+    assert response[-1] == renderer.end_of_turn_id == chat.convert_tokens_to_ids("<|im_end|>")
+    assert renderer.stop_ids == [chat.eos_token_id]
+
+
+def test_the_end_of_turn_is_the_templates_and_not_the_end_of_sequence() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # as the base models of Qwen2 have it
+    renderer = Renderer(tokenizer, Prompts())
+    assert renderer.end_of_turn_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert renderer.stop_ids == [renderer.end_of_turn_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+
+
+def test_the_end_of_turn_is_learned_when_it_is_the_pad_token(pad_is_eos: Any, plain: Any) -> None:
+    for tokenizer, format in ((pad_is_eos, "chat"), (plain, "alpaca")):
+        assert tokenizer.pad_token_id == tokenizer.eos_token_id
+        batch = collate(pairs_of(tokenizer, format=format))
+        ends = Counter(batch.row_N[batch.target_N == tokenizer.eos_token_id].tolist())
+        assert ends == dict.fromkeys(range(5), 1)
+
+
+def test_alpaca_text_is_stanfords(plain: Any) -> None:
+    renderer = Renderer(plain, Prompts(format="alpaca"))
+    with_context = renderer.prompt(Example("k", "Say peat.", "Peat.", context="Peat smokes.")).ids
+    assert with_context is not None
+    assert plain.decode(with_context) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        "Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nSay peat.\n\n### Input:\nPeat smokes.\n\n### Response:\n"
+    )
+    bare = renderer.prompt(Example("k", "Say peat.", "Peat.")).ids
+    assert bare is not None
+    assert plain.decode(bare).endswith("the request.\n\n### Instruction:\nSay peat.\n\n### Response:\n")
+    assert plain.decode(renderer.response("Peat.")) == "Peat.<|endoftext|>"
+
+
+@pytest.mark.parametrize("format", ["alpaca", "alpaca_es"])
+def test_braces_in_rows_survive(plain: Any, format: Any) -> None:
+    renderer = Renderer(plain, Prompts(format=format))
+    nasty = "{0} {x!r} {{y}} {instruction} {context} %s \\1 \\g<0>"
+    text = renderer.text(Example("k", f"I {nasty}", "r"), f"C {nasty}")
+    assert text.count(f"I {nasty}") == 1
+    assert text.count(f"C {nasty}") == 1
+    assert text.count("\nI ") == 1
+
+
+def test_history_comes_first_and_is_never_learned(chat: Any, plain: Any) -> None:
+    turns = (Turn("system", "Be brief."), Turn("user", "Say oak."), Turn("assistant", "Oak."))
+    example = Example("k", "Again.", "Oak, again.", history=turns)
+    renderer = Renderer(chat, Prompts(system="Never shown: the row has its own."))
+    prompt = renderer.prompt(example).ids
+    assert prompt is not None
+    assert chat.decode(prompt) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nSay oak.<|im_end|>\n<|im_start|>assistant\nOak.<|im_end|>\n"
+        "<|im_start|>user\nAgain.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    (pair,) = instruction_pairs([example], renderer, Counts())
+    assert chat.decode(collate([pair]).target_N) == "Oak, again.<|im_end|>"
+    text = Renderer(plain, Prompts(format="alpaca")).text(example, "")
+    assert text.startswith("Be brief.\n\nSay oak.\n\nOak.\n\nBelow is")
+
+
+@pytest.mark.parametrize("format", ["chat", "alpaca"])
+def test_too_long_the_context_gives_up_its_end_and_nothing_else_is_cut(chat: Any, plain: Any, format: Any) -> None:
+    tokenizer = chat if format == "chat" else plain
+    limit = 90 if format == "chat" else 260
+    renderer = Renderer(tokenizer, Prompts(format=format, max_prompt_tokens=limit, max_tokens=limit + 30))
+    context = " ".join(f"peat smokes ñ{i}" for i in range(200))
+    fitting = Example("a", "Say peat.", "Peat.", context="Short.")
+    shortened = Example("b", "Say oak, and nothing else.", "Oak.", context=context)
+    long_prompt = Example("c", "Say " + "very " * 300 + "long.", "Long.", context="Short.")
+    long_response = Example("d", "Say yeast.", "Yeast. " * 60)
+    counts = Counts()
+    kept = list(instruction_pairs([fitting, shortened, long_prompt, long_response], renderer, counts))
+    assert len(kept) == 2
+    assert counts.context_shortened == 1
+    assert dict(counts.dropped) == {"prompt too long": 1, "response too long": 1}
+    prompt, response = kept[1]
+    text = tokenizer.decode(prompt)
+    assert limit - 5 <= len(prompt) <= limit, "as much context as fits"
+    assert "Say oak, and nothing else." in text
+    assert "peat smokes ñ0 peat smokes ñ1" in text
+    assert "ñ199" not in text
+    assert "\ufffd" not in text
+    assert tokenizer.decode(response[:-1]) == "Oak."
+
+
+def test_a_store_gives_back_what_was_written_and_counts_it(chat: Any, tmp_path: Any) -> None:
+    counts, pairs = Counts(), pairs_of(chat)
+    store = TokenStore.write(tmp_path, pairs, counts, "here")
+    for i, (prompt, response) in enumerate(pairs):
+        assert store[i][0].tolist() == prompt
+        assert store[i][1].tolist() == response
+        assert (store.length(i), store.response_length(i)) == (len(prompt) + len(response), len(response))
+    assert (counts.rows, counts.response_tokens) == (5, sum(len(response) for _, response in pairs))
+    assert counts.prompt_tokens == sum(len(prompt) for prompt, _ in pairs)
+    marked = mask_preview(store, chat, limit=1000)
+    assert "".join(text for text, learned in marked if learned) == "amber draff.<|im_end|>"
+    assert "".join(text for text, _ in marked) == chat.decode([*pairs[0][0], *pairs[0][1]])
+
+
+def test_an_empty_store_says_why(chat: Any, tmp_path: Any) -> None:
+    counts = Counts(dropped=Counter({"response too long": 1_200, "prompt too long": 3}))
+    with pytest.raises(UserError) as caught:
+        TokenStore.write(tmp_path, [], counts, "sft: training rows of jsonl")
+    assert str(caught.value) == (
+        "sft: training rows of jsonl: no row is left (1,200 response too long, 3 prompt too long); raise prompts.max_tokens"
+    )
+
+
+def test_no_chat_template_is_an_error_with_a_remedy(plain: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        Renderer(plain, Prompts())
+    assert str(caught.value) == (
+        "prompts.format = 'chat', but the tokenizer has no chat template (a base model such as GPT-2); "
+        "choose a plain one: alpaca, alpaca_es"
+    )
+
+
+def test_the_template_may_refuse_a_conversation(chat: Any) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{{ '<|im_start|>' + m.role + m.content + '<|im_end|>' }}{% endfor %}"
+    )
+    with pytest.raises(UserError, match=r"refuses a conversation of \['system', 'user'\]: no system message"):
+        Renderer(tokenizer, Prompts(system="s")).prompt(Example("k", "i", "r"))
+
+
+def test_collate_counts_real_tokens() -> None:
+    batch = collate([(np.array([5, 6, 7]), np.array([8, 9])), (np.array([5]), np.array([6]))])
+    assert batch.ids_BT.tolist() == [[5, 6, 7, 8, 9], [5, 6, 0, 0, 0]]
+    assert batch.row_N.tolist() == [0, 0, 1]
+    assert batch.time_N.tolist() == [2, 3, 0]
+    assert batch.target_N.tolist() == [8, 9, 6]
+    assert batch.real_tokens == 7
