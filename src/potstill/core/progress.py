@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from potstill.core.artifact import write_text
 from potstill.core.errors import UserError
 
 Mode = Literal["auto", "bar", "lines", "quiet"]
@@ -95,9 +96,9 @@ class MetricsLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def rewind(self, step: int) -> None:
-        """Forget what was written after a checkpoint's step, so that a resumed stage writes it once."""
-        kept = [line for line in self.read() if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        """Forget what was written after a checkpoint's step, and all without one, so that a resumed stage writes it once."""
+        kept = [line for line in self.read() if line["step"] <= step] if step else []
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, **figures: float) -> None:
         with self.path.open("a", encoding="utf-8") as file:

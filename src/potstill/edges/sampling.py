@@ -1,6 +1,7 @@
 """Answers from a model: many prompts at once, or one prompt as a stream."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from potstill.edges.models import Model, Tokenizer
@@ -13,17 +14,17 @@ def _arguments(max_new_tokens: int, stop_ids: list[int], temperature: float, pad
     return {"max_new_tokens": max_new_tokens, "eos_token_id": stop_ids, "pad_token_id": pad_id, "use_cache": True, **sampling}
 
 
-def _plain(model: Model) -> None:
-    """Forget sampling defaults that came with the checkpoint: they would override ours in silence."""
-    config = model.generation_config
-    for name, value in (
-        ("temperature", None),
-        ("top_p", None),
-        ("top_k", None),
-        ("repetition_penalty", None),
-        ("max_length", None),
-    ):
-        setattr(config, name, value)
+@contextmanager
+def _plain(model: Model) -> Iterator[None]:
+    """While inside, the decoding defaults that came with the checkpoint are not there to override ours in silence."""
+    from transformers import GenerationConfig
+
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def generate(
@@ -45,12 +46,11 @@ def generate(
     """
     import torch
 
-    _plain(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode():
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _plain(model):
         torch.manual_seed(seed)
         for begin in range(0, len(order), batch_rows):
             rows = order[begin : begin + batch_rows]
@@ -90,7 +90,6 @@ def stream(
     import torch
     from transformers import TextIteratorStreamer
 
-    _plain(model)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids_BT = torch.tensor([prompt], device=model.device)
@@ -98,9 +97,10 @@ def stream(
     thread = Thread(
         target=lambda: model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), streamer=streamer, **arguments)
     )
-    thread.start()
-    yield from streamer
-    thread.join()
+    with _plain(model):
+        thread.start()
+        yield from streamer
+        thread.join()
 
 
 def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats: int = 3) -> float:
@@ -110,7 +110,6 @@ def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats:
 
     import torch
 
-    _plain(model)
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = {
         "attention_mask": torch.ones_like(ids_BT),
@@ -129,6 +128,6 @@ def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    with torch.inference_mode():
+    with torch.inference_mode(), _plain(model):
         seconds(2)
         return new_tokens / statistics.median(max(seconds(new_tokens + 1) - seconds(1), 1e-9) for _ in range(repeats))

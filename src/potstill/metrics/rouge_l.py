@@ -1,5 +1,6 @@
 """Rouge-L."""
 
+import unicodedata
 from functools import cache
 from typing import Any, ClassVar
 
@@ -30,7 +31,7 @@ def _scorer(stem: bool) -> Any:
 class RougeL(TextMetric, kind="rouge_l"):
     """F1 of the longest common subsequence of words, 0 to 100, best over the accepted answers. Lin, 2004.
 
-    By the package `rouge-score`; Porter stemmer and its a-z tokenizer in English only, whole Unicode words elsewhere.
+    By the package `rouge-score`; Porter stemmer and its a-z tokenizer in English only, whole Unicode words (NFC) elsewhere.
     """
 
     unit: ClassVar[str] = "0–100"
@@ -38,4 +39,5 @@ class RougeL(TextMetric, kind="rouge_l"):
 
     def __call__(self, answer: str, example: Example) -> float:
         scorer = _scorer(example.language == "en")
-        return 100 * max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in example.references)
+        answer, *references = (unicodedata.normalize("NFC", text) for text in (answer, *example.references))
+        return 100 * max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in references)
