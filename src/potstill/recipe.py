@@ -223,7 +223,7 @@ def _place(prefix: str, loc: tuple[int | str, ...]) -> str:
 
 def _problems(errors: list[ErrorDetails], model: Any, raw: Any, prefix: str) -> list[Problem]:
     """Pydantic's errors in our words."""
-    inner = {e["loc"][:-1] for e in errors if e["loc"]}
+    inner = {e["loc"][:depth] for e in errors for depth in range(len(e["loc"]))}
     # a list whose item is wrong is also counted as too short
     errors = [e for e in errors if not (e["type"] == "too_short" and e["loc"] in inner)]
     return [Problem(_place(prefix, e["loc"]) or prefix or "recipe", _rule(e, model, raw), _shown(e)) for e in errors]
@@ -346,7 +346,11 @@ def _reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterato
             elif ref.target in names:
                 yield Problem(place, f"'{ref.target}' comes later; move it before this stage", shown)
             else:
-                yield Problem(place, f"no earlier stage of that name{suggest(ref.target, [n for n in earlier if isinstance(n, str)])}", shown)
+                yield Problem(
+                    place,
+                    f"no earlier stage of that name{suggest(ref.target, [n for n in earlier if isinstance(n, str)])}",
+                    shown,
+                )
 
 
 def _needed_by(name: str, needs: dict[str, list[str]]) -> set[str]:
