@@ -98,12 +98,16 @@ def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: C
 
 
 def text_pairs(texts: Iterable[str], tokenizer: Any, max_tokens: int) -> Iterable[Pair]:
-    """Plain text for pretraining, cut into windows that all begin and end with the end-of-sequence token."""
+    """Plain text for pretraining: texts end to end, an end-of-sequence token after each, cut into windows without padding."""
     eos = tokenizer.eos_token_id
+    waiting: list[int] = []
     for text in texts:
-        ids = [*tokenizer.encode(text, add_special_tokens=False), eos]
-        for begin in range(0, len(ids), max_tokens - 1):
-            yield [eos], ids[begin : begin + max_tokens - 1]
+        waiting += [*tokenizer.encode(text, add_special_tokens=False), eos]
+        while len(waiting) >= max_tokens - 1:
+            yield [eos], waiting[: max_tokens - 1]
+            del waiting[: max_tokens - 1]
+    if waiting:
+        yield [eos], waiting
 
 
 def mask_preview(store: TokenStore, tokenizer: Any, limit: int = 120) -> list[tuple[str, bool]]:

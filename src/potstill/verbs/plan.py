@@ -102,6 +102,10 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
     row["parameters"] = size.parameters
     if isinstance(stage, SFT | Distill | Pretrain):
         amount = _amount(stage.data, stage.prompts, amounts)
+        if amount is not None and isinstance(stage, Pretrain):  # texts end to end, cut into windows
+            text = amount.tokens if stage.text == "rows" else amount.prompt
+            width = min(stage.prompts.max_tokens, stage.shape.positions) - 1
+            amount = Amount(max(1, round(amount.rows * text / width)), 1, width)
         teacher = _size(stage.teacher, sizes) if isinstance(stage, Distill) else None
         row["memory_bytes"] = _training_memory(size, teacher, stage.optim.micro_batch_tokens, stage.prompts.max_tokens)
         row["output_bytes"] = 4 * size.parameters
@@ -112,7 +116,7 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
         rows = min(
             steps * stage.optim.batch_size, round(amount.rows * stage.optim.epochs) if stage.optim.steps is None else 10**12
         )
-        tokens, learned = rows * amount.tokens, rows * (amount.response if not isinstance(stage, Pretrain) else amount.tokens)
+        tokens, learned = rows * amount.tokens, rows * amount.response
         flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
         if teacher is not None:
             flops += 2 * teacher.body * tokens + 2 * teacher.hidden * teacher.vocab * learned
