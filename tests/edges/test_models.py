@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import build_model, build_tokenizer
+from family import build_model, build_tokenizer
 from safetensors.torch import load_file, save_file
 
 from potstill.core.errors import UserError

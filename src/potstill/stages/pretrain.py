@@ -96,8 +96,9 @@ def texts(
     """Each row as running text.
 
     Raises:
-        UserError: the split is empty.
+        UserError: no row is left; says why.
     """
+    skipped = skipped if skipped is not None else Counter()
     count = 0
     for example in source.examples(split, skipped):
         parts = [*(turn.content for turn in example.history), example.context, example.instruction]
@@ -106,4 +107,5 @@ def texts(
         if count == limit:
             return
     if not count:
-        raise UserError(f"data of kind '{source.kind}': the {split} split is empty")
+        why = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()) or "the split is empty"
+        raise UserError(f"no {'training' if split == 'train' else split} row of {source.kind} is left ({why})")

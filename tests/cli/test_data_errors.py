@@ -1,0 +1,106 @@
+"""What is wrong with rows is said once, with file and line; what is left out is counted."""
+
+import json
+
+from tiny_run import Place
+
+ROW = {"instruction": "What is 1 plus 1?", "response": "It is 2."}
+EVALUATE = """
+[[stage]]
+name = "study"
+kind = "evaluate"
+study = [{ name = "SFT", model = "stage:sft" }]
+metrics = ["rouge_l", "nll"]
+decoding = { max_new_tokens = 4 }
+"""
+
+
+def lines(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def numbered(count: int, **more: object) -> list[dict[str, object]]:
+    return [{**ROW, "instruction": f"What is {i} plus {i % 7}?", **more} for i in range(count)]
+
+
+def refusal(place: Place, rows: str | bytes, *words: str) -> str:
+    place.rows.write_bytes(rows if isinstance(rows, bytes) else rows.encode())
+    result = place.run("--quiet", *words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert not [name for name in place.artifacts() if name.startswith("sft")]
+    return result.stderr.removeprefix("error: ").removesuffix("\n").replace(str(place.rows), "FILE")
+
+
+def test_a_missing_column(place):
+    told = refusal(place, lines(ROW, {"instruction": "What?", "reponse": "That."}))
+    assert told == "FILE:2: no column 'response'; did you mean 'reponse'? (columns: instruction, reponse)"
+
+
+def test_an_empty_file(place):
+    assert refusal(place, "") == "FILE: has no rows; write one JSON object per line"
+    assert refusal(place, "\n\n") == "FILE: has no rows; write one JSON object per line"
+
+
+def test_not_utf8(place):
+    told = refusal(place, lines(ROW).encode() + '{"instruction": "¿Qué?"}'.encode("latin-1"))
+    assert told == "FILE:2: not UTF-8 (byte 0xbf in column 18); save the file as UTF-8"
+
+
+def test_a_broken_line(place):
+    told = refusal(place, lines(*numbered(3)) + '{"instruction": "What?"\n')
+    assert told == "FILE:4: not valid JSON (Expecting ',' delimiter in column 24); write one JSON object per line"
+
+
+def test_no_text(place):
+    assert refusal(place, lines({**ROW, "response": 2})) == "FILE:1: column 'response' holds a number, not text"
+
+
+def test_a_folder(place):
+    place.rows.unlink()
+    place.rows.mkdir()
+    result = place.run("--quiet")
+    assert result.exit_code == 2
+    assert result.stderr == f"error: {place.rows}: is a folder; name one JSON-lines file\n"
+
+
+def test_empty_responses_are_left_out_and_counted(place):
+    place.rows.write_text(lines(*numbered(50), *numbered(3, response=" ")))
+    assert place.run("--quiet").exit_code == 0
+    summary = json.loads((place.artifact("sft") / "artifact.json").read_text())["summary"]
+    assert summary["data"]["dropped"] == {"empty response": 3}
+    assert 30 < summary["data"]["rows"] <= 50
+
+
+def test_long_rows_are_left_out_and_counted(place):
+    rows = numbered(50)
+    rows[0]["instruction"] = "why " * 100  # falls into training, by its hash
+    rows[1]["response"] = "so " * 100
+    place.rows.write_text(lines(*rows))
+    assert place.run("--quiet", "--set", "data.splits={ validation = 0, test = 0 }").exit_code == 0
+    summary = json.loads((place.artifact("sft") / "artifact.json").read_text())["summary"]
+    assert summary["data"]["dropped"] == {"prompt too long": 1, "response too long": 1}
+    assert summary["data"]["rows"] == 48
+
+
+def test_all_rows_empty(place):
+    told = refusal(place, lines(*numbered(5, response="")))
+    assert told == "no training row of jsonl is left (5 empty response)"
+
+
+def test_all_rows_too_long(place):
+    told = refusal(place, lines(*numbered(5, response="so " * 100)), "--set", "data.splits={ validation = 0, test = 0 }")
+    assert told == "sft: training rows of jsonl: no row is left (5 response too long); raise prompts.max_tokens"
+
+
+def test_one_row_trains_but_cannot_be_tested(place):
+    place.add(EVALUATE)
+    place.rows.write_text(lines(ROW))
+    result = place.run("--quiet")
+    assert result.exit_code == 2
+    assert result.stderr == "error: study: no test row of jsonl is left (the split is empty)\n"
+    assert json.loads((place.artifact("sft") / "artifact.json").read_text())["summary"]["data"]["rows"] == 1
+
+
+def test_one_row_can_be_tested_but_does_not_train(place):
+    told = refusal(place, lines(ROW), "--set", "data.splits={ validation = 0, test = 0.999 }")
+    assert told == "no training row of jsonl is left (the split is empty)"
