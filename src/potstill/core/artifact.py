@@ -128,7 +128,7 @@ class Artifact:
         if self.folder.exists():  # a folder without a readable manifest: nothing that anyone could use
             shutil.rmtree(self.folder)
         work.replace(self.folder)
-        return self
+        return Artifact.load(self.folder)  # as a later run will find it: JSON knows no tuples
 
 
 def _sync_files(folder: Path) -> None:

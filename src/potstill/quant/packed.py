@@ -47,7 +47,7 @@ def save_packed(packed: Mapping[str, Packed], path: Path) -> None:
     """Write every matrix to one safetensors file: `<name>.codes` in nibbles, `<name>.scales` in float16."""
     from safetensors.torch import save_file
 
-    tensors = {f"{name}.codes": pack_nibbles(matrix.codes_OI) for name, matrix in packed.items()}
+    tensors = {f"{name}.codes": pack_nibbles(matrix.codes_OI).contiguous() for name, matrix in packed.items()}
     tensors |= {f"{name}.scales": matrix.scales_OG.contiguous() for name, matrix in packed.items()}
     groups = {f"{name}.group": str(matrix.group) for name, matrix in packed.items()}
     save_file(tensors, path, metadata=groups or {"empty": "true"})  # safetensors cannot read back a header of nothing
