@@ -1,6 +1,7 @@
 """From one TOML file to checked stages, with all its mistakes reported at once."""
 
 import copy
+import os
 import re
 import tomllib
 import types
@@ -135,7 +136,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
     except tomllib.TOMLDecodeError:
         value = text
     target = table
-    stages = [stage for stage in table.get("stage", []) if isinstance(stage, dict)]
+    stages = [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed := table.get("stage"), list) else []
     names = [str(stage.get("name")) for stage in stages]
     if keys[0] in names:
         target, keys = stages[names.index(keys[0])], keys[1:]
@@ -371,10 +372,10 @@ def _a(noun: str) -> str:
 
 def _path_problems(header: Header | None, stages: list[Stage | None]) -> Iterator[Problem]:
     def missing(path: str) -> str | None:
-        full = Path(path).expanduser()
-        if full.exists():
+        full = Path(os.path.expanduser(path))  # unlike pathlib's, leaves the home of nobody as it is
+        if os.path.exists(full):  # unlike pathlib's, false for a name that is too long
             return None
-        near = suggest(full.name, [p.name for p in full.parent.iterdir()] if full.parent.is_dir() else [])
+        near = suggest(full.name, [p.name for p in full.parent.iterdir()] if os.path.isdir(full.parent) else [])
         return f"no such file{near}" if full.suffix else f"no such folder{near}"
 
     seen = set()

@@ -15,6 +15,7 @@ from potstill.core.errors import UserError
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import (
     bytes_of,
+    check_vocabulary,
     config_of,
     content_id,
     load_model,
@@ -65,6 +66,10 @@ def test_a_whole_folder_loads(folder, tokenizer):
 
 def test_no_such_folder(folder):
     assert refusal(lambda: load_model(f"path:{folder}l")) == f"path:{folder}l: no such folder; did you mean 'model'?"
+
+
+def test_the_home_of_nobody():
+    assert refusal(lambda: load_model("path:~nobody-at-all/model")) == "path:~nobody-at-all/model: no such folder"
 
 
 def test_no_config(folder):
@@ -285,6 +290,15 @@ def test_different_tokenizers_are_refused(tokenizer):
         f"student and teacher have different tokenizers ({len(ours)} and {len(theirs)} tokens; id {where} is "
         f"{other.convert_ids_to_tokens(where)!r} in one, {tokenizer.convert_ids_to_tokens(where)!r} in the other); "
         "white-box distillation compares them token by token: choose two models of one family"
+    )
+
+
+def test_a_tokenizer_that_outgrew_its_model_is_refused(tokenizer):
+    model = build_model(tokenizer, vocab=len(tokenizer) - 2)
+    check_vocabulary(build_model(tokenizer, vocab=len(tokenizer) + 2), tokenizer, "path:model")
+    assert refusal(lambda: check_vocabulary(model, tokenizer, "path:model")) == (
+        f"path:model: the tokenizer has {len(tokenizer)} tokens and the model only {len(tokenizer) - 2} embeddings; "
+        "call model.resize_token_embeddings(len(tokenizer)) and save it again"
     )
 
 

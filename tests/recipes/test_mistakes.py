@@ -180,6 +180,15 @@ ONE_MISTAKE = {
         BASE + '[[stage]]\nname = "report"\nkind = "report"\nstudy = "stage:base"',
         "stage[1].study = 'stage:base'  'base' makes a model, and this needs an evaluation",
     ),
+    # files
+    "the home of nobody": (
+        TUNED.replace("stage:base", "path:~nobody-at-all/model"),
+        "stage[1].model = 'path:~nobody-at-all/model'  no such folder",
+    ),
+    "a name too long for any disk": (
+        BASE + f'data = {{ kind = "jsonl", path = "{"x" * 300}.jsonl" }}',
+        f"stage[0].data.path = '{'x' * 300}.jsonl'  no such file",
+    ),
     # rules between fields
     "no room for answers": (
         TUNED + "prompts = { max_tokens = 64, max_prompt_tokens = 64 }",
@@ -336,6 +345,12 @@ BAD_OVERRIDES = {
 @pytest.mark.parametrize("override", BAD_OVERRIDES)
 def test_bad_overrides(override):
     assert message("seeds = [1]\n" + TUNED, override) == f"--set {override}: {BAD_OVERRIDES[override]}"
+
+
+def test_an_override_of_a_recipe_without_stages():
+    assert (
+        message('name = "t"\nstage = 5', "seeds=[1]") == "t.toml: 1 problem\n  stage  write [[stage]], in two pairs of brackets"
+    )
 
 
 def test_an_override_is_checked_like_the_file():

@@ -62,7 +62,7 @@ def _folder(where: str) -> Path | None:
     scheme, _, rest = where.partition(":")
     if scheme == "hf":
         return None
-    folder = Path(rest).expanduser()
+    folder = Path(os.path.expanduser(rest))  # unlike pathlib's, leaves the home of nobody as it is
     if not folder.is_dir():
         near = suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else [])
         raise UserError(f"path:{rest}: no such folder{near}")
@@ -206,6 +206,20 @@ def load_model(where: str, dtype: Any = None) -> Model:
         lost = "1 weight is missing:" if len(missing) == 1 else f"{len(missing)} weights are missing, the first is"
         raise UserError(f"{where}: {lost} '{missing[0]}'; the folder is not complete")
     return model.to(device()).eval()
+
+
+def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse a model that has no embedding for some of its tokenizer's tokens.
+
+    Raises:
+        UserError: tokens were added to the tokenizer, and not to the model.
+    """
+    rows, tokens = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        raise UserError(
+            f"{where}: the tokenizer has {tokens:,} tokens and the model only {rows:,} embeddings; "
+            "call model.resize_token_embeddings(len(tokenizer)) and save it again"
+        )
 
 
 def save_model(model: Model, tokenizer: Tokenizer, folder: Path) -> None:

@@ -13,7 +13,7 @@ from potstill.core.artifact import Artifact, Makes, fingerprint, read_json, writ
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.types import Abstain, Example
-from potstill.edges.models import bytes_of, load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.models import bytes_of, check_vocabulary, load_model, load_tokenizer, shared_vocabulary
 from potstill.edges.sampling import generate
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
@@ -162,6 +162,7 @@ class Evaluate(DataStage, kind="evaluate"):
         pairs: list[Any],
     ) -> dict[str, Any]:
         model = load_model(place.where)
+        check_vocabulary(model, renderer.tokenizer, place.where)
         # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
         answers = [
             unicodedata.normalize("NFC", answer)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
-from potstill.edges.models import Model, Tokenizer, save_model
+from potstill.edges.models import Model, Tokenizer, check_vocabulary, save_model
 from potstill.edges.sampling import generate
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
@@ -44,6 +44,7 @@ def train(
     work = context.work
     renderer = Renderer(tokenizer, prompts)
     check_length(model, prompts)
+    check_vocabulary(model, tokenizer, work.name)
     counts = Counts()
     dropped: Counter[str] = counts.dropped
     store = TokenStore.write(
