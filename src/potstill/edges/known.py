@@ -1,6 +1,7 @@
 """Shapes of the models that the shipped recipes name, so that `plan` works without a network.
 
-From each model's published `config.json`. There is no Qwen2-3B: where the paper says so, Qwen2.5-3B is used.
+From each model's published `config.json`. There is no Qwen2-3B, and Qwen2.5-3B cannot
+stand in for it: Qwen2.5's tokenizer has tokens that Qwen2's lacks. Where the paper says so, Qwen2-1.5B is used.
 """
 
 from typing import Any

@@ -48,7 +48,9 @@ def _refuse_remote_code(where: str, error: Exception) -> None:
 def _hub_errors(name: str):
     try:
         yield
-    except (OSError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever the hub's HTTP client of the day raises
         _refuse_remote_code(f"hf:{name}", error)
         text = str(error)
         raise UserError(

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{path}")
 model = AutoModelForCausalLM.from_pretrained("{path}")
-messages = [{{"role": "user", "content": "What is the capital of the United Kingdom?"}}]
+messages = [{{"role": "user", "content": {question}}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens={max_new_tokens})[0][inputs["input_ids"].shape[1]:]))
 """
@@ -92,7 +92,9 @@ def model_card(
     parts += ["## Results", "", *_table(report, metrics, model_row), ""]
     parts += [f"95% intervals in brackets: paired bootstrap over {rows} test rows and the seeds, {resamples:,} resamples.", ""]
     max_new_tokens = report["decoding"].get("max_new_tokens") or 256
-    code = how_to_load or "```python\n" + _LOAD.format(path=path, max_new_tokens=max_new_tokens) + "```"
+    asked = next((example["prompt"] for example in report["examples"] if len(example["prompt"]) <= 200), "Hello")
+    question = json.dumps(visible(asked), ensure_ascii=False)  # JSON's text is Python's too
+    code = how_to_load or "```python\n" + _LOAD.format(path=path, max_new_tokens=max_new_tokens, question=question) + "```"
     parts += ["## How to load", "", code, ""]
     made = {key: report["provenance"].get(key) for key in ("recipe", "command", "created")}
     if any(made.values()):

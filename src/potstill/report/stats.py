@@ -436,6 +436,12 @@ def _caveats(study: Study, estimates: dict[str, dict[str, Estimate]]) -> Iterato
                 tokens = f"{_plain(a.mean_tokens())} against {_plain(b.mean_tokens())} response tokens"
                 steps = f"{_plain(a.mean_steps())} against {_plain(b.mean_steps())} optimizer steps"
                 yield f"{a.name} and {b.name} are NOT compared at equal tokens: {tokens}, {steps}."
+            differ = sorted(
+                key for key in {*(a.optim or ()), *(b.optim or ())} if (a.optim or {}).get(key) != (b.optim or {}).get(key)
+            )
+            if a.optim and b.optim and differ:
+                told = ", ".join(f"{key} {a.optim.get(key)} against {b.optim.get(key)}" for key in differ)
+                yield f"{a.name} and {b.name} were not tuned alike ({told}): part of the difference may come from that."
     if kd and not sft:
         yield "There is no SFT-only student: what distilling adds to plain fine-tuning cannot be told from this study."
     if len(kd) > 1 or len(sft) > 1:

@@ -68,6 +68,7 @@ class ModelRow(_Record):
         decode_tokens_per_s: generated tokens per second; None where not measured.
         trained_response_tokens: response tokens that entered the loss, per seed; one number stands for every seed.
         optimizer_steps: likewise.
+        optim: the optimiser's settings; where KD's and SFT's differ, the report says so.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.
@@ -82,6 +83,7 @@ class ModelRow(_Record):
     decode_tokens_per_s: float | None = None
     trained_response_tokens: tuple[int | None, ...] | None = None
     optimizer_steps: tuple[int | None, ...] | None = None
+    optim: dict[str, Any] | None = None
     seeds: tuple[int | None, ...] = (None,)
     scores: dict[str, tuple[tuple[float | None, ...], ...]]
 

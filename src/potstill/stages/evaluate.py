@@ -221,6 +221,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
                     trained_response_tokens=tuple(s["response_tokens"] for s in summaries) if trained else None,
                     optimizer_steps=tuple(s["steps"] for s in summaries) if trained else None,
+                    optim=mine[0][0].artifact.stage["optim"] if trained and mine[0][0].artifact else None,
                     seeds=tuple(place.seed for place, _ in mine),
                     scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
                 )

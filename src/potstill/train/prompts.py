@@ -139,5 +139,6 @@ class Renderer:
         return Prompt(None)
 
     def response(self, text: str) -> list[int]:
-        """The response's tokens, the end of turn included."""
-        return [*self._encode(text), self.end_of_turn_id]
+        """The response's tokens, the end of turn included; a special token that the text spells out stays text."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return [*ids, self.end_of_turn_id]

@@ -40,11 +40,12 @@ class Amount:
 def estimate(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline."""
     sizes: dict[str, Size | None] = {}
-    amounts: dict[str, Amount | None] = {}
+    amounts: dict[str, Amount | str] = {}
     return [_row(item, sizes, amounts) for item in plan(recipe, out, offline=True)]
 
 
-def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | None]) -> Amount | None:
+def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | str]) -> Amount | str:
+    """The training split's amount, or why it cannot be told."""
     key = f"{source.spec()}{prompts}"
     if key not in cache:
         try:
@@ -56,9 +57,10 @@ def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | None]) -
             answered = [len(e.response) for e in sample]
             prompt = sum(min(n / CHARACTERS_PER_TOKEN, prompts.max_prompt_tokens) for n in asked)
             response = sum(min(n / CHARACTERS_PER_TOKEN + 1, prompts.max_tokens) for n in answered)
-            cache[key] = Amount(rows, prompt / len(sample), response / len(sample)) if sample else None
-        except UserError:
-            cache[key] = None
+            mean = Amount(rows, prompt / len(sample), response / len(sample)) if sample else None
+            cache[key] = mean or "the training split is empty"
+        except UserError as error:
+            cache[key] = str(error)
     return cache[key]
 
 
@@ -73,7 +75,7 @@ def _size(ref: ModelRef | None, sizes: dict[str, Size | None]) -> Size | None:
         return None
 
 
-def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount | None]) -> dict[str, Any]:
+def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount | str]) -> dict[str, Any]:
     stage = item.node.stage
     size: Size | None = None
     row: dict[str, Any] = {
@@ -102,15 +104,15 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
     row["parameters"] = size.parameters
     if isinstance(stage, SFT | Distill | Pretrain):
         amount = _amount(stage.data, stage.prompts, amounts)
-        if amount is not None and isinstance(stage, Pretrain):  # texts end to end, cut into windows
+        if not isinstance(amount, str) and isinstance(stage, Pretrain):  # texts end to end, cut into windows
             text = amount.tokens if stage.text == "rows" else amount.prompt
             width = min(stage.prompts.max_tokens, stage.shape.positions) - 1
             amount = Amount(max(1, round(amount.rows * text / width)), 1, width)
         teacher = _size(stage.teacher, sizes) if isinstance(stage, Distill) else None
         row["memory_bytes"] = _training_memory(size, teacher, stage.optim.micro_batch_tokens, stage.prompts.max_tokens)
         row["output_bytes"] = 4 * size.parameters
-        if amount is None:
-            row["note"] = "rows unknown: the data cannot be read here"
+        if isinstance(amount, str):
+            row["note"] = f"rows unknown: {amount}"
             return row
         steps = stage.optim.total_steps(amount.rows)
         rows = min(
@@ -168,7 +170,8 @@ def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
     disk = sum(row["output_bytes"] or 0 for row in todo)
     told = f"{name}: {len(todo)} of {len(rows)} stages to do"
     if todo:
-        told += f", about {known:.1e} FLOP, {_bytes(peak)} memory at most, {_bytes(disk)} on disk; rough figures"
+        flops = f"about {known:.1e} FLOP, " if known else ""
+        told += f", {flops}{_bytes(peak)} memory at most, {_bytes(disk)} on disk; rough figures"
     console.print(f"\n{told}", highlight=False)
     for note in sorted({row["note"] for row in rows if row["note"]}):
         console.print(note, highlight=False)
