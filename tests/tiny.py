@@ -63,7 +63,9 @@ def gpt2_tokenizer(vocab_size: int = 400) -> Any:
     return GPT2Tokenizer(vocab=vocab, merges=merges, eos_token=end, bos_token=end, unk_token=end, pad_token=end)
 
 
-def tiny_model(family: str, vocab: int, *, width: int = 32, seed: int = 0, eos: int | None = 0, **more: Any) -> Any:
+def tiny_model(
+    family: str, vocab: int, *, width: int = 32, seed: int = 0, eos: int | None = 0, std: float = 0.1, **more: Any
+) -> Any:
     """Two layers, weights large enough that answers and gradients are not all alike."""
     import transformers as t
 
@@ -81,5 +83,5 @@ def tiny_model(family: str, vocab: int, *, width: int = 32, seed: int = 0, eos: 
             model = t.GPT2LMHeadModel(t.GPT2Config(**(shape | ids | more)))
     for parameter in model.parameters():
         if parameter.ndim == 2:
-            torch.nn.init.normal_(parameter, std=0.1)
+            torch.nn.init.normal_(parameter, std=std)
     return model.eval()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from potstill.core.errors import UserError
 from potstill.edges.models import Model, Tokenizer
 
 
@@ -27,6 +28,16 @@ def _plain(model: Model) -> Iterator[None]:
         model.generation_config = own
 
 
+def _check_room(model: Model, prompt_tokens: int, max_new_tokens: int) -> None:
+    """Refuse what would run past the model's positions: GPT-2 dies of it, and others answer nonsense."""
+    limit = model.config.max_position_embeddings
+    if prompt_tokens + max_new_tokens > limit:
+        raise UserError(
+            f"a prompt of {prompt_tokens} tokens and an answer of up to max_new_tokens = {max_new_tokens} are more than "
+            f"the model's {limit} positions; lower max_new_tokens or prompts.max_prompt_tokens"
+        )
+
+
 def generate(
     model: Model,
     tokenizer: Tokenizer,
@@ -43,9 +54,13 @@ def generate(
 
     Prompts are batched by length and padded on the left. Sampling uses a random state of its own, so that the caller's
     is untouched.
+
+    Raises:
+        UserError: a prompt and its answer need more positions than the model has.
     """
     import torch
 
+    _check_room(model, max(map(len, prompts), default=0), max_new_tokens)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
@@ -84,23 +99,33 @@ def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
 def stream(
     model: Model, tokenizer: Tokenizer, prompt: list[int], *, stop_ids: list[int], max_new_tokens: int, temperature: float
 ) -> Iterator[str]:
-    """The pieces of one answer as they come."""
+    """The pieces of one answer as they come; errors as in `generate`."""
     from threading import Thread
 
     import torch
     from transformers import TextIteratorStreamer
 
+    _check_room(model, len(prompt), max_new_tokens)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = _arguments(max_new_tokens, stop_ids, temperature, pad_id)
-    thread = Thread(
-        target=lambda: model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), streamer=streamer, **arguments)
-    )
+    failed: list[Exception] = []
+
+    def work() -> None:
+        try:
+            model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), streamer=streamer, **arguments)
+        except Exception as error:
+            failed.append(error)
+            streamer.end()  # or the reader would wait for ever
+
+    thread = Thread(target=work)
     with _plain(model):
         thread.start()
         yield from streamer
         thread.join()
+    if failed:
+        raise failed[0]
 
 
 def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats: int = 3) -> float:
