@@ -84,10 +84,9 @@ class Fingerprints:
         self._file = folder / "hashes.json"
         self._hashes: dict[str, Any] = {}
         if self._file.is_file():
-            try:
-                self._hashes = json.loads(self._file.read_text())
-            except ValueError:
-                self._hashes = {}
+            with suppress(ValueError):  # damaged: hashed again
+                found = json.loads(self._file.read_text(encoding="utf-8"))
+                self._hashes = found if isinstance(found, dict) else {}
         self._known = dict(self._hashes)
         self._sources: dict[str, str] = {}
 

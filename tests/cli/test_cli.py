@@ -208,6 +208,33 @@ def test_rows_may_move(place):
     assert place.run("--set", f"data.path={moved}").stderr == "2 of 2 stages are done already\n"
 
 
+@pytest.mark.parametrize("text", ["", "[]", "ÿ"])
+def test_damaged_memory_of_hashes_is_made_anew(place, text):
+    place.run("--quiet")
+    (place.out / "hashes.json").write_text(text, encoding="latin-1")
+    assert place.run().stderr == "2 of 2 stages are done already\n"
+    assert json.loads((place.out / "hashes.json").read_text())
+
+
+def test_a_damaged_manifest_says_what_to_do(place):
+    place.run("--quiet")
+    manifest = place.artifact("sft") / "artifact.json"
+    manifest.write_text(manifest.read_text()[:50])
+    result = place.run()
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: {manifest}: damaged (")
+    assert result.stderr.endswith("); delete its folder and run again\n")
+
+
+def test_a_lost_artifact_is_told(place):
+    place.run("--quiet")
+    lost = place.artifact("sft") / "artifact.json"
+    lost.unlink()
+    result = call("chat", f"{place.out}:sft", "--prompt", "hi")
+    assert (result.exit_code, result.stderr) == (2, f"error: {lost}: no such file\n")
+    assert place.run("--quiet").exit_code == 0, "and made again"
+
+
 def test_quiet_and_json(place):
     result = place.run("--quiet", "--json")
     assert result.stderr == ""
