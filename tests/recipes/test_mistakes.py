@@ -1,5 +1,8 @@
 """Each mistake in a recipe has one exact message: where, what stands there, the rule, and a suggestion."""
 
+import copy
+import math
+import random
 import tomllib
 from pathlib import Path
 
@@ -259,6 +262,54 @@ def test_a_name_that_is_no_text_breaks_no_suggestion():
         "  stage[0].name = 5              must be text in quotes\n"
         "  stage[1].model = 'stage:base'  no earlier stage of that name"
     )
+
+
+JUNK = [
+    0,
+    -1,
+    1.5,
+    math.nan,
+    math.inf,
+    True,
+    "",
+    "x",
+    "\0",
+    "stage:kd",
+    "hf:",
+    "path:",
+    [],
+    [[]],
+    {},
+    {"kind": []},
+    [1, "a"],
+    10**40,
+]
+
+
+def places(value, place=()):
+    """Every place inside a table, as the keys that lead there."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*place, key)
+        yield from places(inner, (*place, key))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_damage_is_told_in_our_words(seed):
+    chance = random.Random(seed)
+    good = tomllib.loads((Path(__file__).parents[2] / "recipes" / "quickstart.toml").read_text(encoding="utf-8"))
+    for _ in range(60):
+        table = copy.deepcopy(good)
+        for _ in range(chance.choice((1, 1, 2, 3))):
+            *way, last = chance.choice(list(places(table)))
+            inner = table
+            for key in way:
+                inner = inner[key]
+            inner[last] = copy.deepcopy(chance.choice(JUNK))
+        try:
+            parse_recipe(table)
+        except RecipeError as error:
+            assert not any(word in str(error) for word in ("Input should", "Value error", "validator", "{{")), error
 
 
 # Files that are not there
