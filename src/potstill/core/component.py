@@ -71,7 +71,9 @@ class Component(Settings):
             value = {"kind": value}
         if not isinstance(value, dict):
             raise PydanticCustomError(
-                "table", "must be a table with a kind, or the kind alone: one of {known}", {"known": ", ".join(sorted(cls.kinds))}
+                "table",
+                "must be a table with a kind, or the kind alone: one of {known}",
+                {"known": ", ".join(sorted(cls.kinds))},
             )
         fields = dict(value)
         kind = fields.pop("kind", None)
