@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import chat_tokenizer, rows, tiny_model
+from tiny_parts import chat_tokenizer, rows, tiny_model
 
 from potstill.core.errors import Interrupted
 from potstill.core.types import Example

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import chat_tokenizer, rows, tiny_model
+from tiny_parts import chat_tokenizer, rows, tiny_model
 from torch import Tensor
 
 from potstill.core.types import Example

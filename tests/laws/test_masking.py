@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
+from tiny_parts import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
 from torch import Tensor
 
 from potstill.core.errors import UserError

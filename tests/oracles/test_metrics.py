@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax
-from tiny import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
+from tiny_parts import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example

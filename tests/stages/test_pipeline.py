@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import chat_tokenizer, gpt2_tokenizer, tiny_model, write_rows
+from tiny_parts import chat_tokenizer, gpt2_tokenizer, tiny_model, write_rows
 
 from potstill.core.artifact import Artifact, read_json
 from potstill.core.types import Example

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import gpt2_tokenizer, rows, tiny_model, write_rows
+from tiny_parts import gpt2_tokenizer, rows, tiny_model, write_rows
 
 from potstill.core.artifact import file_hash
 from potstill.core.errors import Interrupted, UserError
