@@ -27,7 +27,7 @@ from potstill.edges.models import (
 )
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
-from potstill.train.batches import collate
+from potstill.train.batches import pack
 from potstill.train.objectives import Distillation
 from potstill.train.scoring import token_sums
 
@@ -316,7 +316,7 @@ def padded(tmp_path_factory, tokenizer):
 
 def one_batch(tokenizer):
     pairs = [(tokenizer.encode("What is the capital of France?"), tokenizer.encode("The capital of France is Paris."))]
-    return collate([(np.array(prompt), np.array(response)) for prompt, response in pairs]), pairs
+    return pack([(np.array(prompt), np.array(response)) for prompt, response in pairs]), pairs
 
 
 def test_the_divergence_gives_padded_rows_no_gradient(padded, tokenizer):
@@ -340,7 +340,7 @@ def test_padded_rows_hold_no_mass(padded, tokenizer):
     with torch.no_grad():
         loss = Distillation(teacher, ForwardKL(), 1.0, 1.0, vocab)(student, batch)
         p, q = (
-            model(input_ids=batch.ids_BT).logits[batch.row_N, batch.time_N, :vocab].double().log_softmax(-1)
+            model(input_ids=batch.ids_T[None]).logits[0, batch.place_N, :vocab].double().log_softmax(-1)
             for model in (teacher, student)
         )
     expected = (p.exp() * (p - q)).sum()

@@ -12,7 +12,7 @@ from potstill.core.types import Example
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import device
 from potstill.edges.sampling import generate
-from potstill.train.batches import collate
+from potstill.train.batches import pack
 from potstill.train.loop import Optim, fit
 from potstill.train.objectives import CrossEntropy, Distillation
 from potstill.train.prompts import Prompts, Renderer
@@ -46,7 +46,7 @@ def test_one_step_agrees_with_the_cpu(family: str, tokenizer: Any, pairs: list[A
     found = []
     for where in (torch.device("cpu"), torch.device("cuda")):
         model, teacher = (tiny_model(family, len(tokenizer), seed=seed).to(where) for seed in (1, 2))
-        loss = Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))(model, collate(pairs[:6]).to(where)).total
+        loss = Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))(model, pack(pairs[:6]).to(where)).total
         loss.backward()
         found.append((loss.item(), [p.grad.cpu() for p in model.parameters() if p.grad is not None]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)

@@ -19,7 +19,7 @@ from torch import Tensor
 from potstill.core.types import Example
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.divergences.reverse_kl import ReverseKL
-from potstill.train.batches import Batch, Order, micro_batches
+from potstill.train.batches import Batch, Order, micro_batches, pack
 from potstill.train.loop import Optim, fit, optimizer_for
 from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
 from potstill.train.prompts import Prompts, Renderer
@@ -118,7 +118,7 @@ def test_fine_tuning_and_distillation_see_the_same_rows_and_tokens(store: TokenS
             self.inner, self.ids = inner, []
 
         def __call__(self, model: Any, batch: Batch) -> Loss:
-            self.ids.append(batch.ids_BT.clone())
+            self.ids.append(batch.ids_T.clone())
             return self.inner(model, batch)
 
     teacher = model_of(tokenizer, seed=9)
@@ -127,7 +127,7 @@ def test_fine_tuning_and_distillation_see_the_same_rows_and_tokens(store: TokenS
     for name, objective in (("sft", sft), ("kd", kd)):
         totals.append(fit(model_of(tokenizer), store, objective, optim, Work(tmp_path / name, name), seed=3))
     assert all(torch.equal(a, b) for a, b in zip(sft.ids, kd.ids, strict=True))
-    for key in ("steps", "rows", "response_tokens", "real_tokens", "padding_share", "epochs"):
+    for key in ("steps", "rows", "response_tokens", "tokens", "epochs"):
         assert totals[0][key] == totals[1][key]
     assert totals[0]["rows"] == round(21 * 1.5)
     assert totals[0]["epochs"] == pytest.approx(totals[0]["rows"] / 21)
@@ -185,18 +185,10 @@ def test_less_than_a_row_of_epochs_is_still_a_row(store: TokenStore, tokenizer: 
 @settings(max_examples=30, deadline=None)
 def test_micro_batches_hold_each_row_once_within_their_bound(size: int, seed: int) -> None:
     lengths = torch.randint(2, 90, (25,), generator=torch.Generator().manual_seed(seed)).tolist()
-    pairs = [([i] * (length - 1), [i]) for i, length in enumerate(lengths)]
-
-    class Held:
-        length = staticmethod(lengths.__getitem__)
-
-        def __getitem__(self, i: int) -> Any:
-            return pairs[i]
-
-    held: Any = Held()
-    batches = list(micro_batches(held, list(range(25)), size))
-    assert Counter(int(i) for batch in batches for i in batch.target_N) == Counter(range(25))
-    assert all(batch.ids_BT.numel() <= size or len(batch.ids_BT) == 1 for batch in batches)
+    groups = list(micro_batches(lengths, size))
+    assert Counter(i for group in groups for i in group) == Counter(range(25))
+    assert all(sum(lengths[i] for i in group) <= size or len(group) == 1 for group in groups)
+    assert [lengths[i] for group in groups for i in group] == sorted(lengths)
 
 
 def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
@@ -237,17 +229,23 @@ class Table(torch.nn.Module):
 
     def __init__(self, logits_VV: list[list[float]]) -> None:
         super().__init__()
+        from types import SimpleNamespace
+
         self.base_model = Table.Body(logits_VV)
+        self.config = SimpleNamespace(_attn_implementation="sdpa")
+        width = len(logits_VV[0])
+        self.head = torch.nn.Linear(width, width, bias=False, dtype=torch.float64)
+        torch.nn.init.eye_(self.head.weight)
 
     def get_output_embeddings(self) -> Any:
-        return torch.nn.Identity()
+        return self.head
 
     class Body(torch.nn.Module):
         def __init__(self, logits_VV: list[list[float]]) -> None:
             super().__init__()
             self.logits_VV = torch.nn.Parameter(torch.tensor(logits_VV, dtype=torch.float64))
 
-        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        def forward(self, input_ids: Tensor, position_ids: Tensor, use_cache: bool) -> Any:
             from types import SimpleNamespace
 
             return SimpleNamespace(last_hidden_state=self.logits_VV[input_ids])
@@ -261,7 +259,7 @@ FLAT = [0.0, 0.0, 0.0]
 TEACHER = [logs(1, 1, 2), FLAT, FLAT]
 STUDENT = [logs(2, 1, 1), logs(1, 2, 1), FLAT]
 # a prompt of one token 0, then the response 1, 2: predicted from 0 and from 1
-BATCH = Batch(torch.tensor([[0, 1, 2]]), torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([1, 2]), 3)
+BATCH = pack([([0], [1, 2])])
 
 
 def test_the_loss_by_hand_on_three_tokens() -> None:

@@ -13,14 +13,14 @@ from torch import Tensor
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.train.batches import Batch, collate
+from potstill.train.batches import Batch, pack
 from potstill.train.objectives import CrossEntropy, Distillation, Objective
 from potstill.train.prompts import Prompts, Renderer
 from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
 
 FAMILIES = ("qwen2", "llama", "gpt2")
 Pairs = list[tuple[Any, Any]]
-Collate = Callable[[Pairs], Batch]
+Lay = Callable[[Pairs], Batch]
 
 
 @pytest.fixture(scope="module")
@@ -68,11 +68,11 @@ def transformers_loss(model: Any, pairs: Pairs) -> tuple[Tensor, Tensor]:
     return total, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def agrees_with_transformers(collate: Collate, tokenizer: Any, family: str) -> bool:
+def agrees_with_transformers(laid: Lay, tokenizer: Any, family: str) -> bool:
     format = "chat" if tokenizer.chat_template else "alpaca"
     pairs = pairs_of(tokenizer, format=format)
     model = tiny_model(family, len(tokenizer)).double()
-    (loss, gradient), (wanted, direction) = loss_and_gradient(model, collate(pairs)), transformers_loss(model, pairs)
+    (loss, gradient), (wanted, direction) = loss_and_gradient(model, laid(pairs)), transformers_loss(model, pairs)
     # transformers takes its softmax in float32, whatever the model is in
     return bool(torch.allclose(loss, wanted, rtol=1e-6) and (gradient - direction).norm() < 1e-5 * direction.norm())
 
@@ -80,14 +80,15 @@ def agrees_with_transformers(collate: Collate, tokenizer: Any, family: str) -> b
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("which", ["chat", "pad_is_eos", "plain"])
 def test_the_loss_is_transformers_loss_with_the_prompt_labelled_minus_100(which: str, family: str, request: Any) -> None:
-    assert agrees_with_transformers(collate, request.getfixturevalue(which), family)
+    assert agrees_with_transformers(pack, request.getfixturevalue(which), family)
 
 
-def with_mask_from(keep: Callable[[Tensor, Batch], Tensor]) -> Collate:
+def with_mask_from(keep: Callable[[Tensor, Batch], Tensor]) -> Lay:
     def broken(pairs: Pairs) -> Batch:
-        batch = collate(pairs)
+        batch = pack(pairs)
         kept_N = keep(batch.target_N, batch)
-        return Batch(batch.ids_BT, batch.row_N[kept_N], batch.time_N[kept_N], batch.target_N[kept_N], batch.real_tokens)
+        place_N, target_N, row_N = batch.place_N[kept_N], batch.target_N[kept_N], batch.row_N[kept_N]
+        return Batch(batch.ids_T, batch.position_T, batch.lengths, place_N, target_N, row_N)
 
     return broken
 
@@ -99,57 +100,61 @@ def test_the_law_rejects_a_mask_made_from_the_pad_token(pad_is_eos: Any) -> None
 
 def test_the_law_rejects_a_loss_on_the_prompt(chat: Any) -> None:
     def everything(pairs: Pairs) -> Batch:
-        return collate([(prompt[:1], [*prompt[1:], *response]) for prompt, response in pairs])
+        return pack([(prompt[:1], [*prompt[1:], *response]) for prompt, response in pairs])
 
     assert not agrees_with_transformers(everything, chat, "qwen2")
 
 
 def test_the_law_rejects_a_boundary_that_is_one_off(chat: Any) -> None:
     def late(pairs: Pairs) -> Batch:
-        return collate([([*prompt, response[0]], response[1:]) for prompt, response in pairs])
+        return pack([([*prompt, response[0]], response[1:]) for prompt, response in pairs])
 
     assert not agrees_with_transformers(late, chat, "qwen2")
 
 
-def repadded(batch: Batch, lengths: list[int], id: int, extra: int) -> Batch:
-    ids_BT = torch.nn.functional.pad(batch.ids_BT, (0, extra))
-    for b, length in enumerate(lengths):
-        ids_BT[b, length:] = id
-    return Batch(ids_BT, batch.row_N, batch.time_N, batch.target_N, batch.real_tokens)
-
-
-def indifferent_to_padding(model: Any, objective: Objective, pairs: Pairs) -> bool:
-    plain, lengths = collate(pairs), [len(prompt) + len(response) for prompt, response in pairs]
-    first = loss_and_gradient(model, plain, objective)
-    for id, extra in ((1, 0), (7, 0), (0, 9), (11, 23)):
-        other = loss_and_gradient(model, repadded(plain, lengths, id, extra), objective)
-        if not all(torch.allclose(a, b, rtol=1e-11, atol=1e-13) for a, b in zip(first, other, strict=True)):
+def indifferent_to_neighbours(model: Any, objective: Objective, pairs: Pairs, laid: Lay = pack) -> bool:
+    """Loss and gradient of rows laid end to end, in any order, are the sums over one row at a time."""
+    apart = [loss_and_gradient(model, laid([pair]), objective) for pair in pairs]
+    wanted = [sum(part) for part in zip(*apart, strict=True)]
+    for order in (pairs, pairs[::-1], sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))):
+        found = loss_and_gradient(model, laid(order), objective)
+        if not all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(found, wanted, strict=True)):
             return False
     return True
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_changes_neither_loss_nor_gradient(family: str, chat: Any) -> None:
+def test_packed_rows_are_rows_one_at_a_time(family: str, chat: Any) -> None:
     model, teacher = (tiny_model(family, len(chat), seed=seed).double() for seed in (1, 2))
     for objective in (CrossEntropy(), Distillation(teacher, ForwardKL(), 0.5, 2.0, len(chat))):
-        assert indifferent_to_padding(model, objective, pairs_of(chat))
+        assert indifferent_to_neighbours(model, objective, pairs_of(chat))
 
 
-def test_the_law_of_padding_rejects_a_loss_over_every_position(chat: Any) -> None:
-    class EveryPosition(CrossEntropy):
-        def __call__(self, model: Any, batch: Batch) -> Any:
-            loss = super().__call__(model, batch)
-            return type(loss)(loss.total + model(batch.ids_BT).logits.sum(), {})
+def test_the_law_of_packing_rejects_attention_across_rows(chat: Any) -> None:
+    def one_document(pairs: Pairs) -> Batch:
+        batch = pack(pairs)
+        return Batch(batch.ids_T, batch.position_T, (len(batch.ids_T),), batch.place_N, batch.target_N, batch.row_N)
 
-    assert not indifferent_to_padding(tiny_model("qwen2", len(chat)).double(), EveryPosition(), pairs_of(chat))
+    assert not indifferent_to_neighbours(tiny_model("qwen2", len(chat)).double(), CrossEntropy(), pairs_of(chat), one_document)
 
 
-def test_later_rows_of_a_batch_do_not_touch_earlier_ones(chat: Any) -> None:
-    pairs, model = pairs_of(chat), tiny_model("qwen2", len(chat)).double()
-    whole = loss_and_gradient(model, collate(pairs))
-    apart = [loss_and_gradient(model, collate([pair])) for pair in pairs]
-    torch.testing.assert_close(whole[0], sum(loss for loss, _ in apart))
-    torch.testing.assert_close(whole[1], sum(gradient for _, gradient in apart))
+def test_the_law_of_packing_rejects_positions_that_run_on(chat: Any) -> None:
+    def running_on(pairs: Pairs) -> Batch:
+        batch = pack(pairs)
+        return Batch(batch.ids_T, torch.arange(len(batch.ids_T)), batch.lengths, batch.place_N, batch.target_N, batch.row_N)
+
+    # rotary positions are relative, so that only learned ones can tell
+    assert not indifferent_to_neighbours(tiny_model("gpt2", len(chat)).double(), CrossEntropy(), pairs_of(chat), running_on)
+
+
+def test_a_packed_batch_leaves_the_model_as_it_was(chat: Any) -> None:
+    model = tiny_model("qwen2", len(chat))
+    before = model.config._attn_implementation
+    CrossEntropy()(model, pack(pairs_of(chat)))
+    assert model.config._attn_implementation == before
+    with pytest.raises(IndexError):
+        CrossEntropy()(model, pack([([10**6], [1])]))
+    assert model.config._attn_implementation == before
 
 
 def test_chat_boundary_and_end_of_turn_are_exact(chat: Any) -> None:
@@ -175,7 +180,7 @@ def test_the_end_of_turn_is_the_templates_and_not_the_end_of_sequence() -> None:
 def test_the_end_of_turn_is_learned_when_it_is_the_pad_token(pad_is_eos: Any, plain: Any) -> None:
     for tokenizer, format in ((pad_is_eos, "chat"), (plain, "alpaca")):
         assert tokenizer.pad_token_id == tokenizer.eos_token_id
-        batch = collate(pairs_of(tokenizer, format=format))
+        batch = pack(pairs_of(tokenizer, format=format))
         ends = Counter(batch.row_N[batch.target_N == tokenizer.eos_token_id].tolist())
         assert ends == dict.fromkeys(range(5), 1)
 
@@ -216,7 +221,7 @@ def test_history_comes_first_and_is_never_learned(chat: Any, plain: Any) -> None
         "<|im_start|>user\nAgain.<|im_end|>\n<|im_start|>assistant\n"
     )
     (pair,) = instruction_pairs([example], renderer, Counts())
-    assert chat.decode(collate([pair]).target_N) == "Oak, again.<|im_end|>"
+    assert chat.decode(pack([pair]).target_N) == "Oak, again.<|im_end|>"
     text = Renderer(plain, Prompts(format="alpaca")).text(example, "")
     assert text.startswith("Be brief.\n\nSay oak.\n\nOak.\n\nBelow is")
 
@@ -288,10 +293,11 @@ def test_the_template_may_refuse_a_conversation(chat: Any) -> None:
         Renderer(tokenizer, Prompts(system="s")).prompt(Example("k", "i", "r"))
 
 
-def test_collate_counts_real_tokens() -> None:
-    batch = collate([(np.array([5, 6, 7]), np.array([8, 9])), (np.array([5]), np.array([6]))])
-    assert batch.ids_BT.tolist() == [[5, 6, 7, 8, 9], [5, 6, 0, 0, 0]]
-    assert batch.row_N.tolist() == [0, 0, 1]
-    assert batch.time_N.tolist() == [2, 3, 0]
+def test_packing_by_hand() -> None:
+    batch = pack([(np.array([5, 6, 7]), np.array([8, 9])), (np.array([5]), np.array([6]))])
+    assert batch.ids_T.tolist() == [5, 6, 7, 8, 9, 5, 6]
+    assert batch.position_T.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert batch.lengths == (5, 2)
+    assert batch.place_N.tolist() == [2, 3, 5]
     assert batch.target_N.tolist() == [8, 9, 6]
-    assert batch.real_tokens == 7
+    assert batch.row_N.tolist() == [0, 0, 1]

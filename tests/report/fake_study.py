@@ -167,7 +167,6 @@ def fake_data(seeds: tuple[int, ...] = (1,)) -> list[dict[str, Any]]:
             "rows": 12_000,
             "prompt_tokens": 1_004_000,
             "response_tokens": 617_000,
-            "padding_share": 0.083,
             "dropped": {"too long": 17, "empty response": 2},
             "context_shortened": 41,
             "trained_response_tokens": 1_234_567,

@@ -231,11 +231,6 @@ def save_model(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def body_and_head(model: Model) -> tuple[Any, Any]:
-    """The part that makes final hidden states, and the linear layer that turns them into logits."""
-    return model.base_model, model.get_output_embeddings()
-
-
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     """What identifies a model's content: file hashes for a folder, the commit for a hub name.
 

@@ -83,7 +83,6 @@ def train(
         "dropped": dict(counts.dropped),
         "end_of_turn": tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id),
         "mask_preview": mask_preview(store, tokenizer),
-        "padding_share": summary["padding_share"],
     }
     summary["parameters"] = sum(p.numel() for p in model.parameters())
     tidy(context)

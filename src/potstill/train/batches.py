@@ -1,7 +1,8 @@
 """Which rows each optimiser step sees, and how they lie in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,45 +13,46 @@ from potstill.train.store import TokenStore
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows. Attention is causal, so real tokens never see the padding behind them.
+    """Rows end to end, without padding.
 
     Attributes:
-        ids_BT: token ids.
-        row_N, time_N: where the hidden states stand that predict a response token.
+        ids_T: token ids of all rows.
+        position_T: position of each token in its row, from 0.
+        lengths: tokens of each row.
+        place_N: where in T the hidden states stand that predict a response token.
         target_N: the response tokens, in the same order.
-        real_tokens: tokens of ids_BT that are not padding.
+        row_N: the row of each.
     """
 
-    ids_BT: Tensor
-    row_N: Tensor
-    time_N: Tensor
+    ids_T: Tensor
+    position_T: Tensor
+    lengths: tuple[int, ...]
+    place_N: Tensor
     target_N: Tensor
-    real_tokens: int
+    row_N: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        ids_BT, row_N, time_N, target_N = (t.to(device) for t in (self.ids_BT, self.row_N, self.time_N, self.target_N))
-        return Batch(ids_BT, row_N, time_N, target_N, self.real_tokens)
+        ids_T, position_T = self.ids_T.to(device), self.position_T.to(device)
+        return Batch(ids_T, position_T, self.lengths, self.place_N.to(device), self.target_N.to(device), self.row_N.to(device))
 
 
-def collate(pairs: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
-    """Put rows of (prompt ids, response ids) into one batch; padding is id 0 and is never looked at."""
-    width = max(len(prompt) + len(response) for prompt, response in pairs)
-    ids_BT = np.zeros((len(pairs), width), dtype=np.int64)
-    rows, times, targets = [], [], []
-    for b, (prompt, response) in enumerate(pairs):
-        ids_BT[b, : len(prompt)] = prompt
-        ids_BT[b, len(prompt) : len(prompt) + len(response)] = response
-        rows.append(np.full(len(response), b))
-        times.append(np.arange(len(prompt) - 1, len(prompt) + len(response) - 1))
-        targets.append(np.asarray(response, dtype=np.int64))
-    real = sum(len(prompt) + len(response) for prompt, response in pairs)
-    return Batch(
-        torch.from_numpy(ids_BT),
-        torch.from_numpy(np.concatenate(rows)),
-        torch.from_numpy(np.concatenate(times)),
-        torch.from_numpy(np.concatenate(targets)),
-        real,
+def pack(pairs: Sequence[tuple[Any, Any]]) -> Batch:
+    """Lay rows of (prompt ids, response ids) end to end, in the order given; a prompt has at least one token."""
+    ids, positions, lengths, places, targets, rows = [], [], [], [], [], []
+    begin = 0
+    for row, (prompt, response) in enumerate(pairs):
+        length = len(prompt) + len(response)
+        ids += [np.asarray(prompt, dtype=np.int64), np.asarray(response, dtype=np.int64)]
+        positions.append(np.arange(length))
+        lengths.append(length)
+        places.append(np.arange(begin + len(prompt) - 1, begin + length - 1))
+        targets.append(ids[-1])
+        rows.append(np.full(len(response), row))
+        begin += length
+    ids_T, position_T, place_N, target_N, row_N = (
+        torch.from_numpy(np.concatenate(part)) for part in (ids, positions, places, targets, rows)
     )
+    return Batch(ids_T, position_T, tuple(lengths), place_N, target_N, row_N)
 
 
 class Order:
@@ -72,13 +74,23 @@ class Order:
         return [int(self._epoch(n // self.rows)[n % self.rows]) for n in range(begin, end)]
 
 
-def micro_batches(store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
-    """Split one step's rows, sorted by length, so that no padded batch exceeds `max_tokens` (one row always fits)."""
-    rows = sorted(rows, key=store.length)
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows in groups of at most `max_tokens` tokens (a longer row stands alone), by length.
+
+    By length, because rows of one length are attended together.
+    """
     group: list[int] = []
-    for row in rows:
-        if group and (len(group) + 1) * store.length(row) > max_tokens:
-            yield collate([store[i] for i in group])
-            group = []
-        group.append(row)
-    yield collate([store[i] for i in group])
+    total = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if group and total + lengths[i] > max_tokens:
+            yield group
+            group, total = [], 0
+        group.append(i)
+        total += lengths[i]
+    yield group
+
+
+def step_batches(store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
+    """One step's rows as packed micro-batches."""
+    for group in micro_batches([store.length(row) for row in rows], max_tokens):
+        yield pack([store[rows[i]] for i in group])

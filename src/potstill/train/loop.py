@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
 from potstill.edges.models import device
-from potstill.train.batches import Order, micro_batches
+from potstill.train.batches import Order, step_batches
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.objectives import Objective
 from potstill.train.store import TokenStore
@@ -32,7 +32,7 @@ class Optim(Settings):
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; replaces epochs")
     batch_size: int = Field(default=32, ge=1, description="rows per optimiser step")
     micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="padded tokens in one forward pass; changes memory, not the result"
+        default=8192, ge=1, description="tokens in one forward pass; changes memory, not the result"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it"
@@ -93,7 +93,7 @@ def fit(
     is cut changes nothing but rounding. Ends bit-identical whether or not it was interrupted, on one machine.
 
     Returns:
-        Totals: steps, rows, response_tokens, real_tokens, padding_share, seconds of this process, final figures.
+        Totals: steps, rows, response_tokens, tokens, seconds of this process, final figures.
 
     Raises:
         UserError: a loss or gradient that is not finite; the last good checkpoint stays.
@@ -105,7 +105,7 @@ def fit(
     optimizer = optimizer_for(model, optim)
     checkpoints = Checkpoints(work, model, optimizer)
     torch.manual_seed(seed)
-    state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "real_tokens": 0, "padded_tokens": 0}
+    state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0}
     start = state["step"]
     work.metrics.rewind(start)
     if start:
@@ -130,15 +130,14 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, float] = {}
-        for batch in micro_batches(store, rows, optim.micro_batch_tokens):
+        for batch in step_batches(store, rows, optim.micro_batch_tokens):
             with autocast(optim.precision):
                 loss = objective(model, batch.to(model.device))
             (loss.total / tokens).backward()
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            state["real_tokens"] += batch.real_tokens
-            state["padded_tokens"] += batch.ids_BT.numel()
-            seen += batch.real_tokens
+            state["tokens"] += len(batch.ids_T)
+            seen += len(batch.ids_T)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip))
         means = {name: value / tokens for name, value in sums.items()}
         epoch = (state["rows"] + len(rows)) / len(store)
@@ -165,13 +164,11 @@ def fit(
         if stop:
             raise Interrupted(f"{work.name}: stopped at step {step + 1} of {total}; saved, run the same command again to go on")
     model.eval()
-    padded = state["padded_tokens"]
     return {
         "steps": total,
         "rows": state["rows"],
         "response_tokens": state["response_tokens"],
-        "real_tokens": state["real_tokens"],
-        "padding_share": 1 - state["real_tokens"] / padded if padded else 0.0,
+        "tokens": state["tokens"],
         "epochs": state["rows"] / len(store),
         "training_seconds": time.monotonic() - begun,
     }

@@ -1,6 +1,5 @@
 """What is minimised: sums over response tokens, divided by the global count elsewhere."""
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -8,16 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.divergences import Divergence
-from potstill.edges.models import body_and_head
+from potstill.edges.packed import final_hidden
 from potstill.train.batches import Batch
-
-
-@dataclass(frozen=True)
-class Loss:
-    """Sums over a batch's response tokens, in nats: `total` is differentiated, `parts` are shown."""
-
-    total: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+from potstill.train.head import Loss, fused_head
 
 
 class Objective(Protocol):
@@ -26,20 +18,20 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch) -> Loss: ...
 
 
-def response_logits(model: Any, batch: Batch, vocab: int | None = None) -> Tensor:
-    """Logits at response positions only, [N, V], in float32 at least; prompts never reach the head."""
-    body, head = body_and_head(model)
-    hidden_BTD = body(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-    logits_NV = head(hidden_BTD[batch.row_N, batch.time_N])[:, :vocab]
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+def response_hidden(model: Any, batch: Batch) -> Tensor:
+    """Final hidden states [N, D] where a response token is predicted; prompts never reach the head."""
+    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)[batch.place_N]
 
 
 class CrossEntropy:
     """SFT: −Σ log q(target), the paper's eq. (2) over response tokens."""
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
-        ce = F.cross_entropy(response_logits(model, batch), batch.target_N, reduction="sum")
-        return Loss(ce, {"ce": ce.detach()})
+        def terms(logits_BV: Tensor, _: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            ce = F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="sum")
+            return ce, {"ce": ce.detach()}
+
+        return fused_head(response_hidden(model, batch), model.get_output_embeddings(), terms)
 
 
 class Distillation:
@@ -58,11 +50,24 @@ class Distillation:
         self.teacher, self.divergence, self.ratio, self.temperature, self.vocab = teacher, divergence, ratio, temperature, vocab
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
+        T = self.temperature
         with torch.no_grad():
-            logp_NV = F.log_softmax(response_logits(self.teacher, batch, self.vocab) / self.temperature, dim=-1)
-        logits_NV = response_logits(model, batch)
-        ce = F.cross_entropy(logits_NV, batch.target_N, reduction="sum")
-        logq_NV = F.log_softmax(logits_NV[:, : self.vocab] / self.temperature, dim=-1)
-        divergence = self.divergence(logp_NV, logq_NV).sum()
-        total = (1 - self.ratio) * ce + self.ratio * self.temperature**2 * divergence
-        return Loss(total, {"ce": ce.detach(), "divergence": divergence.detach()})
+            teacher_hidden_ND = response_hidden(self.teacher, batch)
+
+        def terms(logits_BV: Tensor, teacher_BV: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            assert teacher_BV is not None
+            with torch.no_grad():
+                logp_BV = F.log_softmax(teacher_BV[:, : self.vocab].to(logits_BV.dtype) / T, dim=-1)
+            ce = F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="sum")
+            logq_BV = F.log_softmax(logits_BV[:, : self.vocab] / T, dim=-1)
+            divergence = self.divergence(logp_BV, logq_BV).sum()
+            total = (1 - self.ratio) * ce + self.ratio * T**2 * divergence
+            return total, {"ce": ce.detach(), "divergence": divergence.detach()}
+
+        return fused_head(
+            response_hidden(model, batch),
+            model.get_output_embeddings(),
+            terms,
+            teacher_hidden_ND=teacher_hidden_ND,
+            teacher_head=self.teacher.get_output_embeddings(),
+        )

@@ -1,27 +1,17 @@
 """A model's own distribution at response tokens, without training."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.train.batches import Batch, collate
-from potstill.train.objectives import response_logits
+from potstill.train.batches import micro_batches, pack
+from potstill.train.head import logit_chunks
+from potstill.train.objectives import response_hidden
 
-
-def response_batches(pairs: Sequence[Any], max_tokens: int = 8192) -> Iterator[tuple[list[int], Batch]]:
-    """Batches of (prompt, response) pairs by length, with the indices of their rows."""
-    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    group: list[int] = []
-    for i in order:
-        if group and (len(group) + 1) * (len(pairs[i][0]) + len(pairs[i][1])) > max_tokens:
-            yield group, collate([pairs[j] for j in group])
-            group = []
-        group.append(i)
-    if group:
-        yield group, collate([pairs[j] for j in group])
+MAX_TOKENS = 8192  # of one forward pass
 
 
 def token_sums(
@@ -33,16 +23,22 @@ def token_sums(
 ) -> dict[str, list[float]]:
     """For each measure of (log q, target, log p), its sum over each row's response tokens."""
     sums = {name: [0.0] * len(pairs) for name in measures}
+    lengths = [len(prompt) + len(response) for prompt, response in pairs]
     with torch.inference_mode():
-        for rows, cpu_batch in response_batches(pairs):
-            batch = cpu_batch.to(model.device)
-            logq_NV = F.log_softmax(response_logits(model, batch, vocab), dim=-1)
-            logp_NV = F.log_softmax(response_logits(teacher, batch, vocab), dim=-1) if teacher is not None else None
-            for name, measure in measures.items():
-                values = measure(logq_NV, batch.target_N, logp_NV).double()
-                totals = torch.zeros(len(rows), dtype=torch.float64, device=values.device).index_add_(0, batch.row_N, values)
-                for row, value in zip(rows, totals.tolist(), strict=True):
-                    sums[name][row] = value
+        for rows in micro_batches(lengths, MAX_TOKENS):
+            batch = pack([pairs[row] for row in rows]).to(model.device)
+            hidden_ND = response_hidden(model, batch)
+            teacher_ND = response_hidden(teacher, batch) if teacher is not None else None
+            for tokens, logits_CV in logit_chunks(hidden_ND, model.get_output_embeddings()):
+                logq_CV = F.log_softmax(logits_CV[:, :vocab], dim=-1)
+                logp_CV = None
+                if teacher is not None and teacher_ND is not None:
+                    ((_, theirs_CV),) = logit_chunks(teacher_ND[tokens], teacher.get_output_embeddings(), logits_CV.shape[0])
+                    logp_CV = F.log_softmax(theirs_CV[:, :vocab], dim=-1)
+                for name, measure in measures.items():
+                    values = measure(logq_CV, batch.target_N[tokens], logp_CV).tolist()
+                    for row, value in zip(batch.row_N[tokens].tolist(), values, strict=True):
+                        sums[name][rows[row]] += value
     return sums
 
 

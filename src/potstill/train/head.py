@@ -1,0 +1,137 @@
+"""The output head fused with what is asked of its logits: nothing of shape [tokens, vocabulary] outlives a chunk."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
+Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]
+
+CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
+BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
+BLOCK_BYTES_GPU = 256 << 20  # a GPU has bandwidth, and wants few, large kernels
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums over a batch's response tokens, in nats: `total` is differentiated, `parts` are shown."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def fused_head(
+    hidden_ND: Tensor,
+    head: nn.Linear,
+    terms: Terms,
+    *,
+    teacher_hidden_ND: Tensor | None = None,
+    teacher_head: nn.Linear | None = None,
+    chunk: int | None = None,
+    block: int | None = None,
+) -> Loss:
+    """Sum of `terms` over all tokens, with gradients for hidden states, head weight and bias, in one pass.
+
+    For each chunk of tokens: student and teacher logits by two matrix products; then, block by block, the terms and their
+    gradient with respect to the logits, which overwrites these; then the gradients of hidden states and weight by two more
+    products. `terms` is differentiated as it stands, so every divergence works from its own definition. The same as the
+    plain computation to rounding, in the memory of one chunk. The idea of computing gradients in the forward pass is
+    Liger's, arXiv:2410.10989; the two levels and the teacher beside the student are ours.
+
+    Args:
+        hidden_ND: final hidden states where a response token is predicted.
+        head: the student's output layer, its weight tied or not.
+        terms: what is asked of the logits; see `Terms`. Logits come in float32, or float64 for a float64 model.
+        teacher_hidden_ND, teacher_head: the same of a teacher; no gradient flows there.
+        chunk, block: tokens per chunk and block; by default from the sizes above.
+    """
+    job = _Job(terms, teacher_hidden_ND, teacher_head, chunk, block)
+    total = _FusedHead.apply(hidden_ND, head.weight, head.bias, job)
+    return Loss(total, job.parts)
+
+
+def logit_chunks(hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+    """Logits [C, V] of one chunk after another, in float32 at least, for use without gradients."""
+    size = chunk or max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    for begin in range(0, hidden_ND.shape[0], size):
+        rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
+        yield rows, _logits(hidden_ND[rows], head.weight, head.bias)
+
+
+def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    logits_NV = F.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
+    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+
+@dataclass
+class _Job:
+    terms: Terms
+    teacher_hidden_ND: Tensor | None
+    teacher_head: nn.Linear | None
+    chunk: int | None
+    block: int | None
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(
+        self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        N, V = hidden_ND.shape[0], weight_VD.shape[0]
+        chunk = self.chunk or max(1, CHUNK_BYTES // (4 * V))
+        block = self.block or max(1, (BLOCK_BYTES_GPU if hidden_ND.is_cuda else BLOCK_BYTES) // (4 * V))
+        grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
+        grad_weight = torch.zeros_like(weight_VD) if needed[1] else None
+        grad_bias = torch.zeros_like(bias_V) if bias_V is not None and needed[2] else None
+        total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
+        for begin in range(0, N, chunk):
+            rows = slice(begin, min(begin + chunk, N))
+            logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V)
+            teacher_CV = None
+            if self.teacher_hidden_ND is not None and self.teacher_head is not None:
+                teacher_CV = _logits(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias)
+            for first in range(0, logits_CV.shape[0], block):
+                inner = slice(first, min(first + block, logits_CV.shape[0]))
+                total += self._block(logits_CV, teacher_CV, inner, begin, any(needed))
+            if not any(needed):
+                continue
+            slope_CV = logits_CV.to(weight_VD.dtype)  # the logits are gone, their gradient stands there
+            if grad_hidden is not None:
+                grad_hidden[rows] = slope_CV @ weight_VD
+            if grad_weight is not None:
+                grad_weight.addmm_(slope_CV.T, hidden_ND[rows].to(weight_VD.dtype))
+            if grad_bias is not None:
+                grad_bias += slope_CV.sum(0)
+        return total, [grad_hidden, grad_weight, grad_bias]
+
+    def _block(self, logits_CV: Tensor, teacher_CV: Tensor | None, inner: slice, offset: int, differentiate: bool) -> Tensor:
+        teacher_BV = teacher_CV[inner] if teacher_CV is not None else None
+        tokens = slice(offset + inner.start, offset + inner.stop)
+        with torch.enable_grad():
+            logits_BV = logits_CV[inner].detach().requires_grad_(differentiate)
+            loss, told = self.terms(logits_BV, teacher_BV, tokens)
+            if differentiate:
+                (slope_BV,) = torch.autograd.grad(loss, logits_BV)
+                logits_CV[inner] = slope_BV
+        for name, value in told.items():
+            self.parts[name] = self.parts[name] + value if name in self.parts else value
+        return loss.detach()
+
+
+class _FusedHead(torch.autograd.Function):
+    """Gradients are found on the way forward; on the way back they are only scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job) -> Tensor:
+        total, ctx.grads = job.run(hidden_ND.detach(), weight_VD.detach(), bias_V, ctx.needs_input_grad)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (scale,) = grad_outputs
+        grads, ctx.grads = ctx.grads, None
+        assert grads is not None, "the fused head's gradients can be taken once"
+        return *(None if grad is None else grad.mul_(scale) for grad in grads), None
