@@ -18,6 +18,7 @@ from potstill.stages.export import Export
 from potstill.stages.pretrain import Pretrain
 from potstill.stages.quantize import Quantize
 from potstill.stages.sft import SFT
+from potstill.train.head import CHUNK_BYTES
 from potstill.train.prompts import Prompts
 
 SAMPLE = 2000  # rows looked at to guess the rest
@@ -132,13 +133,13 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
 
 
 def _training_memory(size: Size, teacher: Size | None, micro_tokens: int, longest: int) -> int:
-    """float32 weights, gradients and two Adam averages; activations of a micro-batch; four copies of its logits."""
+    """float32 weights, gradients and two Adam averages, activations of a micro-batch, and the fused head's buffers."""
     tokens = max(micro_tokens, longest)
     layers = max(1, size.body // (12 * size.hidden**2))
     activations = tokens * layers * size.hidden * 16 * 4
-    logits = tokens * 0.5 * size.vocab * 4 * (4 if teacher is None else 7)
+    head = 4 * size.vocab * size.hidden + CHUNK_BYTES * (1 if teacher is None else 2)
     frozen = teacher.parameters * (2 if device().type == "cuda" else 4) if teacher is not None else 0
-    return round(16 * size.parameters + activations + logits + frozen)
+    return round(16 * size.parameters + activations + head + frozen)
 
 
 def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
