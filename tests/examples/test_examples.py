@@ -38,7 +38,7 @@ def test_example_runs(script, out, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(script), str(out)])
     runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip()
-    potstill.Divergence.kinds.pop("skew_kl", None)  # an example's own component must not reach other tests
+    potstill.Divergence.kinds.pop("squared_hellinger", None)  # an example's own component must not reach other tests
 
 
 def test_every_stage_has_an_example():

@@ -15,6 +15,10 @@ from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.divergences.generalised_jsd import GeneralisedJSD
 from potstill.divergences.reverse_kl import ReverseKL
+from potstill.divergences.skew_kl import SkewKL
+from potstill.divergences.skew_reverse_kl import SkewReverseKL
+from potstill.divergences.total_variation import TotalVariation
+from potstill.divergences.weighted_sum import WeightedSum
 
 OfLogits = Callable[[Tensor, Tensor], Tensor]
 INF = math.inf
@@ -135,6 +139,10 @@ ORACLES = {
     "forward_kl": lambda p, q: rel_entr(p, q).sum(-1),
     "reverse_kl": lambda p, q: rel_entr(q, p).sum(-1),
     "generalised_jsd": lambda p, q: jensenshannon(p, q, axis=-1) ** 2,
+    "skew_kl": lambda p, q: rel_entr(p, 0.1 * p + 0.9 * q).sum(-1),
+    "skew_reverse_kl": lambda p, q: rel_entr(q, 0.9 * p + 0.1 * q).sum(-1),
+    "total_variation": lambda p, q: 1 - np.minimum(p, q).sum(-1),
+    "weighted_sum": lambda p, q: ((p - q) * np.log(p / q)).sum(-1) / 2,  # half of Jeffreys' divergence
 }
 
 
@@ -164,3 +172,25 @@ def test_the_jsd_tends_to_the_named_ends() -> None:
     entropy = -(0.3 * math.log(0.3) + 0.7 * math.log(0.7))
     far_p, far_q = torch.tensor([[0.0, -INF]]), torch.tensor([[-INF, 0.0]])
     assert GeneralisedJSD(beta=0.3)(far_p, far_q).item() == pytest.approx(entropy, rel=1e-6)
+
+
+def test_the_skew_divergences_end_in_the_plain_ones_and_are_bounded() -> None:
+    logp, logq, *_ = distributions()
+    torch.testing.assert_close(SkewKL(alpha=0)(logp, logq), ForwardKL()(logp, logq))
+    torch.testing.assert_close(SkewReverseKL(alpha=0)(logp, logq), ReverseKL()(logp, logq))
+    far_p, far_q = torch.tensor([[0.0, -INF]]), torch.tensor([[-INF, 0.0]])
+    for divergence in (SkewKL(alpha=0.2), SkewReverseKL(alpha=0.2)):
+        assert divergence(far_p, far_q).item() == pytest.approx(-math.log(0.2), rel=1e-6)
+
+
+def test_total_variation_is_one_between_strangers() -> None:
+    far_p, far_q = torch.tensor([[0.0, -INF]]), torch.tensor([[-INF, 0.0]])
+    assert TotalVariation()(far_p, far_q).item() == 1.0
+
+
+def test_a_sum_weighs_what_it_is_given() -> None:
+    logp, logq, *_ = distributions()
+    parts = [{"divergence": "total_variation", "weight": 2.0}, {"divergence": {"kind": "skew_kl", "alpha": 0.3}}]
+    found = WeightedSum.model_validate({"parts": parts})
+    assert Divergence.parse(found.spec()) == found
+    torch.testing.assert_close(found(logp, logq), 2 * TotalVariation()(logp, logq) + SkewKL(alpha=0.3)(logp, logq))

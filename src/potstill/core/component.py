@@ -39,6 +39,10 @@ class Component(Settings):
     def __pydantic_init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if kind is not None:
+            known = cls.kinds.get(kind)
+            # the same class again is a notebook's cell run twice; another one would take its place in silence
+            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise TypeError(f"the {cls.role} '{kind}' exists already, as {known.__module__}.{known.__qualname__}")
             cls.kind = kind
             cls.kinds[kind] = cls
         elif Component in cls.__bases__:

@@ -1,13 +1,10 @@
 """Generalised Jensen-Shannon divergence."""
 
-import math
-
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from potstill.divergences import Divergence
-from potstill.divergences._safe import expectation, floored
+from potstill.divergences._safe import expectation, mixture
 
 
 class GeneralisedJSD(Divergence, kind="generalised_jsd"):
@@ -20,6 +17,5 @@ class GeneralisedJSD(Divergence, kind="generalised_jsd"):
     beta: float = Field(default=0.5, gt=0, lt=1, description="weight of the teacher in the mixture")
 
     def __call__(self, logp_NV: Tensor, logq_NV: Tensor) -> Tensor:
-        logp_NV, logq_NV = floored(logp_NV), floored(logq_NV)
-        logm_NV = torch.logaddexp(logp_NV + math.log(self.beta), logq_NV + math.log1p(-self.beta))
+        logm_NV = mixture(self.beta, logp_NV, logq_NV)
         return self.beta * expectation(logp_NV, logp_NV, logm_NV) + (1 - self.beta) * expectation(logq_NV, logq_NV, logm_NV)
