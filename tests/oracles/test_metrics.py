@@ -119,6 +119,30 @@ def test_exact_match_by_hand(answer: str, reference: str, score: float) -> None:
     assert ExactMatch()(answer, row(reference)) == score
 
 
+@pytest.mark.parametrize(
+    "answer, reference, score",
+    [
+        ("return a - b", "return a + b", 0),
+        ("return a  +   b  ", "return a + b", 100),
+        ("return a+b", "return a + b", 0),  # a blank more or less is folded, none is made
+        ("return A + b", "return a + b", 0),
+        ("def f(x):\n\n    return x\n", "def f(x):  \n    return x", 100),
+        ("def f(x):\r\n    return x", "def f(x):\n    return x", 100),
+        ("def f(x): return x", "def f(x):\n    return x", 0),
+        ("if a:\n    b()\n    c()", "if a:\n    b()\nc()", 0),  # indentation is meaning
+        ("a\n  b", "  a\n  b", 100),  # answers come stripped
+        ("print('caf\u00e9')", "print('cafe\u0301')", 100),
+        ("", "return", 0),
+    ],
+)
+def test_exact_match_of_code_by_hand(answer: str, reference: str, score: float) -> None:
+    assert ExactMatch(normalisation="whitespace")(answer, row(reference)) == score
+
+
+def test_words_cannot_tell_code_apart() -> None:
+    assert ExactMatch()("return a - b", row("return a + b")) == 100
+
+
 def a_case(family: str) -> tuple[Any, list[Any], list[list[int]], Renderer]:
     tokenizer = gpt2_tokenizer() if family == "gpt2" else chat_tokenizer()
     renderer = Renderer(tokenizer, Prompts(format="alpaca" if family == "gpt2" else "chat", max_prompt_tokens=200))

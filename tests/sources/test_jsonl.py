@@ -47,9 +47,22 @@ def test_the_response_leads_the_references(write_rows: WriteRows) -> None:
     assert [row.references for row in Jsonl(path=path, references="all").rows()] == [("4", "four"), ("4",)]
 
 
-def test_equal_rows_share_a_key_and_others_do_not(write_rows: WriteRows) -> None:
-    rows = [PAIR, PAIR, {"instruction": "2 + 2?4", "response": ""}, {"instruction": "2 + 2", "response": "?4"}]
-    assert len({row.key for row in Jsonl(path=write_rows(rows)).rows()}) == 2
+def test_equal_questions_share_a_key_and_others_do_not(write_rows: WriteRows) -> None:
+    asked = [("2 + 2?", "", "4"), ("2 + 2?", "", "four"), ("2 + 2", "?", "4"), ("2 + 2", "", "4"), ("", "2 + 2?", "4")]
+    rows = [{"instruction": question, "context": context, "response": answer} for question, context, answer in asked]
+    first, second, *others = Jsonl(path=write_rows([*rows[:4], {**PAIR, "context": "2 + 2?"}]), context="context").rows()
+    assert first.key == second.key
+    assert len({row.key for row in (first, *others)}) == 4
+
+
+def test_a_question_after_another_history_is_another(write_rows: WriteRows) -> None:
+    def chat(first: str, answer: str) -> dict[str, Any]:
+        said = [("user", first), ("assistant", "Yes"), ("user", "2 + 2?"), ("assistant", answer)]
+        return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+    path = write_rows([chat("Hi", "4"), chat("Hi", "four"), chat("Hello", "4")])
+    first, second, third = Jsonl(path=path, messages="messages").rows()
+    assert first.key == second.key != third.key
 
 
 def test_a_chat_becomes_history_instruction_and_response(write_rows: WriteRows) -> None:

@@ -1,14 +1,16 @@
 """The embedded questions: what is held out, that every style is right, that the sentences are sentences."""
 
+import hashlib
 import re
 from collections import Counter, defaultdict
+from typing import cast
 
 import pytest
 from pydantic import ValidationError
 
 from potstill.core.types import Example
 from potstill.sources import Source, Splits
-from potstill.sources.primer import _ANSWERS, _QUESTIONS, Primer
+from potstill.sources.primer import _ANSWERS, _QUESTIONS, Primer, Relation
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +22,10 @@ def parts(rows: list[Example], split: str) -> list[Example]:
     return [row for row in rows if Primer().split_of(row) == split]
 
 
+def relation(row: Example) -> Relation:
+    return cast(Relation, row.tag.split("/")[0])
+
+
 def test_sizes(rows: list[Example]) -> None:
     counts = Counter(map(Primer().split_of, rows))
     assert 1200 <= counts["train"] <= 3000
@@ -29,7 +35,27 @@ def test_sizes(rows: list[Example]) -> None:
 
 def test_no_question_is_asked_twice(rows: list[Example]) -> None:
     assert len({row.instruction for row in rows}) == len(rows)
-    assert len({row.key for row in rows}) == len(rows)
+
+
+def test_rows_of_a_country_share_a_key(rows: list[Example]) -> None:
+    codes = [row for row in rows if relation(row) == "code"]
+    assert all(f"{row.key}." in row.references for row in codes)
+    assert {row.key for row in codes} == {row.key for row in rows}
+    for split in ("test", "validation"):
+        assert {row.key for row in parts(rows, split)} <= {row.key for row in parts(rows, "train")}
+
+
+def test_splits_are_by_phrasing(rows: list[Example]) -> None:
+    for row in rows:
+        questions = _QUESTIONS["es" if row.language == "es" else "en", relation(row)]
+        number = questions.index(pattern(row.instruction, rows))
+        assert Primer().split_of(row) == {4: "validation", 5: "test"}.get(number, "train")
+
+
+def test_rows_and_splits_are_those_of_the_first_release() -> None:
+    """Taken when the key still named the phrasing: to draw by country changed neither texts, order nor splits."""
+    shown = repr([(Primer().split_of(row), row.instruction, row.response) for row in Primer().rows()])
+    assert hashlib.sha256(shown.encode()).hexdigest().startswith("6f498f5790475e17")
 
 
 def pattern(question: str, rows: list[Example]) -> str:
@@ -57,21 +83,20 @@ def test_phrasings_of_the_test_are_never_trained(rows: list[Example]) -> None:
 
 
 def test_a_fact_is_tested_once_and_known_from_training(rows: list[Example]) -> None:
-    trained: defaultdict[str, set[str]] = defaultdict(set)
+    trained: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for row in parts(rows, "train"):
-        language, fact = row.key.split("/", 1)
-        trained[fact.rsplit("/", 1)[0]].add(language)
+        trained[relation(row), row.key].add(row.language)
         assert row.tag.endswith("/seen")
-    tested = [row.key.split("/", 1)[1].rsplit("/", 1)[0] for row in parts(rows, "test")]
+    tested = [(relation(row), row.key) for row in parts(rows, "test")]
     assert sorted(tested) == sorted(trained)
     for row in parts(rows, "test") + parts(rows, "validation"):
-        known = trained[row.key.split("/", 1)[1].rsplit("/", 1)[0]]
+        known = trained[relation(row), row.key]
         assert known == ({"en", "es"} if row.tag.endswith("/new phrasing") else {"en", "es"} - {row.language})
     assert 0.1 < sum(row.tag.endswith("/new language") for row in parts(rows, "test")) / len(tested) < 0.3
 
 
 def test_known_facts(rows: list[Example]) -> None:
-    answers = {row.key.rsplit("/", 1)[0]: set(row.references) for row in rows}
+    answers = {f"{row.language}/{relation(row)}/{row.key}": set(row.references) for row in rows}
     assert {"It is the Mexican peso.", "Mexican peso."} < answers["en/currency/MX"]
     assert {"Se llama peso mexicano.", "Peso mexicano."} < answers["es/currency/MX"]
     assert "The currency of the United Kingdom is the British pound." in answers["en/currency/GB"]

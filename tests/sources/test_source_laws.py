@@ -49,6 +49,44 @@ def test_the_law_of_one_split_rejects_a_split_by_place(make_source: MakeSource) 
     assert not in_one_split(Alternating(path=path))
 
 
+@pytest.mark.parametrize("kind", FROM_FILES)
+def test_a_question_with_two_answers_lies_in_one_split(
+    kind: str, make_source: MakeSource, write_rows: Callable[..., str]
+) -> None:
+    numbers = [number % 200 for number in range(400)]
+    rows = [
+        {"instruction": f"¿{n}?", "context": f"c{n}", "response": f"r{at}", "category": "qa", "title": ""}
+        for at, n in enumerate(numbers)
+    ]
+    source = Source.parse({**make_source(kind).spec(), "path": write_rows(rows)})
+    assert isinstance(source, Source)
+    splits: dict[str, set[Split]] = {}
+    for example in source.rows():
+        splits.setdefault(example.instruction, set()).add(source.split_of(example))
+    assert len(splits) == 200
+    assert all(len(each) == 1 for each in splits.values())
+    assert len(set.union(*splits.values())) == 3
+
+
+@pytest.mark.parametrize("kind", sorted(set(Source.kinds) - {"primer"}))
+def test_rows_with_equal_keys_lie_in_one_split(kind: str, make_source: MakeSource) -> None:
+    source = make_source(kind)
+    splits: dict[str, set[Split]] = {}
+    for example in source.rows():
+        splits.setdefault(example.key, set()).add(source.split_of(example))
+    assert all(len(each) == 1 for each in splits.values())
+
+
+def test_primer_asks_no_question_in_two_splits(make_source: MakeSource) -> None:
+    """Its keys are countries and lie in all splits; what must not straddle is a question in a language."""
+    source = make_source("primer")
+    splits: dict[tuple[str, str], set[Split]] = {}
+    for example in source.rows():
+        splits.setdefault((example.instruction, example.language), set()).add(source.split_of(example))
+    assert all(len(each) == 1 for each in splits.values())
+    assert len(set.union(*splits.values())) == 3
+
+
 @pytest.mark.parametrize("kind", sorted(Source.kinds))
 def test_the_splits_share_out_all_rows(kind: str, make_source: MakeSource) -> None:
     source = make_source(kind)
@@ -97,6 +135,70 @@ def test_limit_counts_rows_of_all_splits(make_source: MakeSource) -> None:
     source = Source.parse({**make_source("jsonl").spec(), "limit": 7})
     assert isinstance(source, Source)
     assert sum(len(list(source.examples(split))) for split in SPLITS) == 7
+
+
+def of_share(source: Source, share: float, **more: int) -> tuple[list[Example], dict[Split, list[Example]]]:
+    """The rows of a share in the order of the file, and by split."""
+    part = Source.parse({**source.spec(), "share": share, **more})
+    assert isinstance(part, Source)
+    by_split = {split: list(part.examples(split)) for split in SPLITS}
+    taken = Counter(row for rows in by_split.values() for row in rows)
+    return [row for row in source.rows() if row in taken], by_split
+
+
+def many(kind: str, make_source: MakeSource) -> Source:
+    """Some hundreds of rows, so that a share of them is near what is asked for."""
+    source = make_source(kind, range(600))
+    more = {"primer": {"countries": 40}, "stdlib": {"max_lines": 3}}.get(kind, {})
+    parsed = Source.parse({**source.spec(), **more})
+    assert isinstance(parsed, Source)
+    return parsed
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize("kind", sorted(Source.kinds))
+def test_a_share_is_a_part_of_each_split_about_as_large_as_asked_for(kind: str, share: float, make_source: MakeSource) -> None:
+    source = many(kind, make_source)
+    whole = {split: list(source.examples(split)) for split in SPLITS}
+    taken, by_split = of_share(source, share)
+    for split in SPLITS:  # same splits, same order
+        drawn = set(by_split[split])
+        assert by_split[split] == [row for row in whole[split] if row in drawn]
+        spread = (len(whole[split]) * share * (1 - share)) ** 0.5
+        assert abs(len(by_split[split]) - share * len(whole[split])) <= 4 * spread + 1
+    assert 0 < len(taken) < sum(map(len, whole.values()))
+
+
+@pytest.mark.parametrize("kind", sorted(Source.kinds))
+def test_a_smaller_share_is_part_of_a_larger_one(kind: str, make_source: MakeSource) -> None:
+    source = many(kind, make_source)
+    small, large, whole = (set(of_share(source, share)[0]) for share in (0.2, 0.6, 1.0))
+    assert small < large < whole == set(source.rows())
+
+
+@pytest.mark.parametrize("kind", FROM_FILES)
+def test_a_share_stays_when_rows_are_added_or_change_places(kind: str, make_source: MakeSource) -> None:
+    before = make_source(kind, range(0, 300, 2))
+    old, (drawn, _) = set(before.rows()), of_share(before, 0.4)
+    after, _ = of_share(make_source(kind, reversed(range(300))), 0.4)
+    assert set(after) & old == set(drawn) < set(after)
+
+
+def test_a_share_is_drawn_by_row_and_not_by_key(write_rows: Callable[..., str]) -> None:
+    rows = [{"id": number // 40, "instruction": f"¿{number}?", "response": "r"} for number in range(400)]
+    drawn, _ = of_share(Jsonl(path=write_rows(rows), key="id"), 0.5)
+    assert set(Counter(row.key for row in drawn)) == set(map(str, range(10)))
+
+
+def test_limit_counts_rows_of_the_share(make_source: MakeSource) -> None:
+    source = make_source("jsonl")
+    assert of_share(source, 0.5, limit=7)[0] == of_share(source, 0.5)[0][:7]
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, float("nan")])
+def test_a_share_lies_between_none_and_all(share: float) -> None:
+    with pytest.raises(ValidationError):
+        Jsonl(path="rows.jsonl", share=share)
 
 
 def test_shares_of_the_splits_are_about_those_asked_for() -> None:

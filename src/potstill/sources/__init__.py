@@ -35,7 +35,12 @@ class Source(Component):
     """Rows of one data set, as `Example`s, in a fixed order and without loading them all into memory."""
 
     splits: Splits = Splits()
-    limit: int | None = Field(default=None, ge=1, description="use only the first so many rows, over all splits")
+    share: float = Field(
+        default=1.0, gt=0, le=1, description="use this share of the rows, drawn by a hash: stable, and an even mix of the file"
+    )
+    limit: int | None = Field(
+        default=None, ge=1, description="for a quick look: use only the first so many rows of the file, over all splits"
+    )
 
     @abstractmethod
     def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
@@ -55,11 +60,21 @@ class Source(Component):
 
     def examples(self, split: Split, skipped: Counter[str] | None = None) -> Iterator[Example]:
         """The rows of one split; `skipped` counts the rows left out over all splits, for they have none."""
-        for number, example in enumerate(self.rows(skipped)):
+        for number, example in enumerate(filter(self._drawn, self.rows(skipped))):
             if self.limit is not None and number >= self.limit:
                 return
             if self.split_of(example) == split:
                 yield example
+
+    def _drawn(self, example: Example) -> bool:
+        """Whether a row belongs to `share`: by its own texts, and by another hash than the one that splits."""
+        if self.share == 1:
+            return True
+        hashed = hashlib.blake2b(digest_size=8, person=b"potstill share")
+        for part in (example.key, example.instruction, example.response):
+            data = part.encode()
+            hashed.update(len(data).to_bytes(8, "big") + data)
+        return int.from_bytes(hashed.digest(), "big") / 2**64 < self.share
 
 
 discover(__name__, __path__)

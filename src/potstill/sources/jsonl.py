@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -19,13 +19,15 @@ class Jsonl(Source, kind="jsonl"):
         UserError: names the file, the line and the column that is missing or of the wrong type.
     """
 
+    version: ClassVar[int] = 2  # 2: the response is no part of the default key
+
     path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
     instruction: str = Field(default="instruction", description="column of what is asked")
     response: str = Field(default="response", description="column of the answer")
     context: str | None = Field(default=None, description="column of the supporting text")
     references: str | None = Field(default=None, description="column of a list of accepted answers")
     messages: str | None = Field(default=None, description="column of a chat, instead of instruction and response")
-    key: str | None = Field(default=None, description="column by which rows are split; default: a hash of the row's texts")
+    key: str | None = Field(default=None, description="column by which rows are split; default: a hash of what is asked")
     tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
     language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
     language_column: str | None = Field(default=None, description="column of each row's own language code")
@@ -47,7 +49,7 @@ class Jsonl(Source, kind="jsonl"):
         else:
             history, instruction, response = [], text(row, self.instruction, place), text(row, self.response, place)
         context = text(row, self.context, place) if self.context else ""
-        asked = [part for turn in history for part in (turn.role, turn.content)] + [instruction, context, response]
+        asked = [part for turn in history for part in (turn.role, turn.content)] + [context, instruction]
         return Example(
             key=_key(row, self.key, place) if self.key else digest(*asked),
             instruction=instruction,

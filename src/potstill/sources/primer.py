@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import date
 from functools import cache
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -122,6 +122,7 @@ class Primer(Source, kind="primer"):
     on the first of January 2025. Splits are its own: each fact is asked once in the test, in a phrasing that no
     training row has, and every other one in validation, in another such phrasing. A fifth of the facts are trained in
     one language and asked in the other: their tag ends in "new language", that of the others in "new phrasing".
+    The key is the country, over all splits: rows of one country are alike, and are drawn together by the bootstrap.
     """
 
     languages: tuple[Language, ...] = Field(default=("en", "es"), min_length=1, description="languages of the questions")
@@ -162,8 +163,11 @@ class Primer(Source, kind="primer"):
                 yield self._row(asked, relation, country, _TEST, kind)
 
     def split_of(self, example: Example) -> Split:
-        phrasing = int(example.key.rsplit("/", 1)[1])
-        return "test" if phrasing == _TEST else "validation" if phrasing == _VALIDATION else "train"
+        language, relation = cast(Language, example.language), cast(Relation, example.tag.split("/")[0])
+        name, questions = _name(language, example.key), _QUESTIONS[language, relation]
+        if example.instruction == _sentence(questions[_TEST], name):
+            return "test"
+        return "validation" if example.instruction == _sentence(questions[_VALIDATION], name) else "train"
 
     def content_hash(self) -> str:
         hashed = hashlib.sha256(f"primer {self.version}".encode())
@@ -172,12 +176,11 @@ class Primer(Source, kind="primer"):
         return hashed.hexdigest()
 
     def _row(self, language: Language, relation: Relation, country: str, phrasing: int, kind: str) -> Example:
-        key = f"{language}/{relation}/{country}/{phrasing}"
         name, fact = _name(language, country), _facts(language, country)[relation]
         styles = [_sentence(style, name, fact) for style in _ANSWERS[language, relation][-self.answer_styles :]]
-        response = styles[self._draw("style", key) % len(styles)]
+        response = styles[self._draw("style", language, relation, country, str(phrasing)) % len(styles)]
         return Example(
-            key=key,
+            key=country,
             instruction=_sentence(_QUESTIONS[language, relation][phrasing], name),
             response=response,
             references=with_first(response, tuple(styles)),
