@@ -69,6 +69,23 @@ def test_report_has_the_promised_shape(report):
     assert len(questions) == 5
 
 
+def test_clusters_are_told_everywhere(report):
+    assert report["bootstrap"]["clusters"] == report["test_set"]["clusters"] == report["test_set"]["rows"] == 120
+    study = fake_study(60)
+    shared = tuple(example.model_copy(update={"key": f"k{i % 20}"}) for i, example in enumerate(study.examples))
+    study = study.model_copy(update={"examples": shared})
+    grouped = build_report(study, fake_answers(study), resamples=50)
+    assert grouped["bootstrap"]["clusters"] == grouped["test_set"]["clusters"] == grouped["verdicts"][0]["clusters"] == 20
+    page = render_html(grouped)
+    assert "60 test rows in 20 clusters" in page
+    assert "bootstrap over clusters of test rows" in page
+    assert "bootstrap over 20 clusters of 60 test rows" in model_card(grouped, model_row="KD")
+
+
+def test_other_metrics_are_called_exploratory(page):
+    assert "exploratory: not corrected for the number of metrics" in page
+
+
 def test_files_are_stable_and_the_page_can_be_drawn_from_the_json(report, page, tmp_path):
     json_path, html_path = write_report(report, tmp_path / "a")
     again = write_report(fake_report(), tmp_path / "b")

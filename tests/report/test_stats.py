@@ -12,7 +12,14 @@ from potstill.report.study import MetricInfo, ModelRow, Study, TestRow
 ROWS = {"KD": "kd", "SFT": "sft", "Base": "base", "KD 4-bit": "quantized", "KD RTN": "rtn", "Teacher": "teacher"}
 
 
-def study_of(scores: dict[str, Any], *, seeds: tuple[int | None, ...] = (None,), tokens: Any = None, **changes: Any) -> Study:
+def study_of(
+    scores: dict[str, Any],
+    *,
+    seeds: tuple[int | None, ...] = (None,),
+    tokens: Any = None,
+    keys: Any = None,
+    **changes: Any,
+) -> Study:
     """One metric, [seeds, rows] or [rows] of scores per model; models with fewer seeds than told have none."""
     arrays = {name: np.atleast_2d(np.asarray(value, dtype=float)) for name, value in scores.items()}
     N = next(iter(arrays.values())).shape[1]
@@ -26,7 +33,7 @@ def study_of(scores: dict[str, Any], *, seeds: tuple[int | None, ...] = (None,),
         primary="m",
         rows=tuple(rows),
         tokens=tuple([1] * N if tokens is None else tokens),
-        examples=tuple(TestRow(key=str(n), prompt="") for n in range(N)),
+        examples=tuple(TestRow(key=str(key), prompt="") for key in (range(N) if keys is None else keys)),
     )
 
 
@@ -103,7 +110,7 @@ def test_interval_over_seeds_covers_and_plain_seed_resampling_would_not():
 
 def test_variance_over_seeds_is_inflated_to_be_unbiased():
     deviations = np.array([-1.0, 1.0])
-    sample = Sample(np.zeros(5), np.ones(5), {(1, 2): deviations}, (), 5)
+    sample = Sample(np.zeros(5), np.ones(5), {(1, 2): deviations}, (), 5, 5)
     variance = resample([sample], resamples=20_000, seed=0).var()
     assert variance == pytest.approx(deviations.var(ddof=1) / 2, rel=0.03)
 
@@ -111,7 +118,9 @@ def test_variance_over_seeds_is_inflated_to_be_unbiased():
 def unpaired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     """The deliberately broken one: it draws other rows for each model."""
     ones = np.ones(len(a))
-    draws = [resample([Sample(x, ones, {}, (), len(x))], resamples=2_000, seed=seed)[0] for seed, x in enumerate((a, b))]
+    draws = [
+        resample([Sample(x, ones, {}, (), len(x), len(x))], resamples=2_000, seed=seed)[0] for seed, x in enumerate((a, b))
+    ]
     found = percentile_interval(draws[0] - draws[1])
     assert found is not None
     return found
@@ -133,6 +142,70 @@ def shift_law(interval: Any) -> bool:
 def test_shift_law_accepts_the_paired_bootstrap_and_rejects_an_unpaired_one():
     assert shift_law(paired_interval)
     assert not shift_law(unpaired_interval)
+
+
+K_CLUSTERS, CLUSTER_SIZE, ICC = 20, 10, 0.3
+
+
+def coverage(keys: Any, repeats: int = 200) -> float:
+    """How often the interval holds the truth where 30% of a difference's variance is common to a cluster."""
+    rng = np.random.default_rng(11)
+    hits = 0
+    for repeat in range(repeats):
+        common = np.repeat(rng.normal(0, np.sqrt(ICC), K_CLUSTERS), CLUSTER_SIZE)
+        luck = common + rng.normal(0, np.sqrt(1 - ICC), K_CLUSTERS * CLUSTER_SIZE)
+        x = rng.normal(50, 15, K_CLUSTERS * CLUSTER_SIZE)
+        low, high = verdict(study_of({"KD": x + 2 + luck, "SFT": x}, keys=keys), resamples=500, seed=repeat).ci
+        hits += low <= 2 <= high
+    return hits / repeats
+
+
+def cluster_law(keys: Any) -> bool:
+    return 0.90 <= coverage(keys) <= 0.985
+
+
+def test_coverage_law_accepts_drawing_clusters_and_rejects_drawing_rows():
+    assert cluster_law(np.repeat(np.arange(K_CLUSTERS), CLUSTER_SIZE))
+    assert not cluster_law(np.arange(K_CLUSTERS * CLUSTER_SIZE))
+    assert coverage(np.arange(K_CLUSTERS * CLUSTER_SIZE)) < 0.8
+
+
+def test_with_unique_keys_rows_are_drawn_as_ever():
+    a, b = scores(40), scores(40, seed=3)
+    w = np.random.default_rng(2).integers(1, 50, 40)
+    found = verdict(study_of({"KD": a, "SFT": b}, tokens=w), seed=6)
+    drawn = np.random.default_rng([6, 0]).integers(0, 40, size=(1_000, 40))
+    expected = np.quantile((a - b)[drawn].sum(1) / w[drawn].sum(1), [0.025, 0.975])
+    assert found.ci == pytest.approx(tuple(expected), rel=1e-9)
+    assert (found.rows, found.clusters) == (40, 40)
+
+
+def test_clusters_may_differ_in_size_and_stand_in_any_order():
+    keys = np.random.default_rng(4).integers(0, 12, 70)
+    a, b, w = scores(70), scores(70, seed=3), np.random.default_rng(2).integers(1, 50, 70)
+    order = np.argsort(keys, kind="stable")
+    mixed = verdict(study_of({"KD": a, "SFT": b}, tokens=w, keys=keys), resamples=20_000)
+    drawn = np.random.default_rng(1).integers(0, 12, size=(20_000, 12))
+    sums, weights = np.bincount(keys, a - b), np.bincount(keys, w)
+    expected = np.quantile(sums[drawn].sum(1) / weights[drawn].sum(1), [0.025, 0.975])
+    assert mixed.difference == pytest.approx((a - b).sum() / w.sum())
+    assert mixed.ci == pytest.approx(tuple(expected), abs=0.05 * (expected[1] - expected[0]))
+    ordered = verdict(study_of({"KD": a[order], "SFT": b[order]}, tokens=w[order], keys=keys[order]), resamples=20_000)
+    assert ordered.ci == pytest.approx(mixed.ci, abs=0.05 * (expected[1] - expected[0]))
+
+
+def test_rows_of_too_few_clusters_give_no_verdict_however_many_they_are():
+    x = scores(60)
+    analysis = bootstrap(study_of({"KD": x + 5, "SFT": x}, keys=np.arange(60) % 5), resamples=100)
+    assert analysis.verdicts[0].verdict == "not shown"
+    assert "on 60 test rows in 5 clusters: too few" in analysis.headline[2]
+    assert analysis.verdicts[0].clusters == 5
+    told = " ".join(analysis.caveats)
+    assert "60 test rows fall into 5 groups that share a key; the bootstrap draws groups" in told
+    assert "Only 5 clusters (titles, modules …) of test rows" in told
+    assert "groups" not in " ".join(bootstrap(study_of({"KD": x, "SFT": x}), resamples=100).caveats)
+    one = bootstrap(study_of({"KD": x + 5, "SFT": x}, keys=["a"] * 60), resamples=100)
+    assert one.verdicts[0].ci is None
 
 
 def test_pairing_narrows_the_interval():
@@ -265,6 +338,46 @@ def test_unequal_tokens_are_said_in_the_headline():
     equal = bootstrap(with_training(study, KD=(1004, 10), SFT=(1000, 10)), resamples=50)
     assert "equal" not in equal.headline[2]
     assert "is not known" in bootstrap(with_training(study, KD=(1000, 10), SFT=(None, None)), resamples=50).headline[2]
+
+
+def trained_alike_but(study: Study, prompts: str | None = None, **told: dict[str, Any] | None) -> Study:
+    common = {"optim.lr": 1e-5, "optim.steps": 9, "data": "d", "prompts": "p", "start": "stage:a"}
+    with_all = {name: None if own is None else common | own for name, own in told.items()}
+    rows = tuple(row.model_copy(update={"trained_with": with_all[row.name]}) for row in study.rows)
+    return study.model_copy(update={"rows": rows, "prompts": prompts})
+
+
+def test_a_control_trained_otherwise_is_told():
+    study = study_of({"KD": scores(60) + 5, "SFT": scores(60)})
+    apart = trained_alike_but(study, KD={"optim.lr": 5e-4, "start": "stage:b"}, SFT={})
+    analysis = bootstrap(apart, resamples=50)
+    expected = "SFT and KD were not trained alike: optim.lr 1e-05 against 0.0005; start stage:a against stage:b"
+    assert any(caveat.startswith(expected) for caveat in analysis.caveats)
+    assert "NOT like against like: SFT and KD differ in the model that training began from." in analysis.headline[2]
+    tuned = bootstrap(trained_alike_but(study, KD={"optim.lr": 5e-4}, SFT={}), resamples=50)
+    assert "not trained alike: optim.lr 1e-05 against 0.0005." in " ".join(tuned.caveats)
+    assert "NOT like" not in tuned.headline[2]
+    data = bootstrap(trained_alike_but(study, KD={}, SFT={"data": "e", "prompts": "q"}), resamples=50)
+    assert "differ in training data and prompts." in data.headline[2]
+    more = bootstrap(trained_alike_but(study, KD={"optim.new": 1}, SFT={}), resamples=50)
+    assert "optim.new unset against 1" in " ".join(more.caveats)
+
+
+@pytest.mark.parametrize("sft", [{}, None])
+def test_a_control_trained_alike_or_elsewhere_is_not_accused(sft):
+    analysis = bootstrap(trained_alike_but(study_of({"KD": scores(60), "SFT": scores(60)}), KD={}, SFT=sft), resamples=50)
+    assert "alike" not in " ".join(analysis.caveats)
+    assert "NOT like" not in analysis.headline[2]
+
+
+def test_prompts_other_than_those_of_training_are_told():
+    study = study_of({"KD": scores(60), "SFT": scores(60), "Base": scores(60)})
+    told = {"KD": {}, "SFT": {"prompts": "q"}, "Base": None}
+    asked = bootstrap(trained_alike_but(study, "p", **told), resamples=50)
+    assert "not those that SFT trained with" in " ".join(asked.caveats)
+    for prompts, sft in (("p", {}), (None, {"prompts": "q"})):
+        quiet = bootstrap(trained_alike_but(study, prompts, **{**told, "SFT": sft}), resamples=50)
+        assert "prompts of this evaluation" not in " ".join(quiet.caveats)
 
 
 def test_caveats_speak_of_seeds_rows_sampling_and_dropped_rows():

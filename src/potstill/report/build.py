@@ -43,6 +43,7 @@ def build_report(
         UserError: the answers do not belong to the study.
     """
     _check(study, answers)
+    clusters = study.cluster_count()
     analysis = bootstrap(study, resamples=resamples, seed=seed)
     outcome, label, sentence = analysis.headline
     verdicts = [asdict(verdict) for verdict in analysis.verdicts]
@@ -76,9 +77,9 @@ def build_report(
         "caveats": analysis.caveats,
         "examples": _examples(study, answers),
         "breakdown": {"tag": breakdown(study, "tag"), "language": breakdown(study, "language")},
-        "test_set": {"rows": len(study.examples), "response_tokens": sum(study.tokens), **study.data},
+        "test_set": {"rows": len(study.examples), "response_tokens": sum(study.tokens), **study.data, "clusters": clusters},
         "decoding": study.decoding.model_dump(mode="json"),
-        "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL},
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "clusters": clusters},
         "curves": curves,
         "data": data,
         "quantization": quantization,

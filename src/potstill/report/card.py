@@ -24,6 +24,7 @@ def model_card(
     report: Mapping[str, Any],
     *,
     model_row: str,
+    note: str = "",
     title: str | None = None,
     path: str = ".",
     how_to_load: str | None = None,
@@ -37,6 +38,7 @@ def model_card(
 
     Args:
         model_row: the model's name in the report.
+        note: a sentence about the files beside the card, such as which seed's they are.
         title: heading; the model's name by default.
         path: what `from_pretrained` is to be given in the example.
         how_to_load: Markdown instead of the `transformers` example, for weights that it cannot load.
@@ -84,13 +86,16 @@ def model_card(
 
     parts = ["---", *_yaml(front), "---", "", f"# {_inline(heading)}", ""]
     parts += ["Made with potstill, which distils a language model and tests whether distilling helped.", ""]
+    parts += [note, ""] if note else []
     if sentences:
         parts += ["## What was shown", "", *(f"- {_inline(sentence)}" for sentence in dict.fromkeys(sentences)), ""]
     if report["caveats"]:
         parts += ["Before you believe it:", "", *(f"- {_inline(caveat)}" for caveat in report["caveats"]), ""]
     rows, resamples = report["test_set"]["rows"], report["bootstrap"]["resamples"]
     parts += ["## Results", "", *_table(report, metrics, model_row), ""]
-    parts += [f"95% intervals in brackets: paired bootstrap over {rows} test rows and the seeds, {resamples:,} resamples.", ""]
+    clusters = report["bootstrap"]["clusters"]
+    drawn = f"{rows} test rows" if clusters == rows else f"{clusters} clusters of {rows} test rows"
+    parts += [f"95% intervals in brackets: paired bootstrap over {drawn} and the seeds, {resamples:,} resamples.", ""]
     max_new_tokens = report["decoding"].get("max_new_tokens") or 256
     asked = next((example["prompt"] for example in report["examples"] if len(example["prompt"]) <= 200), "Hello")
     question = json.dumps(visible(asked), ensure_ascii=False)  # JSON's text is Python's too

@@ -1,11 +1,15 @@
-"""Whether a difference is more than luck: a paired bootstrap over test rows and training seeds, and its verdicts.
+"""Whether a difference is more than luck: a paired bootstrap over clusters of test rows and training seeds, and its verdicts.
 
 For a model with scores x[s, n] (seed s, test row n) and weights w[n] (1, or the response tokens of the row) the value is
 
     mean over s of  Σ_n x[s, n] / Σ_n w[n]
 
-One resample draws N rows with replacement, *the same ones for every model*, and S seeds with replacement, the same
-ones for models with equal lists of seeds. It is computed as (resampled rows, all seeds) + √(S/(S−1)) · (mean deviation
+Test rows with equal keys (questions on one paragraph, functions of one module) form one cluster: they rise and fall
+together, so that drawing them one by one makes intervals too narrow (20 clusters of 10 rows, of whose variance 30% is
+the cluster's: 95% intervals cover 67%; Cameron, Gelbach and Miller, Bootstrap-based improvements for inference with
+clustered errors, 2008). One resample draws K of the K clusters with replacement, each with all its rows, *the same ones
+for every model*, and S seeds with replacement, the same ones for models with equal lists of seeds. The value remains a
+ratio of sums over all rows drawn. It is computed as (resampled clusters, all seeds) + √(S/(S−1)) · (mean deviation
 of the drawn seeds from their average). A plain bootstrap over S seeds has only (S−1)/S of the variance, half of it
 with two seeds; the factor mends that. What it cannot mend is that two or three seeds say little about their own spread:
 such intervals remain too narrow, and a caveat says so (simulated with luck of the seeds twice that of the rows:
@@ -19,7 +23,7 @@ is left out on both sides, never set to 0.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,8 +31,8 @@ from potstill.report.numbers import amount, decimals, interval, number
 from potstill.report.study import MetricInfo, ModelRow, Study
 
 LEVEL = 0.95
-MIN_ROWS = 6  # below this a verdict is refused: with 5 rows, all for one side, luck has 2 · 0.5^5 = 6%
-FEW_ROWS = 30
+MIN_CLUSTERS = 6  # below this a verdict is refused: with 5 clusters, all for one side, luck has 2 · 0.5^5 = 6%
+FEW_CLUSTERS = 30
 FEW_SEEDS = 3
 EQUAL_WITHIN = 0.01  # relative; a last, smaller batch makes counts differ by less
 _CELLS = 4_000_000  # entries of the resampling matrix held at once: 32 MB
@@ -42,7 +46,7 @@ class Estimate:
 
     Attributes:
         value: None when no row was scored by every seed.
-        ci: 95% interval over test rows and seeds; None with fewer than two rows.
+        ci: 95% interval over clusters of test rows and seeds; None with fewer than two clusters.
         rows: test rows that entered.
         abstained: answers, over all seeds, that the metric gave no score.
         by_seed: the value of each seed.
@@ -63,10 +67,11 @@ class Verdict:
         key: kd_over_sft, four_bits, gptq_over_rtn, sft_over_base or retention.
         a, b: names of the models compared.
         difference: a − b in the metric's unit; for retention a ÷ b in percent.
-        ci: 95% interval of the difference (or ratio); None with fewer than two shared rows.
+        ci: 95% interval of the difference (or ratio); None with fewer than two shared clusters.
         verdict: "helped" and "hurt" mean that the interval excludes 0 on that side; "measured" is retention's, which
             has no yes or no.
         label: the badge's words, such as "no loss shown".
+        rows, clusters: test rows scored for both, and the clusters that they fall into.
         equal_tokens: whether both saw the same response tokens and steps, within 1%; None where unknown or beside the point.
     """
 
@@ -81,6 +86,7 @@ class Verdict:
     label: str
     sentence: str
     rows: int
+    clusters: int
     equal_tokens: bool | None = None
 
 
@@ -103,62 +109,74 @@ class Analysis:
 
 @dataclass(frozen=True)
 class Sample:
-    """A statistic ready to be resampled: seed-averaged scores per row, and how each list of seeds deviates."""
+    """A statistic ready to be resampled: sums of seed-averaged scores and of weights per cluster, and the seeds' deviations.
 
-    scores_N: np.ndarray
-    weights_N: np.ndarray
+    Attributes:
+        deviations: for each list of seeds, how far the value of each lies from their average.
+        rows, clusters: how many were scored.
+    """
+
+    scores_K: np.ndarray
+    weights_K: np.ndarray
     deviations: dict[tuple[int | None, ...], np.ndarray]
     by_seed: tuple[float | None, ...]
     rows: int
+    clusters: int
 
     @property
     def value(self) -> float | None:
-        weight = self.weights_N.sum()
-        return float(self.scores_N.sum() / weight) if self.rows and weight > 0 else None
+        weight = self.weights_K.sum()
+        return float(self.scores_K.sum() / weight) if self.rows and weight > 0 else None
 
     @classmethod
-    def of(cls, row: ModelRow, metric: MetricInfo, tokens: Sequence[int], keep_N: np.ndarray) -> "Sample":
+    def of(
+        cls, row: ModelRow, metric: MetricInfo, tokens: Sequence[int], clusters_N: np.ndarray, keep_N: np.ndarray
+    ) -> "Sample":
         """The statistic of one model over the rows to keep; the model must have scores there."""
         scores_SN = row.scores_SN(metric.name)
         assert scores_SN is not None
         scores_SN = np.where(keep_N, scores_SN, 0.0)
         weights_N = keep_N * (np.asarray(tokens, dtype=float) if metric.over == "tokens" else 1.0)
+        K = int(clusters_N.max(initial=-1)) + 1
+        scores_K = np.bincount(clusters_N, scores_SN.mean(0), minlength=K)
+        weights_K = np.bincount(clusters_N, weights_N, minlength=K)
         if weights_N.sum() == 0:
-            return cls(scores_SN.mean(0), weights_N, {}, (None,) * len(scores_SN), 0)
+            return cls(scores_K, weights_K, {}, (None,) * len(scores_SN), 0, 0)
         by_seed = scores_SN.sum(1) / weights_N.sum()
         deviations = {row.seeds: by_seed - by_seed.mean()} if len(by_seed) > 1 else {}
-        return cls(scores_SN.mean(0), weights_N, deviations, tuple(map(float, by_seed)), int(keep_N.sum()))
+        kept = len(np.unique(clusters_N[keep_N]))
+        return cls(scores_K, weights_K, deviations, tuple(map(float, by_seed)), int(keep_N.sum()), kept)
 
     def minus(self, other: "Sample") -> "Sample":
         """The difference on the same rows, taken before resampling so that equal scores give exactly 0."""
         deviations = dict(self.deviations)
         for seeds, deviation in other.deviations.items():
             deviations[seeds] = deviations[seeds] - deviation if seeds in deviations else -deviation
-        return Sample(self.scores_N - other.scores_N, self.weights_N, deviations, (), self.rows)
+        return Sample(self.scores_K - other.scores_K, self.weights_K, deviations, (), self.rows, self.clusters)
 
 
 def resample(samples: Sequence[Sample], *, resamples: int, seed: int) -> np.ndarray:
-    """Bootstrap every sample with the same draws of rows, and of seeds where the lists of seeds are equal.
+    """Bootstrap every sample with the same draws of clusters, and of seeds where the lists of seeds are equal.
 
     Returns:
         [samples, resamples]; NaN where a resample drew no scored row.
     """
     if not samples:
         return np.empty((0, resamples))
-    N = len(samples[0].scores_N)
-    columns_NK = np.stack([column for sample in samples for column in (sample.scores_N, sample.weights_N)], axis=1)
-    sums_RK = np.concatenate([counts_RN @ columns_NK for counts_RN in _row_counts(N, resamples, seed)])
+    K = len(samples[0].scores_K)
+    columns_KM = np.stack([column for sample in samples for column in (sample.scores_K, sample.weights_K)], axis=1)
+    sums_RM = np.concatenate([counts_RK @ columns_KM for counts_RK in _cluster_counts(K, resamples, seed)])
     with np.errstate(divide="ignore", invalid="ignore"):
-        values_KR = (sums_RK[:, 0::2] / sums_RK[:, 1::2]).T
+        values_MR = (sums_RM[:, 0::2] / sums_RM[:, 1::2]).T
     shares: dict[tuple[int | None, ...], np.ndarray] = {}
-    for sample, values_R in zip(samples, values_KR, strict=True):
+    for sample, values_R in zip(samples, values_MR, strict=True):
         for seeds, deviation_S in sample.deviations.items():
             S = len(seeds)
             if seeds not in shares:
                 rng = np.random.default_rng([seed, 1, len(shares)])
                 shares[seeds] = rng.multinomial(S, [1 / S] * S, size=resamples) / S
             values_R += np.sqrt(S / (S - 1)) * (shares[seeds] @ deviation_S)
-    return values_KR
+    return values_MR
 
 
 def percentile_interval(replicates: np.ndarray) -> tuple[float, float] | None:
@@ -173,21 +191,22 @@ def percentile_interval(replicates: np.ndarray) -> tuple[float, float] | None:
 def bootstrap(study: Study, resamples: int = 10_000, seed: int = 0) -> Analysis:
     """Every model's values with intervals, the verdicts on every metric, and the caveats, in words.
 
-    Time and memory: about 0.1 s per million (resamples × test rows); the resampling matrix is held 32 MB at a time.
+    Time and memory: about 0.1 s per million (resamples × clusters); the resampling matrix is held 32 MB at a time.
     """
     measured: list[tuple[ModelRow, MetricInfo, Sample]] = []
     compared: list[tuple[_Question, MetricInfo, Sample, Sample]] = []
+    clusters_N = study.clusters_N()
     for metric in sorted(study.metrics, key=lambda metric: metric.name != study.primary):
         scored = {row.name: kept for row in study.rows if (kept := _scored(row, metric)) is not None}
         for row in study.rows:
             if row.name in scored:
-                measured.append((row, metric, Sample.of(row, metric, study.tokens, scored[row.name])))
+                measured.append((row, metric, Sample.of(row, metric, study.tokens, clusters_N, scored[row.name])))
         for question in _questions(study):
             a, b = question.a, question.b
             if a.name not in scored or b.name not in scored or (question.key == "retention" and metric.name != study.primary):
                 continue
             keep_N = scored[a.name] & scored[b.name]
-            pair = [Sample.of(row, metric, study.tokens, keep_N) for row in (a, b)]
+            pair = [Sample.of(row, metric, study.tokens, clusters_N, keep_N) for row in (a, b)]
             compared.append((question, metric, pair[0], pair[1]))
 
     singles = [sample for *_, sample in measured]
@@ -200,7 +219,7 @@ def bootstrap(study: Study, resamples: int = 10_000, seed: int = 0) -> Analysis:
 
     estimates: dict[str, dict[str, Estimate]] = {row.name: {} for row in study.rows}
     for (row, metric, sample), values_R in zip(measured, single_replicates, strict=True):
-        ci = percentile_interval(values_R) if sample.rows > 1 else None
+        ci = percentile_interval(values_R) if sample.clusters > 1 else None
         if ci is not None and metric.unit in ("0–100", "%"):
             ci = max(0.0, ci[0]), min(100.0, ci[1])  # the seeds' term knows nothing of the scale's ends
         abstained = int(np.isnan(row.scores_SN(metric.name)).sum())  # type: ignore[arg-type]
@@ -212,8 +231,7 @@ def bootstrap(study: Study, resamples: int = 10_000, seed: int = 0) -> Analysis:
         if question.key == "retention":
             verdict = _retention(question, metric, a, b, *next(ratio_pairs))
         else:
-            ci = percentile_interval(values_R) if difference.rows > 1 else None
-            verdict = _difference(question, metric, difference.value, ci, difference.rows)
+            verdict = _difference(question, metric, difference, values_R)
         if verdict is not None:
             verdicts.append(verdict)
     return Analysis(estimates, tuple(verdicts), _headline(study, verdicts), tuple(_caveats(study, estimates)))
@@ -226,13 +244,14 @@ def breakdown(study: Study, by: Literal["tag", "language"]) -> list[dict]:
     for n, example in enumerate(study.examples):
         groups.setdefault(getattr(example, by), []).append(n)
     table = []
+    clusters_N = study.clusters_N()
     for group, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
         values = {}
         for row in study.rows:
             kept = _scored(row, metric)
             if kept is not None:
                 keep_N = np.isin(np.arange(len(study.examples)), members) & kept
-                values[row.name] = Sample.of(row, metric, study.tokens, keep_N).value
+                values[row.name] = Sample.of(row, metric, study.tokens, clusters_N, keep_N).value
         table.append({"group": group, "rows": len(members), "values": values})
     return table
 
@@ -243,17 +262,17 @@ def _scored(row: ModelRow, metric: MetricInfo) -> np.ndarray | None:
     return None if scores_SN is None else np.asarray(np.isfinite(scores_SN).all(axis=0))
 
 
-def _row_counts(N: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each resample drew each row: chunks of [resamples, N], the same for the same seed."""
+def _cluster_counts(K: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each resample drew each cluster: chunks of [resamples, K], the same for the same seed."""
     rng = np.random.default_rng([seed, 0])
-    chunk = max(1, _CELLS // max(1, N))
+    chunk = max(1, _CELLS // max(1, K))
     for start in range(0, resamples, chunk):
         R = min(chunk, resamples - start)
-        if N == 0:
+        if K == 0:
             yield np.zeros((R, 0))
             continue
-        drawn = rng.integers(0, N, size=(R, N)) + N * np.arange(R)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=R * N).reshape(R, N).astype(float)
+        drawn = rng.integers(0, K, size=(R, K)) + K * np.arange(R)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=R * K).reshape(R, K).astype(float)
 
 
 @dataclass(frozen=True)
@@ -292,40 +311,36 @@ def _source(study: Study, row: ModelRow) -> ModelRow | None:
     return full[0] if full and full[0].role != "teacher" else None
 
 
-def _difference(
-    question: _Question, metric: MetricInfo, difference: float | None, ci: tuple[float, float] | None, rows: int
-) -> Verdict:
+def _difference(question: _Question, metric: MetricInfo, sample: Sample, replicates_R: np.ndarray) -> Verdict:
     verdict: Outcome = "not shown"
-    if ci is not None and rows >= MIN_ROWS:
+    ci = percentile_interval(replicates_R) if sample.clusters > 1 else None
+    if ci is not None and sample.clusters >= MIN_CLUSTERS:
         low, high = _gain(metric, ci)
         verdict = "helped" if low > 0 else "hurt" if high < 0 else "not shown"
     label: str = verdict
-    if question.key == "four_bits" and rows >= MIN_ROWS:
+    if question.key == "four_bits" and sample.clusters >= MIN_CLUSTERS:
         label = {"helped": "no harm", "hurt": "hurt", "not shown": "no loss shown"}[verdict]
-    sentence = _difference_in_words(question, metric, difference, ci, rows, verdict)
+    sentence = _difference_in_words(question, metric, sample, ci, verdict)
     equal = _equal_tokens(question.a, question.b) if question.key == "kd_over_sft" else None
     a, b = question.a.name, question.b.name
-    return Verdict(question.key, question.question, metric.name, a, b, difference, ci, verdict, label, sentence, rows, equal)
+    about = (question.key, question.question, metric.name, a, b)
+    return Verdict(*about, sample.value, ci, verdict, label, sentence, sample.rows, sample.clusters, equal)
 
 
 _DOING = {"kd_over_sft": "distilling", "sft_over_base": "fine-tuning", "gptq_over_rtn": "GPTQ", "four_bits": "4 bits"}
 
 
 def _difference_in_words(
-    question: _Question,
-    metric: MetricInfo,
-    difference: float | None,
-    ci: tuple[float, float] | None,
-    rows: int,
-    verdict: Outcome,
+    question: _Question, metric: MetricInfo, sample: Sample, ci: tuple[float, float] | None, verdict: Outcome
 ) -> str:
-    a, b, doing = question.a.name, question.b.name, _DOING[question.key]
+    a, b, doing, difference = question.a.name, question.b.name, _DOING[question.key], sample.value
+    rows = f"{sample.rows} test rows" + (f" in {sample.clusters} clusters" if sample.clusters < sample.rows else "")
     if difference is None or ci is None:
-        return f"{a} and {b} share {rows} scored test rows by {metric.title}: nothing can be said."
+        return f"{a} and {b} share {rows} scored by {metric.title}: nothing can be said."
     digits = decimals(metric.unit, ci)
     found = f"{a} − {b} is {number(difference, digits, signed=True)} {interval(ci, digits, signed=True)} by {metric.title}"
-    if rows < MIN_ROWS:
-        return f"{found}, on {rows} test rows: too few for any verdict."
+    if sample.clusters < MIN_CLUSTERS:
+        return f"{found}, on {rows}: too few for any verdict."
     if verdict == "not shown" and question.key == "four_bits":
         loss = -_gain(metric, ci)[0]
         still = f"a loss of up to {amount(loss, metric, digits)} is still possible" if loss > 0 else "the scores are the same"
@@ -352,7 +367,7 @@ def _retention(
         return None
     ratio = 100 * a.value / b.value
     with np.errstate(divide="ignore", invalid="ignore"):
-        ci = percentile_interval(100 * a_R / b_R) if a.rows > 1 else None
+        ci = percentile_interval(100 * a_R / b_R) if a.clusters > 1 else None
     digits = decimals("%", ci)
     share, found = f"{number(ratio, digits)}%", interval(ci, digits)
     name, teacher = question.a.name, question.b.name
@@ -363,7 +378,8 @@ def _retention(
             f"{name} has {share} {found} of the teacher's {metric.title}; lower is better.",
             f"{number(ratio, 0)}%",
         )
-    return Verdict(question.key, question.question, metric.name, name, teacher, ratio, ci, "measured", label, sentence, a.rows)
+    about = (question.key, question.question, metric.name, name, teacher)
+    return Verdict(*about, ratio, ci, "measured", label, sentence, a.rows, a.clusters)
 
 
 def _unequal(x: float | None, y: float | None) -> bool:
@@ -380,7 +396,7 @@ def _headline(study: Study, verdicts: Sequence[Verdict]) -> tuple[Outcome, str, 
     """Outcome, badge and sentence of what the report opens with."""
     first = next((v for v in verdicts if v.key == "kd_over_sft" and v.metric == study.primary), None)
     if first is not None:
-        return first.verdict, first.label, first.sentence + _tokens_in_words(study, first)
+        return first.verdict, first.label, first.sentence + _tokens_in_words(study, first) + _control_in_words(study, first)
     if study.with_role("kd"):
         missing = "no SFT-only student was measured" if not study.with_role("sft") else "KD and SFT lack scores to compare"
         return (
@@ -404,6 +420,26 @@ def _tokens_in_words(study: Study, verdict: Verdict) -> str:
     assert y is not None
     factor = f"{x / y:.2f} times" if y else "more than"
     return f" This is NOT at equal tokens: {a.name} trained on {factor} the {unit} of {b.name}."
+
+
+def _control_in_words(study: Study, verdict: Verdict) -> str:
+    """What the headline adds when the control differs in more than how it was tuned."""
+    a, b = (next(row for row in study.rows if row.name == name) for name in (verdict.a, verdict.b))
+    differ = trained_apart(a, b)
+    found = [words for key, words in _OF_THE_CONTROL.items() if key in differ]
+    return f" This is NOT like against like: {b.name} and {a.name} differ in {_and(found)}." if found else ""
+
+
+_OF_THE_CONTROL = {"data": "training data", "prompts": "prompts", "start": "the model that training began from"}
+
+
+def trained_apart(a: ModelRow, b: ModelRow) -> dict[str, tuple[Any, Any]]:
+    """Each setting of training in which two models differ, with both values; nothing where one's training is unknown."""
+    if a.trained_with is None or b.trained_with is None:
+        return {}
+    keys = dict.fromkeys((*a.trained_with, *b.trained_with))
+    values = {key: (a.trained_with.get(key, "unset"), b.trained_with.get(key, "unset")) for key in keys}
+    return {key: (x, y) for key, (x, y) in values.items() if x != y}
 
 
 def _caveats(study: Study, estimates: dict[str, dict[str, Estimate]]) -> Iterator[str]:
@@ -436,12 +472,17 @@ def _caveats(study: Study, estimates: dict[str, dict[str, Estimate]]) -> Iterato
                 tokens = f"{_plain(a.mean_tokens())} against {_plain(b.mean_tokens())} response tokens"
                 steps = f"{_plain(a.mean_steps())} against {_plain(b.mean_steps())} optimizer steps"
                 yield f"{a.name} and {b.name} are NOT compared at equal tokens: {tokens}, {steps}."
-            differ = sorted(
-                key for key in {*(a.optim or ()), *(b.optim or ())} if (a.optim or {}).get(key) != (b.optim or {}).get(key)
-            )
-            if a.optim and b.optim and differ:
-                told = ", ".join(f"{key} {a.optim.get(key)} against {b.optim.get(key)}" for key in differ)
-                yield f"{a.name} and {b.name} were not tuned alike ({told}): part of the difference may come from that."
+            differ = trained_apart(b, a)
+            if differ:
+                told = "; ".join(f"{key} {x} against {y}" for key, (x, y) in differ.items())
+                yield f"{b.name} and {a.name} were not trained alike: {told}. Part of the difference may come from that."
+    asked = study.prompts
+    unlike = [row.name for row in study.rows if (row.trained_with or {}).get("prompts", asked) != asked]
+    if asked is not None and unlike:
+        yield (
+            f"The prompts of this evaluation are not those that {_and(unlike)} trained with: "
+            "a model asked in another form than it learned may score lower than it could."
+        )
     if kd and not sft:
         yield "There is no SFT-only student: what distilling adds to plain fine-tuning cannot be told from this study."
     if len(kd) > 1 or len(sft) > 1:
@@ -450,8 +491,12 @@ def _caveats(study: Study, estimates: dict[str, dict[str, Estimate]]) -> Iterato
             "where nothing differs, one in twenty such verdicts still claims a difference."
         )
     N = len(study.examples)
-    if N < FEW_ROWS:
-        yield f"Only {N} test rows: the intervals are rough, and fewer than {MIN_ROWS} rows give no verdict at all."
+    K = study.cluster_count()
+    if K < N:
+        yield f"{N:,} test rows fall into {K:,} groups that share a key; the bootstrap draws groups."
+    if K < FEW_CLUSTERS:
+        what, unit = (f"{K} clusters (titles, modules …) of test rows", "clusters") if K < N else (f"{N} test rows", "rows")
+        yield f"Only {what}: the intervals are rough, and fewer than {MIN_CLUSTERS} {unit} give no verdict at all."
     for metric in study.metrics:
         found = [
             f"{row.name} {estimate.abstained} of {N * len(row.seeds)}"

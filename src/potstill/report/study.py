@@ -39,7 +39,11 @@ class MetricInfo(_Record):
 
 
 class TestRow(_Record):
-    """One test row: what was asked and what is accepted."""
+    """One test row: what was asked and what is accepted.
+
+    Attributes:
+        key: of what the row is about (a paragraph, a module); rows with equal keys are one cluster.
+    """
 
     __test__ = False  # not a test, whatever pytest thinks
 
@@ -68,7 +72,8 @@ class ModelRow(_Record):
         decode_tokens_per_s: generated tokens per second; None where not measured.
         trained_response_tokens: response tokens that entered the loss, per seed; one number stands for every seed.
         optimizer_steps: likewise.
-        optim: the optimiser's settings; where KD's and SFT's differ, the report says so.
+        trained_with: how it was trained, by name: `optim.…`, `data`, `prompts` (fingerprints) and `start`, the model that
+            training began from. Where KD's and SFT's differ, the report says so. None where nothing was trained.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.
@@ -83,7 +88,7 @@ class ModelRow(_Record):
     decode_tokens_per_s: float | None = None
     trained_response_tokens: tuple[int | None, ...] | None = None
     optimizer_steps: tuple[int | None, ...] | None = None
-    optim: dict[str, Any] | None = None
+    trained_with: dict[str, Any] | None = None
     seeds: tuple[int | None, ...] = (None,)
     scores: dict[str, tuple[tuple[float | None, ...], ...]]
 
@@ -120,7 +125,12 @@ class ModelRow(_Record):
 
 
 class Study(_Record):
-    """All scores of one evaluation. `tokens` are the response tokens of each test row: the weights of token metrics."""
+    """All scores of one evaluation.
+
+    Attributes:
+        tokens: response tokens of each test row: the weights of token metrics.
+        prompts: fingerprint of the prompts that the models were asked with, as in `ModelRow.trained_with`; None: unknown.
+    """
 
     metrics: tuple[MetricInfo, ...]
     primary: str
@@ -128,6 +138,7 @@ class Study(_Record):
     tokens: tuple[int, ...]
     examples: tuple[TestRow, ...]
     decoding: Decoding = Decoding()
+    prompts: str | None = None
     data: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -158,6 +169,15 @@ class Study(_Record):
     def with_role(self, *roles: str) -> list[ModelRow]:
         """The models of these roles, in the order of the roles, then of the study."""
         return [row for role in roles for row in self.rows if row.role == role]
+
+    def clusters_N(self) -> np.ndarray:
+        """The number of each test row's cluster: 0, 1 … in the order in which the keys first appear."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(example.key, len(numbers)) for example in self.examples], dtype=np.int64)
+
+    def cluster_count(self) -> int:
+        """Different keys of test rows."""
+        return len({example.key for example in self.examples})
 
     def save(self, folder: Path | str) -> None:
         """Write `study.json` into the folder."""

@@ -4,16 +4,15 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.core.artifact import Artifact, Makes, fingerprint, read_json, write_json
+from potstill.core.artifact import Makes, fingerprint, read_json, write_json
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.types import Abstain, Example
-from potstill.edges.models import bytes_of, check_vocabulary, load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.models import check_vocabulary, load_model, load_tokenizer, shared_vocabulary
 from potstill.edges.sampling import generate
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
@@ -24,6 +23,7 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.report.study import Decoding as StudyDecoding
 from potstill.report.study import MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.lineage import PRINT, Place, lineage, places
 from potstill.train.prompts import Renderer
 from potstill.train.scoring import token_sums
 from potstill.train.store import Counts, instruction_pairs
@@ -54,6 +54,7 @@ class Evaluate(DataStage, kind="evaluate"):
     Rows trained per seed are measured for each seed. Every generated answer is kept in `answers.jsonl`.
     """
 
+    version: ClassVar[int] = 2  # 2: the teacher of the same seed; what a control was trained with
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -77,16 +78,10 @@ class Evaluate(DataStage, kind="evaluate"):
         names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
         if self.primary not in names:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
-        if (
-            any(isinstance(m, TokenMetric) and m.needs_teacher for m in self.metrics)
-            and self.teacher() is None
-            and self._teacher_is_needed()
-        ):
+        asked_for = "metrics" in self.model_fields_set  # the default metrics do without a teacher where there is none
+        if asked_for and any(map(_needs_teacher, self.metrics)) and self.teacher() is None:
             raise ValueError("the metric kl_to_teacher needs a row with role = 'teacher'")
         return self
-
-    def _teacher_is_needed(self) -> bool:
-        return "metrics" in self.model_fields_set
 
     def teacher(self) -> Row | None:
         """The row that the others are held against."""
@@ -95,29 +90,32 @@ class Evaluate(DataStage, kind="evaluate"):
     def run(self, context: Context) -> dict[str, Any]:
         work = context.work
         teacher_row = self.teacher()
-        metrics = [m for m in self.metrics if not (isinstance(m, TokenMetric) and m.needs_teacher and teacher_row is None)]
-        jobs = [(row, place) for row in self.study for place in _places(context, row.model)]
+        metrics = [m for m in self.metrics if teacher_row is not None or not _needs_teacher(m)]
+        jobs = [(row, place) for row in self.study for place in places(context, row.model)]
         first = load_tokenizer(jobs[0][1].where)
         vocab = min(shared_vocabulary(first, load_tokenizer(place.where), self.study[0].name, row.name) for row, place in jobs)
         renderer = Renderer(first, self.prompts)
         counts = Counts()
         examples, prompts, pairs = self._rows(renderer, counts)
-        teacher = None
-        if any(isinstance(m, TokenMetric) and m.needs_teacher for m in metrics):
-            assert teacher_row is not None
-            teacher = load_model(_places(context, teacher_row.model)[0].where)
-        results = []
-        for number, (row, place) in enumerate(jobs):
-            file = work.folder / f"partial-{number:03}.json"
-            if not file.is_file():
-                work.progress.update(number, len(jobs), "model", now=row.name)
-                write_json(file, self._measure(place, metrics, teacher, vocab, renderer, examples, prompts, pairs))
-            results.append(read_json(file))
-            work.progress.update(number + 1, len(jobs), "model", now=row.name)
+        teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(_needs_teacher, metrics)) else []
+        against = [teacher_of(place, teachers) for _, place in jobs]
+        files = [work.folder / f"partial-{number:03}.json" for number in range(len(jobs))]
+        teacher, loaded = None, ""
+        # all models of one teacher together: each teacher is loaded once, and one at a time
+        for done, number in enumerate(sorted(range(len(jobs)), key=lambda number: against[number])):
+            row, place = jobs[number]
+            if not files[number].is_file():
+                work.progress.update(done, len(jobs), "model", now=row.name)
+                if against[number] != loaded:
+                    teacher = None  # let go of before the next one comes
+                    teacher, loaded = load_model(against[number]), against[number]
+                write_json(files[number], self._measure(place, metrics, teacher, vocab, renderer, examples, prompts, pairs))
+            work.progress.update(done + 1, len(jobs), "model", now=row.name)
             if work.stop_requested():
                 raise Interrupted(
-                    f"{work.name}: stopped after model {number + 1} of {len(jobs)}; run the same command again to go on"
+                    f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
+        results = [read_json(file) for file in files]
         study = self._study(jobs, results, metrics, examples, prompts, pairs, first, counts)
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
@@ -126,7 +124,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 for (row, _), result in zip(jobs, results, strict=True):
                     of_row.setdefault(row.name, []).append(result["answers"][i])
                 answers.write(json.dumps({"key": fingerprint(example.key)[:16], "answers": of_row}) + "\n")
-        write_json(work.folder / "lineage.json", _lineage(jobs, context))
+        write_json(work.folder / "lineage.json", lineage([(row.name, row.role, place) for row, place in jobs], context))
         for file in work.folder.glob("partial-*.json"):
             file.unlink()
         return {"test_rows": len(examples), "dropped": dict(counts.dropped), "test_response_tokens": sum(study.tokens)}
@@ -152,7 +150,7 @@ class Evaluate(DataStage, kind="evaluate"):
 
     def _measure(
         self,
-        place: "_Place",
+        place: Place,
         metrics: list[Metric],
         teacher: Any,
         vocab: int,
@@ -195,7 +193,7 @@ class Evaluate(DataStage, kind="evaluate"):
 
     def _study(
         self,
-        jobs: list[tuple[Row, "_Place"]],
+        jobs: list[tuple[Row, Place]],
         results: list[dict[str, Any]],
         metrics: list[Metric],
         examples: list[Example],
@@ -221,7 +219,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
                     trained_response_tokens=tuple(s["response_tokens"] for s in summaries) if trained else None,
                     optimizer_steps=tuple(s["steps"] for s in summaries) if trained else None,
-                    optim=mine[0][0].artifact.stage["optim"] if trained and mine[0][0].artifact else None,
+                    trained_with=mine[0][0].trained_with(),
                     seeds=tuple(place.seed for place, _ in mine),
                     scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
                 )
@@ -256,72 +254,17 @@ class Evaluate(DataStage, kind="evaluate"):
                 temperature=self.decoding.temperature if self.decoding.method == "sample" else None,
                 max_new_tokens=self.decoding.max_new_tokens,
             ),
+            prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
             data={**self.data.spec(), "split": self.split, "rows": len(examples), "dropped": dict(counts.dropped)},
         )
 
 
-class _Place:
-    """Where one model of one seed lies, and what its artifact says of how it was made."""
-
-    def __init__(self, where: str, artifact: Artifact | None) -> None:
-        self.where, self.artifact = where, artifact
-        self.kind = artifact.kind if artifact else ""
-        self.summary: dict[str, Any] = artifact.summary if artifact else {}
-        self.origin = str(artifact.stage.get("model", "")) if artifact else ""
-        self.seed: int | None = artifact.stage.get("seed") if artifact and self.kind in ("sft", "distill") else None
-        if artifact and "@" in artifact.name:
-            self.seed = int(artifact.name.rpartition("@")[2])
-
-    def bytes(self, model: Any) -> int:
-        """On disk; of a hub model, as it lies in memory."""
-        if self.where.startswith("path:"):
-            return bytes_of(Path(self.where.removeprefix("path:")).expanduser())
-        return sum(p.numel() * p.element_size() for p in model.parameters())
+def _needs_teacher(metric: Metric) -> bool:
+    return isinstance(metric, TokenMetric) and metric.needs_teacher
 
 
-def _places(context: Context, ref: ModelRef) -> list[_Place]:
-    if ref.scheme == "stage":
-        return [_Place(f"path:{artifact.folder}", artifact) for artifact in context.artifacts(ref)]
-    if ref.scheme == "path" and (Path(ref.target).expanduser() / "artifact.json").is_file():
-        return [_Place(str(ref), artifact) for artifact in context.artifacts(ref)]
-    return [_Place(str(ref), None)]
-
-
-def _lineage(jobs: list[tuple[Row, _Place]], context: Context) -> dict[str, Any]:
-    """What the report shows of how the models were made: curves, data statistics, quantisation errors, provenance."""
-    curves, data, quantization = [], [], []
-    for row, place in jobs:
-        artifact = place.artifact
-        if artifact is None:
-            continue
-        summary = artifact.summary
-        if artifact.kind in ("sft", "distill"):
-            lines = [json.loads(line) for line in (artifact.folder / "metrics.jsonl").read_text().splitlines()]
-            curves.append({"name": row.name, "role": row.role, "seed": place.seed, "points": _points(lines)})
-            data.append(
-                {
-                    "stage": artifact.name,
-                    "seed": place.seed,
-                    **summary["data"],
-                    "trained_response_tokens": summary["response_tokens"],
-                    "steps": summary["steps"],
-                }
-            )
-        if artifact.kind == "quantize":
-            keys = ("method", "layers", "kept", "bits_per_weight", "calibration_tokens")
-            quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
-    return {"curves": curves, "data": data, "quantization": quantization, "provenance": dict(context.provenance)}
-
-
-def _points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]]:
-    """Loss averaged over windows, so that a curve has at most `limit` points, and every validation."""
-    losses = [line for line in lines if "loss" in line]
-    window = max(1, -(-len(losses) // limit))
-    points = []
-    for begin in range(0, len(losses), window):
-        group = losses[begin : begin + window]
-        means = {key: sum(line[key] for line in group) / len(group) for key in ("loss", "ce", "divergence") if key in group[0]}
-        points.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
-    keep = ("epoch", "step", "validation_rouge_l", "validation_nll")
-    points += [{key: line[key] for key in keep if key in line} for line in lines if "validation_rouge_l" in line]
-    return sorted(points, key=lambda point: point["step"])
+def teacher_of(place: Place, teachers: Sequence[Place]) -> str:
+    """Where the teacher lies that a model is held against: that of its own seed, else the first; "" where there is none."""
+    same = (teacher for teacher in teachers if place.seed is not None and teacher.seed == place.seed)
+    first = teachers[0].where if teachers else ""
+    return next((teacher.where for teacher in same), first)
