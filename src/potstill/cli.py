@@ -50,7 +50,7 @@ def main() -> None:
 
     \b
     First:       potstill quickstart
-    Your own:    potstill check RECIPE, potstill plan RECIPE, potstill run RECIPE
+    Your own:    potstill show quickstart > mine.toml, then check, plan and run mine.toml
     Afterwards:  potstill report RUN, potstill chat RUN
     """
 
@@ -84,10 +84,24 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in error.problems]
         click.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
         sys.exit(2)
+    for source in {str(s): s for stage in found.stages for s in stage.sources() if getattr(s, "path", None)}.values():
+        next(iter(source.rows()), None)  # a wrong column shows in the first row
     if as_json:
         click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
     else:
         click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
+
+
+@main.command()
+@RECIPE
+@guarded
+def show(recipe: Path) -> None:
+    """Print RECIPE, such as the shipped `quickstart` or `small/dolly-en`, to start your own from."""
+    try:
+        click.echo(_recipe_path(recipe).read_text(encoding="utf-8"), nl=False)
+    except FileNotFoundError:
+        known = sorted(str(path.relative_to(shipped_folder()).with_suffix("")) for path in shipped_folder().rglob("*.toml"))
+        raise UserError(f"{recipe}: no such recipe (shipped: {', '.join(known)})") from None
 
 
 @main.command()
@@ -174,23 +188,26 @@ def doctor(as_json: bool) -> None:
         print_findings(found)
 
 
-def shipped(name: str) -> Path:
-    """A recipe that comes with the package, or with the checkout it is run from."""
+def shipped_folder() -> Path:
+    """The recipes that come with the package, or with the checkout it is run from."""
     here = Path(__file__).parent
     for folder in (here / "recipes", here.parent.parent / "recipes"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{name}: the package lacks its recipes; install it again")
+        if (folder / "quickstart.toml").is_file():
+            return folder
+    raise UserError("the package lacks its recipes; install it again")
+
+
+def shipped(name: str) -> Path:
+    """A shipped recipe's file; it need not exist."""
+    return shipped_folder() / name
 
 
 def _recipe_path(path: Path) -> Path:
     """The file itself, or a shipped recipe of that name (`small/dolly-en`)."""
-    if path.exists():
+    if path.exists() or path.is_absolute():
         return path
-    try:
-        return shipped(str(path.with_suffix(".toml")))
-    except UserError:
-        return path
+    found = shipped(f"{path}" if path.suffix == ".toml" else f"{path}.toml")
+    return found if found.is_file() else path
 
 
 def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:

@@ -1,42 +1,24 @@
 """Runs a recipe: what is done stays done, what was interrupted goes on, what changed is done again."""
 
 import json
-import platform
-import resource
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import MANIFEST, Artifact, disk_errors, fingerprint, read_json, run_lock, write_json, write_text
-from potstill.core.component import Component
+from potstill.core.artifact import MANIFEST, Artifact, disk_errors, file_lock, fingerprint, read_json, write_json, write_text
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Progress, clock
-from potstill.edges.models import content_id
+from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
+from potstill.fingerprints import Fingerprints
 from potstill.recipe import Recipe
-from potstill.sources import Source
-from potstill.stages.base import Context, Stage, walk
+from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
-
-PACKAGES = (
-    "potstill",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "datasets",
-    "numpy",
-    "rouge-score",
-    "gguf",
-    "babel",
-)
 
 
 @dataclass(frozen=True)
@@ -77,57 +59,6 @@ def nodes_of(recipe: Recipe) -> list[Node]:
     return nodes
 
 
-class Fingerprints:
-    """Fingerprints of stages, remembering the hashes of big files between runs."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / "hashes.json"
-        self._hashes: dict[str, Any] = {}
-        if self._file.is_file():
-            with suppress(ValueError):  # damaged: hashed again
-                found = json.loads(self._file.read_text(encoding="utf-8"))
-                self._hashes = found if isinstance(found, dict) else {}
-        self._known = dict(self._hashes)
-        self._sources: dict[str, str] = {}
-
-    def source(self, source: Source) -> str:
-        """Of the rows a source gives, wherever its file lies."""
-        spec = source.spec()
-        key = fingerprint(spec)
-        if key not in self._sources:
-            path = getattr(source, "path", None)
-            content = None
-            if path is not None:
-                stat = Path(path).expanduser().stat()
-                remembered = f"{Path(path).expanduser().resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{source.kind}"
-                content = self._hashes.get(remembered)
-                if content is None:
-                    content = self._hashes[remembered] = source.content_hash()
-            self._sources[key] = fingerprint(
-                [{k: v for k, v in spec.items() if k != "path"}, source.version, content or source.content_hash()]
-            )
-        return self._sources[key]
-
-    def of(self, stage: Stage, parents: dict[str, str]) -> str:
-        """Of a stage: its fields, its data, its inputs; names and places do not count."""
-        spec = {key: value for key, value in stage.spec().items() if key not in stage.ignored}
-        if stage.sources():
-            spec["data"] = [self.source(source) for source in stage.sources()]
-        models = {}
-        for place, ref in stage.references():
-            if ref.scheme in ("hf", "path") and "model" in ref.accepts:
-                models[place] = content_id(str(ref), self._hashes)
-            elif ref.scheme == "path":
-                models[place] = Artifact.load(Path(ref.target).expanduser()).fingerprint
-        versions = {place: value.version for place, value in walk(stage) if isinstance(value, Component)}
-        return fingerprint([spec, versions, models, parents])
-
-    def save(self) -> None:
-        """Remember what was hashed, if anything new was."""
-        if self._hashes != self._known:
-            write_json(self._file, self._hashes)
-
-
 @dataclass(frozen=True)
 class Planned:
     """A node, what it will be called, and whether it is there already."""
@@ -154,12 +85,12 @@ def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
             f"{target}[{i}]": by_id[ident].fingerprint for target, ids in node.inputs.items() for i, ident in enumerate(ids)
         }
         try:
-            print_ = prints.of(node.stage, parents)
+            digest = prints.of(node.stage, parents)
         except UserError:
             if not offline:
                 raise
-            print_ = fingerprint(["unknown", node.id])
-        item = Planned(node, print_, out / "artifacts" / f"{node.id}-{print_[:12]}")
+            digest = fingerprint(["unknown", node.id])
+        item = Planned(node, digest, out / "artifacts" / f"{node.id}-{digest[:12]}")
         by_id[node.id] = item
         planned.append(item)
     if out.is_dir():
@@ -215,8 +146,7 @@ def run_recipe(
     with disk_errors(f"run folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "artifacts").mkdir(exist_ok=True)
-        lock = run_lock(folder)
-        with lock:
+        with file_lock(folder / ".lock", folder):
             return _run(recipe, folder, progress, command)
 
 
@@ -231,6 +161,9 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
         out / "recipe.json",
         json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str),
     )
+    for item in planned:
+        if not item.done:
+            item.node.stage.preflight()
     with stopper.listening():
         for item in planned:
             ident = item.node.id
@@ -254,6 +187,9 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
             done[ident] = artifact
             progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{_told(artifact)}")
             stopper.check(f"after {ident}")
+    changed = sorted({name for artifact in done.values() for name in _other_versions(artifact)})
+    if changed:
+        progress.note(f"some stages were made with other versions of {', '.join(changed)}; delete {out} to make them anew")
     write_json(out / "run.json", {ident: artifact.folder.name for ident, artifact in done.items()})
     for artifact in done.values():
         if artifact.kind == "report":
@@ -263,7 +199,7 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
 
 
 def execute(
-    stage: Stage, context: Context, folder: Path, print_: str, parents: dict[str, str] | None = None, recipe: str = ""
+    stage: Stage, context: Context, folder: Path, digest: str, parents: dict[str, str] | None = None, recipe: str = ""
 ) -> Artifact:
     """Run one stage in its work folder, then rename that into the artifact."""
     begun = time.monotonic()
@@ -274,13 +210,14 @@ def execute(
         name=context.work.name,
         kind=str(stage.kind),
         makes=stage.makes,
-        fingerprint=print_,
+        fingerprint=digest,
         parents=parents or {},
         stage=stage.spec(),
         recipe=recipe,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         seconds=round(time.monotonic() - begun, 3),
         peak_memory_bytes=peak_memory(),
+        peak_gpu_bytes=peak_gpu_memory(),
         versions=versions(),
         summary=summary,
     )
@@ -300,26 +237,28 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
     stage = stage.model_copy(update={"name": name})
     with disk_errors(f"folder {into}"):
         into.parent.mkdir(parents=True, exist_ok=True)
-        prints = Fingerprints(into.parent)
-        print_ = prints.of(stage, {})
-        if (into / MANIFEST).is_file():
-            found = Artifact.load(into)
-            if found.fingerprint == print_:
-                return found
-            raise UserError(f"{into} holds another artifact ({found.kind} '{found.name}'); choose another folder or delete it")
-        if into.exists() and any(into.iterdir()):
-            raise UserError(f"{into} is not empty; choose another folder")
-        progress = progress or Progress("quiet")
-        stopper = Stopper(progress)
-        work = Work(into.parent / f".work-{into.name}-{print_[:12]}", name, progress, stop_requested=lambda: stopper.asked)
-        with (
-            run_lock(work.folder.with_name(work.folder.name + ".lock")),
-            stopper.listening(),
-            progress.stage(name, str(stage.kind)),
-        ):
-            artifact = execute(stage, Context(work, {}, machine_facts()), into, print_)
-        shutil.rmtree(work.folder.with_name(work.folder.name + ".lock"), ignore_errors=True)
-        return artifact
+        digest = Fingerprints(into.parent).of(stage, {})
+        with file_lock(into.parent / f".lock-{into.name}", into):
+            if (into / MANIFEST).is_file():
+                found = Artifact.load(into)
+                if found.fingerprint == digest:
+                    return found
+                what = f"{found.kind} '{found.name}'"
+                raise UserError(f"{into} holds another artifact ({what}); choose another folder or delete it")
+            if into.exists() and any(into.iterdir()):
+                raise UserError(f"{into} is not empty; choose another folder")
+            stage.preflight()
+            progress = progress or Progress("quiet")
+            stopper = Stopper(progress)
+            folder = into.parent / f".work-{into.name}-{digest[:12]}"
+            work = Work(folder, name, progress, stop_requested=lambda: stopper.asked)
+            with stopper.listening(), progress.stage(name, str(stage.kind)):
+                return execute(stage, Context(work, {}, machine_facts()), into, digest)
+
+
+def _other_versions(artifact: Artifact) -> list[str]:
+    now = versions()
+    return [name for name, was in artifact.versions.items() if now.get(name) != was]
 
 
 _TRAINED = {"parameters": "parameters", "response_tokens": "learned tokens", "steps": "steps"}
@@ -341,30 +280,6 @@ def _told(artifact: Artifact) -> str:
     return ""
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that a result can depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-
-
-def machine_facts() -> dict[str, Any]:
-    """What a report says of the machine and the packages."""
-    import psutil
-    import torch
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "versions": versions(),
-        "machine": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cores": psutil.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "gpu": gpu,
-        },
-        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-
-
 def provenance(recipe: Recipe, done: dict[str, Artifact], command: str) -> dict[str, Any]:
     """What a report says of where it came from."""
     return {
@@ -376,26 +291,6 @@ def provenance(recipe: Recipe, done: dict[str, Artifact], command: str) -> dict[
         "seconds": {ident: artifact.seconds for ident, artifact in done.items()},
         "peak_memory_bytes": {ident: artifact.peak_memory_bytes for ident, artifact in done.items()},
     }
-
-
-def reset_peak_memory() -> None:
-    """Start measuring a stage's peak memory anew, where the system can."""
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        sys.modules["torch"].cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process in bytes, since `reset_peak_memory` where the system can tell."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def find_run(run: str | Path) -> Path:

@@ -272,8 +272,9 @@ def test_tensorboard(place):
 
 def test_a_run_in_use_says_by_whom(place):
     hold = (
-        "import sys\nfrom pathlib import Path\nfrom potstill.core.artifact import run_lock\n"
-        "with run_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+        "import sys\nfrom pathlib import Path\nfrom potstill.core.artifact import file_lock\n"
+        "out = Path(sys.argv[1])\nout.mkdir(parents=True, exist_ok=True)\nwith file_lock(out / '.lock', out):\n"
+        "    print('held', flush=True)\n    sys.stdin.read()"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", hold, str(place.out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -4,6 +4,7 @@ import json
 
 from tiny_run import Place
 
+EMPTY = "base: the train split of the data of kind 'jsonl' is empty{}; give it more rows, or set data.splits"
 ROW = {"instruction": "What is 1 plus 1?", "response": "It is 2."}
 EVALUATE = """
 [[stage]]
@@ -84,7 +85,7 @@ def test_long_rows_are_left_out_and_counted(place):
 
 def test_all_rows_empty(place):
     told = refusal(place, lines(*numbered(5, response="")))
-    assert told == "no training row of jsonl is left (5 empty response)"
+    assert told == EMPTY.format(" (5 empty response)")
 
 
 def test_all_rows_too_long(place):
@@ -92,15 +93,17 @@ def test_all_rows_too_long(place):
     assert told == "sft: training rows of jsonl: no row is left (5 response too long); raise prompts.max_tokens"
 
 
-def test_one_row_trains_but_cannot_be_tested(place):
+def test_one_row_cannot_be_trained_on_and_tested(place):
     place.add(EVALUATE)
     place.rows.write_text(lines(ROW))
     result = place.run("--quiet")
     assert result.exit_code == 2
-    assert result.stderr == "error: study: no test row of jsonl is left (the split is empty)\n"
-    assert json.loads((place.artifact("sft") / "artifact.json").read_text())["summary"]["data"]["rows"] == 1
+    assert result.stderr == (
+        "error: study: the test split of the data of kind 'jsonl' is empty; give it more rows, or set data.splits\n"
+    )
+    assert list((place.out / "artifacts").iterdir()) == []  # said before anything was trained
 
 
 def test_one_row_can_be_tested_but_does_not_train(place):
     told = refusal(place, lines(ROW), "--set", "data.splits={ validation = 0, test = 0.999 }")
-    assert told == "no training row of jsonl is left (the split is empty)"
+    assert told == EMPTY.format("")

@@ -18,6 +18,7 @@ BASE = 'name = "t"\ndata = "primer"\n[[stage]]\nname = "base"\nkind = "pretrain"
 TUNED = BASE + '[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:base"\n'
 DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:base"\nteacher = "stage:base"\n'
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
+DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
 SOURCES = "dolly, jsonl, primer, squad, stdlib"
 STAGES = "distill, evaluate, export, pretrain, quantize, report, sft"
 
@@ -81,8 +82,7 @@ ONE_MISTAKE = {
     ),
     "component": (
         DISTILLED + "divergence = 4",
-        "stage[1].divergence = 4  must be a table with a kind, or the kind alone: "
-        "one of forward_kl, generalised_jsd, reverse_kl",
+        f"stage[1].divergence = 4  must be a table with a kind, or the kind alone: one of {DIVERGENCES}",
     ),
     "reference": (
         TUNED.replace("stage:base", "base"),
@@ -106,15 +106,15 @@ ONE_MISTAKE = {
     "unknown divergence": (
         DISTILLED + 'divergence = "forward_lk"',
         "stage[1].divergence = 'forward_lk'  no divergence of kind 'forward_lk'; did you mean 'forward_kl'? "
-        "(known: forward_kl, generalised_jsd, reverse_kl)",
+        f"(known: {DIVERGENCES})",
     ),
     "divergence without kind": (
         DISTILLED + "divergence = { beta = 0.5 }",
-        "stage[1].divergence  needs a kind: one of forward_kl, generalised_jsd, reverse_kl",
+        f"stage[1].divergence  needs a kind: one of {DIVERGENCES}",
     ),
     "divergence of odd kind": (
         DISTILLED + "divergence = { kind = [] }",
-        "stage[1].divergence  no divergence of kind '[]' (known: forward_kl, generalised_jsd, reverse_kl)",
+        f"stage[1].divergence  no divergence of kind '[]' (known: {DIVERGENCES})",
     ),
     "unknown source": (
         BASE.replace("primer", "prime"),

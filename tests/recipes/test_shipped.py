@@ -22,7 +22,8 @@ def rows_for(data: dict) -> str:
     columns = {key: name for key, name in data.items() if key in ("instruction", "response", "context", "key", "tag")}
     lines = []
     for i in range(60):
-        row = {"context": "", "category": "code", "title": f"Sums {i}", "responses": [TEXT["response"]], **TEXT}
+        row = {key: f"{text} {i}" for key, text in TEXT.items()}
+        row |= {"context": "", "category": "code", "title": f"Sums {i}", "responses": [row["response"]]}
         row |= {name: f"{TEXT.get(key, key)} {i}" for key, name in columns.items()}
         lines.append(json.dumps(row))
     return "\n".join(lines) + "\n"

@@ -201,6 +201,21 @@ def test_half_written_checkpoints_are_ignored(store: TokenStore, tmp_path: Path)
     assert ends_the_same(store, "gpt2", tmp_path, spoil)
 
 
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
+def test_a_torn_checkpoint_gives_way_to_the_one_before(store: TokenStore, file: str, tmp_path: Path) -> None:
+    torn = []
+
+    def tear(checkpoints: Path) -> None:
+        folders = sorted(checkpoints.iterdir())
+        if len(folders) > 1 and not torn:
+            torn.append(folders[-1])
+            path = folders[-1] / file
+            path.write_bytes(path.read_bytes()[:-7])
+
+    assert ends_the_same(store, "gpt2", tmp_path, tear)
+    assert torn
+
+
 @pytest.mark.parametrize("lost", ["optim.", "random.", "model."])
 def test_the_law_rejects_a_checkpoint_that_forgets(store: TokenStore, lost: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file

@@ -106,6 +106,7 @@ class Artifact:
     created: str = ""
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    peak_gpu_bytes: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
 
@@ -132,8 +133,11 @@ class Artifact:
 
 
 def _sync_files(folder: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
     for path in folder.rglob("*"):
         if path.is_file():
+            path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner may read
             fd = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(fd)
@@ -142,25 +146,31 @@ def _sync_files(folder: Path) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the operating system lets go when the holder dies, however it dies.
+def file_lock(path: Path, what: Path) -> Iterator[None]:
+    """Hold a lock file while inside; the operating system lets go when the holder dies, however it dies.
 
     Raises:
-        UserError: another process holds it; says which.
+        UserError: another process holds it; says which, and that `what` is in use.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            file.seek(0)
-            raise UserError(
-                f"{folder} is in use by {file.read().strip() or 'another process'}; wait, or choose --out"
-            ) from None
+            with file:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+            raise UserError(f"{what} is in use by {holder}; wait, or choose --out") from None
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            break
+        file.close()  # its holder took it away between our opening and our locking it
+    with file:
         file.seek(0)
         file.truncate()
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         file.flush()
-        yield
-        file.truncate(0)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)

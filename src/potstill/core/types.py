@@ -19,7 +19,8 @@ class Example:
     """One row: what is asked, what may be shortened, what is answered.
 
     Attributes:
-        key: rows with equal keys always fall into the same split.
+        key: rows with equal keys are kin: they fall into the same split (but for `primer`, which splits by phrasing), and the
+            bootstrap draws them together.
         instruction: the last user turn without its context; never shortened.
         response: the target text, without any end-of-turn marker.
         context: supporting text shown with the instruction; shortened first when the row is too long.

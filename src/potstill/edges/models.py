@@ -94,7 +94,8 @@ def config_of(where: str, offline_shape: bool = False) -> Any:
             shape = dict(KNOWN[name])
             return transformers.AutoConfig.for_model(shape.pop("model_type"), **shape)
         with _hub_errors(name):
-            config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+            commit = _commit(name, revision)
+            config = transformers.AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
     if config.model_type not in ARCHITECTURES:
         raise UserError(f"{where}: model type '{config.model_type}' is not supported (known: {', '.join(ARCHITECTURES)})")
     return config
@@ -161,7 +162,7 @@ def load_tokenizer(where: str) -> Tokenizer:
     if folder is None:
         name, revision = _hub(where)
         with _hub_errors(name):
-            return transformers.AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            return transformers.AutoTokenizer.from_pretrained(name, revision=_commit(name, revision), trust_remote_code=False)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
         raise UserError(f"{where}: holds no tokenizer (tokenizer.json); copy it from the model it was trained from")
     try:
@@ -191,7 +192,8 @@ def load_model(where: str, dtype: Any = None) -> Model:
     if folder is None:
         name, revision = _hub(where)
         with _hub_errors(name):
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(name, revision=revision, config=config, **options)
+            options["revision"] = _commit(name, revision)
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(name, config=config, **options)
     else:
         weight_files(folder)
         try:
@@ -224,11 +226,36 @@ def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:
         )
 
 
-def save_model(model: Model, tokenizer: Tokenizer, folder: Path) -> None:
-    """As any Hub model is saved: config, safetensors, tokenizer with its chat template."""
-    _transformers()
+def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int] | None = None) -> None:
+    """As any Hub model is saved: config, safetensors, tokenizer with its chat template.
+
+    With `stop_ids` plain transformers' `generate` stops where the model was trained to, and is greedy: what a checkpoint
+    brought along (sampling, a repetition penalty, another end) was not what it was measured with.
+    """
+    transformers = _transformers()
+    if stop_ids is not None:
+        model.generation_config = transformers.GenerationConfig(
+            eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, do_sample=False
+        )
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
+
+
+@cache
+def _commit(name: str, revision: str | None) -> str:
+    """The commit that a hub name stands for now, or that the cache holds when the hub is out of reach."""
+    if revision and len(revision) == 40:
+        return revision
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        with _hub_errors(name):
+            return str(HfApi().model_info(name, revision=revision, timeout=10).sha)
+    except UserError:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        raise
 
 
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
@@ -239,17 +266,10 @@ def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     folder = _folder(where)
     if folder is None:
         name, revision = _hub(where)
-        if revision and len(revision) == 40:
-            return f"{name}@{revision}"
-        from huggingface_hub import HfApi, try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return f"{name}@{Path(cached).parent.name}"
-        with _hub_errors(name):
-            return f"{name}@{HfApi().model_info(name, revision=revision, timeout=10).sha}"
+        return f"{name}@{_commit(name, revision)}"
     hashes = hashes if hashes is not None else {}
-    files = [*weight_files(folder), *sorted(folder.glob("*.json")), *sorted(folder.glob("*.jinja"))]
+    named = [path for pattern in ("*.json", "*.jinja", "*.txt", PACKED) for path in sorted(folder.glob(pattern))]
+    files = [*weight_files(folder), *(path for path in named if path.name != "artifact.json")]
     found = {}
     for file in files:
         stat = file.stat()

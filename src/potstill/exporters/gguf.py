@@ -37,7 +37,10 @@ class Gguf(Exporter, kind="gguf"):
         types = (("f16", "q4_0") if packed else ("f16",)) if self.types == "auto" else self.types
         if "q4_0" in types and not packed:
             raise UserError("the gguf exporter's types name 'q4_0' but the model is not quantised; quantise it, or drop 'q4_0'")
-        metadata = model_metadata(model, self.name) + tokenizer_metadata(tokenizer, len(model.get_input_embeddings().weight))
+        ends = model.generation_config.eos_token_id  # potstill saves the end of turn first
+        end_of_turn = ends[0] if isinstance(ends, list) else ends
+        rows = len(model.get_input_embeddings().weight)
+        metadata = model_metadata(model, self.name) + tokenizer_metadata(tokenizer, rows, end_of_turn)
         return [self._write_file(model, packed, type, metadata, folder / f"model-{type}.gguf") for type in types]
 
     def _write_file(self, model: Any, packed: Any, type: str, metadata: list["Entry"], path: Path) -> Path:
@@ -117,8 +120,10 @@ def _must(holds: bool, what: str) -> None:
         raise UserError(f"the gguf exporter cannot express {what}; export 'safetensors' instead")
 
 
-def tokenizer_metadata(tokenizer: Any, rows: int) -> list[Entry]:
+def tokenizer_metadata(tokenizer: Any, rows: int, end_of_turn: int | None = None) -> list[Entry]:
     """Vocabulary, merges and special tokens, the vocabulary padded to the model's `rows` with unused entries.
+
+    `end_of_turn` is the token that ends an answer, where that is not the end of sequence.
 
     Raises:
         UserError: not a byte-level BPE that llama.cpp cuts alike, more tokens than rows, or no end-of-sequence token.
@@ -135,6 +140,7 @@ def tokenizer_metadata(tokenizer: Any, rows: int) -> list[Entry]:
         ("token_types", token_types),
         ("token_merges", [pair if isinstance(pair, str) else " ".join(pair) for pair in backend["model"]["merges"]]),
         ("eos_token_id", tokenizer.eos_token_id),
+        *([("eot_token_id", end_of_turn)] if end_of_turn not in (None, tokenizer.eos_token_id) else []),
         ("add_bos_token", tokenizer.bos_token_id is not None and tokenizer("a").input_ids[0] == tokenizer.bos_token_id),
     ]
     if tokenizer.bos_token_id is not None:

@@ -2,6 +2,7 @@
 
 import re
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from potstill.core.artifact import Artifact, Makes
 from potstill.core.component import Component, Settings
+from potstill.core.errors import UserError
+from potstill.core.types import Split
 from potstill.sources import Source
 from potstill.train.prompts import Prompts
 from potstill.train.work import Work
@@ -126,6 +129,13 @@ class Stage(Component):
         data = getattr(self, "data", None)
         return [data] if data is not None else []
 
+    def preflight(self) -> None:
+        """Refuse, before hours of work on earlier stages, what cannot succeed.
+
+        Raises:
+            UserError: the data cannot be read, or the split that the stage needs is empty.
+        """
+
     @abstractmethod
     def run(self, context: Context) -> dict[str, Any]:
         """Do the work; return the summary."""
@@ -150,3 +160,13 @@ class DataStage(Stage):
 
     data: Source = Field(description="rows; default: the recipe's `data`")
     prompts: Prompts = Field(default=Prompts(), description="how rows become tokens; default: the recipe's `prompts`")
+
+    def preflight(self) -> None:
+        split: Split = getattr(self, "split", "train")
+        skipped: Counter[str] = Counter()
+        if next(self.data.examples(split, skipped), None) is None:
+            why = f" ({', '.join(f'{n:,} {reason}' for reason, n in skipped.items())})" if skipped else ""
+            raise UserError(
+                f"{self.name or self.kind}: the {split} split of the data of kind '{self.data.kind}' is empty{why}; "
+                "give it more rows, or set data.splits"
+            )

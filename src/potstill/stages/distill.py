@@ -6,10 +6,10 @@ from pydantic import Field
 
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.models import check_vocabulary, device, load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.models import check_vocabulary, load_model, load_tokenizer, shared_vocabulary
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.training import Validation, frozen, train, unfreeze
-from potstill.train.loop import Optim
+from potstill.train.loop import Optim, in_bf16
 from potstill.train.objectives import Distillation
 
 
@@ -34,7 +34,7 @@ class Distill(DataStage, kind="distill"):
         where, teacher_where = context.where(self.student), context.where(self.teacher)
         tokenizer = load_tokenizer(where)
         vocab = shared_vocabulary(load_tokenizer(teacher_where), tokenizer, str(self.teacher), str(self.student))
-        teacher = frozen(load_model(teacher_where, torch.bfloat16 if device().type == "cuda" else None))
+        teacher = frozen(load_model(teacher_where, torch.bfloat16 if in_bf16(self.optim.precision) else None))
         check_vocabulary(teacher, tokenizer, str(self.teacher))
         objective = Distillation(teacher, self.divergence, self.ratio, self.temperature, vocab)
         student = unfreeze(load_model(where))

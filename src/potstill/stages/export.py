@@ -1,5 +1,6 @@
 """A model that leaves the house."""
 
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,8 @@ class Export(Stage, kind="export"):
 
     def run(self, context: Context) -> dict[str, Any]:
         folder = context.work.folder
+        for left in folder.iterdir():  # by a run that was killed: every file here is to be this one's
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         where = context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
         packed_file = Path(where.removeprefix("path:")) / PACKED
@@ -41,10 +44,18 @@ class Export(Stage, kind="export"):
             written += exporter.write(model, tokenizer, packed, folder)
         if self.study is not None:
             report = report_from(context.artifacts(self.study)[0].folder)
-            row = next((row["name"] for row in report["rows"] if row["model"] == str(self.model)), None)
+            row = next((row for row in report["rows"] if row["model"] == str(self.model)), None)
             if row is None:
                 raise UserError(
                     f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures"
                 )
-            write_text(folder / "README.md", model_card(report, model_row=row))
+            write_text(folder / "README.md", model_card(report, model_row=row["name"], note=_told(row["seeds"], written)))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
+
+
+def _told(seeds: list[Any], written: list[Path]) -> str:
+    """What the card says of these very files."""
+    files = ", ".join(f"`{path.name}`" for path in written if path.suffix in (".gguf", ".safetensors"))
+    if len(seeds) < 2:
+        return f"Weights: {files}."
+    return f"Weights: {files}, of seed {seeds[0]}. The figures below are means over the seeds {', '.join(map(str, seeds))}."

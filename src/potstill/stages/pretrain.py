@@ -85,7 +85,7 @@ class Pretrain(DataStage, kind="pretrain"):
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
         model = Qwen2ForCausalLM(self.shape.config(len(tokenizer), **ids)).to(device())
         summary = fit(model, store, CrossEntropy(), self.optim, work, seed=self.seed)
-        save_model(model, tokenizer, work.folder)
+        save_model(model, tokenizer, work.folder, [tokenizer.eos_token_id])
         tidy(context)
         return {**summary, "parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
 

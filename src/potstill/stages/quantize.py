@@ -9,6 +9,7 @@ from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
 from potstill.quant.layers import quantise_model
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.training import drawn
 from potstill.train.prompts import Renderer
 from potstill.train.store import Counts, instruction_pairs
 
@@ -42,20 +43,17 @@ class Quantize(DataStage, kind="quantize"):
         work, where = context.work, context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
-        pairs = []
-        for pair in instruction_pairs(self.data.examples("train"), renderer, Counts()):
-            pairs.append([*pair[0], *pair[1]])
-            if len(pairs) == self.rows:
-                break
+        rows = drawn(self.data, "train", self.rows)
+        pairs = [[*prompt, *response] for prompt, response in instruction_pairs(rows, renderer, Counts())]
         if not pairs:
             raise UserError(f"{work.name}: no training row fits prompts.max_tokens to calibrate on")
         pairs.sort(key=len)
         batches = []
         for begin in range(0, len(pairs), 16):
-            rows = pairs[begin : begin + 16]
-            ids_BT = torch.zeros((len(rows), len(rows[-1])), dtype=torch.long)
+            batch = pairs[begin : begin + 16]
+            ids_BT = torch.zeros((len(batch), len(batch[-1])), dtype=torch.long)
             mask_BT = torch.zeros_like(ids_BT)
-            for b, ids in enumerate(rows):
+            for b, ids in enumerate(batch):
                 ids_BT[b, : len(ids)] = torch.tensor(ids)
                 mask_BT[b, : len(ids)] = 1
             batches.append({"input_ids": ids_BT.to(model.device), "attention_mask": mask_BT.to(model.device)})
@@ -70,7 +68,7 @@ class Quantize(DataStage, kind="quantize"):
                 i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"
             ),
         )
-        save_model(model, tokenizer, work.folder)
+        save_model(model, tokenizer, work.folder, renderer.stop_ids)
         save_packed(result.packed, work.folder / PACKED)
         quantised = sum(packed.codes_OI.numel() for packed in result.packed.values())
         return {

@@ -1,5 +1,6 @@
 """What the training stages have in common: rows to tokens, validation by epoch, saving."""
 
+import heapq
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -7,8 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
+from potstill.core.artifact import fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
+from potstill.core.types import Example, Split
 from potstill.edges.models import Model, Tokenizer, check_vocabulary, save_model
 from potstill.edges.sampling import generate
 from potstill.metrics.rouge_l import RougeL
@@ -53,7 +56,7 @@ def train(
         counts,
         f"{work.name}: training rows of {source.kind}",
     )
-    held_out = _first(source, validation.rows) if validation.times else []
+    held_out = drawn(source, "validation", validation.rows) if validation.times else []
     validate: Callable[[], dict[str, float]] | None = None
     if held_out:
         kept = [(example, prompt.ids) for example in held_out if (prompt := renderer.prompt(example)).ids is not None]
@@ -74,7 +77,7 @@ def train(
 
         validate = measured if kept else None
     summary = fit(model, store, objective, optim, work, seed=seed, validate=validate, validations=validation.times)
-    save_model(model, tokenizer, work.folder)
+    save_model(model, tokenizer, work.folder, renderer.stop_ids)
     summary["data"] = {
         "rows": counts.rows,
         "prompt_tokens": counts.prompt_tokens,
@@ -96,13 +99,13 @@ def tidy(context: Context) -> None:
         shutil.rmtree(context.work.folder / name, ignore_errors=True)
 
 
-def _first(source: Source, count: int) -> list[Any]:
-    rows = []
-    for example in source.examples("validation"):
-        rows.append(example)
-        if len(rows) == count:
-            break
-    return rows
+def drawn(source: Source, split: Split, count: int) -> list[Example]:
+    """So many rows of a split, or all, drawn and ordered by a hash: an even mix, where the first rows would be of one kind."""
+
+    def place(example: Example) -> str:
+        return fingerprint([example.key, example.instruction, example.response])
+
+    return heapq.nsmallest(count, source.examples(split), key=place)
 
 
 def check_length(model: Model, prompts: Prompts) -> None:

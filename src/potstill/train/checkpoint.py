@@ -1,11 +1,14 @@
 """Training state on disk: model, optimiser, counters and random states, whole or absent."""
 
 import json
+import os
 import shutil
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from potstill.core.artifact import write_json
@@ -52,6 +55,8 @@ class Checkpoints:
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
         save_file(tensors, aside / "state.safetensors")
+        with (aside / "state.safetensors").open("rb") as file:
+            os.fsync(file.fileno())  # the older checkpoint goes once this one is on the disk
         write_json(aside / "state.json", state)
         shutil.rmtree(final, ignore_errors=True)
         aside.replace(final)
@@ -60,25 +65,35 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def restore(self) -> dict[str, Any] | None:
-        """Load the newest checkpoint into model, optimiser and random state; None when there is none."""
-        found = self._all()
-        if not found:
-            return None
-        tensors = load_file(found[-1] / "state.safetensors")
+        """Load the newest whole checkpoint into model, optimiser and random state; None when there is none."""
+        for folder in reversed(self._all()):
+            try:
+                return self._load(folder)
+            except (SafetensorError, OSError, ValueError, KeyError):
+                self.work.progress.note(f"{self.work.name:<14} {folder.name} is damaged; an older checkpoint is tried")
+                shutil.rmtree(folder)
+        return None
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        state = json.loads((folder / "state.json").read_text())
+        tensors = load_file(folder / "state.safetensors")
+        wanted = {f"model.{name}" for name in self._parameters()}
+        if not wanted <= tensors.keys():
+            raise KeyError("weights")
         with torch.no_grad():
             for name, parameter in self._parameters().items():
                 parameter.copy_(tensors[f"model.{name}"])
-                state = {
+                averages = {
                     key.split(".", 2)[1]: value.to(parameter.device)
                     for key, value in tensors.items()
                     if key.startswith("optim.") and key.split(".", 2)[2] == name
                 }
-                if state:
-                    self.optimizer.state[parameter] = state
+                if averages:
+                    self.optimizer.state[parameter] = averages
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and torch.cuda.is_available():
             torch.cuda.set_rng_state(tensors["random.cuda"])
-        return json.loads((found[-1] / "state.json").read_text())
+        return state
 
     def _parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}

@@ -13,7 +13,7 @@ Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]
 
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
-BLOCK_BYTES_GPU = 256 << 20  # a GPU has bandwidth, and wants few, large kernels
+GPU_BYTES = 768 << 20  # of both on a GPU, which has the bandwidth and wants few, large kernels
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class _Job:
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]
     ) -> tuple[Tensor, list[Tensor | None]]:
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
-        chunk = self.chunk or max(1, CHUNK_BYTES // (4 * V))
-        block = self.block or max(1, (BLOCK_BYTES_GPU if hidden_ND.is_cuda else BLOCK_BYTES) // (4 * V))
+        chunk = self.chunk or max(1, (GPU_BYTES if hidden_ND.is_cuda else CHUNK_BYTES) // (4 * V))
+        block = self.block or max(1, (GPU_BYTES if hidden_ND.is_cuda else BLOCK_BYTES) // (4 * V))
         grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
         grad_weight = torch.zeros_like(weight_VD) if needed[1] else None
         grad_bias = torch.zeros_like(bias_V) if bias_V is not None and needed[2] else None

@@ -60,10 +60,14 @@ class Optim(Settings):
 
 def autocast(precision: str) -> Any:
     """The context that forward passes run in."""
-    on_gpu = device().type == "cuda"
-    if precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()):
-        return torch.autocast(device().type, dtype=torch.bfloat16)
-    return nullcontext()
+    return torch.autocast(device().type, dtype=torch.bfloat16) if in_bf16(precision) else nullcontext()
+
+
+def in_bf16(precision: str) -> bool:
+    """Whether forward passes run in bfloat16: on request, else where a GPU has it in hardware."""
+    if precision == "auto":
+        return device().type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
 
 
 def optimizer_for(model: Any, optim: Optim) -> torch.optim.AdamW:
@@ -90,7 +94,7 @@ def fit(
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
     The loss of a step is the sum over its micro-batches divided by the step's response tokens, so that how the step
-    is cut changes nothing but rounding. Ends bit-identical whether or not it was interrupted, on one machine.
+    is cut changes nothing but rounding. On a CPU it ends bit-identical whether or not it was interrupted.
 
     Returns:
         Totals: steps, rows, response_tokens, tokens, seconds of this process, final figures.

@@ -1,6 +1,7 @@
 """A row as a model sees it: prompt tokens, response tokens, and where a turn ends."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,6 +82,8 @@ class Renderer:
                 "prompts.format = 'chat', but the tokenizer has no chat template (a base model such as GPT-2); "
                 f"choose a plain one: {', '.join(PLAIN)}"
             )
+        special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)")
         self.end_of_turn_id = self._end_of_turn()
         eos = tokenizer.eos_token_id
         self.stop_ids = [self.end_of_turn_id] + ([eos] if eos is not None and eos != self.end_of_turn_id else [])
@@ -108,37 +111,55 @@ class Renderer:
         except Exception as error:
             raise UserError(f"the chat template refuses a conversation of {[m['role'] for m in messages]}: {error}") from error
 
-    def text(self, example: Example, context: str) -> str:
-        """The prompt as text, with this context in place of the row's own."""
+    def text(self, example: Example, context: str, shown: Callable[[str], str] = str) -> str:
+        """The prompt as text, with this context in place of the row's own; `shown` changes what comes from the row."""
+        history = [{"role": turn.role, "content": shown(turn.content)} for turn in example.history]
         if self.prompts.format == "chat":
-            messages = [{"role": turn.role, "content": turn.content} for turn in example.history]
-            if self.prompts.system is not None and not (messages and messages[0]["role"] == "system"):
-                messages.insert(0, {"role": "system", "content": self.prompts.system})
-            asked = f"{context}\n\n{example.instruction}" if context else example.instruction
-            return self._chat([*messages, {"role": "user", "content": asked}], generate=True)
+            if self.prompts.system is not None and not (history and history[0]["role"] == "system"):
+                history.insert(0, {"role": "system", "content": self.prompts.system})
+            asked = f"{shown(context)}\n\n{shown(example.instruction)}" if context else shown(example.instruction)
+            return self._chat([*history, {"role": "user", "content": asked}], generate=True)
         bare, with_context = PLAIN[self.prompts.format]
-        earlier = "".join(f"{turn.content}\n\n" for turn in example.history)
+        earlier = "".join(f"{turn['content']}\n\n" for turn in history)
         # one pass and no str.format: a row's own braces, even "{instruction}", must stay as they are
-        fields = {"{instruction}": example.instruction, "{context}": context}
+        fields = {"{instruction}": shown(example.instruction), "{context}": shown(context)}
         return earlier + re.sub(r"\{instruction\}|\{context\}", lambda m: fields[m[0]], with_context if context else bare)
+
+    def _ids(self, example: Example, context: str) -> list[int]:
+        """The prompt's tokens. Where a row spells out a special token, it stays text: no row may end a turn or begin one."""
+        told = [example.instruction, context, *(turn.content for turn in example.history)]
+        if not any(self._special.search(text) for text in told):
+            return self._encode(self.text(example, context))
+        rows: list[str] = []
+
+        def aside(text: str) -> str:
+            rows.append(text)
+            return f"\ue000{len(rows) - 1}\ue001"  # private-use characters, which no template touches
+
+        ids = []
+        for i, part in enumerate(re.split("\ue000(\\d+)\ue001", self.text(example, context, aside))):
+            ids += self._as_text(rows[int(part)]) if i % 2 else self._encode(part)
+        return ids
+
+    def _as_text(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def prompt(self, example: Example) -> Prompt:
         """The prompt's tokens; when too long, the context gives up its end, never the instruction."""
         limit = self.prompts.max_prompt_tokens
-        ids = self._encode(self.text(example, example.context))
+        ids = self._ids(example, example.context)
         if len(ids) <= limit:
             return Prompt(ids)
-        context = self._encode(example.context)
+        context = self._as_text(example.context)
         keep = len(context)
         while context and keep > 0:
             keep = max(0, keep - max(1, len(ids) - limit))
             shorter = self.tokenizer.decode(context[:keep]).rstrip("\ufffd")
-            ids = self._encode(self.text(example, shorter))
+            ids = self._ids(example, shorter)
             if len(ids) <= limit:
                 return Prompt(ids, shortened=True)
         return Prompt(None)
 
     def response(self, text: str) -> list[int]:
         """The response's tokens, the end of turn included; a special token that the text spells out stays text."""
-        ids = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return [*ids, self.end_of_turn_id]
+        return [*self._as_text(text), self.end_of_turn_id]

@@ -14,7 +14,7 @@ from potstill.train.prompts import Prompts, Renderer
 
 
 def pick(target: str) -> Artifact:
-    """The model artifact that `RUN[:MODEL]` names; without a name the last distilled one, else the last model.
+    """The model artifact that `RUN[:MODEL]` names; without a name the last distilled, else the last; of the first seed.
 
     Raises:
         UserError: no such run, no such model.
@@ -30,8 +30,8 @@ def pick(target: str) -> Artifact:
         if not seeded:
             raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
         return seeded[0]
-    distilled = [a for a in models.values() if a.kind == "distill"]
-    return (distilled or list(models.values()))[-1]
+    stages = [ident.partition("@")[0] for ident, a in models.items() if a.kind == "distill"] or [*models]
+    return next(a for ident, a in models.items() if ident.partition("@")[0] == stages[-1].partition("@")[0])
 
 
 def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:

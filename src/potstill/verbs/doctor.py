@@ -4,11 +4,12 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from potstill.runner import PACKAGES
+from potstill.edges.machine import PACKAGES
 
 
 def findings() -> list[dict[str, Any]]:
@@ -85,4 +86,4 @@ def print_findings(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]–[/]"}[row["ok"]]
         table.add_row(mark, row["name"], row["found"], "" if row["ok"] else row["remedy"])
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)

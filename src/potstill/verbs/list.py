@@ -97,7 +97,7 @@ def print_components(found: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.markup import escape
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     for role, kinds in found.items():
         console.print(f"[bold]{role}[/]")
         for kind, described in kinds.items():

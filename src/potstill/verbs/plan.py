@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from potstill.core.artifact import Artifact
 from potstill.core.errors import UserError
 from potstill.edges.models import Size, config_of, device, size_of
 from potstill.recipe import Recipe
@@ -22,6 +23,7 @@ from potstill.train.head import CHUNK_BYTES
 from potstill.train.prompts import Prompts
 
 SAMPLE = 2000  # rows looked at to guess the rest
+TEMPLATE = 40  # characters that a prompt's template adds
 CHARACTERS_PER_TOKEN = 3.6  # English prose under a vocabulary of 150,000; code and small vocabularies need more tokens
 
 
@@ -42,7 +44,16 @@ def estimate(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline."""
     sizes: dict[str, Size | None] = {}
     amounts: dict[str, Amount | str] = {}
-    return [_row(item, sizes, amounts) for item in plan(recipe, out, offline=True)]
+    return [_row(item, sizes, amounts) | _known(item) for item in plan(recipe, out, offline=True)]
+
+
+def _known(item: Planned) -> dict[str, Any]:
+    """Of a stage that is done, what it really took."""
+    if not item.done:
+        return {}
+    artifact = Artifact.load(item.folder)
+    found = {key: artifact.summary.get(key) for key in ("parameters", "steps", "tokens", "response_tokens")}
+    return {key: value for key, value in found.items() if value is not None} | {"memory_bytes": artifact.peak_memory_bytes}
 
 
 def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | str]) -> Amount | str:
@@ -54,7 +65,7 @@ def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | str]) ->
             rows = len(sample)
             if rows == SAMPLE:
                 rows = sum(1 for _ in source.examples("train"))
-            asked = [len(e.instruction) + len(e.context) + 40 for e in sample]
+            asked = [len(e.instruction) + len(e.context) + TEMPLATE for e in sample]
             answered = [len(e.response) for e in sample]
             prompt = sum(min(n / CHARACTERS_PER_TOKEN, prompts.max_prompt_tokens) for n in asked)
             response = sum(min(n / CHARACTERS_PER_TOKEN + 1, prompts.max_tokens) for n in answered)
@@ -94,19 +105,26 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
         "note": "",
     }
     if isinstance(stage, Pretrain):
-        size = size_of(stage.shape.config(stage.vocab_size))
+        theirs = _size(stage.tokenizer, sizes)
+        size = size_of(stage.shape.config(theirs.vocab if theirs is not None else stage.vocab_size))
     elif isinstance(stage, SFT | Quantize | Export):
         size = _size(stage.model, sizes)
     elif isinstance(stage, Distill):
         size = _size(stage.student, sizes)
     sizes.setdefault(stage.name, size)
+    if isinstance(stage, Evaluate):
+        measured = [found.parameters for row_ in stage.study if (found := _size(row_.model, sizes)) is not None]
+        held = stage.teacher()
+        teacher = _size(held.model, sizes) if held is not None else None
+        row["memory_bytes"] = 4 * (max(measured, default=0) + (teacher.parameters if teacher else 0)) or None
+        return row
     if size is None:
         return row
     row["parameters"] = size.parameters
     if isinstance(stage, SFT | Distill | Pretrain):
         amount = _amount(stage.data, stage.prompts, amounts)
         if not isinstance(amount, str) and isinstance(stage, Pretrain):  # texts end to end, cut into windows
-            text = amount.tokens if stage.text == "rows" else amount.prompt
+            text = (amount.tokens if stage.text == "rows" else amount.prompt) - TEMPLATE / CHARACTERS_PER_TOKEN
             width = min(stage.prompts.max_tokens, stage.shape.positions) - 1
             amount = Amount(max(1, round(amount.rows * text / width)), 1, width)
         teacher = _size(stage.teacher, sizes) if isinstance(stage, Distill) else None
@@ -127,8 +145,6 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
     elif isinstance(stage, Quantize):
         row["memory_bytes"] = 8 * size.parameters
         row["output_bytes"] = round(size.body * (4 + 16 / stage.group) / 8) + 4 * size.parameters
-    elif isinstance(stage, Evaluate):
-        row["memory_bytes"] = 4 * size.parameters
     return row
 
 

@@ -1,0 +1,73 @@
+"""What this machine and its packages are, and how much memory a stage took."""
+
+import platform
+import resource
+import sys
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "potstill",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "numpy",
+    "rouge-score",
+    "gguf",
+    "babel",
+)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that a result can depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a report says of the machine and the packages."""
+    import psutil
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": versions(),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cores": psutil.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "gpu": gpu,
+        },
+        "created": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def reset_peak_memory() -> None:
+    """Start measuring a stage's peak memory anew, where the system can."""
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process in bytes, since `reset_peak_memory` where the system can tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_gpu_memory() -> int:
+    """Peak bytes that torch had allocated on the GPU since `reset_peak_memory`; 0 without one."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0
