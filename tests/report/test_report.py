@@ -224,6 +224,12 @@ def test_marks(answer, rouge_l, expected):
     assert mark(answer, ["London", "Londres"], rouge_l) == expected
 
 
+def test_a_measured_exact_match_decides_what_is_right() -> None:
+    assert mark("return a - b", ["return a + b"], 100.0, 0.0) == "close"
+    assert mark("return a + b", ["return a + b"], 100.0, 100.0) == "right"
+    assert mark("x", ["return a + b"], 0.0, 0.0) == "wrong"
+
+
 @pytest.mark.parametrize("N", [0, 1, 11, 12, 13, 500])
 def test_shown_rows_are_spread_evenly(N):
     rows = representative(N)

@@ -385,7 +385,7 @@ def test_caveats_speak_of_seeds_rows_sampling_and_dropped_rows():
     assert "trained with one seed" in one
     assert "Only 20 test rows" in one
     two = " ".join(bootstrap(fake_study(40, seeds=(1, 2)), resamples=10).caveats)
-    assert "Fewer than 3 seeds (KD: 2, SFT: 2)" in two
+    assert "Fewer than 4 seeds (KD: 2, SFT: 2)" in two
     assert "3 test rows were dropped before scoring (3 too long)" in two
     sampled = fake_study(40, decoding={"method": "sample", "temperature": 1.0})
     assert "sampled at temperature 1.0" in " ".join(bootstrap(sampled, resamples=10).caveats)

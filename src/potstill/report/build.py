@@ -130,11 +130,13 @@ def representative(N: int, shown: int = SHOWN_ROWS) -> list[int]:
     return list(range(N)) if shown >= N else [(2 * i + 1) * N // (2 * shown) for i in range(shown)]
 
 
-def mark(answer: str, references: Sequence[str], rouge_l: float | None) -> str:
-    """ "right": equal to a reference but for case and punctuation, or Rouge-L ≥ 99.5; "close": Rouge-L ≥ 50; else "wrong".
+def mark(answer: str, references: Sequence[str], rouge_l: float | None, exact_match: float | None = None) -> str:
+    """ "right": an exact match; "close": Rouge-L ≥ 50; else "wrong"; "unscored" where there is neither.
 
-    "unscored" where there is no Rouge-L and no equality.
+    Where the study did not measure exact match: equal to a reference but for case and punctuation, or Rouge-L ≥ 99.5.
     """
+    if exact_match is not None:
+        return "right" if exact_match == 100 else "close" if (rouge_l or 0) >= CLOSE else "wrong"
     if _normalise(answer) in {_normalise(reference) for reference in references} or (rouge_l or 0) >= RIGHT:
         return "right"
     if rouge_l is None:
@@ -177,7 +179,7 @@ def _examples(study: Study, answers: Sequence[Mapping[str, Any]]) -> list[dict[s
                 found[row.name] = {
                     "text": _cut(texts[0]),
                     "rouge_l": rouge_l,
-                    "mark": mark(texts[0], example.references, rouge_l),
+                    "mark": mark(texts[0], example.references, rouge_l, _score(row, "exact_match", n)),
                 }
         examples.append(
             {

@@ -33,7 +33,7 @@ from potstill.report.study import MetricInfo, ModelRow, Study
 LEVEL = 0.95
 MIN_CLUSTERS = 6  # below this a verdict is refused: with 5 clusters, all for one side, luck has 2 · 0.5^5 = 6%
 FEW_CLUSTERS = 30
-FEW_SEEDS = 3
+FEW_SEEDS = 4
 EQUAL_WITHIN = 0.01  # relative; a last, smaller batch makes counts differ by less
 _CELLS = 4_000_000  # entries of the resampling matrix held at once: 32 MB
 
@@ -203,7 +203,11 @@ def bootstrap(study: Study, resamples: int = 10_000, seed: int = 0) -> Analysis:
                 measured.append((row, metric, Sample.of(row, metric, study.tokens, clusters_N, scored[row.name])))
         for question in _questions(study):
             a, b = question.a, question.b
-            if a.name not in scored or b.name not in scored or (question.key == "retention" and metric.name != study.primary):
+            if (
+                a.name not in scored
+                or b.name not in scored
+                or (question.key == "retention" and metric.name not in (study.primary, "exact_match"))
+            ):
                 continue
             keep_N = scored[a.name] & scored[b.name]
             pair = [Sample.of(row, metric, study.tokens, clusters_N, keep_N) for row in (a, b)]
