@@ -41,7 +41,11 @@ def page() -> str:
             parts += ["### Fields of every stage that reads rows", "All but `export` and `report`.", table(every_data_stage)]
             shared = every_stage + every_data_stage
         elif role == "source":
-            shared = [field for field in next(iter(kinds.values()))["fields"] if field["name"].startswith(("splits", "share", "limit"))]
+            shared = [
+                field
+                for field in next(iter(kinds.values()))["fields"]
+                if field["name"].startswith(("splits", "share", "limit"))
+            ]
             parts += ["### Fields of every source", table(shared)]
         for kind, described in kinds.items():
             own = [field for field in described["fields"] if field not in shared]
