@@ -13,7 +13,7 @@ from tiny_run import Place, call
 
 from potstill import __version__
 
-VERBS = ("quickstart", "check", "plan", "run", "list", "report", "chat", "doctor")
+VERBS = ("quickstart", "show", "check", "plan", "run", "list", "report", "chat", "doctor")
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 
 
@@ -89,6 +89,28 @@ def test_check_knows_shipped_recipes_by_name():
 
 
 # plan
+
+
+def test_check_reads_the_first_row(place):
+    result = call("check", place.recipe, "--set", "data.instruction=qestion")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {place.rows}:1: no column 'qestion'")
+
+
+# show
+
+
+def test_show_prints_a_recipe_to_start_from(tmp_path):
+    result = call("show", "quickstart")
+    assert result.exit_code == 0
+    (tmp_path / "mine.toml").write_text(result.stdout, encoding="utf-8")
+    assert call("check", tmp_path / "mine.toml").exit_code == 0
+
+
+def test_show_knows_what_there_is():
+    result = call("show", "quickstrat")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no such recipe (shipped: paper/bugnet-qwen2, " in result.stderr
 
 
 def test_plan_for_people(place):
