@@ -104,7 +104,7 @@ def test_show_prints_a_recipe_to_start_from(tmp_path):
     result = call("show", "quickstart")
     assert result.exit_code == 0
     (tmp_path / "mine.toml").write_text(result.stdout, encoding="utf-8")
-    assert call("check", tmp_path / "mine.toml").exit_code == 0
+    assert call("check", str(tmp_path / "mine.toml")).exit_code == 0
 
 
 def test_show_knows_what_there_is():
