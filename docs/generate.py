@@ -6,7 +6,7 @@ from typing import Any
 from potstill.recipe import Header
 from potstill.stages.base import DataStage, Stage
 from potstill.stages.evaluate import Row
-from potstill.verbs.list import components, fields_of
+from potstill.verbs.list import components, fields_of, toml
 
 PAGE = Path(__file__).with_name("reference.md")
 
@@ -64,7 +64,7 @@ def table(fields: list[dict[str, Any]]) -> str:
     if not fields:
         return "No fields of its own."
     rows = [
-        f"| `{field['name']}` | {cell(field['type'])} | {'needed' if field['required'] else code(toml(field['default']))} "
+        f"| `{field['name']}` | {cell(field['type'])} | {'needed' if field['required'] else default(field['default'])} "
         f"| {cell(field['description'])} |"
         for field in fields
     ]
@@ -75,24 +75,8 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def code(text: str) -> str:
-    return f"`{cell(text)}`" if text else ""
-
-
-def toml(value: Any) -> str:
-    """As a recipe would write it; nothing where a field is left out."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return f'"{value}"'
-    if isinstance(value, list):
-        return f"[{', '.join(map(toml, value))}]"
-    if isinstance(value, dict):
-        inner = ", ".join(f"{key} = {toml(item)}" for key, item in value.items() if item is not None)
-        return f"{{ {inner} }}" if inner else "{}"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def default(value: Any) -> str:
+    return f"`{cell(toml(value))}`" if value is not None else ""
 
 
 if __name__ == "__main__":

@@ -313,8 +313,6 @@ def _model_at(model: Any, raw: Any, loc: tuple[int | str, ...]) -> type[Settings
         model = found
         if isinstance(model, type) and issubclass(model, Component) and isinstance(raw, dict):
             model = model.kinds.get(str(raw.get("kind")), model)
-        elif isinstance(raw, list):
-            model = found
     if isinstance(model, type) and issubclass(model, Component) and model.kind is None and isinstance(raw, dict):
         model = model.kinds.get(str(raw.get("kind")), model)
     return model

@@ -5,6 +5,7 @@ import resource
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ PACKAGES = (
 )
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of Python and the packages that a result can depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -24,6 +24,7 @@ from potstill.report.study import Decoding as StudyDecoding
 from potstill.report.study import MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.lineage import PRINT, Place, lineage, places
+from potstill.stages.training import hash_order
 from potstill.train.prompts import Renderer
 from potstill.train.scoring import token_sums
 from potstill.train.store import Counts, instruction_pairs
@@ -116,7 +117,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [read_json(file) for file in files]
-        study = self._study(jobs, results, metrics, examples, prompts, pairs, first, counts)
+        study = self._study(jobs, results, metrics, examples, pairs, counts)
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
@@ -130,16 +131,15 @@ class Evaluate(DataStage, kind="evaluate"):
         return {"test_rows": len(examples), "dropped": dict(counts.dropped), "test_response_tokens": sum(study.tokens)}
 
     def _rows(self, renderer: Renderer, counts: Counts) -> tuple[list[Example], list[list[int]], list[Any]]:
-        found: list[tuple[str, Example, Any]] = []
+        found: list[tuple[Example, Any]] = []
         examples, prompts, pairs = [], [], []
         for example in self.data.examples(self.split, counts.dropped):
             pair = next(iter(instruction_pairs([example], renderer, counts)), None)
             if pair is None:
                 continue
-            found.append((fingerprint([example.key, example.instruction, example.response]), example, pair))
-        # in the order of a hash: a part of the split, or a page of it, is then no more of one kind than the whole
-        found.sort(key=lambda row: row[0])
-        for _, example, pair in found[: self.rows]:
+            found.append((example, pair))
+        found.sort(key=lambda row: hash_order(row[0]))
+        for example, pair in found[: self.rows]:
             examples.append(example)
             prompts.append(pair[0])
             pairs.append(pair)
@@ -197,9 +197,7 @@ class Evaluate(DataStage, kind="evaluate"):
         results: list[dict[str, Any]],
         metrics: list[Metric],
         examples: list[Example],
-        prompts: list[list[int]],
         pairs: list[Any],
-        tokenizer: Any,
         counts: Counts,
     ) -> Study:
         rows = []

@@ -99,13 +99,14 @@ def tidy(context: Context) -> None:
         shutil.rmtree(context.work.folder / name, ignore_errors=True)
 
 
+def hash_order(example: Example) -> str:
+    """Where a row stands when rows are drawn by a hash, so that a part of a split is no more of one kind than the whole."""
+    return fingerprint([example.key, example.instruction, example.response])
+
+
 def drawn(source: Source, split: Split, count: int) -> list[Example]:
-    """So many rows of a split, or all, drawn and ordered by a hash: an even mix, where the first rows would be of one kind."""
-
-    def place(example: Example) -> str:
-        return fingerprint([example.key, example.instruction, example.response])
-
-    return heapq.nsmallest(count, source.examples(split), key=place)
+    """So many rows of a split, or all, drawn and ordered by `hash_order`."""
+    return heapq.nsmallest(count, source.examples(split), key=hash_order)
 
 
 def check_length(model: Model, prompts: Prompts) -> None:

@@ -103,7 +103,7 @@ def print_components(found: dict[str, dict[str, Any]]) -> None:
         for kind, described in kinds.items():
             console.print(f"\n  [bold cyan]{kind}[/]  {escape(described['summary'])}")
             for field in described["fields"]:
-                default = "needed" if field["required"] else f"= {_toml(field['default'])}"
+                default = "needed" if field["required"] else f"= {toml(field['default'])}"
                 told = f"  {field['description']}" if field["description"] else ""
                 console.print(
                     f"    {field['name']:<28} [dim]{escape(field['type'])}[/]  {escape(default)}[dim]{escape(told)}[/]"
@@ -111,7 +111,8 @@ def print_components(found: dict[str, dict[str, Any]]) -> None:
         console.print()
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """As a recipe would write it; `none` where a field is left out."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -119,7 +120,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):
         return f'"{value}"'
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
+        return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items() if v is not None) + " }"
+        inner = ", ".join(f"{k} = {toml(v)}" for k, v in value.items() if v is not None)
+        return f"{{ {inner} }}" if inner else "{}"
     return f"{value:g}" if isinstance(value, float) else str(value)
