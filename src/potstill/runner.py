@@ -180,7 +180,7 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
                 lambda: stopper.asked,
             )
             inputs = {target: [done[i] for i in ids] for target, ids in item.node.inputs.items()}
-            context = Context(work, inputs, provenance(recipe, done, command))
+            context = Context(work, inputs, provenance(recipe, done, command), shared=out)
             parents = {i: done[i].fingerprint for ids in item.node.inputs.values() for i in ids}
             with progress.stage(ident, str(item.node.stage.kind)), disk_errors(ident):
                 artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, recipe.name)
@@ -271,6 +271,8 @@ def _told(artifact: Artifact) -> str:
         case "pretrain" | "sft" | "distill":
             counts = (f"{summary[key]:,} {words}" for key, words in _TRAINED.items())
             return "  " + ", ".join(counts)
+        case "cache":
+            return f"  {summary['rows']:,} rows, {summary['bytes']:,} bytes"
         case "quantize":
             return f"  {len(summary['layers'])} layers at {summary['bits_per_weight']:g} bits per weight"
         case "evaluate":

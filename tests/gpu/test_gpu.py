@@ -16,6 +16,7 @@ from potstill.train.batches import pack
 from potstill.train.loop import Optim, fit
 from potstill.train.objectives import CrossEntropy, Distillation
 from potstill.train.prompts import Prompts, Renderer
+from potstill.train.signals import Live
 from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.work import CheckpointRules, Work
 
@@ -46,7 +47,7 @@ def test_one_step_agrees_with_the_cpu(family: str, tokenizer: Any, pairs: list[A
     found = []
     for where in (torch.device("cpu"), torch.device("cuda")):
         model, teacher = (tiny_model(family, len(tokenizer), seed=seed).to(where) for seed in (1, 2))
-        loss = Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))(model, pack(pairs[:6]).to(where)).total
+        loss = Distillation(Live(teacher), ForwardKL(), 0.5, 2.0, len(tokenizer))(model, pack(pairs[:6]).to(where)).total
         loss.backward()
         found.append((loss.item(), [p.grad.cpu() for p in model.parameters() if p.grad is not None]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)

@@ -23,6 +23,7 @@ from potstill.train.batches import Batch, Order, micro_batches, pack
 from potstill.train.loop import Optim, fit, optimizer_for
 from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
 from potstill.train.prompts import Prompts, Renderer
+from potstill.train.signals import Live
 from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.work import Work
 
@@ -74,7 +75,7 @@ def indifferent_to_cutting(store: TokenStore, tokenizer: Any, objective: Objecti
 @pytest.mark.parametrize("name", ["sft", "kd"])
 def test_micro_batches_change_memory_and_not_the_result(name: str, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     teacher = model_of(tokenizer, seed=9, width=64).double()
-    objective = CrossEntropy() if name == "sft" else Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))
+    objective = CrossEntropy() if name == "sft" else Distillation(Live(teacher), ForwardKL(), 0.5, 2.0, len(tokenizer))
     assert indifferent_to_cutting(store, tokenizer, objective, tmp_path)
 
 
@@ -105,7 +106,7 @@ def test_a_step_is_divided_by_its_response_tokens(store: TokenStore, tokenizer: 
 
 def test_distilling_with_ratio_0_is_fine_tuning_bit_for_bit(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     teacher = model_of(tokenizer, seed=9)
-    kd = Distillation(teacher, ForwardKL(), 0.0, 2.0, len(tokenizer))
+    kd = Distillation(Live(teacher), ForwardKL(), 0.0, 2.0, len(tokenizer))
     weights, figures = trained(model_of(tokenizer), store, CrossEntropy(), tmp_path / "sft")
     other, other_figures = trained(model_of(tokenizer), store, kd, tmp_path / "kd")
     assert all(torch.equal(weights[name], other[name]) for name in weights)
@@ -122,7 +123,7 @@ def test_fine_tuning_and_distillation_see_the_same_rows_and_tokens(store: TokenS
             return self.inner(model, batch)
 
     teacher = model_of(tokenizer, seed=9)
-    sft, kd = Seen(CrossEntropy()), Seen(Distillation(teacher, ReverseKL(), 0.9, 1.0, len(tokenizer)))
+    sft, kd = Seen(CrossEntropy()), Seen(Distillation(Live(teacher), ReverseKL(), 0.9, 1.0, len(tokenizer)))
     optim, totals = Optim(epochs=1.5, batch_size=8, micro_batch_tokens=200), []
     for name, objective in (("sft", sft), ("kd", kd)):
         totals.append(fit(model_of(tokenizer), store, objective, optim, Work(tmp_path / name, name), seed=3))
@@ -264,7 +265,7 @@ BATCH = pack([([0], [1, 2])])
 
 def test_the_loss_by_hand_on_three_tokens() -> None:
     def total(ratio: float, temperature: float, divergence: Any = ForwardKL()) -> float:  # noqa: B008
-        return Distillation(Table(TEACHER), divergence, ratio, temperature, 3)(Table(STUDENT), BATCH).total.item()
+        return Distillation(Live(Table(TEACHER)), divergence, ratio, temperature, 3)(Table(STUDENT), BATCH).total.item()
 
     # from 0: p = (1/4, 1/4, 1/2), q = (1/2, 1/4, 1/4), so KL(p‖q) = -1/4·ln 2 + 1/2·ln 2
     # from 1: p = (1/3, 1/3, 1/3), q = (1/4, 1/2, 1/4), so KL(p‖q) = 2/3·ln(4/3) + 1/3·ln(2/3)
@@ -293,7 +294,7 @@ def gradient(objective: Objective, batch: Batch = BATCH) -> Tensor:
 def keeps_the_gradients_scale(scale: float) -> bool:
     """Hinton et al., section 2.1: at a high T the gradient tends to (z_q - z_p)/V, logits centred."""
     temperature = 1e4
-    found = gradient(Distillation(Table(TEACHER), ForwardKL(), 1.0, temperature, 3)) * scale
+    found = gradient(Distillation(Live(Table(TEACHER)), ForwardKL(), 1.0, temperature, 3)) * scale
     difference = torch.tensor(STUDENT[0], dtype=torch.float64) - torch.tensor(TEACHER[0], dtype=torch.float64)
     return torch.allclose(found[0], (difference - difference.mean()) / 3, rtol=1e-3, atol=1e-6)
 
@@ -310,7 +311,7 @@ def test_forward_kl_has_the_gradient_of_the_teachers_cross_entropy() -> None:
     p = torch.softmax(teacher.base_model.logits_VV.detach()[positions], -1)
     value = -(p * torch.log_softmax(student.base_model.logits_VV[positions], -1)).sum()
     value.backward()
-    objective = Distillation(teacher, ForwardKL(), 1.0, 1.0, 3)
+    objective = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, 3)
     torch.testing.assert_close(gradient(objective), student.base_model.logits_VV.grad)
     entropy = -(p * p.log()).sum()
     torch.testing.assert_close(value.detach(), objective(Table(STUDENT), BATCH).total.detach() + entropy)
@@ -318,8 +319,8 @@ def test_forward_kl_has_the_gradient_of_the_teachers_cross_entropy() -> None:
 
 def test_the_divergence_sees_no_padded_logits() -> None:
     wide = [[*row, 50.0] for row in TEACHER] + [[0.0] * 4]
-    narrow = Distillation(Table(TEACHER), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
-    padded = Distillation(Table(wide), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
+    narrow = Distillation(Live(Table(TEACHER)), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
+    padded = Distillation(Live(Table(wide)), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
     assert torch.equal(narrow.total, padded.total)
     moved = replace(BATCH, target_N=torch.tensor([0, 0]))
-    assert torch.equal(Distillation(Table(wide), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), moved).total, narrow.total)
+    assert torch.equal(Distillation(Live(Table(wide)), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), moved).total, narrow.total)

@@ -24,4 +24,6 @@ class SFT(DataStage, kind="sft"):
     def run(self, context: Context) -> dict[str, Any]:
         where = context.where(self.model)
         model, tokenizer = unfreeze(load_model(where)), load_tokenizer(where)
-        return train(context, model, tokenizer, self.data, self.prompts, self.optim, self.validation, CrossEntropy(), self.seed)
+        return train(
+            context, model, tokenizer, self.data, self.prompts, self.optim, self.validation, lambda _: CrossEntropy(), self.seed
+        )

@@ -21,7 +21,7 @@ from potstill.train.loop import Optim, fit
 from potstill.train.objectives import Objective
 from potstill.train.prompts import Prompts, Renderer
 from potstill.train.scoring import mean_nll
-from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
+from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview, weighted_pairs
 
 
 class Validation(Settings):
@@ -40,10 +40,10 @@ def train(
     prompts: Prompts,
     optim: Optim,
     validation: Validation,
-    objective: Objective,
+    objective: Callable[[TokenStore], Objective],
     seed: int,
 ) -> dict[str, Any]:
-    """Tokenise, fit, save; return the summary that reports read."""
+    """Tokenise, fit, save; return the summary that reports read. `objective` is told the rows that will be seen."""
     work = context.work
     renderer = Renderer(tokenizer, prompts)
     check_length(model, prompts)
@@ -52,7 +52,7 @@ def train(
     dropped: Counter[str] = counts.dropped
     store = TokenStore.write(
         work.folder / "tokens",
-        instruction_pairs(source.examples("train", dropped), renderer, counts),
+        weighted_pairs(source.examples("train", dropped), renderer, counts),
         counts,
         f"{work.name}: training rows of {source.kind}",
     )
@@ -76,7 +76,7 @@ def train(
             return {**figures, "validation_nll": mean_nll(model, pairs)} if pairs else figures
 
         validate = measured if kept else None
-    summary = fit(model, store, objective, optim, work, seed=seed, validate=validate, validations=validation.times)
+    summary = fit(model, store, objective(store), optim, work, seed=seed, validate=validate, validations=validation.times)
     save_model(model, tokenizer, work.folder, renderer.stop_ids)
     summary["data"] = {
         "rows": counts.rows,
@@ -121,9 +121,3 @@ def unfreeze(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
-
-
-def frozen(model: Model) -> Model:
-    """A teacher: no gradient, no dropout."""
-    model.requires_grad_(False)
-    return model.eval()
