@@ -24,7 +24,7 @@ from potstill.train.loop import Optim, fit, optimizer_for
 from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
 from potstill.train.prompts import Prompts, Renderer
 from potstill.train.signals import Live
-from potstill.train.store import Counts, TokenStore, instruction_pairs
+from potstill.train.store import Counts, TokenStore, instruction_pairs, weighted_pairs
 from potstill.train.work import Work
 
 PADDED = 9  # rows of the embedding that no token uses
@@ -102,6 +102,54 @@ def test_a_step_is_divided_by_its_response_tokens(store: TokenStore, tokenizer: 
     _, figures = trained(model_of(tokenizer).double(), store, CrossEntropy(), tmp_path, steps=1)
     assert figures[0]["loss"] == pytest.approx(mean.item(), rel=1e-10)
     assert figures[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-10)
+
+
+def heavy_rows_are_repeated_rows(pairs: list[Any], make: Any, tokenizer: Any, folder: Path, weigh: Any = lambda w: w) -> bool:
+    """A row of weight 3 is three of it; one of weight 0.5, beside which all others are doubled, half of one."""
+    weights = [1, 3, 0.5, 1, 2]
+    weighted = [(*pair, weigh(weight)) for pair, weight in zip(pairs, weights, strict=True)]
+    repeated = [pair for pair, weight in zip(pairs, weights, strict=True) for _ in range(int(2 * weight))]
+    figures = []
+    for name, kept in (("weighted", weighted), ("repeated", repeated)):
+        store = TokenStore.write(folder / name, kept, Counts(), "here")
+        model = model_of(tokenizer).double()
+        run = trained(model, store, make(), folder / f"{name}-run", steps=1, batch_size=len(kept), micro_batch_tokens=100)
+        figures.append(run[1][0])
+    return all(math.isclose(figures[0][name], figures[1][name], rel_tol=1e-7) for name in ("loss", "grad_norm", "ce"))
+
+
+@pytest.mark.parametrize("name", ["sft", "kd"])
+def test_a_rows_weight_counts_like_repeating_it(name: str, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    teacher = model_of(tokenizer, seed=9, width=64).double()
+
+    def make() -> Objective:
+        return CrossEntropy() if name == "sft" else Distillation(Live(teacher), ForwardKL(), 0.5, 1.0, len(tokenizer))
+
+    pairs = [(a.tolist(), b.tolist()) for a, b in (store[i] for i in range(5))]
+    assert heavy_rows_are_repeated_rows(pairs, make, tokenizer, tmp_path)
+    assert not heavy_rows_are_repeated_rows(pairs, make, tokenizer, tmp_path / "ignored", weigh=lambda weight: 1.0)
+
+
+def test_rows_of_no_weight_are_left_out_and_counted(tokenizer: Any) -> None:
+    examples = [Example("a", "Say oak.", "oak"), Example("b", "Say peat.", "peat", weight=0.0)]
+    counts = Counts()
+    assert len(list(weighted_pairs(examples, Renderer(tokenizer, Prompts()), counts))) == 1
+    assert counts.dropped == {"weight 0": 1}
+
+
+@pytest.mark.parametrize("T", [1.0, 2.0])
+def test_cross_entropy_beside_a_divergence_is_cross_entropy(T: float, store: TokenStore, tokenizer: Any) -> None:
+    """At T = 1 it comes from the divergence's own softmax, though that sees no padded logits."""
+    batch = pack([store[i] for i in range(6)])
+    teacher, student = (model_of(tokenizer, seed=seed).double() for seed in (9, 1))
+    found = []
+    for objective in (CrossEntropy(), Distillation(Live(teacher), ForwardKL(), 0.0, T, len(tokenizer))):
+        student.zero_grad()
+        loss = objective(student, batch)
+        loss.total.backward()
+        found.append((loss.total.detach(), torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_distilling_with_ratio_0_is_fine_tuning_bit_for_bit(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
