@@ -1,5 +1,6 @@
 """Language models as the Hub stores them: loading, saving, sizes, and whether two of them can be distilled."""
 
+import copy
 import json
 import logging
 import os
@@ -210,6 +211,23 @@ def load_model(where: str, dtype: Any = None) -> Model:
         lost = "1 weight is missing:" if len(missing) == 1 else f"{len(missing)} weights are missing, the first is"
         raise UserError(f"{where}: {lost} '{missing[0]}'; the folder is not complete")
     return model.to(device()).eval()
+
+
+def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
+    """A model of the same class and of another config, holding these weights; nothing is shared with the first."""
+    import torch
+
+    with torch.device("meta"):
+        made = type(model)(config)
+    made.load_state_dict(weights, strict=False, assign=True)
+    made.tie_weights()
+    for name, _ in list(made.named_buffers()):  # rotary frequencies, which no state holds
+        owner, _, last = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(last, model.get_buffer(name).clone(), persistent=False)
+    left = [name for name, tensor in [*made.named_parameters(), *made.named_buffers()] if tensor.is_meta]
+    assert not left, f"no weights for {left}"
+    made.generation_config = copy.deepcopy(model.generation_config)
+    return made.train(model.training)
 
 
 def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:
