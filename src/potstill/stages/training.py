@@ -42,8 +42,13 @@ def train(
     validation: Validation,
     objective: Objective,
     seed: int,
+    finish: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Tokenise, fit, save; return the summary that reports read."""
+    """Tokenise, fit, save; return the summary that reports read.
+
+    Args:
+        finish: called between fitting and saving; makes the model plain.
+    """
     work = context.work
     renderer = Renderer(tokenizer, prompts)
     check_length(model, prompts)
@@ -77,6 +82,8 @@ def train(
 
         validate = measured if kept else None
     summary = fit(model, store, objective, optim, work, seed=seed, validate=validate, validations=validation.times)
+    summary["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    finish()
     save_model(model, tokenizer, work.folder, renderer.stop_ids)
     summary["data"] = {
         "rows": counts.rows,
