@@ -275,6 +275,22 @@ def test_width_drops_what_does_nothing(family: str) -> None:
         assert torch.equal(made.base_model.h[0].attn.c_attn.bias.view(3, 2, 8), alive)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_channels_that_carry_nothing_go_without_a_trace(family: str, tied: bool) -> None:
+    """Norms take a mean over the channels, so theirs is the only weight that must change. LayerNorm's mean itself moves."""
+    model, dead = model_of(family, tie_word_embeddings=tied, rms_norm_eps=1e-12), [0, 3, 7, 11, 12, 20, 30, 31]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight[dead] = 0
+            elif weight.ndim == 2:
+                weight[:, dead] = 0
+    made = Width(hidden_size=24)(model)
+    assert made.base_model.layers[0].mlp.up_proj.weight.shape == (64, 24)
+    torch.testing.assert_close(logits(made), logits(model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_channels_are_the_same_in_every_layer(family: str) -> None:
     """Against slices taken by hand, where the large channels are known."""

@@ -1,6 +1,7 @@
 """A student of a model's depth and less width."""
 
 import copy
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from potstill.inits import Init
 _GATED = {
     "embed_tokens.weight": ("", "hidden"),
     "lm_head.weight": ("", "hidden"),
-    "norm.weight": ("hidden",),
+    "norm.weight": ("norm",),
     "q_proj.weight": ("query", "hidden"),
     "q_proj.bias": ("query",),
     "k_proj.weight": ("key", "hidden"),
@@ -38,11 +39,11 @@ _GPT2 = {
     "wte.weight": ("", "hidden"),
     "wpe.weight": ("", "hidden"),
     "lm_head.weight": ("", "hidden"),
-    "ln_1.weight": ("hidden",),
+    "ln_1.weight": ("norm",),
     "ln_1.bias": ("hidden",),
-    "ln_2.weight": ("hidden",),
+    "ln_2.weight": ("norm",),
     "ln_2.bias": ("hidden",),
-    "ln_f.weight": ("hidden",),
+    "ln_f.weight": ("norm",),
     "ln_f.bias": ("hidden",),
     "attn.c_attn.weight": ("hidden", "qkv"),
     "attn.c_attn.bias": ("qkv",),
@@ -61,7 +62,8 @@ class Width(Init, kind="width"):
     """Keep the channels, inner units and attention heads whose weights are largest, in the order they have.
 
     Largest by the sum of squares of all weights that read or write them: the same channels everywhere, for layers add to
-    one stream; heads and inner units layer by layer. A head keeps its width. Every key-value head stays where `heads`
+    one stream; heads and inner units layer by layer. Norms divide by a mean over fewer and larger channels, so their weights
+    grow by √(old / new), as if the channels that went were 0. A head keeps its width. Every key-value head stays where `heads`
     divides among them, else whole groups go. Weights alone decide, so no data is needed and activations are not seen
     (unlike Minitron, Muralidharan et al., arXiv:2407.14679).
     """
@@ -111,13 +113,15 @@ class Width(Init, kind="width"):
         channels = _largest(_energy("hidden", whole, axes_of), config.hidden_size)
         found = {}
         for layer, members in layers.items():
-            kept = {"hidden": channels}
+            kept = {"hidden": channels, "norm": channels}
             if layer:
                 kept["inner"] = _largest(_energy("inner", members, axes_of), _inner(config))
                 kept |= _heads(members, axes_of, model.config, config)
             for name, weight in members.items():
                 for axis, label in enumerate(axes_of[name]):
                     weight = weight.index_select(axis, kept[label]) if label else weight
+                if axes_of[name] == ("norm",):
+                    weight = weight * math.sqrt(model.config.hidden_size / config.hidden_size)
                 found[name] = weight.clone()
         return found
 
