@@ -1,5 +1,6 @@
 """Language models as the Hub stores them: loading, saving, sizes, and whether two of them can be distilled."""
 
+import copy
 import json
 import logging
 import os
@@ -240,6 +241,23 @@ def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
             return alone, softcap
     whole = load_model(where, dtype).get_output_embeddings()  # from the hub, or saved under other names
     return whole.requires_grad_(False), softcap
+
+
+def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
+    """A model of the same class and of another config, holding these weights; nothing is shared with the first."""
+    import torch
+
+    with torch.device("meta"):
+        made = type(model)(config)
+    made.load_state_dict(weights, strict=False, assign=True)
+    made.tie_weights()
+    for name, _ in list(made.named_buffers()):  # rotary frequencies, which no state holds
+        owner, _, last = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(last, model.get_buffer(name).clone(), persistent=False)
+    left = [name for name, tensor in [*made.named_parameters(), *made.named_buffers()] if tensor.is_meta]
+    assert not left, f"no weights for {left}"
+    made.generation_config = copy.deepcopy(model.generation_config)
+    return made.train(model.training)
 
 
 def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:

@@ -434,7 +434,13 @@ def _control_in_words(study: Study, verdict: Verdict) -> str:
     return f" This is NOT like against like: {b.name} and {a.name} differ in {_and(found)}." if found else ""
 
 
-_OF_THE_CONTROL = {"data": "training data", "prompts": "prompts", "start": "the model that training began from"}
+_OF_THE_CONTROL = {
+    "data": "training data",
+    "prompts": "prompts",
+    "start": "the model that training began from",
+    "init": "how that model was cut",
+    "adapter": "which of its weights trained",
+}
 
 
 def trained_apart(a: ModelRow, b: ModelRow) -> dict[str, tuple[Any, Any]]:

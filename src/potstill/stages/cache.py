@@ -8,6 +8,7 @@ from potstill.core.artifact import Makes
 from potstill.core.errors import Interrupted
 from potstill.edges.models import check_rows, config_of, device, load_tokenizer
 from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.start import TeacherPrecision
 from potstill.stages.teaching import SHARED, Kept, Teacher, about, kept_signal
 from potstill.stages.training import tidy
 from potstill.train.batches import micro_batches, pack
@@ -30,7 +31,11 @@ class Cache(DataStage, kind="cache"):
     signal: Kept = Field(default="hidden", description="hidden states (the whole distribution), or top_k probabilities")
     top_k: int = Field(default=64, ge=1, description="tokens that `topk` keeps; all others count together")
     temperature: float = Field(default=1.0, gt=0, le=100, description="of `topk`; hidden states serve every temperature")
-    precision: Precision = Field(default="auto", description="bf16 or fp32 weights; auto: bf16 on a GPU that has it")
+    teacher_precision: TeacherPrecision = Field(
+        default="auto",
+        description="of its weights; auto: bf16 when computing in bf16, else fp32; int8: body in a quarter of fp32",
+    )
+    precision: Precision = Field(default="auto", description="of its products: the students' optim.precision")
     micro_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one forward pass")
 
     def run(self, context: Context) -> dict[str, Any]:
@@ -43,7 +48,7 @@ class Cache(DataStage, kind="cache"):
         pairs = instruction_pairs(self.data.examples("train", counts.dropped), Renderer(tokenizer, self.prompts), counts)
         store = TokenStore.write(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {self.data.kind}")
         vocab = max(tokenizer.get_vocab().values()) + 1
-        teacher = Teacher(where, "bf16" if in_bf16(self.precision) else "fp32", vocab, work.note)
+        teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note)
         rows = about(self.data, self.prompts)
         signal = kept_signal(teacher, self.signal, self.top_k, self.temperature, work.folder / SHARED, rows, store)
         done = 0

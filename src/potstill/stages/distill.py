@@ -6,10 +6,12 @@ from pydantic import Field, model_validator
 
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.models import check_rows, config_of, load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
+from potstill.inits import Init
 from potstill.stages.base import CacheRef, Context, DataStage, ModelRef
+from potstill.stages.start import Adapter, TeacherPrecision, check_start, load_student
 from potstill.stages.teaching import SHARED, Teacher, about, built_signal, kept_signal
-from potstill.stages.training import Validation, train, unfreeze
+from potstill.stages.training import Validation, train
 from potstill.train.loop import Optim, in_bf16
 from potstill.train.objectives import Distillation
 from potstill.train.signals import Signal
@@ -27,7 +29,13 @@ class Distill(DataStage, kind="distill"):
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
 
     student: ModelRef = Field(description="what is trained")
+    init: Init | None = Field(default=None, description="how the student is cut out of that; default: not at all")
+    adapter: Adapter | None = Field(default=None, description="train low-rank adapters only; default: every weight")
     teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
+    teacher_precision: TeacherPrecision = Field(
+        default="auto",
+        description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
+    )
     divergence: Divergence = ForwardKL()
     ratio: float = Field(default=0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
     temperature: float = Field(default=1.0, gt=0, le=100, description="softens both distributions")
@@ -47,13 +55,17 @@ class Distill(DataStage, kind="distill"):
             raise ValueError("the cache brings its own signal and top_k; set them there and leave them out here")
         return self
 
+    def preflight(self) -> None:
+        super().preflight()
+        check_start(self.name or "distill", self.student, self.init, self.adapter)
+
     def run(self, context: Context) -> dict[str, Any]:
         where, teacher_where = context.where(self.student), context.where(self.teacher)
         tokenizer = load_tokenizer(where)
         vocab = shared_vocabulary(load_tokenizer(teacher_where), tokenizer, str(self.teacher), str(self.student))
         check_rows(config_of(teacher_where).vocab_size, tokenizer, str(self.teacher))
         work, rows = context.work, about(self.data, self.prompts)
-        teacher = Teacher(teacher_where, "bf16" if in_bf16(self.optim.precision) else "fp32", vocab, work.note)
+        teacher = Teacher(teacher_where, self.teacher_precision, in_bf16(self.optim.precision), vocab, work.note)
         built = context.artifacts(self.cache)[0] if self.cache is not None else None
         signals: list[Signal] = []
 
@@ -67,6 +79,7 @@ class Distill(DataStage, kind="distill"):
                 signals.append(kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store))
             return Distillation(signals[0], self.divergence, self.ratio, self.temperature, vocab)
 
-        student = unfreeze(load_model(where))
-        summary = train(context, student, tokenizer, self.data, self.prompts, self.optim, self.validation, objective, self.seed)
+        student, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
+        common = (self.data, self.prompts, self.optim, self.validation, objective, self.seed)
+        summary = train(context, student, tokenizer, *common, finish=merge)
         return {**summary, "signal": signals[0].facts()}

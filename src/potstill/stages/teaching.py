@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
-from potstill.edges.models import content_id, load_head, load_model
+from potstill.edges.models import Model, content_id, load_head
 from potstill.sources import Source
+from potstill.stages.start import TeacherPrecision, held_in, load_teacher
 from potstill.train.cache import ABOUT, RowCache, keys_of
 from potstill.train.prompts import Prompts
 from potstill.train.signals import Cached, Form, HiddenForm, Live, TopKForm
@@ -22,19 +23,16 @@ class Teacher:
 
     Args:
         where: `path:…` or `hf:…`.
-        precision: "fp32" or "bf16", of its weights.
+        precision: of its weights.
+        bf16: whether it computes in bfloat16, as its student does.
         vocab: leading token ids shared with the student.
     """
 
-    def __init__(self, where: str, precision: str, vocab: int, told: Callable[[str], None]) -> None:
-        self.where, self.precision, self.vocab, self.told = where, precision, vocab, told
+    def __init__(self, where: str, precision: TeacherPrecision, bf16: bool, vocab: int, told: Callable[[str], None]) -> None:
+        self.where, self.precision, self.bf16, self.vocab, self.told = where, precision, bf16, vocab, told
 
-    def load(self) -> Any:
-        import torch
-
-        model = load_model(self.where, torch.bfloat16 if self.precision == "bf16" else torch.float32)
-        model.requires_grad_(False)
-        return model.eval()
+    def load(self) -> Model:
+        return load_teacher(self.where, self.precision, self.bf16)
 
     def live(self) -> Live:
         return Live(self.load())
@@ -45,17 +43,16 @@ class Teacher:
         Raises:
             UserError: `top_k` is more than the vocabulary.
         """
-        import torch
-
         if kept == "topk" and top_k > self.vocab:
             raise UserError(f"top_k = {top_k} is more than the {self.vocab:,} tokens of the vocabulary; lower it")
-        head, softcap = load_head(self.where, torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        head, softcap = load_head(self.where, held_in(self.precision, self.bf16))
         return HiddenForm(head, softcap) if kept == "hidden" else TopKForm(head, softcap, top_k, temperature, self.vocab)
 
     def identity(self, kept: Kept, top_k: int, temperature: float) -> dict[str, Any]:
         """All that decides what is kept of a row."""
         more = {"k": top_k, "temperature": temperature, "vocabulary": self.vocab} if kept == "topk" else {}
-        return {"teacher": fingerprint([content_id(self.where), self.precision]), "signal": kept, **more}
+        precision = [str(held_in(self.precision, self.bf16)), self.precision == "int8", self.bf16]
+        return {"teacher": fingerprint([content_id(self.where), precision]), "signal": kept, **more}
 
 
 def about(data: Source, prompts: Prompts) -> dict[str, Any]:

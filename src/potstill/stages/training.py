@@ -42,8 +42,14 @@ def train(
     validation: Validation,
     objective: Callable[[TokenStore], Objective],
     seed: int,
+    finish: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Tokenise, fit, save; return the summary that reports read. `objective` is told the rows that will be seen."""
+    """Tokenise, fit, save; return the summary that reports read.
+
+    Args:
+        objective: gives what is minimised, told the rows that will be seen.
+        finish: called between fitting and saving; makes the model plain.
+    """
     work = context.work
     renderer = Renderer(tokenizer, prompts)
     check_length(model, prompts)
@@ -77,6 +83,8 @@ def train(
 
         validate = measured if kept else None
     summary = fit(model, store, objective(store), optim, work, seed=seed, validate=validate, validations=validation.times)
+    summary["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    finish()
     save_model(model, tokenizer, work.folder, renderer.stop_ids)
     summary["data"] = {
         "rows": counts.rows,
@@ -121,3 +129,9 @@ def unfreeze(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
+
+
+def frozen(model: Model) -> Model:
+    """A teacher: no gradient, no dropout."""
+    model.requires_grad_(False)
+    return model.eval()
