@@ -29,7 +29,8 @@ class Teacher:
     """
 
     def __init__(self, where: str, precision: TeacherPrecision, bf16: bool, vocab: int, told: Callable[[str], None]) -> None:
-        self.where, self.precision, self.bf16, self.vocab, self.told = where, precision, bf16, vocab, told
+        self.precision: TeacherPrecision = precision
+        self.where, self.bf16, self.vocab, self.told = where, bf16, vocab, told
 
     def load(self) -> Model:
         return load_teacher(self.where, self.precision, self.bf16)
