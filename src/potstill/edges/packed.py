@@ -18,13 +18,53 @@ _NAME = "potstill_packed"
 _lengths: ContextVar[Sequence[int]] = ContextVar("lengths")
 
 
-def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int]) -> Tensor:
+class Tie:
+    """Where the output head's matrix is the embedding's: lets the embedding's gradient, a few rows, join the head's.
+
+    Autograd would fill another [V, D] with zeros for these rows and add the two.
+
+    Attributes:
+        gradient: the head's [V, D], from its backward pass to the embedding's, which follows in the same sweep.
+    """
+
+    def __init__(self) -> None:
+        self.gradient: Tensor | None = None
+
+
+def tie_of(model: Model) -> Tie | None:
+    """A tie for one forward and backward pass; None where the two matrices differ or are not trained."""
+    weight, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    return Tie() if head.weight is weight and weight.requires_grad and torch.is_grad_enabled() else None
+
+
+class _TiedEmbedding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, ids_T: Tensor, padding: int | None, tie: Tie) -> Tensor:
+        ctx.shape, ctx.padding, ctx.tie = weight_VD.shape, padding, tie
+        ctx.save_for_backward(ids_T)
+        return F.embedding(ids_T, weight_VD)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        (grad_TD,), (ids_T,) = grad_outputs, ctx.saved_tensors
+        if ctx.padding is not None:  # as torch's own embedding has it
+            grad_TD = grad_TD.masked_fill((ids_T == ctx.padding)[:, None], 0)
+        gradient_VD, ctx.tie.gradient = ctx.tie.gradient, None
+        if gradient_VD is None:
+            return grad_TD.new_zeros(ctx.shape).index_add_(0, ids_T, grad_TD), None, None, None
+        gradient_VD.index_add_(0, ids_T, grad_TD.to(gradient_VD.dtype))
+        return None, None, None, None
+
+
+def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
     """Final hidden states [T, D] of documents laid end to end; equal to one document at a time, without any padding.
 
     Args:
         ids_T: token ids of all documents.
         position_T: position of each token in its document, from 0.
         lengths: tokens of each document; equal lengths side by side are attended in one call.
+        tie: of this pass, see `tie_of`.
 
     Raises:
         UserError: the model attends through a sliding window shorter than a document.
@@ -34,8 +74,13 @@ def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seque
         raise UserError(
             f"the model attends through a window of {window} tokens, and a row has {max(lengths)}; lower prompts.max_tokens"
         )
+    if tie is None:
+        tokens = {"input_ids": ids_T[None]}
+    else:
+        embedding = model.get_input_embeddings()
+        tokens = {"inputs_embeds": _TiedEmbedding.apply(embedding.weight, ids_T, embedding.padding_idx, tie)[None]}
     with _attending_within(model, lengths):
-        states = model.base_model(input_ids=ids_T[None], position_ids=position_T[None], use_cache=False)
+        states = model.base_model(**tokens, position_ids=position_T[None], use_cache=False)
     return states.last_hidden_state[0]
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.edges.machine import free_memory
-from potstill.edges.packed import final_hidden
+from potstill.edges.packed import Tie, final_hidden
 from potstill.train.batches import Batch
 
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
@@ -29,9 +29,9 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
-def response_hidden(model: Any, batch: Batch) -> Tensor:
+def response_hidden(model: Any, batch: Batch, tie: Tie | None = None) -> Tensor:
     """Final hidden states [N, D] where a response token is predicted; prompts never reach the head."""
-    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)[batch.place_N]
+    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths, tie)[batch.place_N]
 
 
 def softcap_of(model: Any) -> float | None:
@@ -56,6 +56,7 @@ def fused_head(
     teacher_head: nn.Linear | None = None,
     softcap: float | None = None,
     teacher_softcap: float | None = None,
+    tie: Tie | None = None,
     chunk: int | None = None,
     block: int | None = None,
 ) -> Loss:
@@ -73,9 +74,10 @@ def fused_head(
         terms: what is asked of the logits; see `Terms`. Logits come in float32, or float64 for a float64 model.
         teacher_hidden_ND, teacher_head: the same of a teacher; no gradient flows there.
         softcap, teacher_softcap: see `softcap_of`.
+        tie: the one that `hidden_ND` was made with, where the head's weight is the embedding's.
         chunk, block: tokens per chunk and block; by default from `chunk_bytes` and, on a CPU, what its cache holds.
     """
-    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, chunk, block)
+    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, tie, chunk, block)
     total = _FusedHead.apply(hidden_ND, head.weight, head.bias, job)
     return Loss(total, job.parts)
 
@@ -106,6 +108,7 @@ class _Job:
     teacher_head: nn.Linear | None
     softcap: float | None
     teacher_softcap: float | None
+    tie: Tie | None
     chunk: int | None
     block: int | None
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -117,7 +120,7 @@ class _Job:
         chunk = self.chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * V))
         block = self.block or (chunk if hidden_ND.is_cuda else max(1, BLOCK_BYTES // (4 * V)))
         grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
-        grad_weight = torch.zeros_like(weight_VD) if needed[1] else None
+        grad_weight: Tensor | None = None
         grad_bias = torch.zeros_like(bias_V) if bias_V is not None and needed[2] else None
         total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         for begin in range(0, N, chunk):
@@ -134,10 +137,14 @@ class _Job:
             slope_CV = logits_CV.to(weight_VD.dtype)  # the logits are gone, their gradient stands there
             if grad_hidden is not None:
                 grad_hidden[rows] = slope_CV @ weight_VD
-            if grad_weight is not None:
-                grad_weight.addmm_(slope_CV.T, hidden_ND[rows].to(weight_VD.dtype))
+            if needed[1]:
+                states_CD = hidden_ND[rows].to(weight_VD.dtype)
+                # the first chunk writes where a sum would have to begin with zeros: a pass over [V, D] less
+                grad_weight = slope_CV.T @ states_CD if grad_weight is None else grad_weight.addmm_(slope_CV.T, states_CD)
             if grad_bias is not None:
                 grad_bias += slope_CV.sum(0)
+        if needed[1] and grad_weight is None:
+            grad_weight = torch.zeros_like(weight_VD)  # no token at all
         return total, [grad_hidden, grad_weight, grad_bias]
 
     def _block(self, logits_CV: Tensor, teacher_CV: Tensor | None, inner: slice, offset: int, differentiate: bool) -> Tensor:
@@ -160,6 +167,7 @@ class _FusedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, job: _Job) -> Tensor:
         total, ctx.grads = job.run(hidden_ND.detach(), weight_VD.detach(), bias_V, ctx.needs_input_grad)
+        ctx.tie = job.tie
         return total
 
     @staticmethod
@@ -168,4 +176,9 @@ class _FusedHead(torch.autograd.Function):
         (scale,) = grad_outputs
         grads, ctx.grads = ctx.grads, None
         assert grads is not None, "the fused head's gradients can be taken once"
-        return *(None if grad is None else grad.mul_(scale) for grad in grads), None
+        for grad in grads:
+            if grad is not None:
+                grad.mul_(scale)
+        if ctx.tie is not None:
+            ctx.tie.gradient = grads[1]
+        return *grads, None

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.divergences import Divergence
+from potstill.edges.packed import tie_of
 from potstill.train.batches import Batch
 from potstill.train.head import Loss, fused_head, response_hidden, softcap_of
 from potstill.train.signals import Buckets, Signal
@@ -27,7 +28,9 @@ class CrossEntropy:
             ce = _total(F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="none"), batch, tokens)
             return ce, {"ce": ce.detach()}
 
-        return fused_head(response_hidden(model, batch), model.get_output_embeddings(), terms, softcap=softcap_of(model))
+        tie = tie_of(model)
+        hidden_ND = response_hidden(model, batch, tie)
+        return fused_head(hidden_ND, model.get_output_embeddings(), terms, softcap=softcap_of(model), tie=tie)
 
 
 class Distillation:
@@ -63,19 +66,21 @@ class Distillation:
             divergence = _total(self.divergence(logp, logq), batch, tokens)
             return (1 - r) * ce + r * T**2 * divergence, {"ce": ce.detach(), "divergence": divergence.detach()}
 
+        tie = tie_of(model)
         dense = None if isinstance(said, Buckets) else said
         return fused_head(
-            response_hidden(model, batch),
+            response_hidden(model, batch, tie),
             model.get_output_embeddings(),
             terms,
             teacher_hidden_ND=dense.hidden_ND if dense else None,
             teacher_head=dense.head if dense else None,
             softcap=softcap_of(model),
             teacher_softcap=dense.softcap if dense else None,
+            tie=tie,
         )
 
     def _scaled(self, logits_BV: Tensor) -> Tensor:
-        shared_BV = logits_BV[:, : self.vocab]
+        shared_BV = logits_BV if logits_BV.shape[-1] == self.vocab else logits_BV[:, : self.vocab]
         return shared_BV if self.temperature == 1 else shared_BV / self.temperature
 
     def _cross_entropy(self, logits_BV: Tensor, logq_BV: Tensor, target_B: Tensor) -> Tensor:
