@@ -12,7 +12,8 @@ from potstill.edges.models import Size, config_of, device, size_of
 from potstill.recipe import Recipe
 from potstill.runner import Planned, plan
 from potstill.sources import Source
-from potstill.stages.base import ModelRef
+from potstill.stages.base import StageRef
+from potstill.stages.best import Best
 from potstill.stages.distill import Distill
 from potstill.stages.evaluate import Evaluate
 from potstill.stages.export import Export
@@ -76,7 +77,7 @@ def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | str]) ->
     return cache[key]
 
 
-def _size(ref: ModelRef | None, sizes: dict[str, Size | None]) -> Size | None:
+def _size(ref: StageRef | None, sizes: dict[str, Size | None]) -> Size | None:
     if ref is None:
         return None
     if ref.scheme == "stage":
@@ -111,6 +112,8 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
         size = _size(stage.model, sizes)
     elif isinstance(stage, Distill):
         size = _size(stage.student, sizes)
+    elif isinstance(stage, Best):
+        size = _size(stage.candidates[0], sizes)
     sizes.setdefault(stage.name, size)
     if isinstance(stage, Evaluate):
         measured = [found.parameters for row_ in stage.study if (found := _size(row_.model, sizes)) is not None]
