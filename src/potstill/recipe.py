@@ -147,7 +147,8 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
         elif stage is not None:
             expanded.append(stage)
     if problems:
-        raise RecipeError(Path(source).name, sorted(problems, key=_stage_number))
+        swept = [f'sweep."{place}"' for place in table.get("sweep", {})] if sweeps else []
+        raise RecipeError(Path(source).name, sorted(problems, key=lambda problem: _where(problem, swept)))
     assert header is not None
     return Recipe(header, tuple(expanded), source, table)
 
@@ -177,6 +178,11 @@ def _apply(table: dict[str, Any], override: str) -> None:
         sweeping.put(target, keys, sweeping.flat(value) if keys == ["sweep"] else value)
     except TypeError as way:
         raise UserError(f"--set {override}: '{way}' is not a table") from None
+
+
+def _where(problem: Problem, swept: list[str]) -> tuple[int, int]:
+    """Where in the file a problem stands: the header, what is swept in its order, then the stages."""
+    return _stage_number(problem), next((i for i, place in enumerate(swept) if problem.place.startswith(place)), -1)
 
 
 def _stage_number(problem: Problem) -> int:

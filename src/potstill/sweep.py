@@ -88,7 +88,7 @@ class Sweep:
                         problems.append(here)
                 if stage is not None and stage in seen:
                     rule = f"stands there already, as number {seen.index(stage)}"
-                    problems.append(Problem(f"{self.place(field)}[{number}]", rule, shown(value)))
+                    problems.append(Problem(f"{self.place(field)}[{number}]", rule, _told(value)))
                 seen.append(stage)
         if problems or known or base is None:
             return [], problems
@@ -149,7 +149,7 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
             else:
                 known = get_args(By)
                 rule = f"must be one of {', '.join(known)}{suggest(str(values), known)}"
-                problems.append(Problem("sweep.by", rule, shown(values)))
+                problems.append(Problem("sweep.by", rule, _told(values)))
             continue
         stage, _, field = place.partition(".")
         rule = _refused(stage, field, values, called, stages)
@@ -163,13 +163,14 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
                 fields.setdefault(number, {})[field] = values
         if rule is not None:
             listed = isinstance(values, list) and values
-            problems.append(Problem(f'sweep."{place}"', rule, None if listed else shown(values)))
+            problems.append(Problem(f'sweep."{place}"', rule, None if listed else _told(values)))
     for number, swept in fields.items():
-        for field in swept:
+        for field in list(swept):
             inside = next((other for other in swept if field.startswith(f"{other}.")), None)
             if inside is not None:
                 rule = f"'{called[number]}.{inside}' is swept too, and holds it; sweep one of them"
                 problems.append(Problem(f'sweep."{called[number]}.{field}"', rule))
+                del swept[field]
         validation = stages[number].get("validation")
         if isinstance(validation, dict) and validation.get("times") == 0:
             rule = f"must be at least 1: the sweep of '{called[number]}' picks by its validations"
@@ -214,6 +215,11 @@ def names(stage: str, combined: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         made.append(said if len(said) <= LONGEST else f"{said[:LONGEST]}-{fingerprint(values)[:6]}")
     for name, values in zip(made, combined, strict=True):
         yield f"{stage}.{name}" if made.count(name) == 1 else f"{stage}.{name}-{fingerprint(values)[:6]}"
+
+
+def _told(value: Any) -> str:
+    """A value as it stands in the message of a mistake."""
+    return repr(value) if isinstance(value, str) else shown(value)
 
 
 def _word(value: Any) -> str:

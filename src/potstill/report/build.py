@@ -87,7 +87,7 @@ def build_report(
         "curves": curves,
         "data": data,
         "quantization": quantization,
-        "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in sweeps],
+        "sweeps": [{**sweep, "sentence": picked_in_words(sweep), "title": _PICKED_BY[sweep["by"]][0]} for sweep in sweeps],
         "provenance": provenance or {},
         "stages": _stages(provenance or {}),
     }
@@ -106,12 +106,12 @@ def report_of(
     return build_report(Study.load(folder), load_answers(folder), curves, data, quantization, provenance, sweeps=sweeps)
 
 
+_PICKED_BY = {"validation_rouge_l": ("Rouge-L", "highest", 1), "validation_nll": ("NLL", "lowest", 3)}
+
+
 def picked_in_words(sweep: Mapping[str, Any]) -> str:
     """Which value a sweep picked, by what, out of which, and whether it lies at their edge."""
-    title, order, digits = {
-        "validation_rouge_l": ("Rouge-L", "highest", 1),
-        "validation_nll": ("NLL", "lowest", 3),
-    }.get(sweep["by"], (sweep["by"], "best", 3))
+    title, order, digits = _PICKED_BY[sweep["by"]]
     candidates = sweep["candidates"]
     chosen = candidates[sweep["chosen"]]
     seeds = len(chosen["by_seed"])

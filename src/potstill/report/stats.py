@@ -462,11 +462,10 @@ def searched_apart(a: ModelRow, b: ModelRow) -> list[str]:
         if _same_values(x, y):
             continue
         more, less, most, least = (a, b, len(x), len(y)) if len(x) >= len(y) else (b, a, len(y), len(x))
-        if most == 1 and least == 0:  # one value is no search
+        if most == 1:  # one value is no search
             continue
-        theirs = (
-            f"{less.name}'s over {'other values' if least == most else _values(least)}" if least else f"{less.name}'s was not"
-        )
+        over = "over other values" if least == most else f"over {_values(least)}"
+        theirs = over if least else "was not"
         favours = f": this favours {more.name}" if most > least else ""
         told.append(f"{more.name}'s {key} was searched over {_values(most)}, {less.name}'s {theirs}{favours}.")
     return told
