@@ -140,6 +140,12 @@ def test_both_searched_over_the_same_values_may_end_with_different_ones():
     assert caveats == []
 
 
+def test_whole_tables_may_be_searched_alike():
+    tables = {"searched": {"optim": [{"lr": 1e-5}, {"lr": 5e-4, "warmup": 0.1}]}}
+    kd = {"optim.lr": 5e-4, "optim.warmup": 0.1, **tables}
+    assert compared(kd, {"optim.lr": 1e-5, "optim.warmup": 0.0, **tables})[1] == []
+
+
 def test_a_student_that_alone_was_searched_is_favoured_and_the_headline_says_so():
     headline, caveats = compared(searched(5e-4, *RATES), searched(1e-5))
     told = "KD's optim.lr was searched over 4 values, SFT's was not: this favours KD."

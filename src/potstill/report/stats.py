@@ -446,7 +446,8 @@ def trained_apart(a: ModelRow, b: ModelRow) -> dict[str, tuple[Any, Any]]:
     values = {key: (a.trained_with.get(key, "unset"), b.trained_with.get(key, "unset")) for key in keys if key != "searched"}
     searched = _searched(a), _searched(b)
     alike = {key for key in searched[0] if _same_values(searched[0][key], searched[1].get(key, ()))}
-    return {key: (x, y) for key, (x, y) in values.items() if x != y and key not in alike}
+    picked = {key for key in values for field in alike if key == field or key.startswith(f"{field}.")}
+    return {key: (x, y) for key, (x, y) in values.items() if x != y and key not in picked}
 
 
 def searched_apart(a: ModelRow, b: ModelRow) -> list[str]:
