@@ -81,9 +81,10 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
         from potstill.divergences.forward_kl import ForwardKL
         from potstill.train.batches import pack
         from potstill.train.objectives import Distillation
+        from potstill.train.signals import Live
 
         batch = pack(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))).to(student.device)
-        objective = Distillation(teacher, ForwardKL(), 1.0, 1.0, student.config.vocab_size)
+        objective = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, student.config.vocab_size)
         return lambda: objective(student, batch).total / count
     ids_BT, mask_BT, labels_BT = (t.to(student.device) for t in padded(pairs))
 

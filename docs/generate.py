@@ -22,6 +22,7 @@ ROLES = {
     "stage": ("Stages", "What `kind` of a `[[stage]]` can be."),
     "source": ("Sources", "What `data = { kind = … }` can be; see [data](data.md)."),
     "divergence": ("Divergences", "What `divergence = { kind = … }` can be; see [distillation](distillation.md)."),
+    "init": ("Inits", "What `init = { kind = … }` can be; see [distillation](distillation.md)."),
     "metric": ("Metrics", "What `metrics = [ … ]` of an evaluate stage can hold; see [evaluation](evaluation.md)."),
     "exporter": ("Exporters", "What `formats = [ … ]` of an export stage can hold; see [quantisation](quantization.md)."),
 }

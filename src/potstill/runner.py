@@ -182,7 +182,7 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
                 lambda: stopper.asked,
             )
             inputs = {target: [done[i] for i in ids] for target, ids in item.node.inputs.items()}
-            context = Context(work, inputs, provenance(recipe, done, command))
+            context = Context(work, inputs, provenance(recipe, done, command), shared=out)
             parents = {i: done[i].fingerprint for ids in item.node.inputs.values() for i in ids}
             with progress.stage(ident, str(item.node.stage.kind)), disk_errors(ident):
                 artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, recipe.name)
@@ -277,6 +277,8 @@ def _told(artifact: Artifact) -> str:
             best = summary["best"]
             picked = best["candidates"][best["chosen"]]
             return f"  {picked['label']} of {len(best['candidates'])}: {best['by']} {picked['mean']:.4g}"
+        case "cache":
+            return f"  {summary['rows']:,} rows, {summary['bytes']:,} bytes"
         case "quantize":
             return f"  {len(summary['layers'])} layers at {summary['bits_per_weight']:g} bits per weight"
         case "evaluate":

@@ -133,7 +133,7 @@ def test_plan_for_programs(place, finished):
 
 def test_list_names_every_role():
     found = json.loads(call("list", "--json").stdout)
-    assert set(found) == {"stage", "source", "divergence", "metric", "exporter"}
+    assert set(found) == {"stage", "source", "divergence", "init", "metric", "exporter"}
     assert {"pretrain", "sft", "distill", "quantize", "evaluate", "export", "report"} <= set(found["stage"])
 
 
@@ -149,7 +149,7 @@ def test_list_nonsense():
     result = call("list", "divergance")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: no role 'divergance'; did you mean 'divergence'? (known: stage, source, divergence, metric, exporter)\n"
+        "error: no role 'divergance'; did you mean 'divergence'? (known: stage, source, divergence, init, metric, exporter)\n"
     )
 
 

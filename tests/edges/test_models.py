@@ -30,6 +30,7 @@ from potstill.metrics.nll import NLL
 from potstill.train.batches import pack
 from potstill.train.objectives import Distillation
 from potstill.train.scoring import token_sums
+from potstill.train.signals import Live
 
 
 @pytest.fixture
@@ -324,7 +325,7 @@ def test_the_divergence_gives_padded_rows_no_gradient(padded, tokenizer):
     assert vocab == len(tokenizer)
     teacher, student = load_model(f"path:{padded}/teacher"), load_model(f"path:{padded}/student")
     assert teacher.config.vocab_size != student.config.vocab_size
-    loss = Distillation(teacher, ForwardKL(), 1.0, 1.0, vocab)(student, one_batch(tokenizer)[0])
+    loss = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, vocab)(student, one_batch(tokenizer)[0])
     loss.total.backward()
     head = student.get_output_embeddings().weight
     assert torch.isfinite(loss.total)
@@ -338,7 +339,7 @@ def test_padded_rows_hold_no_mass(padded, tokenizer):
     teacher, student = load_model(f"path:{padded}/teacher"), load_model(f"path:{padded}/student")
     batch, pairs = one_batch(tokenizer)
     with torch.no_grad():
-        loss = Distillation(teacher, ForwardKL(), 1.0, 1.0, vocab)(student, batch)
+        loss = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, vocab)(student, batch)
         p, q = (
             model(input_ids=batch.ids_T[None]).logits[0, batch.place_N, :vocab].double().log_softmax(-1)
             for model in (teacher, student)

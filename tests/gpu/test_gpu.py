@@ -10,12 +10,16 @@ from tiny_parts import chat_tokenizer, rows, tiny_model
 from potstill.core.errors import Interrupted
 from potstill.core.types import Example
 from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges.adapters import add_lora
 from potstill.edges.models import device
 from potstill.edges.sampling import generate
+from potstill.inits.width import Width
+from potstill.quant.int8 import int8_body
 from potstill.train.batches import pack
 from potstill.train.loop import Optim, fit
 from potstill.train.objectives import CrossEntropy, Distillation
 from potstill.train.prompts import Prompts, Renderer
+from potstill.train.signals import Live
 from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.work import CheckpointRules, Work
 
@@ -46,7 +50,7 @@ def test_one_step_agrees_with_the_cpu(family: str, tokenizer: Any, pairs: list[A
     found = []
     for where in (torch.device("cpu"), torch.device("cuda")):
         model, teacher = (tiny_model(family, len(tokenizer), seed=seed).to(where) for seed in (1, 2))
-        loss = Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))(model, pack(pairs[:6]).to(where)).total
+        loss = Distillation(Live(teacher), ForwardKL(), 0.5, 2.0, len(tokenizer))(model, pack(pairs[:6]).to(where)).total
         loss.backward()
         found.append((loss.item(), [p.grad.cpu() for p in model.parameters() if p.grad is not None]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
@@ -88,3 +92,19 @@ def test_sampling_leaves_the_gpus_random_state_alone(tokenizer: Any, pairs: list
     prompts = [prompt for prompt, _ in pairs[:4]]
     generate(model, tokenizer, prompts, stop_ids=[tokenizer.eos_token_id], max_new_tokens=4, temperature=1.0)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+def test_a_cut_and_adapted_student_learns_from_an_eight_bit_teacher(
+    family: str, tokenizer: Any, store: TokenStore, tmp_path: Path
+) -> None:
+    teacher = tiny_model(family, len(tokenizer), seed=2).to(device(), torch.bfloat16).requires_grad_(False)
+    student = Width(hidden_size=16, heads=2)(tiny_model(family, len(tokenizer), seed=1).to(device()))
+    merge = add_lora(student, r=4, alpha=8.0, dropout=0.1, targets=("all-linear",), seed=0)
+    objective = Distillation(int8_body(teacher), ForwardKL(), 0.5, 1.0, len(tokenizer))
+    work = Work(tmp_path, "here")
+    fit(student, store, objective, Optim(lr=1e-2, steps=20, batch_size=8, precision="bf16"), work, seed=0)
+    merge()
+    losses = [line["loss"] for line in work.metrics.read()]
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in student.parameters()} == {torch.float32}

@@ -23,7 +23,8 @@ from potstill.train.batches import Batch, Order, micro_batches, pack
 from potstill.train.loop import Optim, fit, optimizer_for
 from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
 from potstill.train.prompts import Prompts, Renderer
-from potstill.train.store import Counts, TokenStore, instruction_pairs
+from potstill.train.signals import Live
+from potstill.train.store import Counts, TokenStore, instruction_pairs, weighted_pairs
 from potstill.train.work import Work
 
 PADDED = 9  # rows of the embedding that no token uses
@@ -74,7 +75,7 @@ def indifferent_to_cutting(store: TokenStore, tokenizer: Any, objective: Objecti
 @pytest.mark.parametrize("name", ["sft", "kd"])
 def test_micro_batches_change_memory_and_not_the_result(name: str, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     teacher = model_of(tokenizer, seed=9, width=64).double()
-    objective = CrossEntropy() if name == "sft" else Distillation(teacher, ForwardKL(), 0.5, 2.0, len(tokenizer))
+    objective = CrossEntropy() if name == "sft" else Distillation(Live(teacher), ForwardKL(), 0.5, 2.0, len(tokenizer))
     assert indifferent_to_cutting(store, tokenizer, objective, tmp_path)
 
 
@@ -103,9 +104,57 @@ def test_a_step_is_divided_by_its_response_tokens(store: TokenStore, tokenizer: 
     assert figures[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-10)
 
 
+def heavy_rows_are_repeated_rows(pairs: list[Any], make: Any, tokenizer: Any, folder: Path, weigh: Any = lambda w: w) -> bool:
+    """A row of weight 3 is three of it; one of weight 0.5, beside which all others are doubled, half of one."""
+    weights = [1, 3, 0.5, 1, 2]
+    weighted = [(*pair, weigh(weight)) for pair, weight in zip(pairs, weights, strict=True)]
+    repeated = [pair for pair, weight in zip(pairs, weights, strict=True) for _ in range(int(2 * weight))]
+    figures = []
+    for name, kept in (("weighted", weighted), ("repeated", repeated)):
+        store = TokenStore.write(folder / name, kept, Counts(), "here")
+        model = model_of(tokenizer).double()
+        run = trained(model, store, make(), folder / f"{name}-run", steps=1, batch_size=len(kept), micro_batch_tokens=100)
+        figures.append(run[1][0])
+    return all(math.isclose(figures[0][name], figures[1][name], rel_tol=1e-7) for name in ("loss", "grad_norm", "ce"))
+
+
+@pytest.mark.parametrize("name", ["sft", "kd"])
+def test_a_rows_weight_counts_like_repeating_it(name: str, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    teacher = model_of(tokenizer, seed=9, width=64).double()
+
+    def make() -> Objective:
+        return CrossEntropy() if name == "sft" else Distillation(Live(teacher), ForwardKL(), 0.5, 1.0, len(tokenizer))
+
+    pairs = [(a.tolist(), b.tolist()) for a, b in (store[i] for i in range(5))]
+    assert heavy_rows_are_repeated_rows(pairs, make, tokenizer, tmp_path)
+    assert not heavy_rows_are_repeated_rows(pairs, make, tokenizer, tmp_path / "ignored", weigh=lambda weight: 1.0)
+
+
+def test_rows_of_no_weight_are_left_out_and_counted(tokenizer: Any) -> None:
+    examples = [Example("a", "Say oak.", "oak"), Example("b", "Say peat.", "peat", weight=0.0)]
+    counts = Counts()
+    assert len(list(weighted_pairs(examples, Renderer(tokenizer, Prompts()), counts))) == 1
+    assert counts.dropped == {"weight 0": 1}
+
+
+@pytest.mark.parametrize("T", [1.0, 2.0])
+def test_cross_entropy_beside_a_divergence_is_cross_entropy(T: float, store: TokenStore, tokenizer: Any) -> None:
+    """At T = 1 it comes from the divergence's own softmax, though that sees no padded logits."""
+    batch = pack([store[i] for i in range(6)])
+    teacher, student = (model_of(tokenizer, seed=seed).double() for seed in (9, 1))
+    found = []
+    for objective in (CrossEntropy(), Distillation(Live(teacher), ForwardKL(), 0.0, T, len(tokenizer))):
+        student.zero_grad()
+        loss = objective(student, batch)
+        loss.total.backward()
+        found.append((loss.total.detach(), torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_distilling_with_ratio_0_is_fine_tuning_bit_for_bit(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     teacher = model_of(tokenizer, seed=9)
-    kd = Distillation(teacher, ForwardKL(), 0.0, 2.0, len(tokenizer))
+    kd = Distillation(Live(teacher), ForwardKL(), 0.0, 2.0, len(tokenizer))
     weights, figures = trained(model_of(tokenizer), store, CrossEntropy(), tmp_path / "sft")
     other, other_figures = trained(model_of(tokenizer), store, kd, tmp_path / "kd")
     assert all(torch.equal(weights[name], other[name]) for name in weights)
@@ -122,7 +171,7 @@ def test_fine_tuning_and_distillation_see_the_same_rows_and_tokens(store: TokenS
             return self.inner(model, batch)
 
     teacher = model_of(tokenizer, seed=9)
-    sft, kd = Seen(CrossEntropy()), Seen(Distillation(teacher, ReverseKL(), 0.9, 1.0, len(tokenizer)))
+    sft, kd = Seen(CrossEntropy()), Seen(Distillation(Live(teacher), ReverseKL(), 0.9, 1.0, len(tokenizer)))
     optim, totals = Optim(epochs=1.5, batch_size=8, micro_batch_tokens=200), []
     for name, objective in (("sft", sft), ("kd", kd)):
         totals.append(fit(model_of(tokenizer), store, objective, optim, Work(tmp_path / name, name), seed=3))
@@ -264,7 +313,7 @@ BATCH = pack([([0], [1, 2])])
 
 def test_the_loss_by_hand_on_three_tokens() -> None:
     def total(ratio: float, temperature: float, divergence: Any = ForwardKL()) -> float:  # noqa: B008
-        return Distillation(Table(TEACHER), divergence, ratio, temperature, 3)(Table(STUDENT), BATCH).total.item()
+        return Distillation(Live(Table(TEACHER)), divergence, ratio, temperature, 3)(Table(STUDENT), BATCH).total.item()
 
     # from 0: p = (1/4, 1/4, 1/2), q = (1/2, 1/4, 1/4), so KL(p‖q) = -1/4·ln 2 + 1/2·ln 2
     # from 1: p = (1/3, 1/3, 1/3), q = (1/4, 1/2, 1/4), so KL(p‖q) = 2/3·ln(4/3) + 1/3·ln(2/3)
@@ -293,7 +342,7 @@ def gradient(objective: Objective, batch: Batch = BATCH) -> Tensor:
 def keeps_the_gradients_scale(scale: float) -> bool:
     """Hinton et al., section 2.1: at a high T the gradient tends to (z_q - z_p)/V, logits centred."""
     temperature = 1e4
-    found = gradient(Distillation(Table(TEACHER), ForwardKL(), 1.0, temperature, 3)) * scale
+    found = gradient(Distillation(Live(Table(TEACHER)), ForwardKL(), 1.0, temperature, 3)) * scale
     difference = torch.tensor(STUDENT[0], dtype=torch.float64) - torch.tensor(TEACHER[0], dtype=torch.float64)
     return torch.allclose(found[0], (difference - difference.mean()) / 3, rtol=1e-3, atol=1e-6)
 
@@ -310,7 +359,7 @@ def test_forward_kl_has_the_gradient_of_the_teachers_cross_entropy() -> None:
     p = torch.softmax(teacher.base_model.logits_VV.detach()[positions], -1)
     value = -(p * torch.log_softmax(student.base_model.logits_VV[positions], -1)).sum()
     value.backward()
-    objective = Distillation(teacher, ForwardKL(), 1.0, 1.0, 3)
+    objective = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, 3)
     torch.testing.assert_close(gradient(objective), student.base_model.logits_VV.grad)
     entropy = -(p * p.log()).sum()
     torch.testing.assert_close(value.detach(), objective(Table(STUDENT), BATCH).total.detach() + entropy)
@@ -318,8 +367,8 @@ def test_forward_kl_has_the_gradient_of_the_teachers_cross_entropy() -> None:
 
 def test_the_divergence_sees_no_padded_logits() -> None:
     wide = [[*row, 50.0] for row in TEACHER] + [[0.0] * 4]
-    narrow = Distillation(Table(TEACHER), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
-    padded = Distillation(Table(wide), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
+    narrow = Distillation(Live(Table(TEACHER)), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
+    padded = Distillation(Live(Table(wide)), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), BATCH)
     assert torch.equal(narrow.total, padded.total)
     moved = replace(BATCH, target_N=torch.tensor([0, 0]))
-    assert torch.equal(Distillation(Table(wide), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), moved).total, narrow.total)
+    assert torch.equal(Distillation(Live(Table(wide)), ForwardKL(), 1.0, 1.0, 3)(Table(STUDENT), moved).total, narrow.total)

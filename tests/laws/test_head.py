@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.divergences import Divergence
-from potstill.train.head import Terms, fused_head, logit_chunks
+from potstill.train.head import BLOCK_BYTES, CHUNK_BYTES, COPIES, Terms, chunk_bytes, fused_head, logit_chunks
 
 N, D, WIDE, V = 13, 6, 10, 17
 KINDS = sorted(Divergence.kinds)
@@ -90,6 +90,44 @@ def test_a_tied_weight_gathers_both_gradients() -> None:
         return torch.autograd.grad(total, embedding.weight)[0]
 
     torch.testing.assert_close(gradient(True), gradient(False), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_capped_logits_are_capped_in_value_and_gradient(kind: str) -> None:
+    """Gemma 2's final softcap, c·tanh(z / c), written out."""
+    hidden, head, teacher_hidden, teacher_head, target_N = parts()
+    terms = terms_of(Divergence.parse(kind), target_N)
+    capped = [c * torch.tanh(z / c) for c, z in ((1.5, head(hidden)), (0.7, teacher_head(teacher_hidden).detach()))]
+    plain, _ = terms(capped[0], capped[1], slice(0, N))
+    teacher = {"teacher_hidden_ND": teacher_hidden, "teacher_head": teacher_head}
+    loss = fused_head(hidden, head, terms, **teacher, softcap=1.5, teacher_softcap=0.7, chunk=4, block=3)
+    torch.testing.assert_close(loss.total, plain, rtol=1e-10, atol=0)
+    for a, b in zip(gradients(loss.total, hidden, head), gradients(plain, hidden, head), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    uncapped = fused_head(hidden, head, terms, **teacher, teacher_softcap=0.7)
+    assert not torch.isclose(uncapped.total, plain, rtol=1e-3)
+
+
+def test_no_token_at_all_gives_zero_and_no_gradient() -> None:
+    hidden, head, *_ = parts()
+    loss = fused_head(hidden[:0], head, lambda z, _, t: (z.sum(), {}))
+    loss.total.backward()
+    assert loss.total == 0
+    assert head.weight.grad is not None
+    assert not head.weight.grad.any()
+
+
+def test_scarce_memory_makes_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = torch.device("cpu")
+    assert chunk_bytes(here) == CHUNK_BYTES
+    sizes = []
+    for free in (1 << 40, 600 << 20, 100 << 20, 0):
+        monkeypatch.setattr("potstill.train.head.free_memory", lambda device, free=free: free)
+        sizes.append(chunk_bytes(here))
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == CHUNK_BYTES
+    assert sizes[1] * COPIES <= 600 << 20
+    assert sizes[-1] <= BLOCK_BYTES
 
 
 @pytest.mark.parametrize("frozen", ["head", "hidden", "both"])

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from potstill.divergences.forward_kl import ForwardKL
 from potstill.train.batches import Batch, pack
 from potstill.train.objectives import CrossEntropy, Distillation, Objective
 from potstill.train.prompts import Prompts, Renderer
+from potstill.train.signals import Live
 from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
 
 FAMILIES = ("qwen2", "llama", "gpt2")
@@ -88,7 +90,7 @@ def with_mask_from(keep: Callable[[Tensor, Batch], Tensor]) -> Lay:
         batch = pack(pairs)
         kept_N = keep(batch.target_N, batch)
         place_N, target_N, row_N = batch.place_N[kept_N], batch.target_N[kept_N], batch.row_N[kept_N]
-        return Batch(batch.ids_T, batch.position_T, batch.lengths, place_N, target_N, row_N)
+        return replace(batch, place_N=place_N, target_N=target_N, row_N=row_N)
 
     return broken
 
@@ -126,14 +128,14 @@ def indifferent_to_neighbours(model: Any, objective: Objective, pairs: Pairs, la
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_rows_are_rows_one_at_a_time(family: str, chat: Any) -> None:
     model, teacher = (tiny_model(family, len(chat), seed=seed).double() for seed in (1, 2))
-    for objective in (CrossEntropy(), Distillation(teacher, ForwardKL(), 0.5, 2.0, len(chat))):
+    for objective in (CrossEntropy(), Distillation(Live(teacher), ForwardKL(), 0.5, 2.0, len(chat))):
         assert indifferent_to_neighbours(model, objective, pairs_of(chat))
 
 
 def test_the_law_of_packing_rejects_attention_across_rows(chat: Any) -> None:
     def one_document(pairs: Pairs) -> Batch:
         batch = pack(pairs)
-        return Batch(batch.ids_T, batch.position_T, (len(batch.ids_T),), batch.place_N, batch.target_N, batch.row_N)
+        return replace(batch, lengths=(len(batch.ids_T),))
 
     assert not indifferent_to_neighbours(tiny_model("qwen2", len(chat)).double(), CrossEntropy(), pairs_of(chat), one_document)
 
@@ -141,7 +143,7 @@ def test_the_law_of_packing_rejects_attention_across_rows(chat: Any) -> None:
 def test_the_law_of_packing_rejects_positions_that_run_on(chat: Any) -> None:
     def running_on(pairs: Pairs) -> Batch:
         batch = pack(pairs)
-        return Batch(batch.ids_T, torch.arange(len(batch.ids_T)), batch.lengths, batch.place_N, batch.target_N, batch.row_N)
+        return replace(batch, position_T=torch.arange(len(batch.ids_T)))
 
     # rotary positions are relative, so that only learned ones can tell
     assert not indifferent_to_neighbours(tiny_model("gpt2", len(chat)).double(), CrossEntropy(), pairs_of(chat), running_on)

@@ -20,7 +20,7 @@ DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:b
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
 SOURCES = "dolly, jsonl, primer, squad, stdlib"
-STAGES = "best, distill, evaluate, export, pretrain, quantize, report, sft"
+STAGES = "best, cache, distill, evaluate, export, pretrain, quantize, report, sft"
 
 
 def message(toml: str, *overrides: str) -> str:
@@ -115,6 +115,37 @@ ONE_MISTAKE = {
     "divergence of odd kind": (
         DISTILLED + "divergence = { kind = [] }",
         f"stage[1].divergence  no divergence of kind '[]' (known: {DIVERGENCES})",
+    ),
+    "unknown init": (
+        DISTILLED + 'init = { kind = "layer", keep = [0] }',
+        "stage[1].init  no init of kind 'layer'; did you mean 'layers'? (known: layers, width)",
+    ),
+    "no layers named": (
+        TUNED + 'init = { kind = "layers" }',
+        "stage[1].init.keep  is needed: layers to keep, counted from 0, in the order they have",
+    ),
+    "no layers": (TUNED + 'init = { kind = "layers", keep = [] }', "stage[1].init.keep = []  needs at least 1"),
+    "layers out of order": (
+        TUNED + 'init = { kind = "layers", keep = [2, 0] }',
+        "stage[1].init.keep = [2, 0]  must be layers counted from 0, each after the one before it, such as [0, 2, 4]",
+    ),
+    "half a layer": (
+        TUNED + 'init = { kind = "layers", keep = [0, 1.5] }',
+        "stage[1].init.keep[1] = 1.5  must be a whole number",
+    ),
+    "a width of nothing": (
+        TUNED + 'init = { kind = "width" }',
+        "stage[1].init  needs hidden_size, intermediate_size or heads",
+    ),
+    "in an optional group": (
+        TUNED + "adapter = { alpah = 4 }",
+        "stage[1].adapter.alpah = 4  no such field; did you mean 'alpha'?",
+    ),
+    "an adapter's range": (DISTILLED + "adapter = { dropout = 1 }", "stage[1].adapter.dropout = 1  must be less than 1"),
+    "an adapter for nothing": (TUNED + "adapter = { targets = [] }", "stage[1].adapter.targets = []  needs at least 1"),
+    "an odd precision": (
+        DISTILLED + 'teacher_precision = "int4"',
+        "stage[1].teacher_precision = 'int4'  must be one of auto, fp32, bf16, int8; did you mean 'int8'?",
     ),
     "unknown source": (
         BASE.replace("primer", "prime"),

@@ -24,6 +24,18 @@ def complaint(**fields: Any) -> str:
     return str(caught.value)
 
 
+def test_a_column_may_weight_the_rows(write_rows: WriteRows) -> None:
+    path = write_rows([PAIR | {"w": 2}, PAIR | {"w": 0.5}, PAIR | {"w": 0}])
+    assert [row.weight for row in Jsonl(path=path, weight="w").rows()] == [2.0, 0.5, 0.0]
+    assert {row.weight for row in Jsonl(path=path).rows()} == {1.0}
+
+
+@pytest.mark.parametrize("value", [-1, "2", True, None, float("inf")])
+def test_a_weight_is_a_number_of_0_or_more(value: Any, write_rows: WriteRows) -> None:
+    told = complaint(path=write_rows([PAIR | {"w": value}]), weight="w")
+    assert told.endswith("column 'w' weights the rows and must hold a number of 0 or more")
+
+
 def test_columns_are_named_by_fields(write_rows: WriteRows) -> None:
     row = {"q": "¿Qué?", "a": "Eso.", "c": "texto", "all": ["Eso.", "Esto.", ""], "n": 7, "g": "corta", "l": "es"}
     source = Jsonl(

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from potstill.core.errors import UserError
 
-Makes = Literal["model", "evaluation", "export", "report"]
+Makes = Literal["model", "cache", "evaluation", "export", "report"]
 MANIFEST = "artifact.json"
 
 

@@ -28,6 +28,7 @@ class Example:
         history: earlier turns of the conversation, oldest first.
         language: ISO 639-1 code; decides, for one, whether Rouge stems.
         tag: a group for breakdowns in the report, such as the category or the phrasing.
+        weight: what each of its response tokens counts in a training loss; evaluation counts all rows alike.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Example:
     history: tuple[Turn, ...] = field(default=())
     language: str = "en"
     tag: str = ""
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.references:

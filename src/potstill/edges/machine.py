@@ -49,6 +49,17 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def free_memory(device: Any) -> int:
+    """Bytes that could be allocated now on a torch device."""
+    import psutil
+    import torch
+
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
 def reset_peak_memory() -> None:
     """Start measuring a stage's peak memory anew, where the system can."""
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():

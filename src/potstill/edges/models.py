@@ -1,5 +1,6 @@
 """Language models as the Hub stores them: loading, saving, sizes, and whether two of them can be distilled."""
 
+import copy
 import json
 import logging
 import os
@@ -212,13 +213,65 @@ def load_model(where: str, dtype: Any = None) -> Model:
     return model.to(device()).eval()
 
 
+def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
+    """A model's output layer alone, frozen, on `device()`, and the softcap of its logits; the body is not kept in memory.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    import torch
+    from safetensors import safe_open
+
+    config, folder = config_of(where), _folder(where)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    with torch.device("meta"):
+        model = _transformers().AutoModelForCausalLM.from_config(config)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = config.tie_word_embeddings
+    owner = embedding if tied else head
+    (name,) = (name for name, module in model.named_modules() if module is owner)
+    files = weight_files(folder) if folder is not None and head.bias is None else []
+    holding = [file for file in files if f"{name}.weight" in _safetensors_header(file)]
+    if holding:
+        with safe_open(str(holding[0]), framework="pt") as tensors:
+            weight = tensors.get_tensor(f"{name}.weight")
+        if tuple(weight.shape) == tuple(head.weight.shape):
+            alone = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+            alone.weight = torch.nn.Parameter(weight.to(device(), dtype or torch.float32), requires_grad=False)
+            return alone, softcap
+    whole = load_model(where, dtype).get_output_embeddings()  # from the hub, or saved under other names
+    return whole.requires_grad_(False), softcap
+
+
+def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
+    """A model of the same class and of another config, holding these weights; nothing is shared with the first."""
+    import torch
+
+    with torch.device("meta"):
+        made = type(model)(config)
+    made.load_state_dict(weights, strict=False, assign=True)
+    made.tie_weights()
+    for name, _ in list(made.named_buffers()):  # rotary frequencies, which no state holds
+        owner, _, last = name.rpartition(".")
+        made.get_submodule(owner).register_buffer(last, model.get_buffer(name).clone(), persistent=False)
+    left = [name for name, tensor in [*made.named_parameters(), *made.named_buffers()] if tensor.is_meta]
+    assert not left, f"no weights for {left}"
+    made.generation_config = copy.deepcopy(model.generation_config)
+    return made.train(model.training)
+
+
 def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:
     """Refuse a model that has no embedding for some of its tokenizer's tokens.
 
     Raises:
         UserError: tokens were added to the tokenizer, and not to the model.
     """
-    rows, tokens = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
+    check_rows(model.get_input_embeddings().weight.shape[0], tokenizer, where)
+
+
+def check_rows(rows: int, tokenizer: Tokenizer, where: str) -> None:
+    """`check_vocabulary` of a model that is not loaded, by the rows of its embedding."""
+    tokens = max(tokenizer.get_vocab().values()) + 1
     if tokens > rows:
         raise UserError(
             f"{where}: the tokenizer has {tokens:,} tokens and the model only {rows:,} embeddings; "
@@ -258,16 +311,19 @@ def _commit(name: str, revision: str | None) -> str:
         raise
 
 
+_HASHES: dict[str, Any] = {}  # of this process
+
+
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     """What identifies a model's content: file hashes for a folder, the commit for a hub name.
 
-    `hashes` remembers file hashes by path, size and time, so that gigabytes are read once.
+    `hashes` remembers file hashes by path, size and time, so that gigabytes are read once; default: while the process lives.
     """
     folder = _folder(where)
     if folder is None:
         name, revision = _hub(where)
         return f"{name}@{_commit(name, revision)}"
-    hashes = hashes if hashes is not None else {}
+    hashes = hashes if hashes is not None else _HASHES
     named = [path for pattern in ("*.json", "*.jinja", "*.txt", PACKED) for path in sorted(folder.glob(pattern))]
     files = [*weight_files(folder), *(path for path in named if path.name != "artifact.json")]
     found = {}

@@ -435,7 +435,13 @@ def _control_in_words(study: Study, verdict: Verdict) -> str:
     return unlike + "".join(f" This is NOT equal tuning: {sentence}" for sentence in searched_apart(a, b))
 
 
-_OF_THE_CONTROL = {"data": "training data", "prompts": "prompts", "start": "the model that training began from"}
+_OF_THE_CONTROL = {
+    "data": "training data",
+    "prompts": "prompts",
+    "start": "the model that training began from",
+    "init": "how that model was cut",
+    "adapter": "which of its weights trained",
+}
 
 
 def trained_apart(a: ModelRow, b: ModelRow) -> dict[str, tuple[Any, Any]]:

@@ -29,6 +29,7 @@ class Jsonl(Source, kind="jsonl"):
     messages: str | None = Field(default=None, description="column of a chat, instead of instruction and response")
     key: str | None = Field(default=None, description="column by which rows are split; default: a hash of what is asked")
     tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
+    weight: str | None = Field(default=None, description="column of what a row counts in training, 0 or more; default: 1")
     language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
     language_column: str | None = Field(default=None, description="column of each row's own language code")
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
@@ -59,6 +60,7 @@ class Jsonl(Source, kind="jsonl"):
             history=tuple(history),
             language=(text(row, self.language_column, place) if self.language_column else "") or self.language,
             tag=text(row, self.tag, place) if self.tag else "",
+            weight=_weight(row, self.weight, place) if self.weight else 1.0,
         )
 
 
@@ -67,6 +69,13 @@ def _key(row: Row, name: str, place: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise UserError(f"{place}: column '{name}' splits the rows and must hold text or a whole number")
     return str(value)
+
+
+def _weight(row: Row, name: str, place: str) -> float:
+    value = column(row, name, place)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise UserError(f"{place}: column '{name}' weights the rows and must hold a number of 0 or more")
+    return float(value)
 
 
 def _turns(row: Row, name: str, place: str) -> list[Turn]:

@@ -60,6 +60,13 @@ class ModelRef(StageRef):
     accepts = ("model",)
 
 
+class CacheRef(StageRef):
+    """`stage:NAME` or `path:FOLDER`: what a `cache` stage made."""
+
+    schemes = ("stage", "path")
+    accepts = ("cache",)
+
+
 class StudyRef(StageRef):
     """`stage:NAME` or `path:FOLDER`: an evaluation."""
 
@@ -75,12 +82,14 @@ class Context:
         inputs: for each `stage:NAME` it refers to, the artifacts (several when students are trained per seed).
         provenance: what a report prints of how it came to be.
         lineage: every finished artifact of the run so far, for reports.
+        shared: a folder that the run's stages share; what lies there can be computed again. None: next to the work folder.
     """
 
     work: Work
     inputs: Mapping[str, Sequence[Artifact]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     lineage: Sequence[Artifact] = ()
+    shared: Path | None = None
 
     def artifacts(self, ref: StageRef) -> list[Artifact]:
         """All artifacts behind a reference: one, or one per seed."""

@@ -1,41 +1,85 @@
 """White-box distillation."""
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.models import check_vocabulary, load_model, load_tokenizer, shared_vocabulary
-from potstill.stages.base import Context, DataStage, ModelRef
-from potstill.stages.training import Validation, frozen, train, unfreeze
+from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
+from potstill.inits import Init
+from potstill.stages.base import CacheRef, Context, DataStage, ModelRef
+from potstill.stages.start import Adapter, TeacherPrecision, check_start, load_student
+from potstill.stages.teaching import SHARED, Teacher, about, built_signal, kept_signal
+from potstill.stages.training import Validation, train
 from potstill.train.loop import Optim, in_bf16
 from potstill.train.objectives import Distillation
+from potstill.train.signals import Signal
+from potstill.train.store import TokenStore
 
 
 class Distill(DataStage, kind="distill"):
-    """Teach a student the teacher's distribution at every response token, the teacher running beside it.
+    """Teach a student the teacher's distribution at every response token.
 
     Loss: (1−ratio)·CE + ratio·T²·divergence; Hinton et al., arXiv:1503.02531. Rows, order and steps are those that SFT
-    with the same data, `optim` and `seed` sees.
+    with the same data, `optim` and `seed` sees. The teacher reads each row once: what it says is kept in the run's folder
+    while the first epoch runs, and every later epoch, seed and student with the same rows reads it back.
     """
 
+    version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
+
     student: ModelRef = Field(description="what is trained")
+    init: Init | None = Field(default=None, description="how the student is cut out of that; default: not at all")
+    adapter: Adapter | None = Field(default=None, description="train low-rank adapters only; default: every weight")
     teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
+    teacher_precision: TeacherPrecision = Field(
+        default="auto",
+        description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
+    )
     divergence: Divergence = ForwardKL()
     ratio: float = Field(default=0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
     temperature: float = Field(default=1.0, gt=0, le=100, description="softens both distributions")
+    signal: Literal["hidden", "topk", "live"] = Field(
+        default="hidden",
+        description="what is kept of the teacher: hidden states (the whole distribution), top_k probabilities, or nothing",
+    )
+    top_k: int = Field(default=64, ge=1, description="tokens that `topk` keeps; all others count together")
+    cache: CacheRef | None = Field(default=None, description="read what a `cache` stage built; `signal` is then its own")
     optim: Optim = Optim()
     validation: Validation = Validation()
 
-    def run(self, context: Context) -> dict[str, Any]:
-        import torch
+    @model_validator(mode="after")
+    def _one_signal(self) -> "Distill":
+        fields = type(self).model_fields
+        if self.cache is not None and any(getattr(self, name) != fields[name].default for name in ("signal", "top_k")):
+            raise ValueError("the cache brings its own signal and top_k; set them there and leave them out here")
+        return self
 
+    def preflight(self) -> None:
+        super().preflight()
+        check_start(self.name or "distill", self.student, self.init, self.adapter)
+
+    def run(self, context: Context) -> dict[str, Any]:
         where, teacher_where = context.where(self.student), context.where(self.teacher)
         tokenizer = load_tokenizer(where)
         vocab = shared_vocabulary(load_tokenizer(teacher_where), tokenizer, str(self.teacher), str(self.student))
-        teacher = frozen(load_model(teacher_where, torch.bfloat16 if in_bf16(self.optim.precision) else None))
-        check_vocabulary(teacher, tokenizer, str(self.teacher))
-        objective = Distillation(teacher, self.divergence, self.ratio, self.temperature, vocab)
-        student = unfreeze(load_model(where))
-        return train(context, student, tokenizer, self.data, self.prompts, self.optim, self.validation, objective, self.seed)
+        check_rows(config_of(teacher_where).vocab_size, tokenizer, str(self.teacher))
+        work, rows = context.work, about(self.data, self.prompts)
+        teacher = Teacher(teacher_where, self.teacher_precision, in_bf16(self.optim.precision), vocab, work.note)
+        built = context.artifacts(self.cache)[0] if self.cache is not None else None
+        signals: list[Signal] = []
+
+        def objective(store: TokenStore) -> Distillation:
+            if built is not None:
+                signals.append(built_signal(built, teacher, self.temperature, rows, store))
+            elif self.signal == "live":
+                signals.append(teacher.live())
+            else:
+                folder = (context.shared or work.folder.parent) / SHARED
+                signals.append(kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store))
+            return Distillation(signals[0], self.divergence, self.ratio, self.temperature, vocab)
+
+        student, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
+        common = (self.data, self.prompts, self.optim, self.validation, objective, self.seed)
+        summary = train(context, student, tokenizer, *common, finish=merge)
+        return {**summary, "signal": signals[0].facts()}

@@ -46,6 +46,8 @@ class Place:
             "data": fingerprint(stage["data"])[:PRINT],
             "prompts": fingerprint(stage["prompts"])[:PRINT],
             "start": stage["model" if self.kind == "sft" else "student"],
+            "init": _in_words(stage.get("init")),
+            "adapter": _in_words(stage.get("adapter")),
         }
 
     def searched(self) -> dict[str, Any]:
@@ -65,6 +67,11 @@ class Place:
         if self.where.startswith("path:"):
             return bytes_of(Path(self.where.removeprefix("path:")).expanduser())
         return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _in_words(table: dict[str, Any] | None) -> str:
+    """As a caveat of the report names it."""
+    return "none" if table is None else f"({', '.join(f'{key} {value}' for key, value in table.items() if value is not None)})"
 
 
 def places(context: Context, ref: ModelRef) -> list[Place]:

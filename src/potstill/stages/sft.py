@@ -4,9 +4,11 @@ from typing import Any
 
 from pydantic import Field
 
-from potstill.edges.models import load_model, load_tokenizer
+from potstill.edges.models import load_tokenizer
+from potstill.inits import Init
 from potstill.stages.base import Context, DataStage, ModelRef
-from potstill.stages.training import Validation, train, unfreeze
+from potstill.stages.start import Adapter, check_start, load_student
+from potstill.stages.training import Validation, train
 from potstill.train.loop import Optim
 from potstill.train.objectives import CrossEntropy
 
@@ -18,10 +20,18 @@ class SFT(DataStage, kind="sft"):
     """
 
     model: ModelRef = Field(description="what is tuned")
+    init: Init | None = Field(default=None, description="how it is cut first; default: not at all")
+    adapter: Adapter | None = Field(default=None, description="train low-rank adapters only; default: every weight")
     optim: Optim = Optim()
     validation: Validation = Validation()
 
+    def preflight(self) -> None:
+        super().preflight()
+        check_start(self.name or "sft", self.model, self.init, self.adapter)
+
     def run(self, context: Context) -> dict[str, Any]:
         where = context.where(self.model)
-        model, tokenizer = unfreeze(load_model(where)), load_tokenizer(where)
-        return train(context, model, tokenizer, self.data, self.prompts, self.optim, self.validation, CrossEntropy(), self.seed)
+        tokenizer = load_tokenizer(where)
+        model, merge = load_student(context.work.name, where, self.init, self.adapter, self.seed)
+        common = (self.data, self.prompts, self.optim, self.validation, lambda _: CrossEntropy(), self.seed)
+        return train(context, model, tokenizer, *common, finish=merge)

@@ -21,7 +21,7 @@ from potstill.train.loop import Optim, fit
 from potstill.train.objectives import Objective
 from potstill.train.prompts import Prompts, Renderer
 from potstill.train.scoring import mean_nll
-from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
+from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview, weighted_pairs
 
 
 class Validation(Settings):
@@ -40,10 +40,16 @@ def train(
     prompts: Prompts,
     optim: Optim,
     validation: Validation,
-    objective: Objective,
+    objective: Callable[[TokenStore], Objective],
     seed: int,
+    finish: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Tokenise, fit, save; return the summary that reports read."""
+    """Tokenise, fit, save; return the summary that reports read.
+
+    Args:
+        objective: gives what is minimised, told the rows that will be seen.
+        finish: called between fitting and saving; makes the model plain.
+    """
     work = context.work
     renderer = Renderer(tokenizer, prompts)
     check_length(model, prompts)
@@ -52,7 +58,7 @@ def train(
     dropped: Counter[str] = counts.dropped
     store = TokenStore.write(
         work.folder / "tokens",
-        instruction_pairs(source.examples("train", dropped), renderer, counts),
+        weighted_pairs(source.examples("train", dropped), renderer, counts),
         counts,
         f"{work.name}: training rows of {source.kind}",
     )
@@ -76,7 +82,9 @@ def train(
             return {**figures, "validation_nll": mean_nll(model, pairs)} if pairs else figures
 
         validate = measured if kept else None
-    summary = fit(model, store, objective, optim, work, seed=seed, validate=validate, validations=validation.times)
+    summary = fit(model, store, objective(store), optim, work, seed=seed, validate=validate, validations=validation.times)
+    summary["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    finish()
     save_model(model, tokenizer, work.folder, renderer.stop_ids)
     summary["data"] = {
         "rows": counts.rows,

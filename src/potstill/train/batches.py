@@ -1,7 +1,7 @@
 """Which rows each optimiser step sees, and how they lie in memory."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ class Batch:
         place_N: where in T the hidden states stand that predict a response token.
         target_N: the response tokens, in the same order.
         row_N: the row of each.
+        responses: response tokens of each row.
+        weight_N: of each response token, its row's; None where all are 1.
     """
 
     ids_T: Tensor
@@ -30,14 +32,20 @@ class Batch:
     place_N: Tensor
     target_N: Tensor
     row_N: Tensor
+    responses: tuple[int, ...]
+    weight_N: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        ids_T, position_T = self.ids_T.to(device), self.position_T.to(device)
-        return Batch(ids_T, position_T, self.lengths, self.place_N.to(device), self.target_N.to(device), self.row_N.to(device))
+        moved = {f.name: t.to(device) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
+        return replace(self, **moved)
 
 
-def pack(pairs: Sequence[tuple[Any, Any]]) -> Batch:
-    """Lay rows of (prompt ids, response ids) end to end, in the order given; a prompt has at least one token."""
+def pack(pairs: Sequence[tuple[Any, Any]], weights: Sequence[float] | None = None) -> Batch:
+    """Lay rows of (prompt ids, response ids) end to end, in the order given; a prompt has at least one token.
+
+    Args:
+        weights: of each row, default 1.
+    """
     ids, positions, lengths, places, targets, rows = [], [], [], [], [], []
     begin = 0
     for row, (prompt, response) in enumerate(pairs):
@@ -52,7 +60,11 @@ def pack(pairs: Sequence[tuple[Any, Any]]) -> Batch:
     ids_T, position_T, place_N, target_N, row_N = (
         torch.from_numpy(np.concatenate(part)) for part in (ids, positions, places, targets, rows)
     )
-    return Batch(ids_T, position_T, tuple(lengths), place_N, target_N, row_N)
+    responses = tuple(len(response) for _, response in pairs)
+    weight_N = None
+    if weights is not None and any(weight != 1 for weight in weights):
+        weight_N = torch.tensor(weights, dtype=torch.float32)[row_N]
+    return Batch(ids_T, position_T, tuple(lengths), place_N, target_N, row_N, responses, weight_N)
 
 
 class Order:
@@ -93,4 +105,4 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
 def step_batches(store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
     """One step's rows as packed micro-batches."""
     for group in micro_batches([store.length(row) for row in rows], max_tokens):
-        yield pack([store[rows[i]] for i in group])
+        yield pack([store[rows[i]] for i in group], [store.weight(rows[i]) for i in group])

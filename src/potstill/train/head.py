@@ -8,12 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.edges.machine import free_memory
+from potstill.edges.packed import final_hidden
+from potstill.train.batches import Batch
+
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
 Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]
 
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
 GPU_BYTES = 768 << 20  # of both on a GPU, which has the bandwidth and wants few, large kernels
+COPIES = 12  # of a chunk that are alive at once, at most: less free memory than that makes chunks smaller
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,24 @@ class Loss:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+def response_hidden(model: Any, batch: Batch) -> Tensor:
+    """Final hidden states [N, D] where a response token is predicted; prompts never reach the head."""
+    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)[batch.place_N]
+
+
+def softcap_of(model: Any) -> float | None:
+    """The bound that a model squeezes its logits into by c·tanh(logits / c), as Gemma 2 does; None for most."""
+    return getattr(model.config, "final_logit_softcapping", None)
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """Of a chunk's float32 logits: the size that is fastest, halved until `COPIES` of it fit into free memory."""
+    size, free = GPU_BYTES if device.type == "cuda" else CHUNK_BYTES, free_memory(device)
+    while size * COPIES > free and size > BLOCK_BYTES:
+        size //= 2
+    return size
+
+
 def fused_head(
     hidden_ND: Tensor,
     head: nn.Linear,
@@ -31,6 +54,8 @@ def fused_head(
     *,
     teacher_hidden_ND: Tensor | None = None,
     teacher_head: nn.Linear | None = None,
+    softcap: float | None = None,
+    teacher_softcap: float | None = None,
     chunk: int | None = None,
     block: int | None = None,
 ) -> Loss:
@@ -47,19 +72,22 @@ def fused_head(
         head: the student's output layer, its weight tied or not.
         terms: what is asked of the logits; see `Terms`. Logits come in float32, or float64 for a float64 model.
         teacher_hidden_ND, teacher_head: the same of a teacher; no gradient flows there.
-        chunk, block: tokens per chunk and block; by default from the sizes above.
+        softcap, teacher_softcap: see `softcap_of`.
+        chunk, block: tokens per chunk and block; by default from `chunk_bytes` and, on a CPU, what its cache holds.
     """
-    job = _Job(terms, teacher_hidden_ND, teacher_head, chunk, block)
+    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, chunk, block)
     total = _FusedHead.apply(hidden_ND, head.weight, head.bias, job)
     return Loss(total, job.parts)
 
 
-def logit_chunks(hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None) -> Iterator[tuple[slice, Tensor]]:
+def logit_chunks(
+    hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None, softcap: float | None = None
+) -> Iterator[tuple[slice, Tensor]]:
     """Logits [C, V] of one chunk after another, in float32 at least, for use without gradients."""
-    size = chunk or max(1, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    size = chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
     for begin in range(0, hidden_ND.shape[0], size):
         rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
-        yield rows, _logits(hidden_ND[rows], head.weight, head.bias)
+        yield rows, _capped(_logits(hidden_ND[rows], head.weight, head.bias), softcap)
 
 
 def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -67,11 +95,17 @@ def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tens
     return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
 
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
 @dataclass
 class _Job:
     terms: Terms
     teacher_hidden_ND: Tensor | None
     teacher_head: nn.Linear | None
+    softcap: float | None
+    teacher_softcap: float | None
     chunk: int | None
     block: int | None
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -80,8 +114,8 @@ class _Job:
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]
     ) -> tuple[Tensor, list[Tensor | None]]:
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
-        chunk = self.chunk or max(1, (GPU_BYTES if hidden_ND.is_cuda else CHUNK_BYTES) // (4 * V))
-        block = self.block or max(1, (GPU_BYTES if hidden_ND.is_cuda else BLOCK_BYTES) // (4 * V))
+        chunk = self.chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * V))
+        block = self.block or (chunk if hidden_ND.is_cuda else max(1, BLOCK_BYTES // (4 * V)))
         grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
         grad_weight = torch.zeros_like(weight_VD) if needed[1] else None
         grad_bias = torch.zeros_like(bias_V) if bias_V is not None and needed[2] else None
@@ -107,11 +141,11 @@ class _Job:
         return total, [grad_hidden, grad_weight, grad_bias]
 
     def _block(self, logits_CV: Tensor, teacher_CV: Tensor | None, inner: slice, offset: int, differentiate: bool) -> Tensor:
-        teacher_BV = teacher_CV[inner] if teacher_CV is not None else None
+        teacher_BV = _capped(teacher_CV[inner], self.teacher_softcap) if teacher_CV is not None else None
         tokens = slice(offset + inner.start, offset + inner.stop)
         with torch.enable_grad():
             logits_BV = logits_CV[inner].detach().requires_grad_(differentiate)
-            loss, told = self.terms(logits_BV, teacher_BV, tokens)
+            loss, told = self.terms(_capped(logits_BV, self.softcap), teacher_BV, tokens)
             if differentiate:
                 (slope_BV,) = torch.autograd.grad(loss, logits_BV)
                 logits_CV[inner] = slope_BV

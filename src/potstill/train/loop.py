@@ -18,6 +18,8 @@ from potstill.train.objectives import Objective
 from potstill.train.store import TokenStore
 from potstill.train.work import Work
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 class Optim(Settings):
     """AdamW and its schedule."""
@@ -34,9 +36,7 @@ class Optim(Settings):
     micro_batch_tokens: int = Field(
         default=8192, ge=1, description="tokens in one forward pass; changes memory, not the result"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it"
-    )
+    precision: Precision = Field(default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it")
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> "Optim":
@@ -93,8 +93,9 @@ def fit(
 ) -> dict[str, Any]:
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
-    The loss of a step is the sum over its micro-batches divided by the step's response tokens, so that how the step
-    is cut changes nothing but rounding. On a CPU it ends bit-identical whether or not it was interrupted.
+    The loss of a step is the sum over its micro-batches divided by the step's response tokens, each counted by its row's
+    weight, so that how the step is cut changes nothing but rounding. On a CPU it ends bit-identical whether or not it was
+    interrupted.
 
     Returns:
         Totals: steps, rows, response_tokens, tokens, seconds of this process, final figures.
@@ -130,6 +131,7 @@ def fit(
     for step in range(start, total):
         rows = order.step(step, last_row)
         tokens = sum(store.response_length(row) for row in rows)
+        weight = math.fsum(store.weight(row) * store.response_length(row) for row in rows)
         lr = optim.lr_at(step, total)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -137,13 +139,13 @@ def fit(
         for batch in step_batches(store, rows, optim.micro_batch_tokens):
             with autocast(optim.precision):
                 loss = objective(model, batch.to(model.device))
-            (loss.total / tokens).backward()
+            (loss.total / weight).backward()
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             state["tokens"] += len(batch.ids_T)
             seen += len(batch.ids_T)
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip))
-        means = {name: value / tokens for name, value in sums.items()}
+        means = {name: value / weight for name, value in sums.items()}
         epoch = (state["rows"] + len(rows)) / len(store)
         if not math.isfinite(means["loss"]) or not math.isfinite(norm):
             what = "gradient" if math.isfinite(means["loss"]) else "loss"

@@ -1,5 +1,6 @@
 """What is minimised: sums over response tokens, divided by the global count elsewhere."""
 
+import math
 from typing import Any, Protocol
 
 import torch
@@ -7,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.divergences import Divergence
-from potstill.edges.packed import final_hidden
 from potstill.train.batches import Batch
-from potstill.train.head import Loss, fused_head
+from potstill.train.head import Loss, fused_head, response_hidden, softcap_of
+from potstill.train.signals import Buckets, Signal
 
 
 class Objective(Protocol):
@@ -18,27 +19,22 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Batch) -> Loss: ...
 
 
-def response_hidden(model: Any, batch: Batch) -> Tensor:
-    """Final hidden states [N, D] where a response token is predicted; prompts never reach the head."""
-    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)[batch.place_N]
-
-
 class CrossEntropy:
-    """SFT: −Σ log q(target), the paper's eq. (2) over response tokens."""
+    """SFT: −Σ w·log q(target), the paper's eq. (2) over response tokens; w is the weight of a token's row."""
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         def terms(logits_BV: Tensor, _: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            ce = F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="sum")
+            ce = _total(F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="none"), batch, tokens)
             return ce, {"ce": ce.detach()}
 
-        return fused_head(response_hidden(model, batch), model.get_output_embeddings(), terms)
+        return fused_head(response_hidden(model, batch), model.get_output_embeddings(), terms, softcap=softcap_of(model))
 
 
 class Distillation:
-    """(1−r)·CE + r·T²·Σ D(softmax(z_p/T), softmax(z_q/T)); Hinton et al., arXiv:1503.02531, and the paper's eqs. (3), (4).
+    """Σ w·[(1−r)·CE + r·T²·D(softmax(z_p/T), softmax(z_q/T))]; Hinton et al., arXiv:1503.02531, the paper's eqs. (3), (4).
 
     Args:
-        teacher: a model in evaluation mode; its gradient is never taken.
+        signal: what the teacher says.
         divergence: D, unreduced.
         ratio: r, 0 … 1; the paper uses 0.5.
         temperature: T > 0; T² keeps the gradient's scale.
@@ -46,28 +42,67 @@ class Distillation:
             cross-entropy does, as in SFT, so that r = 0 is SFT exactly.
     """
 
-    def __init__(self, teacher: Any, divergence: Divergence, ratio: float, temperature: float, vocab: int) -> None:
-        self.teacher, self.divergence, self.ratio, self.temperature, self.vocab = teacher, divergence, ratio, temperature, vocab
+    def __init__(self, signal: Signal, divergence: Divergence, ratio: float, temperature: float, vocab: int) -> None:
+        self.signal, self.divergence, self.ratio, self.temperature, self.vocab = signal, divergence, ratio, temperature, vocab
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
-        T = self.temperature
-        with torch.no_grad():
-            teacher_hidden_ND = response_hidden(self.teacher, batch)
+        T, r = self.temperature, self.ratio
+        said = self.signal(batch)
 
         def terms(logits_BV: Tensor, teacher_BV: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            assert teacher_BV is not None
-            with torch.no_grad():
-                logp_BV = F.log_softmax(teacher_BV[:, : self.vocab].to(logits_BV.dtype) / T, dim=-1)
-            ce = F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="sum")
-            logq_BV = F.log_softmax(logits_BV[:, : self.vocab] / T, dim=-1)
-            divergence = self.divergence(logp_BV, logq_BV).sum()
-            total = (1 - self.ratio) * ce + self.ratio * T**2 * divergence
-            return total, {"ce": ce.detach(), "divergence": divergence.detach()}
+            if isinstance(said, Buckets):
+                logp, logq = said.logp_NK1[tokens].to(logits_BV.dtype), self._buckets(logits_BV, said.ids_NK[tokens])
+                ce_B = F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="none")
+            else:
+                assert teacher_BV is not None
+                with torch.no_grad():
+                    logp = F.log_softmax(self._scaled(teacher_BV).to(logits_BV.dtype), dim=-1)
+                logq = F.log_softmax(self._scaled(logits_BV), dim=-1)
+                ce_B = self._cross_entropy(logits_BV, logq, batch.target_N[tokens])
+            ce = _total(ce_B if r < 1 else ce_B.detach(), batch, tokens)
+            divergence = _total(self.divergence(logp, logq), batch, tokens)
+            return (1 - r) * ce + r * T**2 * divergence, {"ce": ce.detach(), "divergence": divergence.detach()}
 
+        dense = None if isinstance(said, Buckets) else said
         return fused_head(
             response_hidden(model, batch),
             model.get_output_embeddings(),
             terms,
-            teacher_hidden_ND=teacher_hidden_ND,
-            teacher_head=self.teacher.get_output_embeddings(),
+            teacher_hidden_ND=dense.hidden_ND if dense else None,
+            teacher_head=dense.head if dense else None,
+            softcap=softcap_of(model),
+            teacher_softcap=dense.softcap if dense else None,
         )
+
+    def _scaled(self, logits_BV: Tensor) -> Tensor:
+        shared_BV = logits_BV[:, : self.vocab]
+        return shared_BV if self.temperature == 1 else shared_BV / self.temperature
+
+    def _cross_entropy(self, logits_BV: Tensor, logq_BV: Tensor, target_B: Tensor) -> Tensor:
+        """−log q(target) over all logits; at T = 1 from the softmax of the shared ones and the few logits beyond."""
+        if self.temperature != 1:
+            return F.cross_entropy(logits_BV, target_B, reduction="none")
+        target_B1 = target_B[:, None]
+        ce_B1 = -logq_BV.gather(-1, target_B1)
+        if logits_BV.shape[-1] > self.vocab:
+            shared_B1 = logits_BV.gather(-1, target_B1) + ce_B1  # log Σ exp of the shared logits
+            beyond_B1 = logits_BV[:, self.vocab :].logsumexp(-1, keepdim=True)
+            ce_B1 = ce_B1 + F.softplus(beyond_B1 - shared_B1)
+        return ce_B1.squeeze(-1)
+
+    def _buckets(self, logits_BV: Tensor, ids_BK: Tensor) -> Tensor:
+        """log q of the k tokens, and of all others together."""
+        scaled_BV = self._scaled(logits_BV)
+        inside_BK = scaled_BV.gather(-1, ids_BK)
+        if ids_BK.shape[-1] == self.vocab:
+            logq_BK = inside_BK.log_softmax(-1)
+            return torch.cat([logq_BK, torch.full_like(logq_BK[:, :1], -math.inf)], dim=-1)
+        # from the other logits themselves: 1 − Σ would lose what is small to rounding
+        rest_B1 = scaled_BV.scatter(-1, ids_BK, -math.inf).logsumexp(-1, keepdim=True)
+        return torch.cat([inside_BK, rest_B1], dim=-1).log_softmax(-1)
+
+
+def _total(per_token_B: Tensor, batch: Batch, tokens: slice) -> Tensor:
+    if batch.weight_N is None:
+        return per_token_B.sum()
+    return (per_token_B * batch.weight_N[tokens].to(per_token_B.dtype)).sum()

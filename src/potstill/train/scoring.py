@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.train.batches import micro_batches, pack
-from potstill.train.head import logit_chunks
-from potstill.train.objectives import response_hidden
+from potstill.train.head import logit_chunks, response_hidden
 
 MAX_TOKENS = 8192  # of one forward pass
 

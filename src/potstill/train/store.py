@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from potstill.core.types import Example
 from potstill.train.prompts import Renderer
 
 Pair = tuple[list[int], list[int]]
+WeightedPair = tuple[list[int], list[int], float]
 
 
 @dataclass
@@ -42,6 +43,7 @@ class TokenStore:
         self.counts = counts
         self._ids = np.memmap(folder / "ids.u32", dtype=np.uint32, mode="r")
         self._starts = np.memmap(folder / "starts.i64", dtype=np.int64, mode="r")  # prompt, response, prompt, …, end
+        self._weights = np.memmap(folder / "weights.f32", dtype=np.float32, mode="r")
 
     def __len__(self) -> int:
         return (len(self._starts) - 1) // 2
@@ -57,18 +59,27 @@ class TokenStore:
     def response_length(self, i: int) -> int:
         return int(self._starts[2 * i + 2] - self._starts[2 * i + 1])
 
+    def weight(self, i: int) -> float:
+        """What each of the row's response tokens counts in the loss."""
+        return float(self._weights[i])
+
     @classmethod
-    def write(cls, folder: Path, pairs: Iterable[Pair], counts: Counts, what: str) -> "TokenStore":
-        """Stream pairs to disk.
+    def write(cls, folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> "TokenStore":
+        """Stream pairs, or pairs with a weight, to disk.
 
         Raises:
             UserError: no row is left; says why each was dropped.
         """
         folder.mkdir(parents=True, exist_ok=True)
         total = 0
-        with (folder / "ids.u32").open("wb") as ids, (folder / "starts.i64").open("wb") as starts:
+        with (
+            (folder / "ids.u32").open("wb") as ids,
+            (folder / "starts.i64").open("wb") as starts,
+            (folder / "weights.f32").open("wb") as weights,
+        ):
             array("q", [0]).tofile(starts)
-            for prompt, response in pairs:
+            for prompt, response, *weight in pairs:
+                array("f", weight or [1.0]).tofile(weights)
                 array("I", [*prompt, *response]).tofile(ids)
                 array("q", [total + len(prompt), total + len(prompt) + len(response)]).tofile(starts)
                 total += len(prompt) + len(response)
@@ -82,9 +93,12 @@ class TokenStore:
         return cls(folder, counts)
 
 
-def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterable[Pair]:
-    """Prompt and response of each row that fits; what does not is counted, never cut in silence."""
+def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[WeightedPair]:
+    """Prompt, response and weight of each row that fits; what does not is counted, never cut in silence."""
     for example in examples:
+        if example.weight == 0:
+            counts.dropped["weight 0"] += 1
+            continue
         prompt = renderer.prompt(example)
         if prompt.ids is None:
             counts.dropped["prompt too long"] += 1
@@ -94,7 +108,13 @@ def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: C
             counts.dropped["response too long"] += 1
             continue
         counts.context_shortened += prompt.shortened
-        yield prompt.ids, response
+        yield prompt.ids, response, example.weight
+
+
+def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[Pair]:
+    """Prompt and response of each row that fits: `weighted_pairs` where weights do not matter."""
+    for prompt, response, _ in weighted_pairs(examples, renderer, counts):
+        yield prompt, response
 
 
 def text_pairs(texts: Iterable[str], tokenizer: Any, max_tokens: int) -> Iterable[Pair]:

@@ -38,3 +38,7 @@ class Work:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.metrics = MetricsLog(self.folder, self.sinks)
+
+    def note(self, line: str) -> None:
+        """A line for a person, under the stage's name."""
+        self.progress.note(f"{self.name:<14} {line}")

@@ -7,11 +7,12 @@ from potstill.core.component import Component, Settings, suggest
 from potstill.core.errors import UserError
 from potstill.divergences import Divergence
 from potstill.exporters import Exporter
+from potstill.inits import Init
 from potstill.metrics import Metric
 from potstill.sources import Source
 from potstill.stages import Stage
 
-ROLES: dict[str, type[Component]] = {role.role: role for role in (Stage, Source, Divergence, Metric, Exporter)}
+ROLES: dict[str, type[Component]] = {role.role: role for role in (Stage, Source, Divergence, Init, Metric, Exporter)}
 
 
 def components(role: str | None = None) -> dict[str, dict[str, Any]]:
@@ -58,7 +59,16 @@ def fields_of(cls: type[Settings], prefix: str = "") -> list[dict[str, Any]]:
                 "description": field.description or "",
             }
         )
+        group = _optional_group(annotation)
+        found += fields_of(group, f"{prefix}{name}.") if group is not None else []
     return found
+
+
+def _optional_group(annotation: Any) -> type[Settings] | None:
+    """The settings of a field that may be left out as a whole."""
+    args = typing.get_args(annotation)
+    of = args[0] if len(args) == 2 and args[1] is type(None) else None
+    return of if isinstance(of, type) and issubclass(of, Settings) and not issubclass(of, Component) else None
 
 
 def _plain(value: Any) -> Any:

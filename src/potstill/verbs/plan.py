@@ -9,10 +9,11 @@ from typing import Any
 from potstill.core.artifact import Artifact
 from potstill.core.errors import UserError
 from potstill.edges.models import Size, config_of, device, size_of
+from potstill.inits import Init
 from potstill.recipe import Recipe
 from potstill.runner import Planned, plan
 from potstill.sources import Source
-from potstill.stages.base import StageRef
+from potstill.stages.base import ModelRef
 from potstill.stages.best import Best
 from potstill.stages.distill import Distill
 from potstill.stages.evaluate import Evaluate
@@ -41,9 +42,17 @@ class Amount:
         return self.prompt + self.response
 
 
+@dataclass(frozen=True)
+class Shaped:
+    """A model by its config, and its size."""
+
+    config: Any
+    size: Size
+
+
 def estimate(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
     """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline."""
-    sizes: dict[str, Size | None] = {}
+    sizes: dict[str, Shaped | None] = {}
     amounts: dict[str, Amount | str] = {}
     return [_row(item, sizes, amounts) | _known(item) for item in plan(recipe, out, offline=True)]
 
@@ -77,20 +86,30 @@ def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | str]) ->
     return cache[key]
 
 
-def _size(ref: StageRef | None, sizes: dict[str, Size | None]) -> Size | None:
-    if ref is None:
-        return None
-    if ref.scheme == "stage":
+def _shaped(ref: ModelRef, init: Init | None, sizes: dict[str, Shaped | None]) -> Shaped | None:
+    if ref.scheme == "stage" and init is None:
         return sizes.get(ref.target)
     try:
-        return size_of(config_of(str(ref), offline_shape=True))
+        if ref.scheme != "stage":
+            config = config_of(str(ref), offline_shape=True)
+        elif (found := sizes.get(ref.target)) is not None:
+            config = found.config
+        else:
+            return None
+        config = init.shape(config) if init is not None else config
+        return Shaped(config, size_of(config))
     except UserError:
         return None
 
 
-def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount | str]) -> dict[str, Any]:
+def _size(ref: ModelRef | None, sizes: dict[str, Shaped | None]) -> Size | None:
+    found = _shaped(ref, None, sizes) if ref is not None else None
+    return found.size if found is not None else None
+
+
+def _row(item: Planned, sizes: dict[str, Shaped | None], amounts: dict[str, Amount | str]) -> dict[str, Any]:
     stage = item.node.stage
-    size: Size | None = None
+    shaped: Shaped | None = None
     row: dict[str, Any] = {
         "stage": item.node.id,
         "kind": stage.kind,
@@ -107,14 +126,18 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
     }
     if isinstance(stage, Pretrain):
         theirs = _size(stage.tokenizer, sizes)
-        size = size_of(stage.shape.config(theirs.vocab if theirs is not None else stage.vocab_size))
-    elif isinstance(stage, SFT | Quantize | Export):
-        size = _size(stage.model, sizes)
+        config = stage.shape.config(theirs.vocab if theirs is not None else stage.vocab_size)
+        shaped = Shaped(config, size_of(config))
+    elif isinstance(stage, Quantize | Export):
+        shaped = _shaped(stage.model, None, sizes)
+    elif isinstance(stage, SFT):
+        shaped = _shaped(stage.model, stage.init, sizes)
     elif isinstance(stage, Distill):
-        size = _size(stage.student, sizes)
+        shaped = _shaped(stage.student, stage.init, sizes)
     elif isinstance(stage, Best):
-        size = _size(stage.candidates[0], sizes)
-    sizes.setdefault(stage.name, size)
+        shaped = sizes.get(stage.candidates[0].target)
+    sizes.setdefault(stage.name, shaped)
+    size = shaped.size if shaped is not None else None
     if isinstance(stage, Evaluate):
         measured = [found.parameters for row_ in stage.study if (found := _size(row_.model, sizes)) is not None]
         held = stage.teacher()
@@ -132,6 +155,8 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
             amount = Amount(max(1, round(amount.rows * text / width)), 1, width)
         teacher = _size(stage.teacher, sizes) if isinstance(stage, Distill) else None
         row["memory_bytes"] = _training_memory(size, teacher, stage.optim.micro_batch_tokens, stage.prompts.max_tokens)
+        if isinstance(stage, SFT | Distill) and stage.adapter is not None:  # no gradients or averages of what is frozen
+            row["memory_bytes"] -= 12 * size.parameters + 4 * size.vocab * size.hidden
         row["output_bytes"] = 4 * size.parameters
         if isinstance(amount, str):
             row["note"] = f"rows unknown: {amount}"

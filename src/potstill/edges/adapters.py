@@ -1,0 +1,60 @@
+"""Low-rank adapters inside a transformers model, by the peft library."""
+
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+from potstill.core.component import suggest
+from potstill.core.errors import UserError
+from potstill.edges.models import Model
+
+
+def check_peft() -> None:
+    """Refuse adapters where peft is not installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("peft") is None:
+        raise UserError("adapter: needs the peft library; pip install 'potstill[lora]'")
+
+
+def add_lora(model: Model, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> Callable[[], None]:
+    """Put x ↦ Wx + (alpha / r)·B·A·x in the place of linear layers, in place; only A and B train, and B is 0 at first.
+
+    The model keeps its class, so that all else works on it unchanged.
+
+    Args:
+        targets: last names of linear layers of the body, or "all-linear". The head stays: the fused head reads its weight.
+
+    Returns:
+        What merges B·A into W and makes the model plain again, once.
+
+    Raises:
+        UserError: no peft, or no such linear layer.
+    """
+    check_peft()
+    import torch
+    from peft import LoraConfig, LoraModel
+    from transformers.pytorch_utils import Conv1D
+
+    found = {name: module for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    known = sorted({name.rpartition(".")[2] for name in found})
+    unknown = [name for name in targets if name not in known and name != "all-linear"]
+    if unknown:
+        near = suggest(unknown[0], known)
+        raise UserError(f"adapter.targets: the model has no linear layer '{unknown[0]}'{near} (known: {', '.join(known)})")
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float works as well
+        lora_dropout=dropout,
+        target_modules=known if "all-linear" in targets else list(targets),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in found.values()),  # stored [in, out]
+    )
+    torch.manual_seed(seed)
+    tuner: Any = LoraModel(model, {"default": config}, "default")
+
+    def merge() -> None:
+        tuner.merge_and_unload()
+
+    return merge

@@ -1,0 +1,71 @@
+"""What a teacher says, kept ahead of distillation."""
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from potstill.core.artifact import Makes
+from potstill.core.errors import Interrupted
+from potstill.edges.models import check_rows, config_of, device, load_tokenizer
+from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.start import TeacherPrecision
+from potstill.stages.teaching import SHARED, Kept, Teacher, about, kept_signal
+from potstill.stages.training import tidy
+from potstill.train.batches import micro_batches, pack
+from potstill.train.loop import Precision, autocast, in_bf16
+from potstill.train.prompts import Renderer
+from potstill.train.store import Counts, TokenStore, instruction_pairs
+
+
+class Cache(DataStage, kind="cache"):
+    """Let a teacher read the training rows once and keep what it says, for any number of `distill` stages.
+
+    `distill` keeps it by itself as its first epoch runs; this stage is for building it ahead: on another machine, or where
+    the students' machine has no room for the teacher. Row by row checksummed; an interrupted or damaged cache computes only
+    what it lacks.
+    """
+
+    makes: ClassVar[Makes] = "cache"
+
+    teacher: ModelRef = Field(description="who reads the rows")
+    signal: Kept = Field(default="hidden", description="hidden states (the whole distribution), or top_k probabilities")
+    top_k: int = Field(default=64, ge=1, description="tokens that `topk` keeps; all others count together")
+    temperature: float = Field(default=1.0, gt=0, le=100, description="of `topk`; hidden states serve every temperature")
+    teacher_precision: TeacherPrecision = Field(
+        default="auto",
+        description="of its weights; auto: bf16 when computing in bf16, else fp32; int8: body in a quarter of fp32",
+    )
+    precision: Precision = Field(default="auto", description="of its products: the students' optim.precision")
+    micro_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one forward pass")
+
+    def run(self, context: Context) -> dict[str, Any]:
+        import torch
+
+        work, where = context.work, context.where(self.teacher)
+        tokenizer = load_tokenizer(where)
+        check_rows(config_of(where).vocab_size, tokenizer, str(self.teacher))
+        counts = Counts()
+        pairs = instruction_pairs(self.data.examples("train", counts.dropped), Renderer(tokenizer, self.prompts), counts)
+        store = TokenStore.write(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {self.data.kind}")
+        vocab = max(tokenizer.get_vocab().values()) + 1
+        teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note)
+        rows = about(self.data, self.prompts)
+        signal = kept_signal(teacher, self.signal, self.top_k, self.temperature, work.folder / SHARED, rows, store)
+        done = 0
+        for group in micro_batches([store.length(i) for i in range(len(store))], self.micro_batch_tokens):
+            with torch.inference_mode(), autocast(self.precision):
+                signal(pack([store[i] for i in group]).to(device()))
+            done += len(group)
+            work.progress.update(done, len(store), "row", tokens=f"{signal.computed:,} computed")
+            if work.stop_requested():
+                told = f"{work.name}: stopped after {done:,} of {len(store):,} rows"
+                raise Interrupted(f"{told}; run the same command again to go on")
+        tidy(context)
+        signal.cache.close()
+        return {
+            "rows": counts.rows,
+            "response_tokens": counts.response_tokens,
+            "dropped": dict(counts.dropped),
+            "rows_of": rows,
+            **signal.facts(),
+        }

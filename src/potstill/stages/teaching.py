@@ -1,0 +1,105 @@
+"""The teacher's side of distillation: where its signal is kept, and by what it is recognised."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.core.artifact import Artifact, fingerprint
+from potstill.core.errors import UserError
+from potstill.edges.models import Model, content_id, load_head
+from potstill.sources import Source
+from potstill.stages.start import TeacherPrecision, held_in, load_teacher
+from potstill.train.cache import ABOUT, RowCache, keys_of
+from potstill.train.prompts import Prompts
+from potstill.train.signals import Cached, Form, HiddenForm, Live, TopKForm
+from potstill.train.store import TokenStore
+
+SHARED = "teacher-cache"  # a run's own caches, in its folder
+Kept = Literal["hidden", "topk"]
+
+
+class Teacher:
+    """A teacher that is loaded only when it is needed.
+
+    Args:
+        where: `path:…` or `hf:…`.
+        precision: of its weights.
+        bf16: whether it computes in bfloat16, as its student does.
+        vocab: leading token ids shared with the student.
+    """
+
+    def __init__(self, where: str, precision: TeacherPrecision, bf16: bool, vocab: int, told: Callable[[str], None]) -> None:
+        self.precision: TeacherPrecision = precision
+        self.where, self.bf16, self.vocab, self.told = where, bf16, vocab, told
+
+    def load(self) -> Model:
+        return load_teacher(self.where, self.precision, self.bf16)
+
+    def live(self) -> Live:
+        return Live(self.load())
+
+    def form(self, kept: Kept, top_k: int, temperature: float) -> Form:
+        """How its hidden states are kept.
+
+        Raises:
+            UserError: `top_k` is more than the vocabulary.
+        """
+        if kept == "topk" and top_k > self.vocab:
+            raise UserError(f"top_k = {top_k} is more than the {self.vocab:,} tokens of the vocabulary; lower it")
+        head, softcap = load_head(self.where, held_in(self.precision, self.bf16))
+        return HiddenForm(head, softcap) if kept == "hidden" else TopKForm(head, softcap, top_k, temperature, self.vocab)
+
+    def identity(self, kept: Kept, top_k: int, temperature: float) -> dict[str, Any]:
+        """All that decides what is kept of a row."""
+        more = {"k": top_k, "temperature": temperature, "vocabulary": self.vocab} if kept == "topk" else {}
+        precision = [str(held_in(self.precision, self.bf16)), self.precision == "int8", self.bf16]
+        return {"teacher": fingerprint([content_id(self.where), precision]), "signal": kept, **more}
+
+
+def about(data: Source, prompts: Prompts) -> dict[str, Any]:
+    """What rows were made from, for messages: where two differ, so do the rows' tokens."""
+    parts = {"data": data.spec(), "prompts": prompts.model_dump(mode="json")}
+    return {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
+
+
+def kept_signal(
+    teacher: Teacher, kept: Kept, top_k: int, temperature: float, folder: Path, rows: dict[str, Any], store: TokenStore
+) -> Cached:
+    """The teacher's signal of a store's rows, kept under a folder that may hold those of other teachers too."""
+    form = teacher.form(kept, top_k, temperature)
+    identity = teacher.identity(kept, top_k, temperature)
+    cache = RowCache(folder / fingerprint(identity)[:16], identity, form.width, told=teacher.told, about=rows)
+    return Cached(cache, form, teacher.load, cache.missing(keys_of(store)))
+
+
+def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows: dict[str, Any], store: TokenStore) -> Cached:
+    """The signal that a cache stage kept; of its rows, damaged ones are computed again.
+
+    Raises:
+        UserError: it is another teacher's, was made at another temperature, or lacks rows; says which.
+    """
+    kept, top_k = artifact.stage["signal"], artifact.stage["top_k"]
+    form = teacher.form(kept, top_k, temperature)
+    found = [path.parent for path in (artifact.folder / SHARED).glob(f"*/{ABOUT}")]
+    if len(found) != 1:
+        raise UserError(
+            f"the cache '{artifact.name}' in {artifact.folder} has lost its {ABOUT}; delete its folder and run again"
+        )
+    try:
+        cache = RowCache(found[0], teacher.identity(kept, top_k, temperature), form.width, told=teacher.told)
+    except UserError as error:
+        raise UserError(
+            f"the cache '{artifact.name}' cannot be used: {error}; build it from this teacher, as it is now"
+        ) from None
+    missing = cache.missing(keys_of(store))
+    if missing > cache.lost:
+        there = artifact.summary["rows_of"]
+        other = [
+            f"{name} is {there.get(name)!r} there and {here!r} here" for name, here in rows.items() if there.get(name) != here
+        ]
+        raise UserError(
+            f"the cache '{artifact.name}' lacks {missing:,} of {len(store):,} rows "
+            f"({'; '.join(other) or 'the data gave other rows'}); build it with the same data, prompts and tokenizer, "
+            "or leave out `cache`"
+        )
+    return Cached(cache, form, teacher.load, missing)

@@ -1,0 +1,200 @@
+"""What the teacher says of a batch: live, or read back from a cache that is filled as rows are first seen."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from potstill.core.errors import UserError
+from potstill.train.batches import Batch
+from potstill.train.cache import RowCache, row_key
+from potstill.train.head import logit_chunks, response_hidden, softcap_of
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole distribution, through the teacher's head.
+
+    Attributes:
+        hidden_ND: final hidden states at response positions.
+        head: the teacher's output layer.
+        softcap: of its logits, where the model has one.
+    """
+
+    hidden_ND: Tensor
+    head: nn.Linear
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The k most probable tokens, and all others as one more outcome.
+
+    Attributes:
+        ids_NK: token ids.
+        logp_NK1: their log-probabilities at the signal's temperature, and last that of all others together.
+    """
+
+    ids_NK: Tensor
+    logp_NK1: Tensor
+
+
+class Signal(Protocol):
+    """`(batch) -> Dense | Buckets` for the batch's response tokens, in its order."""
+
+    def __call__(self, batch: Batch) -> Dense | Buckets: ...
+
+    def facts(self) -> dict[str, Any]:
+        """For a stage's summary."""
+        ...
+
+
+class Live:
+    """The teacher runs beside the student.
+
+    Args:
+        teacher: a model in evaluation mode; its gradient is never taken.
+    """
+
+    def __init__(self, teacher: Any) -> None:
+        self.teacher = teacher
+
+    def __call__(self, batch: Batch) -> Dense:
+        hidden_ND = teacher_hidden(self.teacher, batch)
+        return Dense(hidden_ND, self.teacher.get_output_embeddings(), softcap_of(self.teacher))
+
+    def facts(self) -> dict[str, Any]:
+        return {"kept": "live"}
+
+
+def teacher_hidden(teacher: Any, batch: Batch) -> Tensor:
+    """Final hidden states [N, D].
+
+    Raises:
+        UserError: some are not finite.
+    """
+    with torch.no_grad():
+        hidden_ND = response_hidden(teacher, batch)
+    if not bool(torch.isfinite(hidden_ND).all()):
+        raise UserError(
+            "the teacher's hidden states are not finite (NaN or infinite); its weights are damaged or it overflows in "
+            "this precision: look at its own evaluation, or choose another precision"
+        )
+    return hidden_ND
+
+
+class HiddenForm:
+    """Final hidden states in bfloat16, 2·D bytes a token; the whole distribution comes back through the teacher's head."""
+
+    name = "hidden"
+
+    def __init__(self, head: nn.Linear, softcap: float | None) -> None:
+        self.head, self.softcap = head, softcap
+        self.width = 2 * head.in_features
+
+    def encode(self, hidden_ND: Tensor) -> np.ndarray:
+        """uint8 [N, width]."""
+        return hidden_ND.to(torch.bfloat16).contiguous().cpu().view(torch.uint8).numpy()
+
+    def decode(self, values: np.ndarray, device: torch.device) -> Dense:
+        return Dense(torch.from_numpy(values).view(torch.bfloat16).to(device), self.head, self.softcap)
+
+
+class TopKForm:
+    """The k most probable tokens of the shared vocabulary and the exact mass of the rest, 8·k + 4 bytes a token.
+
+    A divergence over these k + 1 outcomes is never more than over the whole vocabulary (data processing inequality), and is
+    exact where the student spreads the rest as the teacher does.
+    """
+
+    name = "topk"
+
+    def __init__(self, head: nn.Linear, softcap: float | None, k: int, temperature: float, vocab: int) -> None:
+        self.head, self.softcap, self.k, self.temperature, self.vocab = head, softcap, k, temperature, vocab
+        self.width = 8 * k + 4
+
+    def encode(self, hidden_ND: Tensor) -> np.ndarray:
+        """uint8 [N, width]: ids as uint32, then log-probabilities as float32, the rest's last."""
+        parts = []
+        for _, logits_CV in logit_chunks(hidden_ND, self.head, softcap=self.softcap):
+            logp_CV = F.log_softmax(logits_CV[:, : self.vocab] / self.temperature, dim=-1)
+            top_CK, ids_CK = logp_CV.topk(self.k, dim=-1)
+            rest_C = logp_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)
+            values = torch.cat([top_CK, rest_C[:, None]], dim=-1).float().cpu().contiguous()
+            ids = ids_CK.to(torch.int32).cpu().contiguous()
+            parts.append(np.concatenate([ids.view(torch.uint8).numpy(), values.view(torch.uint8).numpy()], axis=1))
+        return np.concatenate(parts) if parts else np.empty((0, self.width), np.uint8)
+
+    def decode(self, values: np.ndarray, device: torch.device) -> Buckets:
+        tensor = torch.from_numpy(values)
+        ids_NK = tensor[:, : 4 * self.k].contiguous().view(torch.int32).to(device, torch.int64)
+        return Buckets(ids_NK, tensor[:, 4 * self.k :].contiguous().view(torch.float32).to(device))
+
+
+Form = HiddenForm | TopKForm
+
+
+class Cached:
+    """Values are computed once per row, kept, and read ever after; the teacher is loaded only while rows are missing.
+
+    What is computed passes through the stored form before it is used, so that a row counts the same whether it was read or
+    has just been computed. Where a row of a batch is missing, the teacher reads the whole batch: its sums then round as they
+    would have without an interruption.
+
+    Args:
+        cache: where rows are kept.
+        form: how hidden states become values.
+        load: gives the teacher.
+        missing: rows not kept yet; the teacher is let go when all are.
+    """
+
+    def __init__(self, cache: RowCache, form: Form, load: Callable[[], Any], missing: int) -> None:
+        self.cache, self.form, self._load, self.missing = cache, form, load, missing
+        self._teacher: Any = None
+        self._surprised = False
+        self.read = self.computed = 0  # rows
+
+    def __call__(self, batch: Batch) -> Dense | Buckets:
+        values = np.empty((len(batch.target_N), self.form.width), np.uint8)
+        rows = [(key, slice(begin, end)) for key, begin, end in _rows(batch)]
+        lacking = [row for row in rows if not self.cache.read(row[0], values[row[1]])]
+        if lacking:
+            self.cache.refresh()  # another process may have written them since
+            lacking = [row for row in lacking if not self.cache.read(row[0], values[row[1]])]
+        self.read += len(rows) - len(lacking)
+        if lacking:
+            self._surprised = self._surprised or self.computed >= self.missing  # a damaged part: more may follow
+            if self._teacher is None:
+                self._teacher = self._load()
+            values = self.form.encode(teacher_hidden(self._teacher, batch))
+            for key, where in lacking:
+                self.cache.append(key, values[where])
+            self.computed += len(lacking)
+        if self.computed >= self.missing and not self._surprised and not self.cache.readonly:
+            self._teacher = None
+        return self.form.decode(values, batch.target_N.device)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "kept": self.form.name,
+            "bytes_per_token": self.form.width,
+            "rows_read": self.read,
+            "rows_computed": self.computed,
+            "rows_damaged": self.cache.lost,
+            "bytes": self.cache.bytes(),
+        }
+
+
+def _rows(batch: Batch) -> list[tuple[bytes, int, int]]:
+    """Key, first and last response token of each row of a batch."""
+    ids_T = batch.ids_T.cpu().numpy()
+    found, token, at = [], 0, 0
+    for length, response in zip(batch.lengths, batch.responses, strict=True):
+        row = ids_T[token : token + length]
+        found.append((row_key(row[: length - response], row[length - response :]), at, at + response))
+        token, at = token + length, at + response
+    return found

@@ -1,0 +1,381 @@
+"""What is read back is what the teacher said; what is damaged, moved or another's is never used in silence."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_parts import chat_tokenizer, rows, tiny_model
+from torch import Tensor
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example
+from potstill.divergences import Divergence
+from potstill.divergences.forward_kl import ForwardKL
+from potstill.train.batches import Batch, pack
+from potstill.train.cache import RECORD, RowCache, keys_of, row_key
+from potstill.train.objectives import Distillation
+from potstill.train.prompts import Prompts, Renderer
+from potstill.train.signals import Buckets, Cached, Dense, Form, HiddenForm, Live, TopKForm
+from potstill.train.store import Counts, instruction_pairs
+
+WIDTH = 6
+Pairs = list[tuple[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return chat_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pairs(tokenizer: Any) -> Pairs:
+    examples = [Example(str(i), row["instruction"], row["response"]) for i, row in enumerate(rows(12))]
+    return list(instruction_pairs(examples, Renderer(tokenizer, Prompts()), Counts()))
+
+
+class Counted:
+    """Loads a teacher and counts how often, and how many rows it read."""
+
+    def __init__(self, teacher: Any) -> None:
+        self.teacher, self.loads = teacher, 0
+
+    def __call__(self) -> Any:
+        self.loads += 1
+        return self.teacher
+
+
+def teacher_of(tokenizer: Any, **more: Any) -> Any:
+    return tiny_model("qwen2", len(tokenizer), seed=2, **more).eval().requires_grad_(False)
+
+
+def topk(teacher: Any, k: int, temperature: float = 1.0) -> TopKForm:
+    head = teacher.get_output_embeddings()
+    return TopKForm(head, None, k, temperature, head.out_features)
+
+
+def hidden(teacher: Any) -> HiddenForm:
+    return HiddenForm(teacher.get_output_embeddings(), None)
+
+
+def cached(folder: Path, teacher: Any, form: Form, pairs: Pairs, told: Callable[[str], None] = lambda _: None) -> Cached:
+    cache = RowCache(folder, {"teacher": "t"}, form.width, told=told)
+    return Cached(cache, form, Counted(teacher), cache.missing(keys_of(pairs)))
+
+
+def loss_of(signal: Any, student: Any, batch: Batch, divergence: Any = None, T: float = 1.0) -> tuple[Tensor, Tensor]:
+    student.zero_grad(set_to_none=True)
+    vocab = student.get_output_embeddings().out_features
+    total = Distillation(signal, divergence or ForwardKL(), 0.7, T, vocab)(student, batch).total
+    total.backward()
+    return total.detach(), torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+
+
+def student_of(tokenizer: Any) -> Any:
+    return tiny_model("qwen2", len(tokenizer), seed=1)
+
+
+# what comes back
+
+
+@pytest.mark.parametrize("kind", sorted(Divergence.kinds))
+@pytest.mark.parametrize("T", [1.0, 3.0])
+def test_cached_is_live_with_the_hidden_states_rounded(
+    kind: str, T: float, tokenizer: Any, pairs: Pairs, tmp_path: Path
+) -> None:
+    teacher, student, batch = teacher_of(tokenizer), student_of(tokenizer), pack(pairs)
+    rounded = Live(teacher)(batch)
+    signals = [
+        lambda batch: Dense(rounded.hidden_ND.bfloat16(), rounded.head),
+        cached(tmp_path, teacher, hidden(teacher), pairs),  # as it is written
+        cached(tmp_path, teacher, hidden(teacher), pairs),  # as it is read
+    ]
+    found = [loss_of(signal, student, batch, Divergence.parse(kind), T) for signal in signals]
+    for loss, gradient in found[1:]:
+        assert torch.equal(loss, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+    live = loss_of(Live(teacher), student, batch, Divergence.parse(kind), T)
+    torch.testing.assert_close(found[0][0], live[0], rtol=1e-2, atol=1e-2)
+
+
+def test_the_rounding_costs_next_to_nothing(tokenizer: Any, pairs: Pairs) -> None:
+    teacher, batch = teacher_of(tokenizer), pack(pairs)
+    said = Live(teacher)(batch)
+    exact, rounded = (F.log_softmax(said.head(h), -1) for h in (said.hidden_ND, said.hidden_ND.bfloat16().float()))
+    assert ForwardKL()(exact, rounded).mean() < 1e-3
+
+
+def test_any_order_and_any_company_reads_the_same(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher = teacher_of(tokenizer)
+    first = cached(tmp_path, teacher, hidden(teacher), pairs)
+    whole = first(pack(pairs))
+    assert isinstance(whole, Dense)
+    again = cached(tmp_path, teacher, hidden(teacher), pairs)
+    apart = [again(pack([pair])) for pair in pairs[::-1]][::-1]
+    assert torch.equal(torch.cat([said.hidden_ND for said in apart if isinstance(said, Dense)]), whole.hidden_ND)
+    assert again.computed == 0
+    assert again._load.loads == 0, "the teacher is not even loaded"
+
+
+def test_a_row_is_known_by_its_tokens_and_its_boundary() -> None:
+    ids = np.arange(9)
+    keys = {row_key(ids[:n], ids[n:]) for n in range(1, 9)}
+    assert len(keys) == 8
+    assert row_key(ids[:3], ids[3:]) == row_key(ids[:3].astype(np.uint32), ids[3:].astype(np.int32))
+    assert row_key(ids[:3], ids[3:]) not in {row_key(ids[:3], ids[3:] + 1), row_key(ids[:3] + 1, ids[3:])}
+
+
+# top-k
+
+
+def test_all_tokens_kept_is_the_whole_distribution(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher, student, batch = teacher_of(tokenizer), student_of(tokenizer), pack(pairs)
+    vocab = len(tokenizer)
+    for kind in sorted(Divergence.kinds):
+        signal = cached(tmp_path / kind, teacher, topk(teacher, vocab), pairs)
+        found, live = (loss_of(s, student, batch, Divergence.parse(kind)) for s in (signal, Live(teacher)))
+        torch.testing.assert_close(found[0], live[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[1], live[1], rtol=1e-3, atol=1e-4)
+
+
+def summing_to_one(said: Buckets) -> Callable[[Batch], Buckets]:
+    """The rest left out, and what is kept made to sum to one, as some do."""
+    kept_NK, rest_N1 = said.logp_NK1[:, :-1].log_softmax(-1), torch.full_like(said.logp_NK1[:, :1], -1e4)
+    return lambda batch: Buckets(said.ids_NK, torch.cat([kept_NK, rest_N1], -1))
+
+
+def by_k(tokenizer: Any, pairs: Pairs, tmp_path: Path, kind: str, ks: list[int], broken: bool = False) -> list[float]:
+    teacher, student, batch = teacher_of(tokenizer), student_of(tokenizer), pack(pairs)
+    found = []
+    for k in ks:
+        signal: Any = cached(tmp_path / f"{kind}-{k}-{broken}", teacher, topk(teacher, k), pairs)
+        if broken:
+            signal = summing_to_one(signal(batch))
+        objective = Distillation(signal, Divergence.parse(kind), 1.0, 1.0, len(tokenizer))
+        found.append(objective(student, batch).parts["divergence"].item())
+    return found
+
+
+# data processing inequality, Csiszár 1967: merging outcomes never raises an f-divergence
+@pytest.mark.parametrize("kind", sorted(Divergence.kinds))
+def test_more_tokens_come_closer_from_below(kind: str, tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    found = by_k(tokenizer, pairs, tmp_path, kind, [1, 4, 16, 64, len(tokenizer)])
+    assert found == sorted(found)
+    assert found[0] > 0
+    assert found[0] < 0.9 * found[-1]
+
+
+def test_the_law_rejects_a_top_k_made_to_sum_to_one(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    found = by_k(tokenizer, pairs, tmp_path, "forward_kl", [1, 4, 16, 64, len(tokenizer) - 1], broken=True)
+    assert found != sorted(found)
+
+
+def test_top_k_by_hand(tokenizer: Any) -> None:
+    head = torch.nn.Linear(4, 4, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(4))
+    form = TopKForm(head, None, 2, 2.0, 4)
+    probabilities = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
+    said = form.decode(form.encode(2 * probabilities.log()), torch.device("cpu"))
+    assert said.ids_NK.tolist() == [[1, 3]]
+    torch.testing.assert_close(said.logp_NK1.exp(), torch.tensor([[0.5, 0.25, 0.25]]))
+
+
+def test_top_k_gradient(tokenizer: Any) -> None:
+    torch.manual_seed(0)
+    said = Buckets(torch.tensor([[1, 4], [0, 2]]), torch.tensor([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3]], dtype=torch.float64).log())
+    objective = Distillation(lambda batch: said, ForwardKL(), 1.0, 2.0, 5)
+    logits = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+
+    def value(logits: Tensor) -> Tensor:
+        return ForwardKL()(said.logp_NK1, objective._buckets(logits, said.ids_NK)).sum()
+
+    assert torch.autograd.gradcheck(value, (logits,))
+
+
+# what is broken
+
+
+def fill(folder: Path, count: int = 8) -> dict[bytes, np.ndarray]:
+    draw = np.random.Generator(np.random.PCG64(0))
+    made = {os.urandom(16): draw.integers(0, 256, (int(draw.integers(1, 9)), WIDTH), dtype=np.uint8) for _ in range(count)}
+    cache = RowCache(folder, {"teacher": "t"}, WIDTH)
+    for key, values in made.items():
+        cache.append(key, values)
+    cache.close()
+    return made
+
+
+def whole(folder: Path, made: dict[bytes, np.ndarray], told: Callable[[str], None] = lambda _: None) -> list[bool]:
+    """Which rows come back; those that do are as they were written."""
+    cache = RowCache(folder, {"teacher": "t"}, WIDTH, told=told)
+    found = []
+    for key, values in made.items():
+        out = np.empty_like(values)
+        found.append(cache.read(key, out))
+        assert not found[-1] or np.array_equal(out, values)
+    cache.close()
+    return found
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    made = fill(tmp_path)
+    assert all(whole(tmp_path, made))
+    more = fill(tmp_path, 3)
+    assert all(whole(tmp_path, {**made, **more}))
+
+
+def flip(path: Path, at: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("where", ["begin", "middle", "end"])
+def test_a_flipped_bit_loses_its_row_only(where: str, tmp_path: Path) -> None:
+    made, told = fill(tmp_path), []
+    path = tmp_path / "part-000.values"
+    flip(path, {"begin": 0, "middle": path.stat().st_size // 2, "end": -1}[where])
+    assert whole(tmp_path, made, told.append).count(False) == 1
+    (line,) = told
+    assert line == f"{tmp_path}: rows are damaged (their checksums do not fit); these are computed again"
+
+
+def test_the_law_rejects_a_cache_without_checksums(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("potstill.train.cache.zlib.crc32", lambda data: 0)
+    made = fill(tmp_path)
+    flip(tmp_path / "part-000.values", 0)
+    with pytest.raises(AssertionError):
+        whole(tmp_path, made)
+
+
+def test_a_flipped_bit_in_the_index_loses_its_row_only(tmp_path: Path) -> None:
+    made, told = fill(tmp_path), []
+    for byte in (0, 17, 25, RECORD.itemsize - 1):
+        flip(tmp_path / "part-000.index", 2 * RECORD.itemsize + byte)
+        assert whole(tmp_path, made, told.append).count(False) == 1
+        flip(tmp_path / "part-000.index", 2 * RECORD.itemsize + byte)
+    assert told[0].endswith("part-000 is cut short or damaged: 1 rows of it are computed again")
+    assert all(whole(tmp_path, made))
+
+
+@pytest.mark.parametrize("suffix", [".values", ".index"])
+def test_a_truncated_file_loses_its_end_only(suffix: str, tmp_path: Path) -> None:
+    made = fill(tmp_path)
+    path = tmp_path / f"part-000{suffix}"
+    os.truncate(path, path.stat().st_size // 2)
+    found = whole(tmp_path, made)
+    assert 1 < found.count(True) < len(made)
+    assert found == sorted(found, reverse=True)
+    again = RowCache(tmp_path, {"teacher": "t"}, WIDTH)
+    for (key, values), there in zip(made.items(), found, strict=True):
+        if not there:
+            again.append(key, values)
+    again.close()
+    assert all(whole(tmp_path, made))
+
+
+def test_lost_values_under_a_whole_index_lose_all(tmp_path: Path) -> None:
+    made, told = fill(tmp_path), []
+    (tmp_path / "part-000.values").unlink()
+    assert not any(whole(tmp_path, made, told.append))
+    assert told == [f"{tmp_path}/part-000.values cannot be read: its rows are computed again"]
+
+
+def test_a_writer_killed_within_a_record_is_outlived(tmp_path: Path) -> None:
+    made = fill(tmp_path)
+    for suffix in (".index", ".values"):
+        with (tmp_path / f"part-000{suffix}").open("ab") as file:
+            file.write(b"half a recor")
+    more = fill(tmp_path, 2)
+    assert all(whole(tmp_path, {**made, **more}))
+
+
+def test_two_writers_keep_apart_and_see_each_other(tmp_path: Path) -> None:
+    one, two = (RowCache(tmp_path, {"teacher": "t"}, WIDTH) for _ in range(2))
+    values = np.arange(3 * WIDTH, dtype=np.uint8).reshape(3, WIDTH)
+    one.append(b"1" * 16, values)
+    two.append(b"2" * 16, values + 1)
+    assert sorted(path.name for path in tmp_path.glob("*.values")) == ["part-000.values", "part-001.values"]
+    out = np.empty_like(values)
+    assert not one.read(b"2" * 16, out)
+    one.refresh()
+    assert one.read(b"2" * 16, out)
+    assert np.array_equal(out, values + 1)
+    one.close()
+    two.close()
+
+
+def test_only_what_was_lost_is_computed_again(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher, batches = teacher_of(tokenizer), [pack(pairs[:6]), pack(pairs[6:])]
+    first = cached(tmp_path, teacher, hidden(teacher), pairs)
+    said = [first(batch) for batch in batches]
+    first.cache.close()
+    flip(tmp_path / "part-000.values", 0)
+    again = cached(tmp_path, teacher, hidden(teacher), pairs)
+    for batch, before in zip(batches, said, strict=True):
+        after = again(batch)
+        assert isinstance(after, Dense)
+        assert isinstance(before, Dense)
+        assert torch.equal(after.hidden_ND, before.hidden_ND)
+    assert (again.computed, again.cache.lost) == (1, 1)
+    again.cache.close()
+    assert all(key in RowCache(tmp_path, {"teacher": "t"}, again.form.width) for key in keys_of(pairs))
+
+
+def test_another_teacher_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with pytest.raises(UserError, match=r"holds what another teacher said \(its weights, tokenizer or precision are others\)"):
+        RowCache(tmp_path, {"teacher": "another"}, WIDTH)
+    with pytest.raises(UserError, match=r"\(width is 6 there and 8 here\)"):
+        RowCache(tmp_path, {"teacher": "t"}, 8)
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_run(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher, told = teacher_of(tokenizer), []
+    signal = cached(tmp_path, teacher, hidden(teacher), pairs, told.append)
+    (tmp_path / "part-000.values").symlink_to("/dev/full")
+    batch = pack(pairs)
+    for _ in range(2):
+        said = signal(batch)
+        assert isinstance(said, Dense)
+        assert torch.equal(said.hidden_ND, Live(teacher)(batch).hidden_ND.bfloat16())
+    assert signal.computed == 2 * len(pairs)
+    assert signal._load.loads == 1
+    (line,) = told
+    assert "cannot be written (No space left on device); what it lacks is computed again whenever it is needed" in line
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_cannot_be_written_is_told_once(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher, told = teacher_of(tokenizer), []
+    tmp_path.chmod(0o500)
+    signal = cached(tmp_path / "here", teacher, hidden(teacher), pairs, told.append)
+    signal(pack(pairs))
+    tmp_path.chmod(0o700)
+    assert len(told) == 1
+
+
+def test_nan_is_never_kept(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher = teacher_of(tokenizer)
+    teacher.model.norm.weight[0] = torch.nan
+    for signal in (Live(teacher), cached(tmp_path, teacher, hidden(teacher), pairs)):
+        with pytest.raises(UserError, match="the teacher's hidden states are not finite"):
+            signal(pack(pairs))
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_the_teacher_is_let_go_once_all_rows_are_kept(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher = teacher_of(tokenizer)
+    signal = cached(tmp_path, teacher, hidden(teacher), pairs)
+    signal(pack(pairs[:6]))
+    assert signal._teacher is not None
+    signal(pack(pairs[6:]))
+    assert signal._teacher is None
+    signal(pack(pairs))
+    assert signal._load.loads == 1
+    signal.cache.close()
