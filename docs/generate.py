@@ -39,7 +39,11 @@ def page() -> str:
         shared: list[dict[str, Any]] = []
         if role == "stage":
             parts += ["### Fields of every stage", table(every_stage)]
-            parts += ["### Fields of every stage that reads rows", "All but `export` and `report`.", table(every_data_stage)]
+            parts += [
+                "### Fields of every stage that reads rows",
+                "All but `best`, `export` and `report`.",
+                table(every_data_stage),
+            ]
             shared = every_stage + every_data_stage
         elif role == "source":
             shared = [

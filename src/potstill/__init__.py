@@ -45,6 +45,7 @@ _WHERE = {
     "SFT": "potstill.stages.sft",
     "Distill": "potstill.stages.distill",
     "Quantize": "potstill.stages.quantize",
+    "Best": "potstill.stages.best",
     "Evaluate": "potstill.stages.evaluate",
     "Row": "potstill.stages.evaluate",
     "Decoding": "potstill.stages.evaluate",

@@ -14,10 +14,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
+from potstill import sweep as sweeping
 from potstill.core.component import Component, Settings, suggest
 from potstill.core.errors import Problem, RecipeError, UserError
 from potstill.sources import Source
-from potstill.stages.base import NAME, DataStage, Stage, StageRef
+from potstill.stages.base import NAME, NAME_RULE, DataStage, Stage, StageRef
 from potstill.train.prompts import Prompts
 from potstill.train.work import CheckpointRules
 
@@ -32,6 +33,7 @@ class Header(Settings):
     checkpoint: CheckpointRules = CheckpointRules()
     data: Source | None = Field(default=None, description="rows for every stage that names none")
     prompts: Prompts = Field(default=Prompts(), description="how rows become tokens, for every stage that does not say")
+    sweep: dict[str, Any] = Field(default={}, description='values of stages\' fields to try: "STAGE.FIELD" = [ … ], and `by`')
 
     @field_validator("name")
     @classmethod
@@ -50,7 +52,7 @@ class Header(Settings):
 
 @dataclass(frozen=True)
 class Recipe:
-    """Checked stages in order, and the file they came from."""
+    """Checked stages in order, and the file they came from; a swept stage stands there once for each value, then as `best`."""
 
     header: Header
     stages: tuple[Stage, ...]
@@ -92,6 +94,8 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
 def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
     """Check a recipe given as a table; see `load_recipe`."""
     table = copy.deepcopy(table)  # an override must not reach into what the caller holds
+    if "sweep" in table:
+        table["sweep"] = sweeping.flat(table["sweep"])
     for override in overrides:
         _apply(table, override)
     problems: list[Problem] = []
@@ -108,8 +112,14 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
         problems.append(Problem("stage", rule))
         raw_stages = []
     told = {problem.place for problem in problems}
+    sweeps, wrong = sweeping.read(table.get("sweep", {}), raw_stages)
+    problems += wrong
+    for override in overrides:
+        place = ".".join(key.strip() for key in override.partition("=")[0].split("."))
+        if (twice := sweeping.set_twice(sweeps, place)) is not None:
+            raise UserError(f"--set {override}: '{twice}' is swept; give its values with --set 'sweep.{twice}=[ … ]'")
     for i, raw in enumerate(raw_stages):
-        stages.append(_stage(raw, i, table, told, problems))
+        stages.append(_stage(sweeps[i].table(raw) if i in sweeps else raw, i, table, told, problems))
     names = [raw.get("name") if isinstance(raw, dict) else None for raw in raw_stages]
     for i, name in enumerate(names):
         if name is not None and names.index(name) < i:
@@ -120,10 +130,27 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
         problems.append(
             Problem("seeds", "no stage has per_seed = true, so more than one seed changes nothing", str(list(header.seeds)))
         )
+    expanded: list[Stage] = []
+    for i, stage in enumerate(stages):
+        if i in sweeps:
+
+            def judge(raw: dict[str, Any], i: int = i) -> tuple[Stage | None, list[Problem]]:
+                found: list[Problem] = []
+                variant = _stage(raw, i, table, told, found)
+                others = [*stages[:i], variant, *stages[i + 1 :]]
+                found += [*_reference_problems(others, names), *_path_problems(header, others)]
+                return variant, [problem for problem in found if _stage_number(problem) == i]
+
+            made, wrong = sweeps[i].expand(raw_stages[i], judge)
+            problems = [sweeps[i].first_told(problem) for problem in problems] + wrong
+            expanded += made
+        elif stage is not None:
+            expanded.append(stage)
     if problems:
-        raise RecipeError(Path(source).name, sorted(problems, key=_stage_number))
+        swept = [f'sweep."{place}"' for place in table.get("sweep", {})] if sweeps else []
+        raise RecipeError(Path(source).name, sorted(problems, key=lambda problem: _where(problem, swept)))
     assert header is not None
-    return Recipe(header, tuple(stage for stage in stages if stage), source, table)
+    return Recipe(header, tuple(expanded), source, table)
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -135,6 +162,8 @@ def _apply(table: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
+    if keys[0] == "sweep" and len(keys) > 1:  # its keys are themselves places, in quotes or not
+        keys = ["sweep", ".".join(keys[1:]).strip("\"'")]
     target = table
     stages = [stage for stage in listed if isinstance(stage, dict)] if isinstance(listed := table.get("stage"), list) else []
     names = [str(stage.get("name")) for stage in stages]
@@ -145,15 +174,15 @@ def _apply(table: dict[str, Any], override: str) -> None:
     elif keys[0] not in Header.model_fields:
         known = [*names, *Header.model_fields]
         raise UserError(f"--set {override}: '{keys[0]}' is neither a stage nor a field of the recipe{suggest(keys[0], known)}")
-    for key in keys[:-1]:
-        inner = target.get(key, {})
-        if isinstance(inner, str):
-            inner = {"kind": inner}
-        if not isinstance(inner, dict):
-            raise UserError(f"--set {override}: '{key}' is not a table")
-        target[key] = dict(inner)
-        target = target[key]
-    target[keys[-1]] = value
+    try:
+        sweeping.put(target, keys, sweeping.flat(value) if keys == ["sweep"] else value)
+    except TypeError as way:
+        raise UserError(f"--set {override}: '{way}' is not a table") from None
+
+
+def _where(problem: Problem, swept: list[str]) -> tuple[int, int]:
+    """Where in the file a problem stands: the header, what is swept in its order, then the stages."""
+    return _stage_number(problem), next((i for i, place in enumerate(swept) if problem.place.startswith(place)), -1)
 
 
 def _stage_number(problem: Problem) -> int:
@@ -180,6 +209,9 @@ def _stage(raw: Any, i: int, table: dict[str, Any], told: set[str], problems: li
     fields = {key: value for key, value in raw.items() if key != "kind"}
     if fields.get("name", "") == "":
         problems.append(Problem(f"{place}.name", "is needed: later stages refer to it"))
+    elif isinstance(fields["name"], str) and "." in fields["name"]:
+        problems.append(Problem(f"{place}.name", NAME_RULE, repr(fields["name"])))  # names of swept values alone have a dot
+        fields["name"] = ""
     if issubclass(cls, DataStage):
         for key in ("data", "prompts"):
             shared = table.get(key)

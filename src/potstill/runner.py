@@ -51,6 +51,8 @@ def nodes_of(recipe: Recipe) -> list[Node]:
             for target in targets:
                 theirs = copies[target]
                 chosen = (theirs[seed],) if seed in theirs else tuple(theirs.values())
+                if stage.across_seeds:
+                    chosen = (*dict.fromkeys((*(chosen if seed in theirs else ()), *theirs.values())),)
                 inputs[target] = (theirs[None],) if None in theirs else chosen
             own_seed = first if seed is None else seed
             copy = stage.model_copy(update={"seed": own_seed}) if stage.per_seed else stage
@@ -271,6 +273,10 @@ def _told(artifact: Artifact) -> str:
         case "pretrain" | "sft" | "distill":
             counts = (f"{summary[key]:,} {words}" for key, words in _TRAINED.items())
             return "  " + ", ".join(counts)
+        case "best":
+            best = summary["best"]
+            picked = best["candidates"][best["chosen"]]
+            return f"  {picked['label']} of {len(best['candidates'])}: {best['by']} {picked['mean']:.4g}"
         case "cache":
             return f"  {summary['rows']:,} rows, {summary['bytes']:,} bytes"
         case "quantize":

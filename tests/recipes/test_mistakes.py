@@ -20,7 +20,7 @@ DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:b
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
 SOURCES = "dolly, jsonl, primer, squad, stdlib"
-STAGES = "cache, distill, evaluate, export, pretrain, quantize, report, sft"
+STAGES = "best, cache, distill, evaluate, export, pretrain, quantize, report, sft"
 
 
 def message(toml: str, *overrides: str) -> str:
@@ -164,7 +164,7 @@ ONE_MISTAKE = {
     "reserved stage name": (
         BASE.replace('"base"', '"data"'),
         "stage[0].name = 'data'  must be letters, digits, '-' or '_', begin with a letter, and not be one of "
-        "checkpoint, data, description, log, name, prompts, seeds, stage",
+        "checkpoint, data, description, log, name, prompts, seeds, stage, sweep",
     ),
     "no model": (TUNED.replace('model = "stage:base"', ""), "stage[1].model  is needed: what is tuned"),
     "no data": (

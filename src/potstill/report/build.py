@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.report.numbers import number
 from potstill.report.stats import LEVEL, bootstrap, breakdown
 from potstill.report.study import ModelRow, Study, load_answers, write_json
 
@@ -25,6 +26,7 @@ def build_report(
     quantization: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
     *,
+    sweeps: Sequence[Mapping[str, Any]] = (),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -36,6 +38,8 @@ def build_report(
         data: per training stage and seed, what it saw, with a `mask_preview` of [token, counts in the loss].
         quantization: per quantised model, {"stage", "layers": [{"name", "gptq_error", "rtn_error"}], "bits_per_weight"}.
         provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
+        sweeps: per swept stage, {"name", "role", "stage", "by", "fields", "chosen": its number, "candidates": [{"label",
+            "values", "mean", "by_seed": [[seed, figure]], "curves": [{"seed", "points"}]}]}.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
@@ -83,6 +87,7 @@ def build_report(
         "curves": curves,
         "data": data,
         "quantization": quantization,
+        "sweeps": [{**sweep, "sentence": picked_in_words(sweep), "title": _PICKED_BY[sweep["by"]][0]} for sweep in sweeps],
         "provenance": provenance or {},
         "stages": _stages(provenance or {}),
     }
@@ -95,9 +100,32 @@ def report_of(
     data: Sequence[Mapping[str, Any]] = (),
     quantization: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
+    sweeps: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The report of the study in a folder: `study.json` and `answers.jsonl`. Arguments and errors as in `build_report`."""
-    return build_report(Study.load(folder), load_answers(folder), curves, data, quantization, provenance)
+    return build_report(Study.load(folder), load_answers(folder), curves, data, quantization, provenance, sweeps=sweeps)
+
+
+_PICKED_BY = {"validation_rouge_l": ("Rouge-L", "highest", 1), "validation_nll": ("NLL", "lowest", 3)}
+
+
+def picked_in_words(sweep: Mapping[str, Any]) -> str:
+    """Which value a sweep picked, by what, out of which, and whether it lies at their edge."""
+    title, order, digits = _PICKED_BY[sweep["by"]]
+    candidates = sweep["candidates"]
+    chosen = candidates[sweep["chosen"]]
+    seeds = len(chosen["by_seed"])
+    over = f"mean over {seeds} seeds" if seeds > 1 else "figure"
+    tried = ", ".join(f"{row['label']} ({number(row['mean'], digits)})" for row in candidates)
+    field = " and ".join(sweep["fields"])
+    told = f"{sweep['name']}: {field} {chosen['label']} was picked out of {tried}"
+    told += f": the {order} {over} of {title} on validation rows."
+    values = [row["values"].get(field) for row in candidates]
+    if len(values) > 1 and all(isinstance(value, int | float) for value in values):
+        end = "largest" if values[sweep["chosen"]] == max(values) else "smallest"
+        if values[sweep["chosen"]] in (min(values), max(values)):
+            told += f" It is the {end} value tried: one beyond it may be better still."
+    return told
 
 
 def write_report(report: Mapping[str, Any], folder: Path | str) -> tuple[Path, Path]:

@@ -18,7 +18,13 @@ Report = Mapping[str, Any]
 # Drawn with these stand-ins, then replaced; nothing else in a figure has such a colour.
 _INK = {"#010203": "var(--ink)", "#010204": "var(--muted)", "#010205": "var(--line)", "#010206": "var(--page)"}
 _ROLES = ("base", "sft", "kd", "quantized", "rtn", "teacher", "other")
-_VARIABLES = {**_INK, **{f"#0102{16 + i:02x}": f"var(--{role})" for i, role in enumerate(_ROLES)}}
+_STEPS = 7  # of the ramp from --step0 to --step6, which the page defines for both themes
+_VARIABLES = {
+    **_INK,
+    **{f"#0102{16 + i:02x}": f"var(--{role})" for i, role in enumerate(_ROLES)},
+    **{f"#0103{16 + i:02x}": f"var(--step{i})" for i in range(_STEPS)},
+}
+_MARKERS = "os^Dv<>"
 INK, MUTED, LINE, PAGE = _INK
 _WIDTH = 11.0  # inches; the SVG is scaled to its column
 
@@ -100,6 +106,54 @@ def learning_curves(report: Report) -> str:
         named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
         return _svg(figure, "curves", "Training loss and validation scores by epoch, one line per model.")
+
+
+def sweep_curves(sweep: Mapping[str, Any], ident: str) -> str:
+    """Loss and validation scores by epoch, a line for each value tried (figure 2): thin per seed, thick their mean."""
+    candidates = sweep["candidates"]
+    titles = {
+        "loss": "Training loss",
+        "validation_rouge_l": "Rouge-L on the validation rows",
+        "validation_nll": "NLL on the validation rows",
+    }
+    curves = [curve for candidate in candidates for curve in candidate["curves"]]
+    panels = [name for name in titles if any(_points(curve, name) for curve in curves)]
+    if not panels:
+        return ""
+    with _figure(_WIDTH, 3.3, 1, len(panels)) as (figure, axes):
+        for axis, name in zip(axes, panels, strict=True):
+            for at, candidate in enumerate(candidates):
+                lines = [points for curve in candidate["curves"] if (points := _points(curve, name))]
+                if not lines:
+                    continue
+                chosen = at == sweep["chosen"]
+                ink = _step(at, len(candidates))
+                for points in lines if len(lines) > 1 else ():
+                    axis.plot(*zip(*points, strict=True), color=ink, linewidth=0.7, alpha=0.4)
+                mean = _mean_curve(lines)
+                # shapes tell values apart without colours; on a noisy loss they would only be in the way
+                style = {"marker": _MARKERS[at % len(_MARKERS)], "markersize": 4.5} if name != "loss" else {}
+                label = _short(candidate["label"]) + (" (picked)" if chosen else "")
+                width, above = (2.8, 4) if chosen else (1.5, 3)
+                axis.plot(*zip(*mean, strict=True), color=ink, linewidth=width, zorder=above, label=label, **style)
+                if chosen:
+                    ring = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
+                    axis.plot(*mean[-1], "o", zorder=5, clip_on=False, **ring)
+            axis.set_title(titles[name], loc="left")
+            axis.set_xlabel("epoch")
+            axis.grid(axis="y")
+        named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        title = _short(" and ".join(sweep["fields"]))
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(6, len(named)), title=title)
+        told = "; ".join(f"{candidate['label']} {number(candidate['mean'], 2)}" for candidate in candidates)
+        chosen = candidates[sweep["chosen"]]["label"]
+        about = f"{sweep['name']}: loss and validation scores by epoch, one line per value of {' and '.join(sweep['fields'])}."
+        return _svg(figure, ident, f"{about} {sweep['by'].replace('_', ' ')} at the end: {told}. Picked: {chosen}.")
+
+
+def _step(at: int, count: int) -> str:
+    """The stand-in for a colour of the ramp, the values spread over all of it."""
+    return f"#0103{16 + round(at * (_STEPS - 1) / max(1, count - 1)):02x}"
 
 
 def size_quality(report: Report) -> str:
@@ -272,6 +326,7 @@ def _figure(width: float, height: float, lines: int, columns: int) -> Iterator[t
         "ytick.labelcolor": INK,
         "legend.frameon": False,
         "legend.fontsize": 9,
+        "legend.title_fontsize": 9,
         "lines.dash_capstyle": "butt",
     }
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, "backend": "agg", **style}), warnings.catch_warnings():

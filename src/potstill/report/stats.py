@@ -431,7 +431,8 @@ def _control_in_words(study: Study, verdict: Verdict) -> str:
     a, b = (next(row for row in study.rows if row.name == name) for name in (verdict.a, verdict.b))
     differ = trained_apart(a, b)
     found = [words for key, words in _OF_THE_CONTROL.items() if key in differ]
-    return f" This is NOT like against like: {b.name} and {a.name} differ in {_and(found)}." if found else ""
+    unlike = f" This is NOT like against like: {b.name} and {a.name} differ in {_and(found)}." if found else ""
+    return unlike + "".join(f" This is NOT equal tuning: {sentence}" for sentence in searched_apart(a, b))
 
 
 _OF_THE_CONTROL = {
@@ -448,8 +449,46 @@ def trained_apart(a: ModelRow, b: ModelRow) -> dict[str, tuple[Any, Any]]:
     if a.trained_with is None or b.trained_with is None:
         return {}
     keys = dict.fromkeys((*a.trained_with, *b.trained_with))
-    values = {key: (a.trained_with.get(key, "unset"), b.trained_with.get(key, "unset")) for key in keys}
-    return {key: (x, y) for key, (x, y) in values.items() if x != y}
+    values = {key: (a.trained_with.get(key, "unset"), b.trained_with.get(key, "unset")) for key in keys if key != "searched"}
+    searched = _searched(a), _searched(b)
+    alike = {key for key in searched[0] if _same_values(searched[0][key], searched[1].get(key, ()))}
+    picked = {key for key in values for field in alike if key == field or key.startswith(f"{field}.")}
+    return {key: (x, y) for key, (x, y) in values.items() if x != y and key not in picked}
+
+
+def searched_apart(a: ModelRow, b: ModelRow) -> list[str]:
+    """A sentence for each setting that was searched for one of two models and not over the same values for the other.
+
+    Values that a search picked may differ: each method has its own best ones. What must be equal is what was tried.
+    """
+    if a.trained_with is None or b.trained_with is None:
+        return []
+    told = []
+    for key in dict.fromkeys((*_searched(a), *_searched(b))):
+        x, y = (_searched(row).get(key, ()) for row in (a, b))
+        if _same_values(x, y):
+            continue
+        more, less, most, least = (a, b, len(x), len(y)) if len(x) >= len(y) else (b, a, len(y), len(x))
+        if most == 1:  # one value is no search
+            continue
+        over = "over other values" if least == most else f"over {_values(least)}"
+        theirs = over if least else "was not"
+        favours = f": this favours {more.name}" if most > least else ""
+        told.append(f"{more.name}'s {key} was searched over {_values(most)}, {less.name}'s {theirs}{favours}.")
+    return told
+
+
+def _searched(row: ModelRow) -> dict[str, Any]:
+    return (row.trained_with or {}).get("searched", {})
+
+
+def _same_values(x: Sequence[Any], y: Sequence[Any]) -> bool:
+    """The same ones, in whatever order; they may be tables."""
+    return len(x) == len(y) and all(value in y for value in x)
+
+
+def _values(count: int) -> str:
+    return "1 value" if count == 1 else f"{count} values"
 
 
 def _caveats(study: Study, estimates: dict[str, dict[str, Estimate]]) -> Iterator[str]:
@@ -486,6 +525,8 @@ def _caveats(study: Study, estimates: dict[str, dict[str, Estimate]]) -> Iterato
             if differ:
                 told = "; ".join(f"{key} {x} against {y}" for key, (x, y) in differ.items())
                 yield f"{b.name} and {a.name} were not trained alike: {told}. Part of the difference may come from that."
+            for sentence in searched_apart(a, b):
+                yield f"{sentence} A search finds better settings, and takes the luckier of equal ones."
     asked = study.prompts
     unlike = [row.name for row in study.rows if (row.trained_with or {}).get("prompts", asked) != asked]
     if asked is not None and unlike:

@@ -73,8 +73,8 @@ class ModelRow(_Record):
         trained_response_tokens: response tokens that entered the loss, per seed; one number stands for every seed.
         optimizer_steps: likewise.
         trained_with: how it was trained, by name: `optim.…`, `data`, `prompts` (fingerprints) and `start`, the model that
-            training began from, `init` and `adapter`. Where KD's and SFT's differ, the report says so. None where nothing was
-            trained.
+            training began from, `init` and `adapter`. Where KD's and SFT's differ, the report says so. `searched`, where
+            settings were picked from several: each one's name and the values tried. None where nothing was trained.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.

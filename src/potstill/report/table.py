@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _STYLES = {"helped": "green", "hurt": "red", "not shown": "yellow", "measured": "cyan"}
-_PLAIN = {"✓": "+", "✗": "-", "≈": "~", "−": "-", "–": "-", "↑": "^", "↓": "v", "…": "...", "÷": "/"}
+_PLAIN = {"✓": "+", "✗": "-", "≈": "~", "−": "-", "–": "-", "↑": "^", "↓": "v", "…": "...", "÷": "/", "·": "*"}
 _MOST_METRICS = 4  # as many as fit in 100 columns beside size and tokens
 
 
@@ -68,6 +68,8 @@ def print_table(report: Mapping[str, Any], console: "Console") -> None:
     for outcome, sentence, bold in lines:
         style = _STYLES[outcome]
         grid.add_row(text(BADGES[outcome], f"bold {style}"), text(sentence, "bold" if bold else ""))
+    for sweep in report.get("sweeps", ()):
+        grid.add_row(text("·"), text(sweep["sentence"], "dim"))
     for caveat in report["caveats"]:
         grid.add_row(text("!", "yellow"), text(caveat, "dim"))
     console.print(grid, width=width)

@@ -103,6 +103,9 @@ class Context:
 
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+SWEPT = re.compile(rf"{NAME.pattern}\.[A-Za-z0-9_.,=+-]+")  # `kd.lr=0.0001`: one value of a sweep; no user writes such a name
+RESERVED = {"name", "description", "seeds", "log", "data", "prompts", "checkpoint", "sweep", "stage"}
+NAME_RULE = "must be letters, digits, '-' or '_', begin with a letter, and not be one of " + ", ".join(sorted(RESERVED))
 
 
 class Stage(Component):
@@ -114,6 +117,7 @@ class Stage(Component):
 
     makes: ClassVar[Makes] = "model"
     gathers: ClassVar[bool] = False  # sees all seeds of its inputs at once, instead of being repeated for each
+    across_seeds: ClassVar[bool] = False  # is repeated for each seed, and yet sees all: its own first
     ignored: ClassVar[tuple[str, ...]] = ("name", "per_seed")  # fields that cannot change the result
 
     name: str = Field(default="", description="how later stages refer to it")
@@ -123,10 +127,8 @@ class Stage(Component):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if name and (not NAME.fullmatch(name) or name in RESERVED):
-            raise ValueError(
-                "must be letters, digits, '-' or '_', begin with a letter, and not be one of " + ", ".join(sorted(RESERVED))
-            )
+        if name and not SWEPT.fullmatch(name) and (not NAME.fullmatch(name) or name in RESERVED):
+            raise ValueError(NAME_RULE)
         return name
 
     def references(self) -> list[tuple[str, StageRef]]:
@@ -148,9 +150,6 @@ class Stage(Component):
     @abstractmethod
     def run(self, context: Context) -> dict[str, Any]:
         """Do the work; return the summary."""
-
-
-RESERVED = {"name", "description", "seeds", "log", "data", "prompts", "checkpoint", "stage"}
 
 
 def walk(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

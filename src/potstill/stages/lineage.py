@@ -2,20 +2,31 @@
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import Artifact, fingerprint
+from potstill.core.artifact import Artifact, fingerprint, read_json
 from potstill.edges.models import bytes_of
 from potstill.stages.base import Context, ModelRef
 
 PRINT = 16  # characters of a fingerprint that a study keeps
+SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked
+
+
+def as_chosen(artifact: Artifact) -> Artifact:
+    """What a stage of kind `best` has kept, as the stage that trained it; any other artifact as it is."""
+    if artifact.kind != "best":
+        return artifact
+    chosen = artifact.summary["chosen"]
+    return replace(artifact, kind=chosen["kind"], stage=chosen["stage"])
 
 
 class Place:
     """One model of one seed: where it lies, and what its artifact says of it."""
 
     def __init__(self, where: str, artifact: Artifact | None) -> None:
+        artifact = as_chosen(artifact) if artifact else None
         self.where, self.artifact = where, artifact
         self.kind = artifact.kind if artifact else ""
         self.summary: dict[str, Any] = artifact.summary if artifact else {}
@@ -30,6 +41,7 @@ class Place:
             return None
         stage = self.artifact.stage
         return {
+            **self.searched(),
             **{f"optim.{name}": value for name, value in stage["optim"].items()},
             "data": fingerprint(stage["data"])[:PRINT],
             "prompts": fingerprint(stage["prompts"])[:PRINT],
@@ -37,6 +49,18 @@ class Place:
             "init": _in_words(stage.get("init")),
             "adapter": _in_words(stage.get("adapter")),
         }
+
+    def searched(self) -> dict[str, Any]:
+        """What a sweep tried before it picked: `searched`, by the names of `trained_with`; empty where nothing was swept."""
+        best = self.summary.get("best")
+        if best is None:
+            return {}
+        values: dict[str, list[Any]] = {}
+        for candidate in best["candidates"]:
+            for field, value in candidate["values"].items():
+                tried = values.setdefault("start" if field in ("model", "student") else field, [])
+                tried += [value] if value not in tried else []
+        return {"searched": values}
 
     def bytes(self, model: Any) -> int:
         """On disk; of a hub model, as it lies in memory."""
@@ -66,6 +90,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         models: name, role and place of each.
     """
     curves, data, quantization = [], [], []
+    sweeps: dict[str, Any] = {}
     for name, role, place in models:
         artifact = place.artifact
         if artifact is None:
@@ -73,7 +98,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         summary = artifact.summary
         if artifact.kind in ("sft", "distill"):
             lines = [json.loads(line) for line in (artifact.folder / "metrics.jsonl").read_text().splitlines()]
-            curves.append({"name": name, "role": role, "seed": place.seed, "points": _points(lines)})
+            curves.append({"name": name, "role": role, "seed": place.seed, "points": points(lines)})
             data.append(
                 {
                     "stage": artifact.name,
@@ -83,21 +108,25 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
                     "steps": summary["steps"],
                 }
             )
+        if (artifact.folder / SWEEP).is_file():  # the same for every seed
+            sweep = read_json(artifact.folder / SWEEP)
+            sweeps.setdefault(sweep["stage"], {"name": name, "role": role, **sweep})
         if artifact.kind == "quantize":
             keys = ("method", "layers", "kept", "bits_per_weight", "calibration_tokens")
             quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
-    return {"curves": curves, "data": data, "quantization": quantization, "provenance": dict(context.provenance)}
+    made = {"curves": curves, "data": data, "quantization": quantization, "sweeps": [*sweeps.values()]}
+    return {**made, "provenance": dict(context.provenance)}
 
 
-def _points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]]:
+def points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]]:
     """Loss averaged over windows, so that a curve has at most `limit` points, and every validation."""
     losses = [line for line in lines if "loss" in line]
     window = max(1, -(-len(losses) // limit))
-    points = []
+    made = []
     for begin in range(0, len(losses), window):
         group = losses[begin : begin + window]
         means = {key: sum(line[key] for line in group) / len(group) for key in ("loss", "ce", "divergence") if key in group[0]}
-        points.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
+        made.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
     keep = ("epoch", "step", "validation_rouge_l", "validation_nll")
-    points += [{key: line[key] for key in keep if key in line} for line in lines if "validation_rouge_l" in line]
-    return sorted(points, key=lambda point: point["step"])
+    made += [{key: line[key] for key in keep if key in line} for line in lines if "validation_rouge_l" in line]
+    return sorted(made, key=lambda point: point["step"])

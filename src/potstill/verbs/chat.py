@@ -10,6 +10,7 @@ from potstill.core.types import Example, Turn
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.edges.sampling import stream
 from potstill.runner import artifacts_of, find_run
+from potstill.stages.lineage import as_chosen
 from potstill.train.prompts import Prompts, Renderer
 
 
@@ -30,13 +31,13 @@ def pick(target: str) -> Artifact:
         if not seeded:
             raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
         return seeded[0]
-    stages = [ident.partition("@")[0] for ident, a in models.items() if a.kind == "distill"] or [*models]
+    stages = [ident.partition("@")[0] for ident, a in models.items() if as_chosen(a).kind == "distill"] or [*models]
     return next(a for ident, a in models.items() if ident.partition("@")[0] == stages[-1].partition("@")[0])
 
 
 def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:
     """Read questions, stream answers; an empty line or Ctrl-D ends it."""
-    artifact = pick(target)
+    artifact = as_chosen(pick(target))
     where = f"path:{Path(artifact.folder)}"
     tokenizer, model = load_tokenizer(where), load_model(where)
     prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))

@@ -91,6 +91,8 @@ def _type(annotation: Any) -> str:
         return " | ".join(f"'{arg}'" for arg in args)
     if origin in (tuple, list):
         return "list of " + _type(args[0])
+    if origin is dict:
+        return "table"
     return " | ".join(_type(arg) for arg in args)
 
 

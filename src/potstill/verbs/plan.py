@@ -14,6 +14,7 @@ from potstill.recipe import Recipe
 from potstill.runner import Planned, plan
 from potstill.sources import Source
 from potstill.stages.base import ModelRef
+from potstill.stages.best import Best
 from potstill.stages.distill import Distill
 from potstill.stages.evaluate import Evaluate
 from potstill.stages.export import Export
@@ -133,6 +134,8 @@ def _row(item: Planned, sizes: dict[str, Shaped | None], amounts: dict[str, Amou
         shaped = _shaped(stage.model, stage.init, sizes)
     elif isinstance(stage, Distill):
         shaped = _shaped(stage.student, stage.init, sizes)
+    elif isinstance(stage, Best):
+        shaped = sizes.get(stage.candidates[0].target)
     sizes.setdefault(stage.name, shaped)
     size = shaped.size if shaped is not None else None
     if isinstance(stage, Evaluate):
