@@ -289,6 +289,11 @@ class Table(torch.nn.Module):
     def get_output_embeddings(self) -> Any:
         return self.head
 
+    def get_input_embeddings(self) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(weight=self.base_model.logits_VV, padding_idx=None)
+
     class Body(torch.nn.Module):
         def __init__(self, logits_VV: list[list[float]]) -> None:
             super().__init__()
