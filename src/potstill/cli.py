@@ -214,13 +214,17 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
     import shlex
 
     from potstill.core.progress import Progress
+    from potstill.edges import ranks
     from potstill.recipe import load_recipe
     from potstill.runner import run_recipe
 
-    found = load_recipe(recipe, overrides)
-    folder = out or Path("runs") / found.name
     command = shlex.join(["potstill", *sys.argv[1:]])
-    done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
+    with ranks.joined():  # under torchrun a mistake in the recipe, too, is told once
+        found = load_recipe(recipe, overrides)
+        folder = out or Path("runs") / found.name
+        done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
+    if not ranks.first():
+        return
     if any(artifact.kind == "report" for artifact in done.values()):
         _show_report(folder, as_json)
     elif as_json:

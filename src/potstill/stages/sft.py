@@ -1,6 +1,6 @@
 """Supervised fine-tuning."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ class SFT(DataStage, kind="sft"):
 
     Tunes a teacher on its task, and makes the control that distillation has to beat.
     """
+
+    shared: ClassVar[bool] = True
 
     model: ModelRef = Field(description="what is tuned")
     optim: Optim = Optim()
