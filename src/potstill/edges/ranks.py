@@ -5,8 +5,9 @@ everything else goes over a second one on the processors, where a rank may wait 
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -63,6 +64,9 @@ def joined() -> Iterator[None]:
         return
     import torch.distributed as dist
 
+    with suppress(ValueError):  # not the main thread
+        # torchrun sends this to all when one has failed, which must not cut off the one that is about to say why
+        signal.signal(signal.SIGTERM, lambda *_: None)
     _state.append(_join())
     try:
         yield

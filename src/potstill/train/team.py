@@ -103,6 +103,7 @@ class Sharded:
         for module in self.step.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)  # or the factor would ask for an operation that gloo lacks
 
     def batches(self, store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
         parts = shares([store.length(row) for row in rows], ranks.world())
