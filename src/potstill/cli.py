@@ -18,6 +18,8 @@ OUT = click.option("--out", type=click.Path(path_type=Path), help="The run's fol
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
+PROCESSES = click.option("--processes", type=click.IntRange(1), default=1, help="Train in so many, one per GPU.  [default: 1]")
+
 
 def fail(message: str, code: int) -> NoReturn:
     click.echo(message, err=True)
@@ -58,11 +60,13 @@ def main() -> None:
 @main.command()
 @SET
 @OUT
+@PROCESSES
 @QUIET
 @JSON
 @guarded
-def quickstart(overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """The whole still on a small bilingual task: needs no file, no network and no GPU."""
+    _spread(processes)
     _run(shipped("quickstart.toml"), overrides, out, quiet, as_json)
 
 
@@ -127,11 +131,13 @@ def plan(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @RECIPE
 @SET
 @OUT
+@PROCESSES
 @QUIET
 @JSON
 @guarded
-def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
+    _spread(processes)
     _run(_recipe_path(recipe), overrides, out, quiet, as_json)
 
 
@@ -208,6 +214,14 @@ def _recipe_path(path: Path) -> Path:
         return path
     found = shipped(f"{path}" if path.suffix == ".toml" else f"{path}.toml")
     return found if found.is_file() else path
+
+
+def _spread(processes: int) -> None:
+    """Do the same command in several processes instead, unless this is one of them."""
+    from potstill.edges import ranks
+
+    if processes > 1 and ranks.world() == 1:
+        sys.exit(ranks.launch(sys.argv[1:], processes))
 
 
 def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:

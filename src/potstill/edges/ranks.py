@@ -17,6 +17,7 @@ from potstill.core.errors import Interrupted, UserError
 T = TypeVar("T")
 TRAINING_TIMEOUT = timedelta(minutes=30)  # one step apart, at most
 WAITING_TIMEOUT = timedelta(days=7)
+SAVING_S = 120  # from Ctrl-C until a process that has not saved is killed
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,12 @@ def joined() -> Iterator[None]:
         return
     import torch.distributed as dist
 
+    _state.append(_join())
     with suppress(ValueError):  # not the main thread
         # torchrun sends this to all when one has failed, which must not cut off the one that is about to say why
         signal.signal(signal.SIGTERM, lambda *_: None)
-    _state.append(_join())
     try:
+        _take_gpu()
         yield
         dist.destroy_process_group()
     except (UserError, Interrupted, KeyboardInterrupt) as error:
@@ -94,16 +96,20 @@ def _join() -> _Joined:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    backend = "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    store, number, count = next(rendezvous("env://", timeout=TRAINING_TIMEOUT))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TRAINING_TIMEOUT)
+    return _Joined(dist.PrefixStore("potstill", store), dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT))
+
+
+def _take_gpu() -> None:
+    import torch
+
     if torch.cuda.is_available():
         local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= there:
             raise UserError(f"process {rank()} is number {local + 1} on a machine of {there} GPUs; start fewer on each")
         torch.cuda.set_device(local)  # what "cuda" means from here on
-        backend = "cpu:gloo,cuda:nccl"
-    store, number, count = next(rendezvous("env://", timeout=TRAINING_TIMEOUT))
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TRAINING_TIMEOUT)
-    return _Joined(dist.PrefixStore("potstill", store), dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT))
 
 
 def _is_first_to_fail() -> bool:
@@ -160,3 +166,27 @@ def on_first(work: Callable[[], T]) -> T:
     return told[0]
 
 
+
+
+def launch(arguments: list[str], processes: int) -> int:
+    """Start `potstill ARGUMENTS` in so many processes on this machine, as torchrun does; the exit status they agree on.
+
+    torchrun itself ends with 1 whatever happened, under a page of its own about it.
+    """
+    import logging
+
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    options = ["--standalone", "--nproc-per-node", str(processes), "--shutdown-timeout", str(SAVING_S), "--module", "potstill"]
+    try:
+        run.run(run.parse_args([*options, *arguments]))
+    except ChildFailedError as error:
+        codes = {failure.exitcode for failure in error.failures.values()}
+        return next((code for code in (2, 130) if code in codes), 1)
+    except SignalException:
+        return 130
+    return 0
