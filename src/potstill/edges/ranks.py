@@ -180,7 +180,7 @@ def launch(arguments: list[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)  # what the processes have to say they say themselves
     options = ["--standalone", "--nproc-per-node", str(processes), "--shutdown-timeout", str(SAVING_S), "--module", "potstill"]
     try:
         run.run(run.parse_args([*options, *arguments]))
