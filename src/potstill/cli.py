@@ -221,7 +221,7 @@ def _spread(processes: int) -> None:
     from potstill.edges import ranks
 
     if processes > 1 and ranks.world() == 1:
-        sys.exit(ranks.launch(sys.argv[1:], processes))
+        sys.exit(ranks.launch(["--module", "potstill", *sys.argv[1:]], processes))
 
 
 def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:

@@ -13,9 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tiny_parts import gpt2_tokenizer, rows, tiny_model
 
 from potstill.core.errors import Interrupted, UserError
+from potstill.core.progress import Mode, Progress
 from potstill.core.types import Example
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
+from potstill.recipe import load_recipe
+from potstill.runner import run_recipe
 from potstill.train import loop
 from potstill.train.head import Loss
 from potstill.train.loop import Optim, fit
@@ -72,7 +75,9 @@ class Stopping:
         return ranks.rank() == self.rank and self.calls == self.at
 
 
-def trained(case: str, store: TokenStore, folder: Path, stop: int | None = None, **optim: Any) -> dict[str, Any] | None:
+def trained(
+    case: str, store: TokenStore, folder: Path, stop: int | None = None, said: Mode = "quiet", **optim: Any
+) -> dict[str, Any] | None:
     """Train, or train until a stop; the figures and all weights, in the first process."""
     family = "gpt2" if case.endswith("gpt2") else "qwen2"
     dry = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0} if family == "gpt2" else {}
@@ -81,7 +86,7 @@ def trained(case: str, store: TokenStore, folder: Path, stop: int | None = None,
         optim = {"micro_batch_tokens": 10_000, "batch_size": 10} | optim
     rules = CheckpointRules(every_steps=2)
     # the stop is asked for in the last process: all must agree on it
-    work = Work(folder, case, checkpoint=rules, stop_requested=Stopping(stop or 0, ranks.world() - 1))
+    work = Work(folder, case, Progress(said), checkpoint=rules, stop_requested=Stopping(stop or 0, ranks.world() - 1))
     try:
         fit(model, store, objective(case), Optim(**(TRAINING.model_dump() | optim)), work, seed=1)
     except Interrupted:
@@ -105,6 +110,7 @@ def agreement(folder: Path) -> None:
     right, loop.team_of = loop.team_of, RankMeans
     results["broken"] = trained("sft-qwen2", store, folder / "broken")
     loop.team_of = right
+    run_recipe(load_recipe(folder / "two.toml"), folder / "straight")
     if ranks.first():
         torch.save(results, folder / "results.pt")
 

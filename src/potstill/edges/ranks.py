@@ -5,6 +5,7 @@ everything else goes over a second one on the processors, where a rank may wait 
 """
 
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,8 +68,9 @@ def joined() -> Iterator[None]:
 
     _state.append(_join())
     with suppress(ValueError):  # not the main thread
-        # torchrun sends this to all when one has failed, which must not cut off the one that is about to say why
-        signal.signal(signal.SIGTERM, lambda *_: None)
+        # torchrun sends this to all when one has failed, which must not cut off the one that is about to say why; unlike a
+        # handler of ours, it is kept to the interpreter's very end
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         _take_gpu()
         yield
@@ -84,7 +86,7 @@ def joined() -> Iterator[None]:
             raise
         raise UserError(
             f"process {rank()} of {world()} lost another one, which was killed, ran out of memory, or cannot be reached "
-            f"({str(error).strip().splitlines()[-1][:160]}); what was finished and the last checkpoint are kept: "
+            f"({_words(error)}); what was finished and the last checkpoint are kept: "
             "run the same command again to go on"
         ) from error
     finally:
@@ -94,12 +96,13 @@ def joined() -> Iterator[None]:
 def _join() -> _Joined:
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     store, number, count = next(rendezvous("env://", timeout=TRAINING_TIMEOUT))
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=TRAINING_TIMEOUT)
-    return _Joined(dist.PrefixStore("potstill", store), dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT))
+    return _Joined(PrefixStore("potstill", store), dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT))
 
 
 def _take_gpu() -> None:
@@ -125,6 +128,11 @@ def _is_lost(error: Exception) -> bool:
 
     words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in words))
+
+
+def _words(error: Exception) -> str:
+    """What a collective's error says, without the line of C++ before it and the guesses after it."""
+    return re.sub(r"^\[\S+:\d+\] ", "", str(error).strip().splitlines()[-1]).split(". ")[0][:160]
 
 
 def waiting_group() -> Any:
@@ -166,12 +174,11 @@ def on_first(work: Callable[[], T]) -> T:
     return told[0]
 
 
+def launch(command: list[str], processes: int) -> int:
+    """Start a script, or `--module` and its name, with its arguments in so many processes on this machine, as torchrun does.
 
-
-def launch(arguments: list[str], processes: int) -> int:
-    """Start `potstill ARGUMENTS` in so many processes on this machine, as torchrun does; the exit status they agree on.
-
-    torchrun itself ends with 1 whatever happened, under a page of its own about it.
+    Returns their exit status, 2 or 130 where one of them ended so; torchrun itself always ends with 1, under a page of its
+    own about it.
     """
     import logging
 
@@ -181,12 +188,12 @@ def launch(arguments: list[str], processes: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     logging.disable(logging.ERROR)  # what the processes have to say they say themselves
-    options = ["--standalone", "--nproc-per-node", str(processes), "--shutdown-timeout", str(SAVING_S), "--module", "potstill"]
+    options = ["--standalone", "--nproc-per-node", str(processes), "--shutdown-timeout", str(SAVING_S)]
     try:
-        run.run(run.parse_args([*options, *arguments]))
+        run.run(run.parse_args([*options, *command]))
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        return next((code for code in (2, 130) if code in codes), 1)
+        return next((code for code in (2, 130) if code in codes), 1)  # of those that were killed nothing can be told
     except SignalException:
         return 130
     return 0

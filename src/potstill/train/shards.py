@@ -20,40 +20,42 @@ def save_shards(folder: Path, tensors: dict[str, Any]) -> None:
     Raises:
         OSError: in all processes, when one could not write.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer, process_group=ranks.waiting_group())
+        save(tensors, storage_writer=writer, process_group=ranks.waiting_group())
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
 
 
 def load_shards(folder: Path, tensors: dict[str, Any]) -> None:
     """Fill tensors, sharded or plain, from a folder that one process wrote or several, however many there are now."""
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.HuggingFaceStorageReader(str(folder))
+    reader = HuggingFaceStorageReader(str(folder))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process, as asked
-            dcp.load(tensors, storage_reader=reader, process_group=ranks.waiting_group(), no_dist=not ranks.several())
+            load(tensors, storage_reader=reader, process_group=ranks.waiting_group(), no_dist=not ranks.several())
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
 
 
 def described(folder: Path) -> tuple[dict[str, Any], Shapes] | None:
     """A checkpoint's counters and the shapes it holds; None when it is not whole."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
     try:
         state = json.loads((folder / "state.json").read_text())
         for name, size in state.get("files", {}).items():  # a lost shard would otherwise be read as zeros
             if (folder / name).stat().st_size != size:
                 return None
-        found = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+        found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     except (SafetensorError, OSError, ValueError, KeyError):
         return None
     return state, {name: (tuple(data.size), data.properties.dtype) for name, data in found.items()}  # type: ignore[union-attr]

@@ -99,7 +99,7 @@ class Sharded:
         for block in blocks_of(model):
             fully_shard(block, mesh=mesh, mp_policy=narrow if in_bf16 else MixedPrecisionPolicy())
         self.model = model
-        self.step = fully_shard(_Step(model, objective), mesh=mesh)
+        self.step: Any = fully_shard(_Step(model, objective), mesh=mesh)
         for module in self.step.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
@@ -128,7 +128,7 @@ class Sharded:
 
     def clip(self, limit: float) -> float:
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        norm: Any = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of all shards
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         return float(norm)
@@ -207,5 +207,3 @@ def whole(model: Any) -> Iterator[Any]:
         yield plain.to(device()).eval()
         plain.cpu()  # off the GPU while training goes on
     ranks.barrier()  # it may have taken longer than a collective of the training group waits
-
-
