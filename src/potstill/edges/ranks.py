@@ -34,7 +34,7 @@ _state: list[_Joined] = []
 
 def world() -> int:
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1  # clusters set the other names, too
 
 
 def rank() -> int:
