@@ -19,7 +19,7 @@ from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
 from potstill.recipe import load_recipe
 from potstill.runner import run_recipe
-from potstill.train import loop
+from potstill.train import loop, team
 from potstill.train.head import Loss
 from potstill.train.loop import Optim, fit
 from potstill.train.objectives import CrossEntropy, Distillation
@@ -30,7 +30,7 @@ from potstill.train.work import CheckpointRules, Work
 
 ROWS = 29  # seven steps of four and one of a single row: fewer than processes
 TRAINING = Optim(epochs=1, batch_size=4, lr=1e-3, micro_batch_tokens=60, clip=0.5)
-CASES = ("sft-qwen2", "sft-gpt2", "sft-untied", "kd", "kd-sharded-teacher", "wide-batches")
+CASES = ("sft-qwen2", "sft-gpt2", "sft-untied", "kd", "kd-sharded-teacher", "wide-batches", "reduced-each")
 
 
 def student(family: str = "qwen2", **more: Any) -> Any:
@@ -84,6 +84,9 @@ def trained(
     model = student(family, **dry, **({"tie_word_embeddings": False} if "untied" in case else {}))
     if "wide" in case:
         optim = {"micro_batch_tokens": 10_000, "batch_size": 10} | optim
+    team.WHOLE_GRADIENTS_BYTES = 0 if "reduced" in case else 4 << 30
+    if "bf16" in case:
+        model, optim = model.float(), {"precision": "bf16"} | optim
     rules = CheckpointRules(every_steps=2)
     # the stop is asked for in the last process: all must agree on it
     work = Work(folder, case, Progress(said), checkpoint=rules, stop_requested=Stopping(stop or 0, ranks.world() - 1))
@@ -107,6 +110,7 @@ def agreement(folder: Path) -> None:
     trained("kd", store, folder / "two-then-one", stop=5)
     trained("kd", store, folder / "two-then-two", stop=5)
     results["two, then two"] = trained("kd", store, folder / "two-then-two")
+    results["bf16"] = trained("sft-bf16", store, folder / "two-bf16")
     right, loop.team_of = loop.team_of, RankMeans
     results["broken"] = trained("sft-qwen2", store, folder / "broken")
     loop.team_of = right
