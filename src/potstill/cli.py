@@ -112,17 +112,34 @@ def show(recipe: Path) -> None:
 @RECIPE
 @SET
 @OUT
+@click.option("--gpus", type=click.IntRange(1), help="What training would take on so many.")
+@click.option("--tflops", type=click.FloatRange(0, min_open=True), default=400.0, show_default=True, help="Of each, in bf16.")
+@click.option(
+    "--bandwidth", type=click.FloatRange(0, min_open=True), help="GB/s of each.  [default: 300 up to 8 GPUs, else 40]"
+)
 @JSON
 @guarded
-def plan(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    gpus: int | None,
+    tflops: float,
+    bandwidth: float | None,
+    as_json: bool,
+) -> None:
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
     from potstill.recipe import load_recipe
     from potstill.verbs.plan import estimate, print_plan
+    from potstill.verbs.spread import Cluster, print_spread
 
     found = load_recipe(_recipe_path(recipe), overrides)
-    rows = estimate(found, out or Path("runs") / found.name)
+    cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
+    rows = estimate(found, out or Path("runs") / found.name, cluster)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
+    elif cluster is not None:
+        print_spread(found.name, cluster, rows)
     else:
         print_plan(found.name, rows)
 

@@ -21,6 +21,7 @@ from potstill.stages.quantize import Quantize
 from potstill.stages.sft import SFT
 from potstill.train.head import CHUNK_BYTES
 from potstill.train.prompts import Prompts
+from potstill.verbs.spread import Cluster
 
 SAMPLE = 2000  # rows looked at to guess the rest
 TEMPLATE = 40  # characters that a prompt's template adds
@@ -40,11 +41,14 @@ class Amount:
         return self.prompt + self.response
 
 
-def estimate(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
-    """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline."""
+def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None) -> list[dict[str, Any]]:
+    """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline.
+
+    With a cluster also what one of its GPUs has to do in a training step.
+    """
     sizes: dict[str, Size | None] = {}
     amounts: dict[str, Amount | str] = {}
-    return [_row(item, sizes, amounts) | _known(item) for item in plan(recipe, out, offline=True)]
+    return [_row(item, sizes, amounts, cluster) | _known(item) for item in plan(recipe, out, offline=True)]
 
 
 def _known(item: Planned) -> dict[str, Any]:
@@ -87,7 +91,9 @@ def _size(ref: ModelRef | None, sizes: dict[str, Size | None]) -> Size | None:
         return None
 
 
-def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount | str]) -> dict[str, Any]:
+def _row(
+    item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount | str], cluster: Cluster | None
+) -> dict[str, Any]:
     stage = item.node.stage
     size: Size | None = None
     row: dict[str, Any] = {
@@ -142,6 +148,9 @@ def _row(item: Planned, sizes: dict[str, Size | None], amounts: dict[str, Amount
         if teacher is not None:
             flops += 2 * teacher.body * tokens + 2 * teacher.hidden * teacher.vocab * learned
         row |= {"steps": steps, "tokens": round(tokens), "response_tokens": round(learned), "flops": flops}
+        if cluster is not None:
+            cut, longest = isinstance(stage, Distill) and stage.shard_teacher, stage.prompts.max_tokens
+            row |= cluster.share(size, teacher, stage.optim, amount.tokens, longest, flops / steps, cut)
     elif isinstance(stage, Quantize):
         row["memory_bytes"] = 8 * size.parameters
         row["output_bytes"] = round(size.body * (4 + 16 / stage.group) / 8) + 4 * size.parameters
