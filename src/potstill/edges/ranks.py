@@ -1,6 +1,6 @@
 """Several processes as torchrun starts them: who we are, waiting for one another, and how the whole ends when one fails.
 
-Everything is a no-op in one process, where torch.distributed is never imported. Training speaks over the default group;
+Everything is a no-op in one process, where no process group is opened. Training speaks over the default group;
 everything else goes over a second one on the processors, where a rank may wait for hours while the first one evaluates.
 """
 
