@@ -87,7 +87,7 @@ def trained(
     team.WHOLE_GRADIENTS_BYTES = 0 if "reduced" in case else 4 << 30
     if "bf16" in case:
         model, optim = model.float(), {"precision": "bf16"} | optim
-    rules = CheckpointRules(every_steps=2)
+    rules = CheckpointRules(every_steps=4)
     # the stop is asked for in the last process: all must agree on it
     work = Work(folder, case, Progress(said), checkpoint=rules, stop_requested=Stopping(stop or 0, ranks.world() - 1))
     try:
