@@ -18,6 +18,8 @@ OUT = click.option("--out", type=click.Path(path_type=Path), help="The run's fol
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
+PROCESSES = click.option("--processes", type=click.IntRange(1), default=1, help="Train in so many, one per GPU.  [default: 1]")
+
 
 def fail(message: str, code: int) -> NoReturn:
     click.echo(message, err=True)
@@ -58,11 +60,13 @@ def main() -> None:
 @main.command()
 @SET
 @OUT
+@PROCESSES
 @QUIET
 @JSON
 @guarded
-def quickstart(overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """The whole still on a small bilingual task: needs no file, no network and no GPU."""
+    _spread(processes)
     _run(shipped("quickstart.toml"), overrides, out, quiet, as_json)
 
 
@@ -108,17 +112,34 @@ def show(recipe: Path) -> None:
 @RECIPE
 @SET
 @OUT
+@click.option("--gpus", type=click.IntRange(1), help="What training would take on so many.")
+@click.option("--tflops", type=click.FloatRange(0, min_open=True), default=400.0, show_default=True, help="Of each, in bf16.")
+@click.option(
+    "--bandwidth", type=click.FloatRange(0, min_open=True), help="GB/s of each.  [default: 300 up to 8 GPUs, else 40]"
+)
 @JSON
 @guarded
-def plan(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def plan(
+    recipe: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    gpus: int | None,
+    tflops: float,
+    bandwidth: float | None,
+    as_json: bool,
+) -> None:
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
     from potstill.recipe import load_recipe
     from potstill.verbs.plan import estimate, print_plan
+    from potstill.verbs.spread import Cluster, print_spread
 
     found = load_recipe(_recipe_path(recipe), overrides)
-    rows = estimate(found, out or Path("runs") / found.name)
+    cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
+    rows = estimate(found, out or Path("runs") / found.name, cluster)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
+    elif cluster is not None:
+        print_spread(found.name, cluster, rows)
     else:
         print_plan(found.name, rows)
 
@@ -127,11 +148,13 @@ def plan(recipe: Path, overrides: tuple[str, ...], out: Path | None, as_json: bo
 @RECIPE
 @SET
 @OUT
+@PROCESSES
 @QUIET
 @JSON
 @guarded
-def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
+    _spread(processes)
     _run(_recipe_path(recipe), overrides, out, quiet, as_json)
 
 
@@ -210,17 +233,29 @@ def _recipe_path(path: Path) -> Path:
     return found if found.is_file() else path
 
 
+def _spread(processes: int) -> None:
+    """Do the same command in several processes instead, unless this is one of them."""
+    from potstill.edges import ranks
+
+    if processes > 1 and ranks.world() == 1:
+        sys.exit(ranks.launch(["--module", "potstill", *sys.argv[1:]], processes))
+
+
 def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
     import shlex
 
     from potstill.core.progress import Progress
+    from potstill.edges import ranks
     from potstill.recipe import load_recipe
     from potstill.runner import run_recipe
 
-    found = load_recipe(recipe, overrides)
-    folder = out or Path("runs") / found.name
     command = shlex.join(["potstill", *sys.argv[1:]])
-    done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
+    with ranks.joined():  # under torchrun a mistake in the recipe, too, is told once
+        found = load_recipe(recipe, overrides)
+        folder = out or Path("runs") / found.name
+        done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
+    if not ranks.first():
+        return
     if any(artifact.kind == "report" for artifact in done.values()):
         _show_report(folder, as_json)
     elif as_json:

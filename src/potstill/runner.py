@@ -5,7 +5,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from potstill.core.artifact import MANIFEST, Artifact, disk_errors, file_lock, fingerprint, read_json, write_json, write_text
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Progress, clock
+from potstill.edges import ranks
 from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
 from potstill.fingerprints import Fingerprints
 from potstill.recipe import Recipe
@@ -74,6 +75,16 @@ class Planned:
         return (self.folder / MANIFEST).is_file()
 
 
+def _agreed(recipe: Recipe, out: Path) -> tuple[list[Planned], list[bool]]:
+    """The first process's plan, in all of them; what is done is asked once, for shared disks show a file to some later."""
+
+    def told() -> list[tuple[str, Path, bool]]:
+        return [(item.fingerprint, item.folder, item.done) for item in plan(recipe, out)]
+
+    found = ranks.on_first(told)
+    return [Planned(node, *item[:2]) for node, item in zip(nodes_of(recipe), found, strict=True)], [item[2] for item in found]
+
+
 def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
     """What a run would do; looks, touches nothing but its memory of file hashes.
 
@@ -103,8 +114,10 @@ def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
 class Stopper:
     """Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C does not wait."""
 
+    AGAIN_S = 5.0  # torchrun passes a terminal's Ctrl-C on to processes that got it already
+
     def __init__(self, progress: Progress) -> None:
-        self.asked = False
+        self.asked, self._since = False, 0.0
         self._progress = progress
 
     @contextmanager
@@ -122,12 +135,16 @@ class Stopper:
 
     def _ask(self, number: int, frame: Any) -> None:
         if self.asked:
+            if ranks.several() and time.monotonic() - self._since < self.AGAIN_S:
+                return
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self._since = True, time.monotonic()
+        if ranks.several():  # said when all have agreed: the signal may mean that one of them is gone
+            return
         self._progress.note("stopping: saving first (Ctrl-C again to stop at once)")
 
     def check(self, where: str) -> None:
-        if self.asked:
+        if any(ranks.gathered(self.asked)):
             raise Interrupted(f"stopped {where}; run the same command again to go on")
 
 
@@ -144,33 +161,38 @@ def run_recipe(
         Interrupted: asked to stop; the state is saved.
     """
     folder = Path(out) if out is not None else Path("runs") / recipe.name
-    progress = progress or Progress("quiet")
-    with disk_errors(f"run folder {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "artifacts").mkdir(exist_ok=True)
-        with file_lock(folder / ".lock", folder):
+    progress = progress if progress is not None and ranks.first() else Progress("quiet")
+    with ranks.joined(), disk_errors(f"run folder {folder}"):
+        if ranks.first():
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "artifacts").mkdir(exist_ok=True)
+        with file_lock(folder / ".lock", folder) if ranks.first() else nullcontext():
             return _run(recipe, folder, progress, command)
 
 
 def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[str, Artifact]:
-    planned = plan(recipe, out)
+    planned, finished = _agreed(recipe, out)
     done: dict[str, Artifact] = {}
     stopper = Stopper(progress)
-    left = sum(not item.done for item in planned)
-    if left < len(planned):
-        progress.note(f"{len(planned) - left} of {len(planned)} stages are done already")
-    write_text(
-        out / "recipe.json",
-        json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str),
-    )
-    for item in planned:
-        if not item.done:
-            item.node.stage.preflight()
+    if any(finished):
+        progress.note(f"{sum(finished)} of {len(planned)} stages are done already")
+    if ranks.first():
+        write_text(
+            out / "recipe.json",
+            json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str),
+        )
+
+    def preflight() -> None:
+        for item, there in zip(planned, finished, strict=True):
+            if not there:
+                item.node.stage.preflight()
+
+    ranks.on_first(preflight)
     with stopper.listening():
-        for item in planned:
+        for item, there in zip(planned, finished, strict=True):
             ident = item.node.id
-            if item.done:
-                done[ident] = Artifact.load(item.folder)
+            if there:
+                done[ident] = ranks.on_first(lambda folder=item.folder: Artifact.load(folder))
                 continue
             stopper.check(f"before {ident}")
             work = Work(
@@ -192,6 +214,8 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
     changed = sorted({name for artifact in done.values() for name in _other_versions(artifact)})
     if changed:
         progress.note(f"some stages were made with other versions of {', '.join(changed)}; delete {out} to make them anew")
+    if not ranks.first():
+        return done
     write_json(out / "run.json", {ident: artifact.folder.name for ident, artifact in done.items()})
     for artifact in done.values():
         if artifact.kind == "report":
@@ -203,10 +227,15 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
 def execute(
     stage: Stage, context: Context, folder: Path, digest: str, parents: dict[str, str] | None = None, recipe: str = ""
 ) -> Artifact:
-    """Run one stage in its work folder, then rename that into the artifact."""
+    """Run one stage in its work folder, then rename that into the artifact.
+
+    Under torchrun all processes train together; what else there is to do, the first does for all.
+    """
     begun = time.monotonic()
     reset_peak_memory()
-    summary = stage.run(context)
+    summary = stage.run(context) if stage.shared else ranks.on_first(lambda: stage.run(context))
+    if ranks.several() and stage.shared:
+        summary["processes"] = ranks.world()
     artifact = Artifact(
         folder=folder,
         name=context.work.name,
@@ -223,7 +252,7 @@ def execute(
         versions=versions(),
         summary=summary,
     )
-    return artifact.commit(context.work.folder)
+    return ranks.on_first(lambda: artifact.commit(context.work.folder))
 
 
 def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = None) -> Artifact:
@@ -237,25 +266,34 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
     into = Path(into)
     name = stage.name or into.name
     stage = stage.model_copy(update={"name": name})
-    with disk_errors(f"folder {into}"):
-        into.parent.mkdir(parents=True, exist_ok=True)
-        digest = Fingerprints(into.parent).of(stage, {})
-        with file_lock(into.parent / f".lock-{into.name}", into):
-            if (into / MANIFEST).is_file():
-                found = Artifact.load(into)
-                if found.fingerprint == digest:
-                    return found
-                what = f"{found.kind} '{found.name}'"
-                raise UserError(f"{into} holds another artifact ({what}); choose another folder or delete it")
-            if into.exists() and any(into.iterdir()):
-                raise UserError(f"{into} is not empty; choose another folder")
-            stage.preflight()
-            progress = progress or Progress("quiet")
+    progress = progress if progress is not None and ranks.first() else Progress("quiet")
+    with ranks.joined(), disk_errors(f"folder {into}"):
+        if ranks.first():
+            into.parent.mkdir(parents=True, exist_ok=True)
+        digest = ranks.on_first(lambda: Fingerprints(into.parent).of(stage, {}))
+        with file_lock(into.parent / f".lock-{into.name}", into) if ranks.first() else nullcontext():
+            found = ranks.on_first(lambda: _found(into, digest))
+            if found is not None:
+                return found
+            ranks.on_first(stage.preflight)
             stopper = Stopper(progress)
             folder = into.parent / f".work-{into.name}-{digest[:12]}"
             work = Work(folder, name, progress, stop_requested=lambda: stopper.asked)
             with stopper.listening(), progress.stage(name, str(stage.kind)):
                 return execute(stage, Context(work, {}, machine_facts()), into, digest)
+
+
+def _found(into: Path, digest: str) -> Artifact | None:
+    """The same stage's artifact, when it is there."""
+    if (into / MANIFEST).is_file():
+        found = Artifact.load(into)
+        if found.fingerprint == digest:
+            return found
+        what = f"{found.kind} '{found.name}'"
+        raise UserError(f"{into} holds another artifact ({what}); choose another folder or delete it")
+    if into.exists() and any(into.iterdir()):
+        raise UserError(f"{into} is not empty; choose another folder")
+    return None
 
 
 def _other_versions(artifact: Artifact) -> list[str]:

@@ -83,12 +83,15 @@ class Progress:
 
 
 class MetricsLog:
-    """Every figure of a stage, one JSON object a line in `metrics.jsonl`, and in TensorBoard when asked for."""
+    """Every figure of a stage, one JSON object a line in `metrics.jsonl`, and in TensorBoard when asked for.
 
-    def __init__(self, folder: Path, sinks: tuple[str, ...] = ()) -> None:
-        self.path = folder / "metrics.jsonl"
+    A silent one keeps nothing: of several processes one writes.
+    """
+
+    def __init__(self, folder: Path, sinks: tuple[str, ...] = (), silent: bool = False) -> None:
+        self.path, self.silent = folder / "metrics.jsonl", silent
         self._writer: Any = None
-        if "tensorboard" in sinks:
+        if "tensorboard" in sinks and not silent:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
@@ -97,10 +100,14 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Forget what was written after a checkpoint's step, and all without one, so that a resumed stage writes it once."""
+        if self.silent:
+            return
         kept = [line for line in self.read() if line["step"] <= step] if step else []
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, step: int, **figures: float) -> None:
+        if self.silent:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **figures}) + "\n")
         if self._writer is not None:

@@ -6,15 +6,16 @@ from pydantic import Field
 
 from potstill.core.artifact import Makes
 from potstill.core.errors import Interrupted
+from potstill.edges import ranks
 from potstill.edges.models import check_rows, config_of, device, load_tokenizer
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.start import TeacherPrecision
 from potstill.stages.teaching import SHARED, Kept, Teacher, about, kept_signal
-from potstill.stages.training import tidy
+from potstill.stages.training import tidy, tokenised
 from potstill.train.batches import micro_batches, pack
 from potstill.train.loop import Precision, autocast, in_bf16
 from potstill.train.prompts import Renderer
-from potstill.train.store import Counts, TokenStore, instruction_pairs
+from potstill.train.store import Counts, instruction_pairs
 
 
 class Cache(DataStage, kind="cache"):
@@ -26,6 +27,7 @@ class Cache(DataStage, kind="cache"):
     """
 
     makes: ClassVar[Makes] = "cache"
+    shared: ClassVar[bool] = True
 
     teacher: ModelRef = Field(description="who reads the rows")
     signal: Kept = Field(default="hidden", description="hidden states (the whole distribution), or top_k probabilities")
@@ -46,20 +48,22 @@ class Cache(DataStage, kind="cache"):
         check_rows(config_of(where).vocab_size, tokenizer, str(self.teacher))
         counts = Counts()
         pairs = instruction_pairs(self.data.examples("train", counts.dropped), Renderer(tokenizer, self.prompts), counts)
-        store = TokenStore.write(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {self.data.kind}")
+        store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {self.data.kind}")
+        counts = store.counts
         vocab = max(tokenizer.get_vocab().values()) + 1
         teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note)
         rows = about(self.data, self.prompts)
         signal = kept_signal(teacher, self.signal, self.top_k, self.temperature, work.folder / SHARED, rows, store)
-        done = 0
-        for group in micro_batches([store.length(i) for i in range(len(store))], self.micro_batch_tokens):
+        done, mine = 0, range(ranks.rank(), len(store), ranks.world())
+        for group in micro_batches([store.length(i) for i in mine], self.micro_batch_tokens):
             with torch.inference_mode(), autocast(self.precision):
-                signal(pack([store[i] for i in group]).to(device()))
+                signal(pack([store[mine[i]] for i in group]).to(device()))
             done += len(group)
-            work.progress.update(done, len(store), "row", tokens=f"{signal.computed:,} computed")
+            work.progress.update(done, len(mine), "row", tokens=f"{signal.computed:,} computed")
             if work.stop_requested():
-                told = f"{work.name}: stopped after {done:,} of {len(store):,} rows"
+                told = f"{work.name}: stopped after {done:,} of {len(mine):,} rows"
                 raise Interrupted(f"{told}; run the same command again to go on")
+        ranks.barrier()
         tidy(context)
         signal.cache.close()
         return {

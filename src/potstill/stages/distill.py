@@ -27,6 +27,8 @@ class Distill(DataStage, kind="distill"):
     """
 
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
+    shared: ClassVar[bool] = True
+    ignored: ClassVar[tuple[str, ...]] = (*DataStage.ignored, "shard_teacher")
 
     student: ModelRef = Field(description="what is trained")
     init: Init | None = Field(default=None, description="how the student is cut out of that; default: not at all")
@@ -47,6 +49,9 @@ class Distill(DataStage, kind="distill"):
     cache: CacheRef | None = Field(default=None, description="read what a `cache` stage built; `signal` is then its own")
     optim: Optim = Optim()
     validation: Validation = Validation()
+    shard_teacher: bool = Field(
+        default=False, description="of several processes each holds a part of the teacher; slower, for teachers that do not fit"
+    )
 
     @model_validator(mode="after")
     def _one_signal(self) -> "Distill":
@@ -65,7 +70,9 @@ class Distill(DataStage, kind="distill"):
         vocab = shared_vocabulary(load_tokenizer(teacher_where), tokenizer, str(self.teacher), str(self.student))
         check_rows(config_of(teacher_where).vocab_size, tokenizer, str(self.teacher))
         work, rows = context.work, about(self.data, self.prompts)
-        teacher = Teacher(teacher_where, self.teacher_precision, in_bf16(self.optim.precision), vocab, work.note)
+        teacher = Teacher(
+            teacher_where, self.teacher_precision, in_bf16(self.optim.precision), vocab, work.note, self.shard_teacher
+        )
         built = context.artifacts(self.cache)[0] if self.cache is not None else None
         signals: list[Signal] = []
 

@@ -2,21 +2,23 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Split
+from potstill.edges import ranks
 from potstill.edges.bpe import train_tokenizer
 from potstill.edges.models import device, load_tokenizer, save_model
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, ModelRef
-from potstill.stages.training import tidy
+from potstill.stages.training import tidy, tokenised
 from potstill.train.loop import Optim, fit
 from potstill.train.objectives import CrossEntropy
-from potstill.train.store import Counts, TokenStore, text_pairs
+from potstill.train.store import Counts, text_pairs
+from potstill.train.team import whole
 
 
 class Shape(Settings):
@@ -61,6 +63,8 @@ class Pretrain(DataStage, kind="pretrain"):
     answers. The result is saved as any Hub model is.
     """
 
+    shared: ClassVar[bool] = True
+
     shape: Shape = Shape()
     vocab_size: int = Field(default=2048, ge=300, description="tokens of a new tokenizer; fewer when the text holds no more")
     tokenizer: ModelRef | None = Field(default=None, description="take this model's tokenizer instead of training one")
@@ -76,16 +80,19 @@ class Pretrain(DataStage, kind="pretrain"):
         if self.tokenizer is not None:
             tokenizer = load_tokenizer(context.where(self.tokenizer))
         else:
-            tokenizer = train_tokenizer(texts(self.data, "train", "rows", self.tokenizer_rows), self.vocab_size)
+            rows = texts(self.data, "train", "rows", self.tokenizer_rows)
+            tokenizer = ranks.on_first(lambda: train_tokenizer(rows, self.vocab_size))
         counts = Counts()
         passages = texts(self.data, "train", self.text, None, counts.dropped)
         pairs = text_pairs(passages, tokenizer, min(self.prompts.max_tokens, self.shape.positions))
-        store = TokenStore.write(work.folder / "tokens", pairs, counts, f"{work.name}: text of {self.data.kind}")
+        store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: text of {self.data.kind}")
         torch.manual_seed(self.seed)
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
         model = Qwen2ForCausalLM(self.shape.config(len(tokenizer), **ids)).to(device())
         summary = fit(model, store, CrossEntropy(), self.optim, work, seed=self.seed)
-        save_model(model, tokenizer, work.folder, [tokenizer.eos_token_id])
+        with whole(model) as plain:
+            if plain is not None:
+                save_model(plain, tokenizer, work.folder, [tokenizer.eos_token_id])
         tidy(context)
         return {**summary, "parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ class SFT(DataStage, kind="sft"):
 
     Tunes a teacher on its task, and makes the control that distillation has to beat.
     """
+
+    shared: ClassVar[bool] = True
 
     model: ModelRef = Field(description="what is tuned")
     init: Init | None = Field(default=None, description="how it is cut first; default: not at all")

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
+from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft
 from potstill.edges.models import Model, config_of, load_model
 from potstill.inits import Init
@@ -60,6 +61,8 @@ def load_student(
         model = unfreeze(init(model) if init is not None else model)
         if adapter is None:
             return model, lambda: None
+        if ranks.several():
+            raise UserError("adapters are trained by one process only; leave out `adapter`, or start one process")
         return model, add_lora(model, **adapter.model_dump(), seed=seed)
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
+from potstill.edges import ranks
 from potstill.edges.models import Model, content_id, load_head
 from potstill.sources import Source
 from potstill.stages.start import TeacherPrecision, held_in, load_teacher
@@ -13,6 +14,7 @@ from potstill.train.cache import ABOUT, RowCache, keys_of
 from potstill.train.prompts import Prompts
 from potstill.train.signals import Cached, Form, HiddenForm, Live, TopKForm
 from potstill.train.store import TokenStore
+from potstill.train.team import shard_frozen
 
 SHARED = "teacher-cache"  # a run's own caches, in its folder
 Kept = Literal["hidden", "topk"]
@@ -26,14 +28,29 @@ class Teacher:
         precision: of its weights.
         bf16: whether it computes in bfloat16, as its student does.
         vocab: leading token ids shared with the student.
+        shard: whether each of several processes holds a part of it.
     """
 
-    def __init__(self, where: str, precision: TeacherPrecision, bf16: bool, vocab: int, told: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        where: str,
+        precision: TeacherPrecision,
+        bf16: bool,
+        vocab: int,
+        told: Callable[[str], None],
+        shard: bool = False,
+    ) -> None:
         self.precision: TeacherPrecision = precision
-        self.where, self.bf16, self.vocab, self.told = where, bf16, vocab, told
+        self.where, self.bf16, self.vocab, self.told, self.shard = where, bf16, vocab, told, shard
 
     def load(self) -> Model:
-        return load_teacher(self.where, self.precision, self.bf16)
+        model = load_teacher(self.where, self.precision, self.bf16)
+        return shard_frozen(model) if self.shard else model
+
+    def signal(self, cache: RowCache, form: Form, missing: int) -> Cached:
+        """What it says, computed where the cache lacks it; a sharded teacher reads when any process lacks a row."""
+        needed = (lambda lacking: any(ranks.gathered(lacking))) if self.shard else (lambda lacking: lacking)
+        return Cached(cache, form, self.load, missing, needed)
 
     def live(self) -> Live:
         return Live(self.load())
@@ -68,8 +85,10 @@ def kept_signal(
     """The teacher's signal of a store's rows, kept under a folder that may hold those of other teachers too."""
     form = teacher.form(kept, top_k, temperature)
     identity = teacher.identity(kept, top_k, temperature)
-    cache = RowCache(folder / fingerprint(identity)[:16], identity, form.width, told=teacher.told, about=rows)
-    return Cached(cache, form, teacher.load, cache.missing(keys_of(store)))
+    place = folder / fingerprint(identity)[:16]
+    ranks.on_first(lambda: RowCache(place, identity, form.width, about=rows).close())  # made once, then opened by all
+    cache = RowCache(place, identity, form.width, told=teacher.told, about=rows)
+    return teacher.signal(cache, form, cache.missing(keys_of(store)))
 
 
 def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows: dict[str, Any], store: TokenStore) -> Cached:
@@ -102,4 +121,4 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
             f"({'; '.join(other) or 'the data gave other rows'}); build it with the same data, prompts and tokenizer, "
             "or leave out `cache`"
         )
-    return Cached(cache, form, teacher.load, missing)
+    return teacher.signal(cache, form, missing)

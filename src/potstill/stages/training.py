@@ -3,7 +3,8 @@
 import heapq
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -12,6 +13,7 @@ from potstill.core.artifact import fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
+from potstill.edges import ranks
 from potstill.edges.models import Model, Tokenizer, check_vocabulary, save_model
 from potstill.edges.sampling import generate
 from potstill.metrics.rouge_l import RougeL
@@ -21,7 +23,8 @@ from potstill.train.loop import Optim, fit
 from potstill.train.objectives import Objective
 from potstill.train.prompts import Prompts, Renderer
 from potstill.train.scoring import mean_nll
-from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview, weighted_pairs
+from potstill.train.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
+from potstill.train.team import whole
 
 
 class Validation(Settings):
@@ -56,20 +59,21 @@ def train(
     check_vocabulary(model, tokenizer, work.name)
     counts = Counts()
     dropped: Counter[str] = counts.dropped
-    store = TokenStore.write(
+    store = tokenised(
         work.folder / "tokens",
         weighted_pairs(source.examples("train", dropped), renderer, counts),
         counts,
         f"{work.name}: training rows of {source.kind}",
     )
-    held_out = drawn(source, "validation", validation.rows) if validation.times else []
-    validate: Callable[[], dict[str, float]] | None = None
+    counts = store.counts
+    held_out = ranks.on_first(lambda: drawn(source, "validation", validation.rows)) if validation.times else []
+    validate: Callable[[Model], dict[str, float]] | None = None
     if held_out:
         kept = [(example, prompt.ids) for example in held_out if (prompt := renderer.prompt(example)).ids is not None]
         pairs = list(instruction_pairs((example for example, _ in kept), renderer, Counts()))
         rouge = RougeL()
 
-        def measured() -> dict[str, float]:
+        def measured(model: Model) -> dict[str, float]:
             answers = generate(
                 model,
                 tokenizer,
@@ -85,7 +89,9 @@ def train(
     summary = fit(model, store, objective(store), optim, work, seed=seed, validate=validate, validations=validation.times)
     summary["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     finish()
-    save_model(model, tokenizer, work.folder, renderer.stop_ids)
+    with whole(model) as plain:
+        if plain is not None:
+            save_model(plain, tokenizer, work.folder, renderer.stop_ids)
     summary["data"] = {
         "rows": counts.rows,
         "prompt_tokens": counts.prompt_tokens,
@@ -100,10 +106,15 @@ def train(
     return summary
 
 
+def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> TokenStore:
+    """Rows as tokens, written by the first process and read by all."""
+    return TokenStore(folder, ranks.on_first(lambda: TokenStore.write(folder, pairs, counts, what).counts))
+
+
 def tidy(context: Context) -> None:
     """Training state and token files are not part of the artifact."""
     context.work.metrics.close()
-    for name in ("checkpoints", "tokens"):
+    for name in ("checkpoints", "tokens") if ranks.first() else ():
         shutil.rmtree(context.work.folder / name, ignore_errors=True)
 
 

@@ -12,13 +12,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from potstill.core.artifact import write_json
+from potstill.edges import ranks
+from potstill.train.shards import described, empty_like, load_shards, save_shards
 from potstill.train.work import Work
 
 KEPT = 2
 
 
 class Checkpoints:
-    """Writes a checkpoint every so many steps or minutes, keeps the newest two, and restores the newest."""
+    """Writes a checkpoint every so many steps or minutes, keeps the newest two, and restores the newest.
+
+    One process writes one file; of several each writes its shards. Both are safetensors with the same names inside, so that
+    any number of processes goes on where any other stopped.
+    """
 
     def __init__(self, work: Work, model: Any, optimizer: torch.optim.Optimizer) -> None:
         self.work, self.model, self.optimizer = work, model, optimizer
@@ -44,35 +50,93 @@ class Checkpoints:
         """Write aside, then rename, then prune."""
         final = self.folder / f"step-{state['step']:09}"
         aside = final.with_name(final.name + ".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+
+        def clear() -> None:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+
+        ranks.on_first(clear)
         tensors = {f"model.{name}": p.detach().contiguous() for name, p in self._parameters().items()}
         names = {id(p): name for name, p in self._parameters().items()}
         for parameter, values in self.optimizer.state.items():
             for key, value in values.items():
                 tensors[f"optim.{key}.{names[id(parameter)]}"] = value.detach().contiguous()
-        tensors["random.cpu"] = torch.get_rng_state()
+        tensors[f"random.cpu{self._own}"] = torch.get_rng_state()
         if torch.cuda.is_available():
-            tensors["random.cuda"] = torch.cuda.get_rng_state()
-        save_file(tensors, aside / "state.safetensors")
-        with (aside / "state.safetensors").open("rb") as file:
-            os.fsync(file.fileno())  # the older checkpoint goes once this one is on the disk
+            tensors[f"random.cuda{self._own}"] = torch.cuda.get_rng_state()
+        if ranks.several():
+            save_shards(aside, tensors)
+        else:
+            save_file(tensors, aside / "state.safetensors")
+        ranks.on_first(lambda: self._finish(aside, final, state))
+        self._saved_at = time.monotonic()
+
+    def _finish(self, aside: Path, final: Path, state: dict[str, Any]) -> None:
+        files = sorted(aside.iterdir())
+        for path in files:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # the older checkpoint goes once this one is on the disk
+        if ranks.several():
+            state = {**state, "ranks": ranks.world(), "files": {path.name: path.stat().st_size for path in files}}
         write_json(aside / "state.json", state)
         shutil.rmtree(final, ignore_errors=True)
         aside.replace(final)
         for old in self._all()[:-KEPT]:
             shutil.rmtree(old)
-        self._saved_at = time.monotonic()
 
     def restore(self) -> dict[str, Any] | None:
         """Load the newest whole checkpoint into model, optimiser and random state; None when there is none."""
-        for folder in reversed(self._all()):
-            try:
-                return self._load(folder)
-            except (SafetensorError, OSError, ValueError, KeyError):
-                self.work.progress.note(f"{self.work.name:<14} {folder.name} is damaged; an older checkpoint is tried")
+        for folder in reversed(ranks.on_first(self._all)):
+            if not ranks.several() and (folder / "state.safetensors").exists():
+                try:
+                    return self._load(folder)
+                except (SafetensorError, OSError, ValueError, KeyError):
+                    state = None
+            else:
+                state = self._load_shards(folder)
+            if state is not None:
+                return state
+            self.work.progress.note(f"{self.work.name:<14} {folder.name} is damaged; an older checkpoint is tried")
+            if ranks.first():
                 shutil.rmtree(folder)
         return None
+
+    def _load_shards(self, folder: Path) -> dict[str, Any] | None:
+        """What several processes wrote, or what several are to read; None when it is not whole."""
+        found = ranks.on_first(lambda: described(folder))
+        if found is None or not {f"model.{name}" for name in self._parameters()} <= found[1].keys():
+            return None
+        state, shapes = found
+        parameters = self._parameters()
+        tensors: dict[str, Any] = {f"model.{name}": empty_like(p, *shapes[f"model.{name}"]) for name, p in parameters.items()}
+        for key, shape in shapes.items():
+            kind, _, rest = key.partition(".")
+            if kind == "optim" and (name := rest.partition(".")[2]) in parameters:
+                tensors[key] = empty_like(parameters[name], *shape)
+        same = state.pop("ranks", 1) == ranks.world()
+        state.pop("files", None)
+        random = [key for key in shapes if key.startswith("random.") and (key.endswith(self._own) if ranks.several() else True)]
+        tensors |= {key: torch.zeros(shapes[key][0], dtype=torch.uint8) for key in random if same}
+        load_shards(folder, tensors)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"model.{name}"])
+        for key, value in tensors.items():
+            if key.startswith("optim."):
+                _, average, name = key.split(".", 2)
+                self.optimizer.state[parameters[name]][average] = value
+        if same and f"random.cpu{self._own}" in tensors:
+            torch.set_rng_state(tensors[f"random.cpu{self._own}"])
+            if f"random.cuda{self._own}" in tensors and torch.cuda.is_available():
+                torch.cuda.set_rng_state(tensors[f"random.cuda{self._own}"])
+        else:  # other processes drew other numbers: none of theirs is repeated
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * state["step"])
+        return state
+
+    @property
+    def _own(self) -> str:
+        """Random states are each process's own."""
+        return f".{ranks.rank()}" if ranks.several() else ""
 
     def _load(self, folder: Path) -> dict[str, Any]:
         state = json.loads((folder / "state.json").read_text())

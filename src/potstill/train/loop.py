@@ -11,11 +11,13 @@ from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
+from potstill.edges import ranks
 from potstill.edges.models import device
-from potstill.train.batches import Order, step_batches
+from potstill.train.batches import Order
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.objectives import Objective
 from potstill.train.store import TokenStore
+from potstill.train.team import team_of, whole
 from potstill.train.work import Work
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -88,14 +90,15 @@ def fit(
     work: Work,
     *,
     seed: int,
-    validate: Callable[[], dict[str, float]] | None = None,
+    validate: Callable[[Any], dict[str, float]] | None = None,
     validations: int = 0,
 ) -> dict[str, Any]:
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
     The loss of a step is the sum over its micro-batches divided by the step's response tokens, each counted by its row's
-    weight, so that how the step is cut changes nothing but rounding. On a CPU it ends bit-identical whether or not it was
-    interrupted.
+    weight, so that how the step is cut, and among how many processes, changes nothing but rounding. On a CPU it ends
+    bit-identical whether or not it was interrupted. `validate` is given a model with all its weights, in the first process
+    only.
 
     Returns:
         Totals: steps, rows, response_tokens, tokens, seconds of this process, final figures.
@@ -107,9 +110,10 @@ def fit(
     total = optim.total_steps(len(store))
     last_row = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
     order = Order(len(store), optim.batch_size, seed)
+    team = team_of(model, objective, in_bf16(optim.precision))
     optimizer = optimizer_for(model, optim)
     checkpoints = Checkpoints(work, model, optimizer)
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + 2**31 * ranks.rank())
     state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0}
     start = state["step"]
     work.metrics.rewind(start)
@@ -120,7 +124,9 @@ def fit(
     def report_validation(step: int) -> None:
         if step in when and validate is not None:
             model.eval()
-            work.metrics.write(step, epoch=state["rows"] / len(store), **validate())
+            with whole(model) as plain:
+                if plain is not None:
+                    work.metrics.write(step, epoch=state["rows"] / len(store), **validate(plain))
             model.train()
 
     if start == 0:
@@ -136,15 +142,17 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = lr
         sums: dict[str, float] = {}
-        for batch in step_batches(store, rows, optim.micro_batch_tokens):
+        for batch in team.batches(store, rows, optim.micro_batch_tokens):
             with autocast(optim.precision):
-                loss = objective(model, batch.to(model.device))
+                loss = team.loss(batch)
             (loss.total / weight).backward()
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            state["tokens"] += len(batch.ids_T)
-            seen += len(batch.ids_T)
-        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip))
+        length = sum(store.length(row) for row in rows)
+        state["tokens"] += length
+        seen += length
+        sums, asked = team.agree(sums, lambda done=step + 1: (work.stop_requested(), checkpoints.due(done)))
+        norm = team.clip(optim.clip)
         means = {name: value / weight for name, value in sums.items()}
         epoch = (state["rows"] + len(rows)) / len(store)
         if not math.isfinite(means["loss"]) or not math.isfinite(norm):
@@ -164,8 +172,8 @@ def fit(
         rate = seen / max(time.monotonic() - begun, 1e-9)
         work.progress.update(step + 1, total, start=start, loss=f"{means['loss']:.4f}", tokens=f"{rate:,.0f}/s")
         report_validation(step + 1)
-        stop = work.stop_requested()
-        if stop or checkpoints.due(step + 1):
+        stop, due = asked()
+        if stop or due:
             checkpoints.save(state)
         if stop:
             raise Interrupted(f"{work.name}: stopped at step {step + 1} of {total}; saved, run the same command again to go on")

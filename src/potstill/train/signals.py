@@ -150,10 +150,18 @@ class Cached:
         form: how hidden states become values.
         load: gives the teacher.
         missing: rows not kept yet; the teacher is let go when all are.
+        needed: whether the teacher must read a batch, told whether rows of it are missing here.
     """
 
-    def __init__(self, cache: RowCache, form: Form, load: Callable[[], Any], missing: int) -> None:
-        self.cache, self.form, self._load, self.missing = cache, form, load, missing
+    def __init__(
+        self,
+        cache: RowCache,
+        form: Form,
+        load: Callable[[], Any],
+        missing: int,
+        needed: Callable[[bool], bool] = lambda lacking: lacking,
+    ) -> None:
+        self.cache, self.form, self._load, self.missing, self._needed = cache, form, load, missing, needed
         self._teacher: Any = None
         self._surprised = False
         self.read = self.computed = 0  # rows
@@ -166,7 +174,7 @@ class Cached:
             self.cache.refresh()  # another process may have written them since
             lacking = [row for row in lacking if not self.cache.read(row[0], values[row[1]])]
         self.read += len(rows) - len(lacking)
-        if lacking:
+        if self._needed(bool(lacking)):
             self._surprised = self._surprised or self.computed >= self.missing  # a damaged part: more may follow
             if self._teacher is None:
                 self._teacher = self._load()

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from potstill.core.component import Settings
 from potstill.core.progress import MetricsLog, Progress
+from potstill.edges import ranks
 
 
 class CheckpointRules(Settings):
@@ -36,8 +37,9 @@ class Work:
     stop_requested: Callable[[], bool] = lambda: False
 
     def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.metrics = MetricsLog(self.folder, self.sinks)
+        if ranks.first():  # another one might make it again after it was renamed
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = MetricsLog(self.folder, self.sinks, silent=not ranks.first())
 
     def note(self, line: str) -> None:
         """A line for a person, under the stage's name."""

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import Artifact
+from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
 from potstill.edges.models import Size, config_of, device, size_of
 from potstill.inits import Init
@@ -15,6 +15,7 @@ from potstill.runner import Planned, plan
 from potstill.sources import Source
 from potstill.stages.base import ModelRef
 from potstill.stages.best import Best
+from potstill.stages.cache import Cache
 from potstill.stages.distill import Distill
 from potstill.stages.evaluate import Evaluate
 from potstill.stages.export import Export
@@ -23,6 +24,7 @@ from potstill.stages.quantize import Quantize
 from potstill.stages.sft import SFT
 from potstill.train.head import CHUNK_BYTES
 from potstill.train.prompts import Prompts
+from potstill.verbs.spread import Cluster
 
 SAMPLE = 2000  # rows looked at to guess the rest
 TEMPLATE = 40  # characters that a prompt's template adds
@@ -50,11 +52,16 @@ class Shaped:
     size: Size
 
 
-def estimate(recipe: Recipe, out: Path) -> list[dict[str, Any]]:
-    """One row per node: state, parameters, training tokens, FLOPs, bytes of memory; None where it cannot be known offline."""
+def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None) -> list[dict[str, Any]]:
+    """One row per node: state, parameters, training tokens, FLOPs, bytes of memory and disk; None where it cannot be known
+    offline. What a teacher says of the same rows is computed and kept once, for the first stage that needs it.
+
+    With a cluster also what one of its GPUs has to do in a training step.
+    """
     sizes: dict[str, Shaped | None] = {}
+    kept: set[str] = set()
     amounts: dict[str, Amount | str] = {}
-    return [_row(item, sizes, amounts) | _known(item) for item in plan(recipe, out, offline=True)]
+    return [_row(item, sizes, amounts, kept, cluster) | _known(item) for item in plan(recipe, out, offline=True)]
 
 
 def _known(item: Planned) -> dict[str, Any]:
@@ -107,7 +114,13 @@ def _size(ref: ModelRef | None, sizes: dict[str, Shaped | None]) -> Size | None:
     return found.size if found is not None else None
 
 
-def _row(item: Planned, sizes: dict[str, Shaped | None], amounts: dict[str, Amount | str]) -> dict[str, Any]:
+def _row(
+    item: Planned,
+    sizes: dict[str, Shaped | None],
+    amounts: dict[str, Amount | str],
+    kept: set[str],
+    cluster: Cluster | None,
+) -> dict[str, Any]:
     stage = item.node.stage
     shaped: Shaped | None = None
     row: dict[str, Any] = {
@@ -122,8 +135,11 @@ def _row(item: Planned, sizes: dict[str, Shaped | None], amounts: dict[str, Amou
         "flops": None,
         "memory_bytes": None,
         "output_bytes": None,
+        "cache_bytes": None,
         "note": "",
     }
+    if isinstance(stage, Cache):
+        return row | _read_once(stage, _size(stage.teacher, sizes), _amount(stage.data, stage.prompts, amounts))
     if isinstance(stage, Pretrain):
         theirs = _size(stage.tokenizer, sizes)
         config = stage.shape.config(theirs.vocab if theirs is not None else stage.vocab_size)
@@ -167,13 +183,45 @@ def _row(item: Planned, sizes: dict[str, Shaped | None], amounts: dict[str, Amou
         )
         tokens, learned = rows * amount.tokens, rows * amount.response
         flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
-        if teacher is not None:
-            flops += 2 * teacher.body * tokens + 2 * teacher.hidden * teacher.vocab * learned
+        if isinstance(stage, Distill) and teacher is not None:
+            if stage.signal != "topk":
+                flops += 2 * teacher.hidden * teacher.vocab * learned
+            once = fingerprint([stage.teacher, stage.data.spec(), stage.prompts.model_dump(), stage.signal, stage.top_k])
+            if stage.signal == "live" and stage.cache is None:
+                flops += 2 * teacher.body * tokens
+            elif stage.cache is None and once not in kept:
+                kept.add(once)
+                seen = min(rows, amount.rows)
+                flops += 2 * teacher.body * seen * amount.tokens
+                row["cache_bytes"] = round(_width(stage.signal, stage.top_k, teacher) * seen * amount.response)
         row |= {"steps": steps, "tokens": round(tokens), "response_tokens": round(learned), "flops": flops}
+        if cluster is not None:
+            cut, longest = isinstance(stage, Distill) and stage.shard_teacher, stage.prompts.max_tokens
+            row |= cluster.share(size, teacher, stage.optim, amount.tokens, longest, flops / steps, cut)
     elif isinstance(stage, Quantize):
         row["memory_bytes"] = 8 * size.parameters
         row["output_bytes"] = round(size.body * (4 + 16 / stage.group) / 8) + 4 * size.parameters
     return row
+
+
+def _width(signal: str, k: int, teacher: Size) -> int:
+    """Bytes kept of a token."""
+    return 8 * k + 4 if signal == "topk" else 2 * teacher.hidden
+
+
+def _read_once(stage: Cache, teacher: Size | None, amount: Amount | str) -> dict[str, Any]:
+    """Of a cache stage: one pass of the teacher over the rows."""
+    if teacher is None or isinstance(amount, str):
+        return {"note": f"rows unknown: {amount}" if isinstance(amount, str) else ""}
+    tokens, learned = amount.rows * amount.tokens, amount.rows * amount.response
+    head = 2 * teacher.hidden * teacher.vocab * learned if stage.signal == "topk" else 0
+    return {
+        "tokens": round(tokens),
+        "response_tokens": round(learned),
+        "flops": 2 * teacher.body * tokens + head,
+        "memory_bytes": teacher.parameters * (2 if device().type == "cuda" else 4),
+        "cache_bytes": round(_width(stage.signal, stage.top_k, teacher) * learned),
+    }
 
 
 def _training_memory(size: Size, teacher: Size | None, micro_tokens: int, longest: int) -> int:
@@ -205,18 +253,21 @@ def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
             *(_short(row[key]) for key in ("parameters", "steps", "tokens", "response_tokens")),
             f"{row['flops']:.1e}" if row["flops"] else "?" if row["note"] else "",
             _bytes(row["memory_bytes"]),
-            _bytes(row["output_bytes"]),
+            _bytes((row["output_bytes"] or 0) + (row["cache_bytes"] or 0)),
         )
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
     todo = [row for row in rows if row["state"] == "to do"]
     known = sum(row["flops"] or 0 for row in todo)
     peak = max((row["memory_bytes"] or 0 for row in todo), default=0)
-    disk = sum(row["output_bytes"] or 0 for row in todo)
+    disk = sum((row["output_bytes"] or 0) + (row["cache_bytes"] or 0) for row in todo)
+    cached = sum(row["cache_bytes"] or 0 for row in todo)
     told = f"{name}: {len(todo)} of {len(rows)} stages to do"
     if todo:
         flops = f"about {known:.1e} FLOP, " if known else ""
-        told += f", {flops}{_bytes(peak)} memory at most, {_bytes(disk)} on disk; rough figures"
+        told += f", {flops}{_bytes(peak)} memory at most, {_bytes(disk)} on disk"
+        told += f" (of it {_bytes(cached)} of what teachers say)" if cached else ""
+        told += "; rough figures"
     console.print(f"\n{told}", highlight=False)
     for note in sorted({row["note"] for row in rows if row["note"]}):
         console.print(note, highlight=False)
