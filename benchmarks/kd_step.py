@@ -7,10 +7,16 @@ Each engine runs in a process of its own, in turn, `--rounds` times; ratios are 
 are compared before any time is shown. Peers come from their published packages (`pip install 'potstill[bench]'`); what is
 missing is named and left out. `--json` prints one object as the last line.
 
-Engines: `potstill` as the distill stage computes it, teacher live; `trl`, TRL's GKD loss (beta = 0, forward KL) on the full
+Engines: `live`, potstill's distill stage while it first sees a row, the teacher beside the student; `cached`, the same rows
+in every later epoch, the teacher's hidden states read back from disk; `topk`, the same with 64 probabilities a token instead
+(a coarser loss, so its value is lower); `trl`, TRL's GKD loss (beta = 0, forward KL) on the full
 logits of both models, as its trainer does; `liger`, Liger's chunked JSD (beta = 0) in PyTorch on every position's hidden
 state; `paper`, the soft cross-entropy of MiniLLM's and the paper's code on full logits, whose value is higher by the
 teacher's entropy and whose gradient is the same.
+
+`--json`'s `matmul_share`: the step's floating-point operations on real tokens, none of them spent on padding or on prompts in
+the head, over the time they take, as a share of what this machine's own matrix products of the same shapes reach in the same
+round; of `live` and of `cached`.
 """
 
 import argparse
@@ -33,7 +39,10 @@ SHAPES = {
     "cpu": {"vocab": 151_936, "student": (512, 2), "teacher": (1024, 8)},
     "gpu": {"vocab": 151_936, "student": (896, 24), "teacher": (2048, 36)},
 }
-ENGINES = ("potstill", "trl", "liger", "paper")
+OURS = ("live", "cached", "topk")
+PEERS = ("trl", "liger", "paper")
+ENGINES = (*OURS, *PEERS, "matmul")
+TOP_K = 64
 NEEDS = {"trl": "trl", "liger": "liger_kernel"}
 
 
@@ -71,20 +80,84 @@ def padded(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
     return ids_BT, mask_BT, labels_BT
 
 
+def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
+    """The teacher live, or a cache in a temporary folder that already holds the batch's rows."""
+    import tempfile
+
+    from potstill.train.cache import RowCache
+    from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
+
+    if engine == "live":
+        return Live(teacher)
+    head = teacher.get_output_embeddings()
+    form = HiddenForm(head, None) if engine == "cached" else TopKForm(head, None, TOP_K, 1.0, head.out_features)
+    cache = RowCache(Path(tempfile.mkdtemp(prefix="kd_step-")), {}, form.width)
+    signal = Cached(cache, form, lambda: teacher, len(batch.lengths))
+    signal(batch)
+    return signal
+
+
+def work_of(shape: dict[str, Any]) -> dict[str, list[tuple[int, int, int]]]:
+    """The matrix products of a step on real tokens alone, as (rows, inner, columns): of the student and head, of the teacher.
+
+    Attention's own products are left out: a few per cent of the whole at these lengths.
+    """
+
+    def body(width: int, layers: int, tokens: int) -> list[tuple[int, int, int]]:
+        shared = max(1, width // 128) * 64
+        return layers * [(tokens, width, 2 * width), (tokens, width, 2 * shared), *3 * [(tokens, width, 4 * width)]]
+
+    tokens, learned = sum(a + b for a, b in ROWS), sum(b for _, b in ROWS)
+    student, teacher = (shape[which] for which in ("student", "teacher"))
+    once = body(*student, tokens)
+    heads = [*3 * [(learned, student[0], shape["vocab"])], (learned, teacher[0], shape["vocab"])]
+    return {"cached": 3 * once + heads, "live": 3 * once + heads + body(*teacher, tokens)}
+
+
+def matmul(shape: dict[str, Any], repeats: int) -> dict[str, float]:
+    """Floating-point operations a second of plain matrix products, weighted as a step is made of them."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    found = {}
+    for name, products in work_of(shape).items():
+        seconds = 0.0
+        for product in set(products):
+            rows, inner, columns = product
+            a, b = torch.randn(rows, inner, device=device, dtype=dtype), torch.randn(inner, columns, device=device, dtype=dtype)
+            times = []
+            for _ in range(repeats + 1):
+                synchronize(device)
+                begin = time.perf_counter()
+                a @ b
+                synchronize(device)
+                times.append(time.perf_counter() - begin)
+            seconds += products.count(product) * min(times)
+        found[name] = sum(2.0 * m * k * n for m, k, n in products) / seconds
+    return found
+
+
+def synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]]) -> Any:
     """A function of nothing that returns the mean loss per response token, ready for backward."""
     import torch
     import torch.nn.functional as F
 
     count = sum(len(response) for _, response in pairs)
-    if engine == "potstill":
+    if engine in OURS:
         from potstill.divergences.forward_kl import ForwardKL
         from potstill.train.batches import pack
         from potstill.train.objectives import Distillation
-        from potstill.train.signals import Live
 
         batch = pack(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))).to(student.device)
-        objective = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, student.config.vocab_size)
+        objective = Distillation(signal_of(engine, teacher, batch), ForwardKL(), 1.0, 1.0, student.config.vocab_size)
         return lambda: objective(student, batch).total / count
     ids_BT, mask_BT, labels_BT = (t.to(student.device) for t in padded(pairs))
 
@@ -137,6 +210,8 @@ def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
     from potstill.edges.machine import peak_gpu_memory, peak_memory, reset_peak_memory
 
     shape = SHAPES[shape_name]
+    if engine == "matmul":
+        return matmul(shape, repeats)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     student = build(shape, "student", 1).to(device, dtype).train()
@@ -149,13 +224,11 @@ def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
     seconds = []
     for _ in range(repeats + 1):
         student.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         begin = time.perf_counter()
         loss = step()
         loss.backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize(device)
         seconds.append(time.perf_counter() - begin)
     norm = torch.stack([p.grad.float().norm() for p in student.parameters() if p.grad is not None]).norm()
     peak = peak_gpu_memory() if device.type == "cuda" else peak_memory()
@@ -166,6 +239,13 @@ def resident() -> int:
     import psutil
 
     return psutil.Process().memory_info().rss
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Median, smallest and largest."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
 def in_a_process(engine: str, shape: str, repeats: int) -> dict[str, float]:
@@ -197,30 +277,45 @@ def main() -> None:
     rounds: list[dict[str, dict[str, float]]] = []
     for n in range(words.rounds or (2 if words.quick else 3)):
         rounds.append({engine: in_a_process(engine, shape, words.repeats) for engine in engines})
-        print(f"round {n + 1}: " + ", ".join(f"{e} {r['seconds']:.2f} s" for e, r in rounds[-1].items()), file=sys.stderr)
-    ours, others = rounds[0]["potstill"], [engine for engine in engines if engine != "potstill"]
-    exact = [engine for engine in others if engine != "paper"]  # its loss includes the teacher's entropy
+        times = [f"{e} {r['seconds']:.2f} s" for e, r in rounds[-1].items() if e != "matmul"]
+        print(f"round {n + 1}: {', '.join(times)}", file=sys.stderr)
+    live, peers = rounds[0]["live"], [engine for engine in engines if engine in PEERS]
+    exact = [engine for engine in peers if engine != "paper"]  # its loss includes the teacher's entropy
     gaps = {
-        "loss_gap": max((abs(rounds[0][e]["loss"] / ours["loss"] - 1) for e in exact), default=0.0),
-        "grad_gap": max((abs(rounds[0][e]["norm"] / ours["norm"] - 1) for e in others), default=0.0),
+        "loss_gap": max((abs(rounds[0][e]["loss"] / live["loss"] - 1) for e in exact), default=0.0),
+        "grad_gap": max((abs(rounds[0][e]["norm"] / live["norm"] - 1) for e in peers), default=0.0),
+        "cached_loss_gap": abs(rounds[0]["cached"]["loss"] / live["loss"] - 1),
+        "cached_grad_gap": abs(rounds[0]["cached"]["norm"] / live["norm"] - 1),
     }
+    told = "relative gaps: the peers' loss {loss_gap:.1e}, their gradient norm {grad_gap:.1e}; "
+    told += "cached to live, loss {cached_loss_gap:.1e}, gradient norm {cached_grad_gap:.1e}"
+    print(f"\n{told.format(**gaps)}\n")
     found: dict[str, Any] = {"shape": shape, "speedup": {}, "memory_ratio": {}, **gaps}
-    print(f"\nlargest relative gap to potstill: loss {gaps['loss_gap']:.1e}, gradient norm {gaps['grad_gap']:.1e}\n")
-    print("| engine | s per step | GB above the models | potstill is faster by | takes of its memory |")
-    print("|---|---:|---:|---:|---:|")
+    print("| engine | s per step | GB above the models |" + "".join(f" {ours} is faster by |" for ours in OURS))
+    print("|---|---:|---:|" + 3 * "---:|")
     for engine in engines:
+        if engine == "matmul":
+            continue
         seconds = [r[engine]["seconds"] for r in rounds]
         gigabytes = statistics.median(r[engine]["bytes"] for r in rounds) / 1e9
-        line = f"| {engine} | {statistics.median(seconds):.2f} [{min(seconds):.2f}, {max(seconds):.2f}] | {gigabytes:.2f} |"
-        if engine == "potstill":
-            print(f"{line} | |")
+        line = f"| {engine} | {spread(seconds, 2)} | {gigabytes:.2f} |"
+        if engine in OURS:
+            print(line + 3 * " |")
             continue
-        faster = [r[engine]["seconds"] / r["potstill"]["seconds"] for r in rounds]
-        memory = [r["potstill"]["bytes"] / r[engine]["bytes"] for r in rounds]
-        found["speedup"][engine] = {"live": round(statistics.median(faster), 2), "cached": None, "topk": None}
-        found["memory_ratio"][engine] = {"live": round(statistics.median(memory), 4), "cached": None, "topk": None}
-        times = f"{statistics.median(faster):.1f}× [{min(faster):.1f}, {max(faster):.1f}]"
-        print(f"{line} {times} | {statistics.median(memory):.2f} |")
+        faster = {ours: [r[engine]["seconds"] / r[ours]["seconds"] for r in rounds] for ours in OURS}
+        memory = {ours: [r[ours]["bytes"] / r[engine]["bytes"] for r in rounds] for ours in OURS}
+        found["speedup"][engine] = {ours: round(statistics.median(faster[ours]), 2) for ours in OURS}
+        found["memory_ratio"][engine] = {ours: round(statistics.median(memory[ours]), 4) for ours in OURS}
+        print(
+            line
+            + "".join(f" {spread(faster[ours], 1)}× at {statistics.median(memory[ours]):.3f} of its memory |" for ours in OURS)
+        )
+    flops = {name: sum(2.0 * m * k * n for m, k, n in products) for name, products in work_of(SHAPES[shape]).items()}
+    shares = {name: [flops[name] / r[name]["seconds"] / r["matmul"][name] for r in rounds] for name in flops}
+    found["matmul_share"] = {name: round(statistics.median(values), 3) for name, values in shares.items()}
+    rates = {name: statistics.median(r["matmul"][name] for r in rounds) / 1e9 for name in flops}
+    print("\nshare of the machine's own matrix-product rate, on real tokens' work only: ", end="")
+    print("; ".join(f"{name} {spread(shares[name], 2)} of {rates[name]:.0f} GFLOP/s" for name in flops))
     names = ("torch", "transformers", "trl", "liger_kernel")
     packages = [name.replace("_", "-") for name in names if importlib.util.find_spec(name)]
     found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
