@@ -179,9 +179,10 @@ class Cached:
             if self._teacher is None:
                 self._teacher = self._load()
             values = self.form.encode(teacher_hidden(self._teacher, batch))
-            for key, where in lacking:
+            once = dict(lacking)  # a step across the end of an epoch may see a row twice
+            for key, where in once.items():
                 self.cache.append(key, values[where])
-            self.computed += len(lacking)
+            self.computed += len(once)
         if self.computed >= self.missing and not self._surprised and not self.cache.readonly:
             self._teacher = None
         return self.form.decode(values, batch.target_N.device)
