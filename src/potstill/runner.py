@@ -309,8 +309,9 @@ def _told(artifact: Artifact) -> str:
     summary = artifact.summary
     match artifact.kind:
         case "pretrain" | "sft" | "distill":
-            counts = (f"{summary[key]:,} {words}" for key, words in _TRAINED.items())
-            return "  " + ", ".join(counts)
+            counts = [f"{summary[key]:,} {words}" for key, words in _TRAINED.items()]
+            saved = 1 - summary["tokens"] / summary["padded_tokens"]
+            return "  " + ", ".join([*counts, f"no padding (a padded batch: {saved:.0%})"])
         case "best":
             best = summary["best"]
             picked = best["candidates"][best["chosen"]]

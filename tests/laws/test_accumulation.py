@@ -20,6 +20,7 @@ from potstill.core.types import Example
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.divergences.reverse_kl import ReverseKL
 from potstill.train.batches import Batch, Order, micro_batches, pack
+from potstill.train.head import CHUNK_BYTES
 from potstill.train.loop import Optim, fit, optimizer_for
 from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
 from potstill.train.prompts import Prompts, Renderer
@@ -102,6 +103,27 @@ def test_a_step_is_divided_by_its_response_tokens(store: TokenStore, tokenizer: 
     _, figures = trained(model_of(tokenizer).double(), store, CrossEntropy(), tmp_path, steps=1)
     assert figures[0]["loss"] == pytest.approx(mean.item(), rel=1e-10)
     assert figures[0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["sft", "kd"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_products_give_every_weight_its_gradient(name: str, tied: bool, store: TokenStore, tokenizer: Any) -> None:
+    """Chunks of three tokens under autocast against one of all in float32, matrix by matrix."""
+    batch = pack([store[i] for i in range(6)])
+    model = model_of(tokenizer, tie_word_embeddings=tied)
+    teacher = model_of(tokenizer, seed=9, width=64)
+    objective = CrossEntropy() if name == "sft" else Distillation(Live(teacher), ForwardKL(), 0.5, 1.0, len(tokenizer))
+    found = []
+    for enabled, chunk in ((False, CHUNK_BYTES), (True, 3 * 4 * (len(tokenizer) + PADDED))):
+        model.zero_grad()
+        with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            patch.setattr("potstill.train.head.CHUNK_BYTES", chunk)
+            loss = objective(model, batch)
+        loss.total.backward()
+        found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    for name, exact in found[0].items():
+        assert found[1][name].dtype == torch.float32
+        assert (found[1][name] - exact).norm() < 0.05 * exact.norm(), name
 
 
 def heavy_rows_are_repeated_rows(pairs: list[Any], make: Any, tokenizer: Any, folder: Path, weigh: Any = lambda w: w) -> bool:

@@ -72,6 +72,7 @@ class RowCache:
         self._open_files: list[Any] = []
         self._closed = weakref.finalize(self, _close, self._open_files)
         self._table, self._parts = np.empty(0, RECORD), np.empty(0, np.int32)  # sorted by key
+        self._firsts = np.empty(0, np.uint64)  # of the keys, by themselves: a search in the table's column copies it first
         self._fresh: dict[bytes, tuple[int, Any]] = {}
         wanted = {"format": FORMAT, "width": width, **identity}
         if (folder / ABOUT).is_file():
@@ -126,8 +127,8 @@ class RowCache:
         if key in self._fresh:
             yield self._fresh[key]
         first, second = np.frombuffer(key, dtype="<u8")
-        at = int(np.searchsorted(self._table["key"][:, 0], first))
-        while at < len(self._table) and self._table["key"][at, 0] == first:
+        at = int(np.searchsorted(self._firsts, first))
+        while at < len(self._table) and self._firsts[at] == first:
             if self._table["key"][at, 1] == second:
                 yield int(self._parts[at]), self._table[at]
             at += 1
@@ -159,9 +160,8 @@ class RowCache:
 
     def _drop(self, key: bytes) -> None:
         first, second = np.frombuffer(key, dtype="<u8")
-        keys = self._table["key"]
-        keep = ~((keys[:, 0] == first) & (keys[:, 1] == second))
-        self._table, self._parts = self._table[keep], self._parts[keep]
+        keep = ~((self._firsts == first) & (self._table["key"][:, 1] == second))
+        self._table, self._parts, self._firsts = self._table[keep], self._parts[keep], self._firsts[keep]
 
     def append(self, key: bytes, values: np.ndarray) -> None:
         """Keep a row's values, uint8 [tokens, width]; where the disk refuses, say so once and go on without."""
@@ -192,8 +192,9 @@ class RowCache:
 
     def _join(self, table: np.ndarray, parts: np.ndarray) -> None:
         table, parts = np.concatenate([table, self._table]), np.concatenate([parts, self._parts])
-        order = np.argsort(table["key"][:, 0], kind="stable")
-        self._table, self._parts = table[order], parts[order]
+        firsts = np.ascontiguousarray(table["key"][:, 0])
+        order = np.argsort(firsts, kind="stable")
+        self._table, self._parts, self._firsts = table[order], parts[order], firsts[order]
 
     def _open(self) -> tuple[int, Any]:
         """A part that no other process writes: an old one to go on with, or a new one."""

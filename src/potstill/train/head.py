@@ -139,8 +139,12 @@ class _Job:
                 grad_hidden[rows] = slope_CV @ weight_VD
             if needed[1]:
                 states_CD = hidden_ND[rows].to(weight_VD.dtype)
-                # the first chunk writes where a sum would have to begin with zeros: a pass over [V, D] less
-                grad_weight = slope_CV.T @ states_CD if grad_weight is None else grad_weight.addmm_(slope_CV.T, states_CD)
+                if grad_weight is None:  # written where a sum would have to begin with zeros: a pass over [V, D] less
+                    grad_weight = (slope_CV.T @ states_CD).to(weight_VD.dtype)
+                elif torch.is_autocast_enabled(weight_VD.device.type):  # in-place products know no autocast: they would be slow
+                    grad_weight += slope_CV.T @ states_CD
+                else:
+                    grad_weight.addmm_(slope_CV.T, states_CD)
             if grad_bias is not None:
                 grad_bias += slope_CV.sum(0)
         if needed[1] and grad_weight is None:

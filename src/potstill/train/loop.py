@@ -101,7 +101,8 @@ def fit(
     only.
 
     Returns:
-        Totals: steps, rows, response_tokens, tokens, seconds of this process, final figures.
+        Totals: steps, rows, response_tokens, tokens (every one of them real), padded_tokens (what each step's rows would be
+        if they were padded to its longest), epochs, seconds of this process.
 
     Raises:
         UserError: a loss or gradient that is not finite; the last good checkpoint stays.
@@ -114,7 +115,7 @@ def fit(
     optimizer = optimizer_for(model, optim)
     checkpoints = Checkpoints(work, model, optimizer)
     torch.manual_seed(seed + 2**31 * ranks.rank())
-    state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0}
+    state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0, "padded_tokens": 0}
     start = state["step"]
     work.metrics.rewind(start)
     if start:
@@ -150,6 +151,7 @@ def fit(
                 sums[name] = sums.get(name, 0.0) + float(value)
         length = sum(store.length(row) for row in rows)
         state["tokens"] += length
+        state["padded_tokens"] += len(rows) * max(store.length(row) for row in rows)
         seen += length
         sums, asked = team.agree(sums, lambda done=step + 1: (work.stop_requested(), checkpoints.due(done)))
         norm = team.clip(optim.clip)
@@ -183,6 +185,7 @@ def fit(
         "rows": state["rows"],
         "response_tokens": state["response_tokens"],
         "tokens": state["tokens"],
+        "padded_tokens": state["padded_tokens"],
         "epochs": state["rows"] / len(store),
         "training_seconds": time.monotonic() - begun,
     }
