@@ -115,12 +115,24 @@ def _attend(
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention inside each document. Kernels for block-diagonal masks pay for the whole square; these do not."""
+    return attend_within(query_1HTK, key_1GTK, value_1GTK, _lengths.get(), dropout, scaling)[None], None
+
+
+def attend_within(
+    query_1HTK: Tensor,
+    key_1GTK: Tensor,
+    value_1GTK: Tensor,
+    lengths: Sequence[int],
+    dropout: float = 0.0,
+    scaling: float | None = None,
+) -> Tensor:
+    """[T, H, K]; one call for each run of equal lengths. `benchmarks/attention.py` measures it against other ways."""
     shared = query_1HTK.shape[1] // key_1GTK.shape[1]
     if shared > 1:
         key_1GTK, value_1GTK = (t.repeat_interleave(shared, dim=1) for t in (key_1GTK, value_1GTK))
     _, H, _, K = query_1HTK.shape
     parts, begin = [], 0
-    for length, run in groupby(_lengths.get()):
+    for length, run in groupby(lengths):
         count = sum(1 for _ in run)
         end = begin + count * length
         query, key, value = (
@@ -129,4 +141,4 @@ def _attend(
         out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
         parts.append(out.transpose(1, 2).reshape(count * length, H, K))
         begin = end
-    return torch.cat(parts)[None], None
+    return torch.cat(parts)
