@@ -191,6 +191,19 @@ def test_half_precision_weights_give_float32_logits_and_losses() -> None:
     torch.testing.assert_close(loss.total, plain, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_chunks_are_summed_in_the_weights_precision(bias: bool) -> None:
+    hidden, head, *_, target_N = parts(bias, torch.float32)
+    found = []
+    for chunk in (N, 4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = fused_head(hidden, head, lambda z, _, t: (F.cross_entropy(z, target_N[t], reduction="sum"), {}), chunk=chunk)
+        found.append([loss.total, *gradients(loss.total, hidden, head)])
+    for whole, chunked in zip(*found, strict=True):
+        assert whole.dtype == chunked.dtype == torch.float32
+        torch.testing.assert_close(chunked, whole, rtol=1e-2, atol=1e-2)
+
+
 def test_logits_by_chunk_are_the_logits() -> None:
     hidden, head, *_ = parts(bias=True)
     with torch.no_grad():

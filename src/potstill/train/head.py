@@ -89,12 +89,16 @@ def logit_chunks(
     size = chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
     for begin in range(0, hidden_ND.shape[0], size):
         rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
-        yield rows, _capped(_logits(hidden_ND[rows], head.weight, head.bias), softcap)
+        yield rows, _capped(_wide(_linear(hidden_ND[rows], head.weight, head.bias)), softcap)
 
 
-def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_NV = F.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+def _linear(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    return F.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32, or float64 where they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -125,28 +129,30 @@ class _Job:
         total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         for begin in range(0, N, chunk):
             rows = slice(begin, min(begin + chunk, N))
-            logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V)
+            logits_CV = _linear(hidden_ND[rows], weight_VD, bias_V)
+            product = logits_CV.dtype  # autocast's under autocast, else the weight's
+            logits_CV = _wide(logits_CV)
             teacher_CV = None
             if self.teacher_hidden_ND is not None and self.teacher_head is not None:
-                teacher_CV = _logits(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias)
+                teacher_CV = _wide(_linear(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias))
             for first in range(0, logits_CV.shape[0], block):
                 inner = slice(first, min(first + block, logits_CV.shape[0]))
                 total += self._block(logits_CV, teacher_CV, inner, begin, any(needed))
             if not any(needed):
                 continue
-            slope_CV = logits_CV.to(weight_VD.dtype)  # the logits are gone, their gradient stands there
+            slope_CV = logits_CV.to(product)  # the logits are gone, their gradient stands there
             if grad_hidden is not None:
                 grad_hidden[rows] = slope_CV @ weight_VD
             if needed[1]:
-                states_CD = hidden_ND[rows].to(weight_VD.dtype)
+                states_CD = hidden_ND[rows].to(product)
                 if grad_weight is None:  # written where a sum would have to begin with zeros: a pass over [V, D] less
                     grad_weight = (slope_CV.T @ states_CD).to(weight_VD.dtype)
-                elif torch.is_autocast_enabled(weight_VD.device.type):  # in-place products know no autocast: they would be slow
-                    grad_weight += slope_CV.T @ states_CD
-                else:
+                elif product == weight_VD.dtype:
                     grad_weight.addmm_(slope_CV.T, states_CD)
+                else:  # under autocast, of which in-place products know nothing
+                    grad_weight += slope_CV.T @ states_CD
             if grad_bias is not None:
-                grad_bias += slope_CV.sum(0)
+                grad_bias += slope_CV.sum(0, dtype=grad_bias.dtype)
         if needed[1] and grad_weight is None:
             grad_weight = torch.zeros_like(weight_VD)  # no token at all
         return total, [grad_hidden, grad_weight, grad_bias]
