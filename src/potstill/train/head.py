@@ -14,6 +14,8 @@ from potstill.train.batches import Batch
 
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
 Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]
+# the same, done: overwrites the student's logits by the gradient of the sum; logits [C, V] as the heads' products give them
+Kernel = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
@@ -57,6 +59,7 @@ def fused_head(
     softcap: float | None = None,
     teacher_softcap: float | None = None,
     tie: Tie | None = None,
+    kernel: Kernel | None = None,
     chunk: int | None = None,
     block: int | None = None,
 ) -> Loss:
@@ -75,9 +78,10 @@ def fused_head(
         teacher_hidden_ND, teacher_head: the same of a teacher; no gradient flows there.
         softcap, teacher_softcap: see `softcap_of`.
         tie: the one that `hidden_ND` was made with, where the head's weight is the embedding's.
+        kernel: does what `terms` says on a whole chunk at once, where there is a teacher and no softcap.
         chunk, block: tokens per chunk and block; by default from `chunk_bytes` and, on a CPU, what its cache holds.
     """
-    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, tie, chunk, block)
+    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, tie, kernel, chunk, block)
     total = _FusedHead.apply(hidden_ND, head.weight, head.bias, job)
     return Loss(total, job.parts)
 
@@ -113,6 +117,7 @@ class _Job:
     softcap: float | None
     teacher_softcap: float | None
     tie: Tie | None
+    kernel: Kernel | None
     chunk: int | None
     block: int | None
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -131,13 +136,19 @@ class _Job:
             rows = slice(begin, min(begin + chunk, N))
             logits_CV = _linear(hidden_ND[rows], weight_VD, bias_V)
             product = logits_CV.dtype  # autocast's under autocast, else the weight's
-            logits_CV = _wide(logits_CV)
             teacher_CV = None
             if self.teacher_hidden_ND is not None and self.teacher_head is not None:
-                teacher_CV = _wide(_linear(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias))
-            for first in range(0, logits_CV.shape[0], block):
-                inner = slice(first, min(first + block, logits_CV.shape[0]))
-                total += self._block(logits_CV, teacher_CV, inner, begin, any(needed))
+                teacher_CV = _linear(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias)
+            if self.kernel is not None:
+                assert teacher_CV is not None
+                assert self.softcap is None
+                assert self.teacher_softcap is None
+                total += self._told(*self.kernel(logits_CV, teacher_CV, rows))
+            else:
+                logits_CV, teacher_CV = _wide(logits_CV), None if teacher_CV is None else _wide(teacher_CV)
+                for first in range(0, logits_CV.shape[0], block):
+                    inner = slice(first, min(first + block, logits_CV.shape[0]))
+                    total += self._block(logits_CV, teacher_CV, inner, begin, any(needed))
             if not any(needed):
                 continue
             slope_CV = logits_CV.to(product)  # the logits are gone, their gradient stands there
@@ -166,9 +177,12 @@ class _Job:
             if differentiate:
                 (slope_BV,) = torch.autograd.grad(loss, logits_BV)
                 logits_CV[inner] = slope_BV
-        for name, value in told.items():
+        return self._told(loss.detach(), told)
+
+    def _told(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        for name, value in parts.items():
             self.parts[name] = self.parts[name] + value if name in self.parts else value
-        return loss.detach()
+        return loss
 
 
 class _FusedHead(torch.autograd.Function):
