@@ -40,7 +40,7 @@ SHAPES = {
     "gpu": {"vocab": 151_936, "student": (896, 24), "teacher": (2048, 36)},
 }
 OURS = ("live", "cached", "topk")
-PEERS = ("trl", "liger", "paper")
+PEERS = ("triton", "trl", "liger", "paper")  # triton: our own kernel, on a GPU, against `live` without it
 ENGINES = (*OURS, *PEERS, "matmul")
 TOP_K = 64
 NEEDS = {"trl": "trl", "liger": "liger_kernel"}
@@ -87,7 +87,7 @@ def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
     from potstill.train.cache import RowCache
     from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
 
-    if engine == "live":
+    if engine in ("live", "triton"):
         return Live(teacher)
     head = teacher.get_output_embeddings()
     form = HiddenForm(head, None) if engine == "cached" else TopKForm(head, None, TOP_K, 1.0, head.out_features)
@@ -151,7 +151,8 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
     import torch.nn.functional as F
 
     count = sum(len(response) for _, response in pairs)
-    if engine in OURS:
+    if engine in (*OURS, "triton"):
+        os.environ["POTSTILL_KERNEL"] = "triton" if engine == "triton" else "plain"
         from potstill.divergences.forward_kl import ForwardKL
         from potstill.train.batches import pack
         from potstill.train.objectives import Distillation
@@ -235,6 +236,12 @@ def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
     return {"loss": loss.item(), "norm": norm.item(), "seconds": statistics.median(seconds[1:]), "bytes": peak - before}
 
 
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def resident() -> int:
     import psutil
 
@@ -273,6 +280,8 @@ def main() -> None:
     missing = [engine for engine, module in NEEDS.items() if importlib.util.find_spec(module) is None]
     for engine in missing:
         print(f"{engine} is left out: not installed (pip install 'potstill[bench]')", file=sys.stderr)
+    if not has_gpu():
+        missing.append("triton")
     engines = [engine for engine in ENGINES if engine not in missing]
     rounds: list[dict[str, dict[str, float]]] = []
     for n in range(words.rounds or (2 if words.quick else 3)):

@@ -6,11 +6,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_parts import tiny_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from potstill.core.errors import UserError
 from potstill.divergences import Divergence
+from potstill.train.batches import pack
 from potstill.train.head import BLOCK_BYTES, CHUNK_BYTES, COPIES, Terms, chunk_bytes, fused_head, logit_chunks
+from potstill.train.objectives import Distillation
+from potstill.train.signals import Live
 
 N, D, WIDE, V = 13, 6, 10, 17
 KINDS = sorted(Divergence.kinds)
@@ -191,9 +196,34 @@ def test_half_precision_weights_give_float32_logits_and_losses() -> None:
     torch.testing.assert_close(loss.total, plain, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_chunks_are_summed_in_the_weights_precision(bias: bool) -> None:
+    hidden, head, *_, target_N = parts(bias, torch.float32)
+    found = []
+    for chunk in (N, 4):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = fused_head(hidden, head, lambda z, _, t: (F.cross_entropy(z, target_N[t], reduction="sum"), {}), chunk=chunk)
+        found.append([loss.total, *gradients(loss.total, hidden, head)])
+    for whole, chunked in zip(*found, strict=True):
+        assert whole.dtype == chunked.dtype == torch.float32
+        torch.testing.assert_close(chunked, whole, rtol=1e-2, atol=1e-2)
+
+
 def test_logits_by_chunk_are_the_logits() -> None:
     hidden, head, *_ = parts(bias=True)
     with torch.no_grad():
         chunks = list(logit_chunks(hidden, head, 4))
         assert [rows for rows, _ in chunks] == [slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 13)]
         torch.testing.assert_close(torch.cat([logits for _, logits in chunks]), head(hidden))
+
+
+def test_a_kernel_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny_model("qwen2", 40), pack([([1, 2], [3, 4])])
+    objective = Distillation(Live(model), Divergence.parse("forward_kl"), 0.5, 1.0, 40)
+    monkeypatch.setenv("POTSTILL_KERNEL", "cuda")
+    with pytest.raises(UserError, match="POTSTILL_KERNEL=cuda: must be plain or triton"):
+        objective(model, rows)
+    monkeypatch.setenv("POTSTILL_KERNEL", "triton")
+    monkeypatch.setattr("potstill.train.objectives.find_spec", lambda _: None)
+    with pytest.raises(UserError, match="the package triton is not here"):
+        objective(model, rows)

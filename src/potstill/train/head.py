@@ -14,6 +14,8 @@ from potstill.train.batches import Batch
 
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
 Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]
+# the same, done: overwrites the student's logits by the gradient of the sum; logits [C, V] as the heads' products give them
+Kernel = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
@@ -57,6 +59,7 @@ def fused_head(
     softcap: float | None = None,
     teacher_softcap: float | None = None,
     tie: Tie | None = None,
+    kernel: Kernel | None = None,
     chunk: int | None = None,
     block: int | None = None,
 ) -> Loss:
@@ -75,9 +78,10 @@ def fused_head(
         teacher_hidden_ND, teacher_head: the same of a teacher; no gradient flows there.
         softcap, teacher_softcap: see `softcap_of`.
         tie: the one that `hidden_ND` was made with, where the head's weight is the embedding's.
+        kernel: does what `terms` says on a whole chunk at once, where there is a teacher and no softcap.
         chunk, block: tokens per chunk and block; by default from `chunk_bytes` and, on a CPU, what its cache holds.
     """
-    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, tie, chunk, block)
+    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, tie, kernel, chunk, block)
     total = _FusedHead.apply(hidden_ND, head.weight, head.bias, job)
     return Loss(total, job.parts)
 
@@ -89,12 +93,16 @@ def logit_chunks(
     size = chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
     for begin in range(0, hidden_ND.shape[0], size):
         rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
-        yield rows, _capped(_logits(hidden_ND[rows], head.weight, head.bias), softcap)
+        yield rows, _capped(_wide(_linear(hidden_ND[rows], head.weight, head.bias)), softcap)
 
 
-def _logits(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
-    logits_NV = F.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+def _linear(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
+    return F.linear(hidden_ND.to(weight_VD.dtype), weight_VD, bias_V)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """In float32, or float64 where they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _capped(logits: Tensor, softcap: float | None) -> Tensor:
@@ -109,6 +117,7 @@ class _Job:
     softcap: float | None
     teacher_softcap: float | None
     tie: Tie | None
+    kernel: Kernel | None
     chunk: int | None
     block: int | None
     parts: dict[str, Tensor] = field(default_factory=dict)
@@ -125,28 +134,36 @@ class _Job:
         total = torch.zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32), device=hidden_ND.device)
         for begin in range(0, N, chunk):
             rows = slice(begin, min(begin + chunk, N))
-            logits_CV = _logits(hidden_ND[rows], weight_VD, bias_V)
+            logits_CV = _linear(hidden_ND[rows], weight_VD, bias_V)
+            product = logits_CV.dtype  # autocast's under autocast, else the weight's
             teacher_CV = None
             if self.teacher_hidden_ND is not None and self.teacher_head is not None:
-                teacher_CV = _logits(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias)
-            for first in range(0, logits_CV.shape[0], block):
-                inner = slice(first, min(first + block, logits_CV.shape[0]))
-                total += self._block(logits_CV, teacher_CV, inner, begin, any(needed))
+                teacher_CV = _linear(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias)
+            if self.kernel is not None:
+                assert teacher_CV is not None
+                assert self.softcap is None
+                assert self.teacher_softcap is None
+                total += self._told(*self.kernel(logits_CV, teacher_CV, rows))
+            else:
+                logits_CV, teacher_CV = _wide(logits_CV), None if teacher_CV is None else _wide(teacher_CV)
+                for first in range(0, logits_CV.shape[0], block):
+                    inner = slice(first, min(first + block, logits_CV.shape[0]))
+                    total += self._block(logits_CV, teacher_CV, inner, begin, any(needed))
             if not any(needed):
                 continue
-            slope_CV = logits_CV.to(weight_VD.dtype)  # the logits are gone, their gradient stands there
+            slope_CV = logits_CV.to(product)  # the logits are gone, their gradient stands there
             if grad_hidden is not None:
                 grad_hidden[rows] = slope_CV @ weight_VD
             if needed[1]:
-                states_CD = hidden_ND[rows].to(weight_VD.dtype)
+                states_CD = hidden_ND[rows].to(product)
                 if grad_weight is None:  # written where a sum would have to begin with zeros: a pass over [V, D] less
                     grad_weight = (slope_CV.T @ states_CD).to(weight_VD.dtype)
-                elif torch.is_autocast_enabled(weight_VD.device.type):  # in-place products know no autocast: they would be slow
-                    grad_weight += slope_CV.T @ states_CD
-                else:
+                elif product == weight_VD.dtype:
                     grad_weight.addmm_(slope_CV.T, states_CD)
+                else:  # under autocast, of which in-place products know nothing
+                    grad_weight += slope_CV.T @ states_CD
             if grad_bias is not None:
-                grad_bias += slope_CV.sum(0)
+                grad_bias += slope_CV.sum(0, dtype=grad_bias.dtype)
         if needed[1] and grad_weight is None:
             grad_weight = torch.zeros_like(weight_VD)  # no token at all
         return total, [grad_hidden, grad_weight, grad_bias]
@@ -160,9 +177,12 @@ class _Job:
             if differentiate:
                 (slope_BV,) = torch.autograd.grad(loss, logits_BV)
                 logits_CV[inner] = slope_BV
-        for name, value in told.items():
+        return self._told(loss.detach(), told)
+
+    def _told(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
+        for name, value in parts.items():
             self.parts[name] = self.parts[name] + value if name in self.parts else value
-        return loss.detach()
+        return loss
 
 
 class _FusedHead(torch.autograd.Function):

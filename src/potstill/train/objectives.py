@@ -1,17 +1,24 @@
 """What is minimised: sums over response tokens, divided by the global count elsewhere."""
 
 import math
+import os
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.core.errors import UserError
 from potstill.divergences import Divergence
 from potstill.edges.packed import tie_of
 from potstill.train.batches import Batch
-from potstill.train.head import Loss, fused_head, response_hidden, softcap_of
+from potstill.train.head import Kernel, Loss, fused_head, response_hidden, softcap_of
 from potstill.train.signals import Buckets, Signal
+
+# What a GPU computes the distillation loss by: `plain` PyTorch, or `triton`, a kernel for some divergences. The kernel was
+# never run on a GPU; it becomes the default where benchmarks/kd_step.py shows it faster.
+KERNEL = "plain"
 
 
 class Objective(Protocol):
@@ -68,8 +75,10 @@ class Distillation:
 
         tie = tie_of(model)
         dense = None if isinstance(said, Buckets) else said
+        capped = softcap_of(model) is not None or (dense is not None and dense.softcap is not None)
+        hidden_ND = response_hidden(model, batch, tie)
         return fused_head(
-            response_hidden(model, batch, tie),
+            hidden_ND,
             model.get_output_embeddings(),
             terms,
             teacher_hidden_ND=dense.hidden_ND if dense else None,
@@ -77,7 +86,26 @@ class Distillation:
             softcap=softcap_of(model),
             teacher_softcap=dense.softcap if dense else None,
             tie=tie,
+            kernel=self._kernel(batch, hidden_ND) if _triton_wanted() and dense is not None and not capped else None,
         )
+
+    def _kernel(self, batch: Batch, hidden_ND: Tensor) -> Kernel | None:
+        """None where plain PyTorch has to do it."""
+        from potstill.train import kernels
+
+        form = kernels.form_of(self.divergence)
+        if form is None or not kernels.runs_on(hidden_ND.device) or hidden_ND.dtype == torch.float64:
+            return None
+        T, r = self.temperature, self.ratio
+
+        def kernel(logits_CV: Tensor, teacher_CV: Tensor, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            weight_C = None if batch.weight_N is None else batch.weight_N[tokens]
+            ce, divergence = kernels.overwrite_by_gradient(
+                logits_CV, teacher_CV, batch.target_N[tokens], weight_C, form, ratio=r, temperature=T, vocab=self.vocab
+            )
+            return (1 - r) * ce + r * T**2 * divergence, {"ce": ce, "divergence": divergence}
+
+        return kernel
 
     def _scaled(self, logits_BV: Tensor) -> Tensor:
         shared_BV = logits_BV if logits_BV.shape[-1] == self.vocab else logits_BV[:, : self.vocab]
@@ -105,6 +133,15 @@ class Distillation:
         # from the other logits themselves: 1 − Σ would lose what is small to rounding
         rest_B1 = scaled_BV.scatter(-1, ids_BK, -math.inf).logsumexp(-1, keepdim=True)
         return torch.cat([inside_BK, rest_B1], dim=-1).log_softmax(-1)
+
+
+def _triton_wanted() -> bool:
+    choice = os.environ.get("POTSTILL_KERNEL", KERNEL)
+    if choice not in ("plain", "triton"):
+        raise UserError(f"POTSTILL_KERNEL={choice}: must be plain or triton")
+    if choice == "triton" and find_spec("triton") is None:
+        raise UserError("POTSTILL_KERNEL=triton: the package triton is not here; builds of torch for CUDA bring it along")
+    return choice == "triton"
 
 
 def _total(per_token_B: Tensor, batch: Batch, tokens: slice) -> Tensor:
