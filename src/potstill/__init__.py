@@ -43,6 +43,7 @@ _WHERE = {
     "Pretrain": "potstill.stages.pretrain",
     "Shape": "potstill.stages.pretrain",
     "SFT": "potstill.stages.sft",
+    "Cache": "potstill.stages.cache",
     "Distill": "potstill.stages.distill",
     "Quantize": "potstill.stages.quantize",
     "Best": "potstill.stages.best",
