@@ -92,7 +92,7 @@ def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
     head = teacher.get_output_embeddings()
     form = HiddenForm(head, None) if engine == "cached" else TopKForm(head, None, TOP_K, 1.0, head.out_features)
     cache = RowCache(Path(tempfile.mkdtemp(prefix="kd_step-")), {}, form.width)
-    signal = Cached(cache, form, lambda: teacher, len(batch.lengths))
+    signal = Cached(cache, form, lambda: teacher, ())
     signal(batch)
     return signal
 
@@ -219,9 +219,9 @@ def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
     teacher = build(shape, "teacher", 2).to(device, dtype).eval().requires_grad_(False)
     draw = torch.Generator().manual_seed(3)
     pairs = [tuple(torch.randint(0, shape["vocab"], (n,), generator=draw).tolist() for n in row) for row in ROWS]
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
     step = step_of(engine, student, teacher, pairs)
     reset_peak_memory()
-    before = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
     seconds = []
     for _ in range(repeats + 1):
         student.zero_grad(set_to_none=True)

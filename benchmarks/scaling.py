@@ -71,7 +71,7 @@ def step(size: str, vocab: int | None, length: int, signal: str, repeats: int) -
         said: Live | Cached = Live(teacher)
         if signal == "hidden":
             form = HiddenForm(teacher.get_output_embeddings(), None)
-            said = Cached(RowCache(Path(folder) / "cache", {}, form.width), form, lambda: teacher, BATCH)
+            said = Cached(RowCache(Path(folder) / "cache", {}, form.width), form, lambda: teacher, ())
         objective = Distillation(said, ForwardKL(), 1.0, 1.0, shape["vocab"])
         memory, seconds = Memory(), []
         for n in range(repeats + 1):

@@ -86,7 +86,7 @@ def main() -> None:
             found["forms"].setdefault("live", {"bytes_per_token": 0})[when] = {"kl": live, "gradient_error": 0.0}
             for name, form in forms.items():
                 cache = RowCache(Path(folder) / name.replace(" ", "-"), {}, form.width)
-                signal = Cached(cache, form, lambda: teacher, len(batch.lengths))
+                signal = Cached(cache, form, lambda: teacher, ())
                 value, other = seen(student, signal, batch, vocab)
                 error = ((other - gradient).norm() / gradient.norm()).item()
                 told = found["forms"].setdefault(name, {"bytes_per_token": form.width})

@@ -1,7 +1,9 @@
 """What is read back is what the teacher said; what is damaged, moved or another's is never used in silence."""
 
+import errno
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +199,71 @@ def test_top_k_gradient(tokenizer: Any) -> None:
     assert torch.autograd.gradcheck(value, (logits,))
 
 
+# who reads
+
+
+class Shaky:
+    """A form whose values depend on the company that a row is computed in, as a rounding may."""
+
+    width = 2
+
+    def encode(self, hidden_ND: Tensor) -> np.ndarray:
+        return np.full((len(hidden_ND), 2), len(hidden_ND), dtype=np.uint8)
+
+    def decode(self, values: np.ndarray, device: torch.device) -> Any:
+        return values.copy()
+
+
+def test_a_row_keeps_the_values_it_first_had(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    """Alone, beside rows that are computed, and twice in one batch: as a run reads it that goes on after being killed."""
+    teacher, form = teacher_of(tokenizer), Shaky()
+    cache = RowCache(tmp_path, {}, form.width)
+    signal = Cached(cache, form, Counted(teacher), ())  # type: ignore[arg-type]
+    batches = [pack(pairs[:1]), pack(pairs[:3]), pack([pairs[3], pairs[4], pairs[3]])]
+    first = [signal(batch) for batch in batches]
+    again = [signal(batch) for batch in batches]
+    for a, b in zip(first, again, strict=True):
+        assert np.array_equal(a, b)
+    assert signal.computed == 5
+
+
+@pytest.mark.parametrize("form", ["hidden", "topk"])
+def test_a_batch_without_rows_asks_nobody(form: str, tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher = teacher_of(tokenizer)
+    signal = cached(tmp_path, teacher, hidden(teacher) if form == "hidden" else topk(teacher, 5), pairs)
+    student, idle = student_of(tokenizer), pack([([0], [])])
+    loss, gradient = loss_of(signal, student, idle)
+    assert loss == 0
+    assert not gradient.any()
+    assert signal._load.loads == 0
+    assert not list(tmp_path.glob("part-*"))
+
+
+def test_a_teacher_is_let_go_whoever_wrote_the_rows(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher = teacher_of(tokenizer)
+    twice = [*pairs, *pairs[:3]]  # the same rows again count once
+    one, two = (cached(tmp_path, teacher, hidden(teacher), twice) for _ in range(2))
+    one(pack(pairs[:6]))
+    two(pack(pairs[6:]))
+    assert one._teacher is not None
+    one(pack(pairs[6:]))
+    two(pack(pairs[:6]))
+    assert one._teacher is None
+    assert two._teacher is None
+    assert (one.computed, two.computed) == (6, 6)
+
+
+def test_after_damage_the_teacher_comes_back_and_stays(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:
+    teacher = teacher_of(tokenizer)
+    signal = cached(tmp_path, teacher, hidden(teacher), pairs)
+    signal(pack(pairs))
+    assert signal._teacher is None
+    flip(tmp_path / "part-000.values", 0)
+    signal(pack(pairs))
+    assert signal._load.loads == 2
+    assert signal._teacher is not None
+
+
 # what is broken
 
 
@@ -333,6 +400,32 @@ def test_another_teacher_is_refused(tmp_path: Path) -> None:
         RowCache(tmp_path, {"teacher": "another"}, WIDTH)
     with pytest.raises(UserError, match=r"\(width is 6 there and 8 here\)"):
         RowCache(tmp_path, {"teacher": "t"}, 8)
+
+
+def test_a_disk_without_locks_is_told_as_it_is(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("potstill.train.cache.fcntl.flock", refuse)
+    told: list[str] = []
+    cache = RowCache(tmp_path, {}, WIDTH, told=told.append)
+    assert not cache.append(b"1" * 16, np.zeros((1, WIDTH), np.uint8))
+    assert len(list(tmp_path.glob("part-*"))) == 1
+    assert "cannot be written (No locks available)" in told[0]
+
+
+def test_many_may_open_a_new_cache_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for trial in range(10):
+            opened = list(pool.map(lambda _, trial=trial: RowCache(tmp_path / str(trial), {}, WIDTH), range(4)))
+            assert not any(cache.readonly for cache in opened)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"identity": 3}'])
+def test_a_description_that_says_nothing_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cache.json").write_text(text)
+    with pytest.raises(UserError, match=r"cache.json: damaged; delete its folder and run again$"):
+        RowCache(tmp_path, {}, WIDTH)
 
 
 def test_a_full_disk_ends_the_keeping_and_not_the_run(tokenizer: Any, pairs: Pairs, tmp_path: Path) -> None:

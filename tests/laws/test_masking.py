@@ -132,6 +132,19 @@ def test_packed_rows_are_rows_one_at_a_time(family: str, chat: Any) -> None:
         assert indifferent_to_neighbours(model, objective, pairs_of(chat))
 
 
+def test_a_tied_padding_token_learns_from_the_head_alone(chat: Any) -> None:
+    """As torch's own embedding has it: its row gets no gradient from where it is read."""
+    pad = chat.pad_token_id if chat.pad_token_id is not None else 3
+    pairs = [([7, pad, 9], [5, pad, 6]), ([pad, 4], [8, 2])]
+    found = []
+    for model in (tiny_model("qwen2", len(chat), pad_token_id=pad).double() for _ in range(2)):
+        assert model.get_input_embeddings().padding_idx == pad
+        found.append(loss_and_gradient(model, pack(pairs)) if not found else transformers_loss(model, pairs))
+    (loss, gradient), (wanted, direction) = found
+    assert torch.allclose(loss, wanted, rtol=1e-6)
+    assert (gradient - direction).norm() < 1e-5 * direction.norm()
+
+
 def test_the_law_of_packing_rejects_attention_across_rows(chat: Any) -> None:
     def one_document(pairs: Pairs) -> Batch:
         batch = pack(pairs)

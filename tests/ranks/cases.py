@@ -25,7 +25,7 @@ from potstill.train.head import Loss
 from potstill.train.loop import Optim, fit
 from potstill.train.objectives import CrossEntropy, Distillation
 from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Cached, HiddenForm, Live
+from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
 from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.team import Sharded, shard_frozen, shares, whole
 from potstill.train.work import CheckpointRules, Work
@@ -40,6 +40,8 @@ CASES = (
     "kd-sharded-teacher",
     "kd-cached",
     "kd-cached-sharded",
+    "kd-cached-idle",
+    "kd-cached-topk-idle",
     "wide-batches",
     "reduced-each",
 )
@@ -56,10 +58,12 @@ def objective(case: str, folder: Path) -> Any:
     teacher = shard_frozen(teacher) if "sharded" in case else teacher
     signal: Any = Live(teacher)
     if "cached" in case:  # each process writes its rows, and in the second epoch reads those of the other
-        form = HiddenForm(teacher.get_output_embeddings(), None)
+        head = teacher.get_output_embeddings()
+        form = TopKForm(head, None, 300, 2.0, 300) if "topk" in case else HiddenForm(head, None)
         ranks.on_first(lambda: RowCache(folder / "said", {}, form.width).close())
         cache = RowCache(folder / "said", {}, form.width)
-        signal = Cached(cache, form, lambda: teacher, ROWS, (lambda lacking: any(ranks.gathered(lacking))))
+        alone = (lambda lacking: any(ranks.gathered(lacking))) if "sharded" in case else (lambda lacking: lacking)
+        signal = Cached(cache, form, lambda: teacher, (), alone)
     return Distillation(signal, ForwardKL(), 0.5, 2.0, 300)
 
 
@@ -103,6 +107,8 @@ def trained(
     model = student(family, **dry, **({"tie_word_embeddings": False} if "untied" in case else {}))
     if "cached" in case:
         optim = {"epochs": 2} | optim
+    if "idle" in case:  # one of two processes has nothing to do in every step
+        optim = {"batch_size": 1, "steps": 40} | optim
     if "wide" in case:
         optim = {"micro_batch_tokens": 10_000, "batch_size": 10} | optim
     team.WHOLE_GRADIENTS_BYTES = 0 if "reduced" in case else 4 << 30

@@ -15,6 +15,7 @@ from potstill.recipe import parse_recipe
 from potstill.runner import run_recipe
 from potstill.stages.base import Context
 from potstill.stages.cache import Cache
+from potstill.stages.teaching import Teacher
 from potstill.train.work import Work
 from potstill.verbs.plan import estimate
 
@@ -188,6 +189,33 @@ def test_a_teacher_with_fewer_embeddings_than_tokens_is_refused(root: Path, tmp_
 def test_a_cache_brings_its_own_form(root: Path) -> None:
     with pytest.raises(UserError, match="the cache brings its own signal and top_k; set them there"):
         alone(root, cache="path:.", signal="topk")
+
+
+def test_whatever_decides_the_values_decides_the_identity(root: Path, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    save_model(tiny_model("qwen2", len(tokenizer), width=64, seed=5), tokenizer, tmp_path / "other")
+    one = {"where": f"path:{root}/teacher", "precision": "fp32", "bf16": False, "vocab": 300}
+    form = {"kept": "topk", "top_k": 8, "temperature": 1.0}
+    changes = [
+        {"where": f"path:{tmp_path}/other"},
+        {"precision": "int8"},
+        {"precision": "bf16"},
+        {"bf16": True},
+        {"vocab": 299},
+        {"kept": "hidden"},
+        {"top_k": 9},
+        {"temperature": 2.0},
+    ]
+
+    def identity(change: dict[str, Any]) -> str:
+        fields = {**one, **form, **change}
+        teacher = Teacher(**{name: fields[name] for name in one}, told=print)
+        return json.dumps(teacher.identity(**{name: fields[name] for name in form}), sort_keys=True)
+
+    found = [identity({}), *(identity(change) for change in changes)]
+    assert len(set(found)) == len(found)
+    kept = [identity({"kept": "hidden", **change}) for change in ({}, {"top_k": 9}, {"temperature": 2.0}, {"vocab": 299})]
+    assert len(set(kept)) == 1, "hidden states serve every temperature and vocabulary"
 
 
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])

@@ -55,7 +55,11 @@ def free_memory(device: Any) -> int:
     import torch
 
     if device.type != "cuda":
-        return psutil.virtual_memory().available
+        free = psutil.virtual_memory().available
+        with suppress(OSError, ValueError):  # a container's own limit, where it has one
+            group = Path("/sys/fs/cgroup")
+            free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        return free
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 

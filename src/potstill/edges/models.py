@@ -213,6 +213,11 @@ def load_model(where: str, dtype: Any = None) -> Model:
     return model.to(device()).eval()
 
 
+def softcap_in(config: Any) -> float | None:
+    """The bound of a model's logits, c·tanh(logits / c), where its architecture has one."""
+    return getattr(config, "final_logit_softcapping", None) if getattr(config, "model_type", "").startswith("gemma") else None
+
+
 def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
     """A model's output layer alone, frozen, on `device()`, and the softcap of its logits; the body is not kept in memory.
 
@@ -223,7 +228,7 @@ def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
     from safetensors import safe_open
 
     config, folder = config_of(where), _folder(where)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = softcap_in(config)
     with torch.device("meta"):
         model = _transformers().AutoModelForCausalLM.from_config(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

@@ -10,7 +10,7 @@ from potstill.edges import ranks
 from potstill.edges.models import check_rows, config_of, device, load_tokenizer
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.start import TeacherPrecision
-from potstill.stages.teaching import SHARED, Kept, Teacher, about, kept_signal
+from potstill.stages.teaching import SHARED, Kept, Teacher, about, facts_of, kept_signal
 from potstill.stages.training import tidy, tokenised
 from potstill.train.batches import micro_batches, pack
 from potstill.train.loop import Precision, autocast, in_bf16
@@ -55,7 +55,7 @@ class Cache(DataStage, kind="cache"):
         rows = about(self.data, self.prompts)
         signal = kept_signal(teacher, self.signal, self.top_k, self.temperature, work.folder / SHARED, rows, store)
         done, mine = 0, range(ranks.rank(), len(store), ranks.world())
-        for group in micro_batches([store.length(i) for i in mine], self.micro_batch_tokens):
+        for group in micro_batches([store.length(i) for i in mine], self.micro_batch_tokens) if mine else ():
             with torch.inference_mode(), autocast(self.precision):
                 signal(pack([store[mine[i]] for i in group]).to(device()))
             done += len(group)
@@ -63,7 +63,7 @@ class Cache(DataStage, kind="cache"):
             if work.stop_requested():
                 told = f"{work.name}: stopped after {done:,} of {len(mine):,} rows"
                 raise Interrupted(f"{told}; run the same command again to go on")
-        ranks.barrier()
+        facts = facts_of(signal)  # once all are done
         tidy(context)
         signal.cache.close()
         return {
@@ -71,5 +71,5 @@ class Cache(DataStage, kind="cache"):
             "response_tokens": counts.response_tokens,
             "dropped": dict(counts.dropped),
             "rows_of": rows,
-            **signal.facts(),
+            **facts,
         }

@@ -10,7 +10,7 @@ from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_
 from potstill.inits import Init
 from potstill.stages.base import CacheRef, Context, DataStage, ModelRef
 from potstill.stages.start import Adapter, TeacherPrecision, check_start, load_student
-from potstill.stages.teaching import SHARED, Teacher, about, built_signal, kept_signal
+from potstill.stages.teaching import SHARED, Teacher, about, built_signal, facts_of, kept_signal
 from potstill.stages.training import Validation, train
 from potstill.train.loop import Optim, in_bf16
 from potstill.train.objectives import Distillation
@@ -89,4 +89,4 @@ class Distill(DataStage, kind="distill"):
         student, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
         common = (self.data, self.prompts, self.optim, self.validation, objective, self.seed)
         summary = train(context, student, tokenizer, *common, finish=merge)
-        return {**summary, "signal": signals[0].facts()}
+        return {**summary, "signal": facts_of(signals[0])}

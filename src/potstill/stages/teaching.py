@@ -1,6 +1,6 @@
 """The teacher's side of distillation: where its signal is kept, and by what it is recognised."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from potstill.sources import Source
 from potstill.stages.start import TeacherPrecision, held_in, load_teacher
 from potstill.train.cache import ABOUT, RowCache, keys_of
 from potstill.train.prompts import Prompts
-from potstill.train.signals import Cached, Form, HiddenForm, Live, TopKForm
+from potstill.train.signals import Cached, Form, HiddenForm, Live, Signal, TopKForm
 from potstill.train.store import TokenStore
 from potstill.train.team import shard_frozen
 
@@ -47,7 +47,7 @@ class Teacher:
         model = load_teacher(self.where, self.precision, self.bf16)
         return shard_frozen(model) if self.shard else model
 
-    def signal(self, cache: RowCache, form: Form, missing: int) -> Cached:
+    def signal(self, cache: RowCache, form: Form, missing: Iterable[bytes]) -> Cached:
         """What it says, computed where the cache lacks it; a sharded teacher reads when any process lacks a row."""
         needed = (lambda lacking: any(ranks.gathered(lacking))) if self.shard else (lambda lacking: lacking)
         return Cached(cache, form, self.load, missing, needed)
@@ -110,15 +110,21 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
         raise UserError(
             f"the cache '{artifact.name}' cannot be used: {error}; build it from this teacher, as it is now"
         ) from None
-    missing = cache.missing(keys_of(store))
-    if missing > cache.lost:
+    missing = list(cache.missing(keys_of(store)))
+    if len(missing) > cache.lost:
         there = artifact.summary["rows_of"]
         other = [
             f"{name} is {there.get(name)!r} there and {here!r} here" for name, here in rows.items() if there.get(name) != here
         ]
         raise UserError(
-            f"the cache '{artifact.name}' lacks {missing:,} of {len(store):,} rows "
+            f"the cache '{artifact.name}' lacks {len(missing):,} of {len(store):,} rows "
             f"({'; '.join(other) or 'the data gave other rows'}); build it with the same data, prompts and tokenizer, "
             "or leave out `cache`"
         )
     return teacher.signal(cache, form, missing)
+
+
+def facts_of(signal: Signal) -> dict[str, Any]:
+    """For a summary: rows counted over all processes."""
+    told = ranks.gathered(signal.facts())
+    return {name: sum(t[name] for t in told) if name.startswith("rows_") else value for name, value in told[0].items()}

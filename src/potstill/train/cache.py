@@ -75,16 +75,21 @@ class RowCache:
         self._firsts = np.empty(0, np.uint64)  # of the keys, by themselves: a search in the table's column copies it first
         self._fresh: dict[bytes, tuple[int, Any]] = {}
         wanted = {"format": FORMAT, "width": width, **identity}
-        if (folder / ABOUT).is_file():
-            found = read_json(folder / ABOUT)["identity"]
-            if found != wanted:
-                raise UserError(f"{folder}: holds what another teacher said ({_differences(found, wanted)})")
-        else:
+        if not (folder / ABOUT).is_file():
+            aside = folder / f"{ABOUT}.{os.getpid()}.{id(self)}"  # several may make it at once, all the same
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / ABOUT, {"identity": wanted, "about": about or {}})
+                write_json(aside, {"identity": wanted, "about": about or {}})
+                aside.replace(folder / ABOUT)
             except OSError as error:
                 self._give_up(error)
+        if (folder / ABOUT).is_file():
+            found = read_json(folder / ABOUT)
+            found = found.get("identity") if isinstance(found, dict) else None
+            if not isinstance(found, dict):
+                raise UserError(f"{folder / ABOUT}: damaged; delete its folder and run again")
+            if found != wanted:
+                raise UserError(f"{folder}: holds what another teacher said ({_differences(found, wanted)})")
         self.refresh()
 
     def refresh(self) -> None:
@@ -163,10 +168,10 @@ class RowCache:
         keep = ~((self._firsts == first) & (self._table["key"][:, 1] == second))
         self._table, self._parts, self._firsts = self._table[keep], self._parts[keep], self._firsts[keep]
 
-    def append(self, key: bytes, values: np.ndarray) -> None:
-        """Keep a row's values, uint8 [tokens, width]; where the disk refuses, say so once and go on without."""
+    def append(self, key: bytes, values: np.ndarray) -> bool:
+        """Keep a row's values, uint8 [tokens, width]; where the disk refuses, say so once, and False ever after."""
         if self.readonly:
-            return
+            return False
         try:
             part, index = self._writer or self._open()
             file = self._values[part]
@@ -180,8 +185,9 @@ class RowCache:
             _write(index, record.tobytes())
         except OSError as error:
             self._give_up(error)
-            return
+            return False
         self._remember([(key, (part, record[()]))])
+        return True
 
     def _remember(self, records: Iterable[tuple[bytes, tuple[int, Any]]]) -> None:
         self._fresh.update(records)
@@ -203,9 +209,12 @@ class RowCache:
             index = (self.folder / f"{name}.index").open("ab", buffering=0)
             try:
                 fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 index.close()
                 continue
+            except OSError:  # a file system without locks
+                index.close()
+                raise
             torn = os.fstat(index.fileno()).st_size % RECORD.itemsize
             if torn:  # a writer killed within a record
                 index.truncate(os.fstat(index.fileno()).st_size - torn)
@@ -224,9 +233,9 @@ class RowCache:
             "what it lacks is computed again whenever it is needed"
         )
 
-    def missing(self, keys: Iterable[bytes]) -> int:
-        """How many of these rows are not there, by the index; their values are checked when they are read."""
-        return sum(key not in self for key in keys)
+    def missing(self, keys: Iterable[bytes]) -> Iterator[bytes]:
+        """Those rows that are not there, by the index; values are checked when they are read."""
+        return (key for key in keys if key not in self)
 
     def __len__(self) -> int:
         """Records; a row that was written twice counts twice."""

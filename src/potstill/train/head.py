@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.edges.machine import free_memory
+from potstill.edges.models import softcap_in
 from potstill.edges.packed import Tie, final_hidden
 from potstill.train.batches import Batch
 
@@ -37,8 +39,8 @@ def response_hidden(model: Any, batch: Batch, tie: Tie | None = None) -> Tensor:
 
 
 def softcap_of(model: Any) -> float | None:
-    """The bound that a model squeezes its logits into by c·tanh(logits / c), as Gemma 2 does; None for most."""
-    return getattr(model.config, "final_logit_softcapping", None)
+    """The bound that a model squeezes its logits into by c·tanh(logits / c): Gemma's; None for all others."""
+    return softcap_in(model.config)
 
 
 def chunk_bytes(device: torch.device) -> int:
@@ -47,6 +49,12 @@ def chunk_bytes(device: torch.device) -> int:
     while size * COPIES > free and size > BLOCK_BYTES:
         size //= 2
     return size
+
+
+@cache
+def _chosen_bytes(device: torch.device) -> int:
+    """`chunk_bytes`, asked once: where sums are cut decides how they round."""
+    return chunk_bytes(device)
 
 
 def fused_head(
@@ -90,7 +98,7 @@ def logit_chunks(
     hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None, softcap: float | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Logits [C, V] of one chunk after another, in float32 at least, for use without gradients."""
-    size = chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
+    size = chunk or max(1, _chosen_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
     for begin in range(0, hidden_ND.shape[0], size):
         rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
         yield rows, _capped(_wide(_linear(hidden_ND[rows], head.weight, head.bias)), softcap)
@@ -126,7 +134,7 @@ class _Job:
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]
     ) -> tuple[Tensor, list[Tensor | None]]:
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
-        chunk = self.chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * V))
+        chunk = self.chunk or max(1, _chosen_bytes(hidden_ND.device) // (4 * V))
         block = self.block or (chunk if hidden_ND.is_cuda else max(1, BLOCK_BYTES // (4 * V)))
         grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
         grad_weight: Tensor | None = None

@@ -1,6 +1,6 @@
 """What the teacher says of a batch: live, or read back from a cache that is filled as rows are first seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,7 +101,8 @@ class HiddenForm:
         return hidden_ND.to(torch.bfloat16).contiguous().cpu().view(torch.uint8).numpy()
 
     def decode(self, values: np.ndarray, device: torch.device) -> Dense:
-        return Dense(torch.from_numpy(values).view(torch.bfloat16).to(device), self.head, self.softcap)
+        hidden_ND = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+        return Dense(hidden_ND.to(device), self.head, self.softcap)
 
 
 class TopKForm:
@@ -130,12 +131,27 @@ class TopKForm:
         return np.concatenate(parts) if parts else np.empty((0, self.width), np.uint8)
 
     def decode(self, values: np.ndarray, device: torch.device) -> Buckets:
-        tensor = torch.from_numpy(values)
-        ids_NK = tensor[:, : 4 * self.k].contiguous().view(torch.int32).to(device, torch.int64)
-        return Buckets(ids_NK, tensor[:, 4 * self.k :].contiguous().view(torch.float32).to(device))
+        words = values.view(np.int32)
+        ids_NK = torch.from_numpy(words[:, : self.k].astype(np.int64))
+        return Buckets(ids_NK.to(device), torch.from_numpy(words[:, self.k :].copy().view(np.float32)).to(device))
 
 
 Form = HiddenForm | TopKForm
+
+
+class Waiting:
+    """Which rows are still to come: 9 bytes each, however many."""
+
+    def __init__(self, keys: Iterable[bytes]) -> None:
+        self._keys = np.unique(np.frombuffer(b"".join(key[:8] for key in keys), "<u8"))
+        self._there = np.zeros(len(self._keys), dtype=bool)
+        self.left = len(self._keys)
+
+    def came(self, key: bytes) -> None:
+        at = int(np.searchsorted(self._keys, np.frombuffer(key[:8], "<u8")[0]))
+        if at < len(self._keys) and self._keys[at].tobytes() == key[:8] and not self._there[at]:
+            self._there[at] = True
+            self.left -= 1
 
 
 class Cached:
@@ -143,13 +159,13 @@ class Cached:
 
     What is computed passes through the stored form before it is used, so that a row counts the same whether it was read or
     has just been computed. Where a row of a batch is missing, the teacher reads the whole batch: its sums then round as they
-    would have without an interruption.
+    would have without an interruption. Rows that were there stay as they were read.
 
     Args:
         cache: where rows are kept.
         form: how hidden states become values.
         load: gives the teacher.
-        missing: rows not kept yet; the teacher is let go when all are.
+        missing: rows that are not there yet; the teacher is let go when all are.
         needed: whether the teacher must read a batch, told whether rows of it are missing here.
     """
 
@@ -158,34 +174,52 @@ class Cached:
         cache: RowCache,
         form: Form,
         load: Callable[[], Any],
-        missing: int,
+        missing: Iterable[bytes],
         needed: Callable[[bool], bool] = lambda lacking: lacking,
     ) -> None:
-        self.cache, self.form, self._load, self.missing, self._needed = cache, form, load, missing, needed
+        self.cache, self.form, self._load, self._needed = cache, form, load, needed
+        self.waiting = Waiting(missing)
         self._teacher: Any = None
-        self._surprised = False
+        self._let_go = False
         self.read = self.computed = 0  # rows
 
     def __call__(self, batch: Batch) -> Dense | Buckets:
         values = np.empty((len(batch.target_N), self.form.width), np.uint8)
-        rows = [(key, slice(begin, end)) for key, begin, end in _rows(batch)]
-        lacking = [row for row in rows if not self.cache.read(row[0], values[row[1]])]
+        rows = _rows(batch)
+        lacking = self._unread(rows, values)
         if lacking:
             self.cache.refresh()  # another process may have written them since
-            lacking = [row for row in lacking if not self.cache.read(row[0], values[row[1]])]
+            lacking = self._unread(lacking, values)
         self.read += len(rows) - len(lacking)
         if self._needed(bool(lacking)):
-            self._surprised = self._surprised or self.computed >= self.missing  # a damaged part: more may follow
-            if self._teacher is None:
-                self._teacher = self._load()
-            values = self.form.encode(teacher_hidden(self._teacher, batch))
-            once = dict(lacking)  # a step across the end of an epoch may see a row twice
-            for key, where in once.items():
-                self.cache.append(key, values[where])
-            self.computed += len(once)
-        if self.computed >= self.missing and not self._surprised and not self.cache.readonly:
-            self._teacher = None
+            fresh = self.form.encode(teacher_hidden(self._loaded(), batch))
+            kept: dict[bytes, slice] = {}  # a step across the end of an epoch may see a row twice: the first counts
+            for key, where in lacking:
+                values[where] = fresh[kept.setdefault(key, where)]
+            for key, where in kept.items():
+                if self.cache.append(key, fresh[where]):
+                    self.waiting.came(key)
+            self.computed += len(kept)
+        if self._teacher is not None and not self.waiting.left and not self._let_go and not self.cache.readonly:
+            self._teacher, self._let_go = None, True
         return self.form.decode(values, batch.target_N.device)
+
+    def _unread(self, rows: list[tuple[bytes, slice]], values: np.ndarray) -> list[tuple[bytes, slice]]:
+        """Fill in what can be read; the rows that cannot."""
+        lacking = []
+        for key, where in rows:
+            if self.cache.read(key, values[where]):
+                self.waiting.came(key)
+            else:
+                lacking.append((key, where))
+        return lacking
+
+    def _loaded(self) -> Any:
+        """The teacher; loaded a second time, after damage, it stays."""
+        if self._teacher is None:
+            self._teacher = self._load()
+            self.form.head = self._teacher.get_output_embeddings()  # one in memory, not two
+        return self._teacher
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -198,12 +232,13 @@ class Cached:
         }
 
 
-def _rows(batch: Batch) -> list[tuple[bytes, int, int]]:
-    """Key, first and last response token of each row of a batch."""
+def _rows(batch: Batch) -> list[tuple[bytes, slice]]:
+    """Key and response tokens of each row of a batch that has any."""
     ids_T = batch.ids_T.cpu().numpy()
     found, token, at = [], 0, 0
     for length, response in zip(batch.lengths, batch.responses, strict=True):
         row = ids_T[token : token + length]
-        found.append((row_key(row[: length - response], row[length - response :]), at, at + response))
+        if response:
+            found.append((row_key(row[: length - response], row[length - response :]), slice(at, at + response)))
         token, at = token + length, at + response
     return found

@@ -139,6 +139,7 @@ def _row(
         "note": "",
     }
     if isinstance(stage, Cache):
+        kept.add(f"{stage.signal}:{stage.name}")
         return row | _read_once(stage, _size(stage.teacher, sizes), _amount(stage.data, stage.prompts, amounts))
     if isinstance(stage, Pretrain):
         theirs = _size(stage.tokenizer, sizes)
@@ -184,9 +185,18 @@ def _row(
         tokens, learned = rows * amount.tokens, rows * amount.response
         flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
         if isinstance(stage, Distill) and teacher is not None:
-            if stage.signal != "topk":
+            form = _form(stage, kept)
+            if form != "topk":
                 flops += 2 * teacher.hidden * teacher.vocab * learned
-            once = fingerprint([stage.teacher, stage.data.spec(), stage.prompts.model_dump(), stage.signal, stage.top_k])
+            more = [stage.top_k, stage.temperature] if form == "topk" else []
+            rows_of = [
+                stage.teacher,
+                stage.teacher_precision,
+                stage.optim.precision,
+                stage.data.spec(),
+                stage.prompts.model_dump(),
+            ]
+            once = fingerprint([*rows_of, form, *more])
             if stage.signal == "live" and stage.cache is None:
                 flops += 2 * teacher.body * tokens
             elif stage.cache is None and once not in kept:
@@ -202,6 +212,11 @@ def _row(
         row["memory_bytes"] = 8 * size.parameters
         row["output_bytes"] = round(size.body * (4 + 16 / stage.group) / 8) + 4 * size.parameters
     return row
+
+
+def _form(stage: Distill, kept: set[str]) -> str:
+    """What is kept for a stage: its own choice, or that of the cache it names."""
+    return "topk" if stage.cache is not None and f"topk:{stage.cache.target}" in kept else stage.signal
 
 
 def _width(signal: str, k: int, teacher: Size) -> int:
