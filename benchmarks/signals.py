@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from _bench import facts
 
 from potstill.core.artifact import Artifact
+from potstill.core.errors import UserError
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.runner import artifacts_of, find_run
@@ -58,10 +59,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument("--save", type=Path, help="also write that object to a file")
     words = parser.parse_args()
-    artifacts = artifacts_of(find_run(words.run))
+    try:
+        artifacts = artifacts_of(find_run(words.run))
+    except UserError as error:
+        sys.exit(f"error: {error}")
     kd = next((a for a in artifacts.values() if a.kind == "distill"), None)
     if kd is None:
         sys.exit(f"{words.run}: no distill stage there")
+    if kd.stage["init"] is not None:
+        sys.exit(f"{words.run}: its student is cut out of a model, and what it was before training is not kept")
     by_print = {a.fingerprint: a for a in artifacts.values()}
     parents = {name.partition("@")[0]: by_print[p].folder for name, p in kd.parents.items() if p in by_print}
 

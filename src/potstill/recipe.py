@@ -125,6 +125,7 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
         if name is not None and names.index(name) < i:
             problems.append(Problem(f"stage[{i}].name", f"stage[{names.index(name)}] already has this name", repr(name)))
     problems += _reference_problems(stages, names)
+    problems += _mismatches(stages)
     problems += _path_problems(header, stages)
     if header and len(header.seeds) > 1 and all(stages) and not any(stage and stage.per_seed for stage in stages):
         problems.append(
@@ -382,6 +383,15 @@ def _reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterato
                     f"no earlier stage of that name{suggest(ref.target, [n for n in earlier if isinstance(n, str)])}",
                     shown,
                 )
+
+
+def _mismatches(stages: list[Stage | None]) -> Iterator[Problem]:
+    earlier: dict[str, Stage] = {}
+    for i, stage in enumerate(stages):
+        if stage is not None:
+            for field, rule in stage.mismatches(earlier):
+                yield Problem(f"stage[{i}].{field}", rule)
+            earlier[stage.name] = stage
 
 
 def _needed_by(name: str, needs: dict[str, list[str]]) -> set[str]:

@@ -311,11 +311,15 @@ def _told(artifact: Artifact) -> str:
         case "pretrain" | "sft" | "distill":
             counts = [f"{summary[key]:,} {words}" for key, words in _TRAINED.items()]
             saved = 1 - summary["tokens"] / summary["padded_tokens"]
-            return "  " + ", ".join([*counts, f"no padding (a padded batch: {saved:.0%})"])
+            told = [*counts, f"no padding (a padded batch: {saved:.0%})"]
+            signal = summary.get("signal", {})
+            if "rows_read" in signal:
+                told.append(f"teacher: {signal['rows_computed']:,} rows computed, {signal['rows_read']:,} read back")
+            return "  " + ", ".join(told)
         case "best":
             best = summary["best"]
             picked = best["candidates"][best["chosen"]]
-            return f"  {picked['label']} of {len(best['candidates'])}: {best['by']} {picked['mean']:.4g}"
+            return f"  picked {picked['label']} out of {len(best['candidates'])} by {best['by']} ({picked['mean']:.4g})"
         case "cache":
             return f"  {summary['rows']:,} rows, {summary['bytes']:,} bytes"
         case "quantize":

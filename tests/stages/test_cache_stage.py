@@ -9,7 +9,7 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 import potstill
 from potstill.core.artifact import Artifact
-from potstill.core.errors import Interrupted, UserError
+from potstill.core.errors import Interrupted, RecipeError, UserError
 from potstill.edges.models import load_head, load_model, save_model
 from potstill.recipe import parse_recipe
 from potstill.runner import run_recipe
@@ -115,8 +115,10 @@ def test_a_teacher_that_moved_under_its_cache_is_refused(root: Path, built: Arti
     tokenizer = chat_tokenizer()
     save_model(tiny_model("qwen2", len(tokenizer), width=64, seed=9), tokenizer, moved)
     told = refused(alone(root, teacher=f"path:{moved}", cache=f"path:{built.folder}"), tmp_path)
-    assert told.startswith("the cache 'said' cannot be used: ")
-    assert "holds what another teacher said (its weights, tokenizer or precision are others); build it from this" in told
+    wanted = "the cache 'said' does not fit: another teacher said it: its weights or tokenizer are others; "
+    assert told == wanted + "build another one, or leave out `cache`"
+    other = refused(alone(root, teacher_precision="int8", cache=f"path:{built.folder}"), tmp_path)
+    assert "does not fit: its precision is float32, and int8 of float32 is asked for; " in other
 
 
 def test_other_prompts_are_refused_with_what_differs(root: Path, built: Artifact, tmp_path: Path) -> None:
@@ -155,7 +157,7 @@ def test_a_cache_without_its_description_is_refused(root: Path, built: Artifact,
     told = refused(alone(root, cache=f"path:{built.folder}"), tmp_path)
     assert "has lost its cache.json; delete " in told
     about.write_text(text[:-9])
-    assert "cache.json: damaged (" in refused(alone(root, cache=f"path:{built.folder}"), tmp_path)
+    assert "cache.json: damaged; delete " in refused(alone(root, cache=f"path:{built.folder}"), tmp_path)
     about.write_text(text)
 
 
@@ -184,6 +186,33 @@ def test_a_teacher_with_fewer_embeddings_than_tokens_is_refused(root: Path, tmp_
     tokenizer = chat_tokenizer()
     save_model(tiny_model("qwen2", len(tokenizer) - 5, width=64), tokenizer, tmp_path / "short")
     assert "the tokenizer has" in refused(alone(root, teacher=f"path:{tmp_path}/short"), tmp_path)
+
+
+def test_what_two_stages_can_tell_is_told_at_check(root: Path) -> None:
+    said = {"name": "said", "kind": "cache", "teacher": f"path:{root}/teacher", "signal": "topk", "top_k": 9}
+    with pytest.raises(RecipeError) as caught:
+        more = {
+            "temperature": 2.0,
+            "teacher": f"path:{root}/student",
+            "teacher_precision": "int8",
+            "prompts": {"max_tokens": 99},
+        }
+        recipe(root, said, kd(root, name="kd", cache="stage:said", **more))
+    places = [problem.place for problem in caught.value.problems]
+    assert places == [f"stage[1].{name}" for name in ("teacher", "temperature", "teacher_precision", "prompts")]
+    assert "the cache 'said' was made for 1; give both the same" in str(caught.value)
+
+
+def test_a_model_is_no_cache(root: Path, tmp_path: Path) -> None:
+    done = potstill.run_stage(alone(root), into=tmp_path / "done")
+    told = refused(alone(root, cache=f"path:{done.folder}"), tmp_path)
+    assert told == f"kd: cache {done.folder} holds distill; name the artifact folder that a cache stage made"
+
+
+def test_top_k_without_topk_is_told(root: Path) -> None:
+    for stage in (kd(root, name="x", top_k=9), {"name": "x", "kind": "cache", "teacher": f"path:{root}/teacher", "top_k": 9}):
+        with pytest.raises(UserError, match="top_k is for signal = 'topk'; set that too, or leave top_k out"):
+            recipe(root, stage)
 
 
 def test_a_cache_brings_its_own_form(root: Path) -> None:

@@ -66,6 +66,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         ],
         quantized=quantized,
         previews=_previews(report["data"]),
+        trained=_trained(report["data"]),
         provenance=report["provenance"],
         about=_about(report["provenance"]),
         stages=report["stages"],
@@ -175,6 +176,19 @@ def _previews(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return previews
+
+
+def _trained(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Settings, equal ones once for all of their stages."""
+    trained: list[dict[str, Any]] = []
+    for stage in data:
+        settings, name = stage.get("settings") or {}, str(stage.get("stage", ""))
+        same = next((t for t in trained if t["settings"] == settings), None)
+        if same is not None:
+            same["stages"].append(name)
+        elif settings:
+            trained.append({"stages": [name], "settings": settings})
+    return trained
 
 
 def _first_seeds(quantization: Sequence[Mapping[str, Any]]) -> Iterator[int]:

@@ -141,6 +141,10 @@ class Stage(Component):
         data = getattr(self, "data", None)
         return [data] if data is not None else []
 
+    def mismatches(self, earlier: Mapping[str, "Stage"]) -> Iterator[tuple[str, str]]:
+        """What does not fit the stages that it refers to, by their fields alone: place and rule of each."""
+        return iter(())
+
     def preflight(self) -> None:
         """Refuse, before hours of work on earlier stages, what cannot succeed.
 

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.core.artifact import Makes
 from potstill.core.errors import Interrupted
@@ -40,6 +40,12 @@ class Cache(DataStage, kind="cache"):
     precision: Precision = Field(default="auto", description="of its products: the students' optim.precision")
     micro_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one forward pass")
 
+    @model_validator(mode="after")
+    def _k_of_topk(self) -> "Cache":
+        if self.signal != "topk" and self.top_k != type(self).model_fields["top_k"].default:
+            raise ValueError("top_k is for signal = 'topk'; set that too, or leave top_k out")
+        return self
+
     def run(self, context: Context) -> dict[str, Any]:
         import torch
 
@@ -59,7 +65,7 @@ class Cache(DataStage, kind="cache"):
             with torch.inference_mode(), autocast(self.precision):
                 signal(pack([store[mine[i]] for i in group]).to(device()))
             done += len(group)
-            work.progress.update(done, len(mine), "row", tokens=f"{signal.computed:,} computed")
+            work.progress.update(done, len(mine), "row", computed=f"{signal.computed:,}")
             if work.stop_requested():
                 told = f"{work.name}: stopped after {done:,} of {len(mine):,} rows"
                 raise Interrupted(f"{told}; run the same command again to go on")

@@ -1,14 +1,19 @@
 """White-box distillation."""
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from potstill.core.artifact import MANIFEST, Artifact
+from potstill.core.errors import UserError
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
 from potstill.inits import Init
-from potstill.stages.base import CacheRef, Context, DataStage, ModelRef
+from potstill.stages.base import CacheRef, Context, DataStage, ModelRef, Stage
+from potstill.stages.cache import Cache
 from potstill.stages.start import Adapter, TeacherPrecision, check_start, load_student
 from potstill.stages.teaching import SHARED, Teacher, about, built_signal, facts_of, kept_signal
 from potstill.stages.training import Validation, train
@@ -58,11 +63,35 @@ class Distill(DataStage, kind="distill"):
         fields = type(self).model_fields
         if self.cache is not None and any(getattr(self, name) != fields[name].default for name in ("signal", "top_k")):
             raise ValueError("the cache brings its own signal and top_k; set them there and leave them out here")
+        if self.signal != "topk" and self.top_k != fields["top_k"].default:
+            raise ValueError("top_k is for signal = 'topk'; set that too, or leave top_k out")
         return self
+
+    def mismatches(self, earlier: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
+        cache = earlier.get(self.cache.target) if self.cache is not None and self.cache.scheme == "stage" else None
+        if not isinstance(cache, Cache):
+            return
+        if cache.teacher != self.teacher:
+            yield "teacher", f"the cache '{cache.name}' holds what '{cache.teacher}' said; name the same teacher in both"
+        if cache.signal == "topk" and cache.temperature != self.temperature:
+            yield "temperature", f"the cache '{cache.name}' was made for {cache.temperature:g}; give both the same"
+        if cache.teacher_precision != self.teacher_precision:
+            yield "teacher_precision", f"the cache '{cache.name}' has '{cache.teacher_precision}'; give both the same"
+        if cache.precision != self.optim.precision:
+            yield "optim.precision", f"the cache '{cache.name}' has precision = '{cache.precision}'; give both the same"
+        if cache.prompts != self.prompts:
+            yield "prompts", f"the cache '{cache.name}' has other prompts, and so other rows; give both the same"
 
     def preflight(self) -> None:
         super().preflight()
         check_start(self.name or "distill", self.student, self.init, self.adapter)
+        if self.cache is not None and self.cache.scheme == "path":
+            folder = Path(self.cache.target).expanduser()
+            made = Artifact.load(folder).kind if (folder / MANIFEST).is_file() else "no artifact"
+            if made != "cache":
+                raise UserError(
+                    f"{self.name or 'distill'}: cache {folder} holds {made}; name the artifact folder that a cache stage made"
+                )
 
     def run(self, context: Context) -> dict[str, Any]:
         where, teacher_where = context.where(self.student), context.where(self.teacher)

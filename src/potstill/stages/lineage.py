@@ -104,6 +104,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
                     "stage": artifact.name,
                     "seed": place.seed,
                     **summary["data"],
+                    "settings": _settings(artifact.stage),
                     "trained_response_tokens": summary["response_tokens"],
                     "steps": summary["steps"],
                 }
@@ -116,6 +117,18 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
             quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
     made = {"curves": curves, "data": data, "quantization": quantization, "sweeps": [*sweeps.values()]}
     return {**made, "provenance": dict(context.provenance)}
+
+
+def _settings(stage: dict[str, Any]) -> dict[str, Any]:
+    """How a stage trained, in flat words; its inputs, data and prompts are told elsewhere."""
+    left_out = ("name", "kind", "seed", "per_seed", "data", "prompts", "validation", "shard_teacher")
+    flat: dict[str, Any] = {}
+    for key, value in stage.items():
+        if key in left_out or value is None:
+            continue
+        parts = {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: inner for name, inner in parts.items() if inner is not None}
+    return flat
 
 
 def points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]]:

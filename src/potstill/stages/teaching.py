@@ -69,8 +69,9 @@ class Teacher:
     def identity(self, kept: Kept, top_k: int, temperature: float) -> dict[str, Any]:
         """All that decides what is kept of a row."""
         more = {"k": top_k, "temperature": temperature, "vocabulary": self.vocab} if kept == "topk" else {}
-        precision = [str(held_in(self.precision, self.bf16)), self.precision == "int8", self.bf16]
-        return {"teacher": fingerprint([content_id(self.where), precision]), "signal": kept, **more}
+        held = str(held_in(self.precision, self.bf16)).removeprefix("torch.")
+        precision = f"{'int8 of ' if self.precision == 'int8' else ''}{held}{', bf16 products' if self.bf16 else ''}"
+        return {"teacher": content_id(self.where), "precision": precision, "signal": kept, **more}
 
 
 def about(data: Source, prompts: Prompts) -> dict[str, Any]:
@@ -86,8 +87,10 @@ def kept_signal(
     form = teacher.form(kept, top_k, temperature)
     identity = teacher.identity(kept, top_k, temperature)
     place = folder / fingerprint(identity)[:16]
-    ranks.on_first(lambda: RowCache(place, identity, form.width, about=rows).close())  # made once, then opened by all
-    cache = RowCache(place, identity, form.width, told=teacher.told, about=rows)
+    ranks.on_first(
+        lambda: RowCache(place, identity, form.width, about=rows, mend=True).close()
+    )  # made once, then opened by all
+    cache = RowCache(place, identity, form.width, told=teacher.told, about=rows, mend=True)
     return teacher.signal(cache, form, cache.missing(keys_of(store)))
 
 
@@ -97,6 +100,10 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
     Raises:
         UserError: it is another teacher's, was made at another temperature, or lacks rows; says which.
     """
+    if artifact.kind != "cache":
+        raise UserError(
+            f"cache: {artifact.folder} holds {artifact.kind} '{artifact.name}', and this needs what a cache stage made"
+        )
     kept, top_k = artifact.stage["signal"], artifact.stage["top_k"]
     form = teacher.form(kept, top_k, temperature)
     found = [path.parent for path in (artifact.folder / SHARED).glob(f"*/{ABOUT}")]
@@ -107,9 +114,7 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
     try:
         cache = RowCache(found[0], teacher.identity(kept, top_k, temperature), form.width, told=teacher.told)
     except UserError as error:
-        raise UserError(
-            f"the cache '{artifact.name}' cannot be used: {error}; build it from this teacher, as it is now"
-        ) from None
+        raise UserError(f"the cache '{artifact.name}' does not fit: {error}; build another one, or leave out `cache`") from None
     missing = list(cache.missing(keys_of(store)))
     if len(missing) > cache.lost:
         there = artifact.summary["rows_of"]

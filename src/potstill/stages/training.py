@@ -30,7 +30,7 @@ from potstill.train.team import whole
 class Validation(Settings):
     """What is measured while training, on validation rows only; for curves, never for choosing test results."""
 
-    times: int = Field(default=5, ge=0, description="evenly spaced over the run, its start and end included; 0: none")
+    times: int = Field(default=5, ge=0, description="evenly spaced, the last at the end, and once at the start; 0: none")
     rows: int = Field(default=64, ge=1, description="validation rows used")
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer generated for Rouge-L, in tokens")
 

@@ -44,6 +44,7 @@ class RowCache:
         width: bytes per token.
         told: gets one line for each thing a person should know.
         about: for people and error messages; not compared.
+        mend: write the folder's description again where it is damaged; only where the folder's name vouches for it.
 
     Attributes:
         lost: rows found damaged so far.
@@ -61,6 +62,7 @@ class RowCache:
         *,
         told: Callable[[str], None] = lambda line: None,
         about: dict[str, Any] | None = None,
+        mend: bool = False,
     ) -> None:
         self.folder, self.width, self._told = folder, width, told
         self.lost = 0
@@ -84,12 +86,14 @@ class RowCache:
             except OSError as error:
                 self._give_up(error)
         if (folder / ABOUT).is_file():
-            found = read_json(folder / ABOUT)
-            found = found.get("identity") if isinstance(found, dict) else None
-            if not isinstance(found, dict):
-                raise UserError(f"{folder / ABOUT}: damaged; delete its folder and run again")
-            if found != wanted:
-                raise UserError(f"{folder}: holds what another teacher said ({_differences(found, wanted)})")
+            found = _identity(folder)
+            if found is None and not mend:
+                raise UserError(f"{folder / ABOUT}: damaged; delete {folder} and run again")
+            if found is None:  # the folder is named by its identity, and its rows are checked one by one
+                told(f"{folder / ABOUT} was damaged; it is written again")
+                write_json(folder / ABOUT, {"identity": wanted, "about": about or {}})
+            elif found != wanted:
+                raise UserError(_differences(found, wanted))
         self.refresh()
 
     def refresh(self) -> None:
@@ -275,12 +279,29 @@ def _whole(raw: bytes) -> np.ndarray:
     return table[np.array(good, dtype=bool)]
 
 
+def _identity(folder: Path) -> dict[str, Any] | None:
+    """What a folder says it holds; None where that cannot be read any more."""
+    try:
+        found = read_json(folder / ABOUT)
+    except UserError:
+        return None
+    found = found.get("identity") if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
+
+
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """In words a user can act on."""
-    words = {"teacher": "its weights, tokenizer or precision are others", "format": "it was written by another potstill"}
+    words = {
+        "teacher": "another teacher said it: its weights or tokenizer are others",
+        "format": "another version of potstill wrote it",
+    }
+    names = {"width": "bytes per token"}
     parts = [
-        words.get(name, f"{name} is {found.get(name, 'not there')} there and {wanted.get(name, 'not there')} here")
-        for name in sorted(found.keys() | wanted.keys())
+        words.get(
+            name,
+            f"its {names.get(name, name)} is {found.get(name, 'not there')}, and {wanted.get(name, 'not there')} is asked for",
+        )
+        for name in sorted(found.keys() | wanted.keys(), key=lambda name: (name == "width", name))
         if found.get(name) != wanted.get(name)
     ]
     return "; ".join(parts)

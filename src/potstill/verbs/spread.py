@@ -109,6 +109,13 @@ def print_spread(name: str, cluster: Cluster, rows: list[dict[str, Any]]) -> Non
             row["bound"],
         )
     console = Console(width=None if sys.stdout.isatty() else 110)
+    if not todo:
+        told = sorted({row["note"] for row in rows if row["note"]})
+        left = [row for row in rows if row["state"] == "to do"]
+        console.print(f"{name}: {'no training is left to do' if not left else 'nothing can be said of the training left'}")
+        for note in told if left else ():
+            console.print(note, highlight=False)
+        return
     console.print(table)
     assumed = f"{cluster.tflops:g} TFLOP/s and {cluster.bandwidth / 1e9:g} GB/s a GPU"
     gpus = "1 GPU" if cluster.gpus == 1 else f"{cluster.gpus} GPUs"
