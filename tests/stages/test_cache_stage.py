@@ -190,14 +190,9 @@ def test_a_teacher_with_fewer_embeddings_than_tokens_is_refused(root: Path, tmp_
 
 def test_what_two_stages_can_tell_is_told_at_check(root: Path) -> None:
     said = {"name": "said", "kind": "cache", "teacher": f"path:{root}/teacher", "signal": "topk", "top_k": 9}
+    other = {"temperature": 2.0, "teacher": f"path:{root}/student", "teacher_precision": "int8", "prompts": {"max_tokens": 240}}
     with pytest.raises(RecipeError) as caught:
-        more = {
-            "temperature": 2.0,
-            "teacher": f"path:{root}/student",
-            "teacher_precision": "int8",
-            "prompts": {"max_tokens": 99},
-        }
-        recipe(root, said, kd(root, name="kd", cache="stage:said", **more))
+        recipe(root, said, kd(root, name="kd", cache="stage:said", **other))
     places = [problem.place for problem in caught.value.problems]
     assert places == [f"stage[1].{name}" for name in ("teacher", "temperature", "teacher_precision", "prompts")]
     assert "the cache 'said' was made for 1; give both the same" in str(caught.value)
