@@ -126,12 +126,12 @@ def read(folder: str, rows: int) -> dict[str, Any]:
     opened = time.perf_counter()
     keys = [row_key(*store[int(row)]) for row in order]
     hashed = time.perf_counter()
-    present = cache.missing(keys)
+    lost = sum(1 for _ in cache.missing(keys))
     asked = time.perf_counter()
     out = np.empty((FEW, WIDTH), np.uint8)
     whole = all(cache.read(key, out) for key in keys)
     done = time.perf_counter()
-    if present or not whole or len(store) != rows:
+    if lost or not whole or len(store) != rows:
         raise SystemExit(f"{rows:,} rows: some are not found again")
     peak = memory.above()
     gc.collect()
