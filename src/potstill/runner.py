@@ -311,7 +311,7 @@ def _told(artifact: Artifact) -> str:
         case "pretrain" | "sft" | "distill":
             counts = [f"{summary[key]:,} {words}" for key, words in _TRAINED.items()]
             saved = 1 - summary["tokens"] / summary["padded_tokens"]
-            told = [*counts, f"no padding (a padded batch: {saved:.0%})"]
+            told = [*counts, f"no padding (would be {saved:.0%})"]
             signal = summary.get("signal", {})
             if "rows_read" in signal:
                 told.append(f"teacher: {signal['rows_computed']:,} rows computed, {signal['rows_read']:,} read back")

@@ -87,9 +87,7 @@ def kept_signal(
     form = teacher.form(kept, top_k, temperature)
     identity = teacher.identity(kept, top_k, temperature)
     place = folder / fingerprint(identity)[:16]
-    ranks.on_first(
-        lambda: RowCache(place, identity, form.width, about=rows, mend=True).close()
-    )  # made once, then opened by all
+    ranks.on_first(lambda: RowCache(place, identity, form.width, about=rows, mend=True).close())
     cache = RowCache(place, identity, form.width, told=teacher.told, about=rows, mend=True)
     return teacher.signal(cache, form, cache.missing(keys_of(store)))
 
@@ -108,9 +106,7 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
     form = teacher.form(kept, top_k, temperature)
     found = [path.parent for path in (artifact.folder / SHARED).glob(f"*/{ABOUT}")]
     if len(found) != 1:
-        raise UserError(
-            f"the cache '{artifact.name}' in {artifact.folder} has lost its {ABOUT}; delete its folder and run again"
-        )
+        raise UserError(f"the cache '{artifact.name}' has lost its {ABOUT}; delete {artifact.folder} and run again")
     try:
         cache = RowCache(found[0], teacher.identity(kept, top_k, temperature), form.width, told=teacher.told)
     except UserError as error:
