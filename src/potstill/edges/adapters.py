@@ -6,7 +6,7 @@ from typing import Any
 
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
-from potstill.edges.models import Model
+from potstill.edges.models import Model, linears_in
 
 
 def check_peft() -> None:
@@ -38,7 +38,7 @@ def add_lora(model: Model, *, r: int, alpha: float, dropout: float, targets: Seq
     from peft import LoraConfig, LoraModel
     from transformers.pytorch_utils import Conv1D
 
-    found = {name: module for name, module in model.base_model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)}
+    found = linears_in(model.base_model)
     known = sorted({name.rpartition(".")[2] for name in found})
     unknown = [name for name in targets if name not in known and name != "all-linear"]
     if unknown:

@@ -341,6 +341,27 @@ def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     return fingerprint(found)
 
 
+def blocks_of(model: Model) -> list[Any]:
+    """The decoder layers, in order.
+
+    Raises:
+        UserError: their place in the model is unknown.
+    """
+    base = model.base_model
+    blocks = getattr(base, "layers", None) or getattr(base, "h", None)
+    if blocks is None:
+        raise UserError(f"the blocks of a {type(model).__name__} are unknown; use a Qwen2, Llama or GPT-2 model")
+    return list(blocks)
+
+
+def linears_in(module: Any) -> dict[str, Any]:
+    """Linear layers by name: torch's, and GPT-2's, whose weight is stored [in, out]."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return {name: inner for name, inner in module.named_modules() if isinstance(inner, nn.Linear | Conv1D)}
+
+
 @dataclass(frozen=True)
 class Size:
     """Parameters of a model, by what they cost.

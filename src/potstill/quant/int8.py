@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.edges.models import linears_in
+from potstill.quant.layers import weight_of
+
 LARGEST = 127
 
 
@@ -38,12 +41,8 @@ class Int8Linear(nn.Module):
 @torch.no_grad()
 def int8_body(model: Any) -> Any:
     """Replace every linear layer of the body, in place and one at a time; embeddings and head keep their precision."""
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, its weight stored [in, out]
-
     body = model.base_model
-    for name, layer in list(body.named_modules()):
-        if isinstance(layer, nn.Linear | Conv1D):
-            owner, _, last = name.rpartition(".")
-            weight_OI = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
-            setattr(body.get_submodule(owner), last, Int8Linear(weight_OI, layer.bias))
+    for name, layer in linears_in(body).items():
+        owner, _, last = name.rpartition(".")
+        setattr(body.get_submodule(owner), last, Int8Linear(weight_of(layer), layer.bias))
     return model

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import UserError
+from potstill.edges.models import blocks_of, linears_in
 from potstill.quant.gptq import Hessian, gptq, output_error, round_to_nearest
 from potstill.quant.packed import Packed
 
@@ -71,9 +72,9 @@ def quantise_model(
         UserError: no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot solve; names it.
     """
     model.float()  # codes times scales are exact in float32 and in nothing smaller
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     names = {module: name for name, module in model.named_modules()}
-    layers = {module: names[module] for block in blocks for module in _linears(block)}
+    layers = {module: names[module] for block in blocks for module in linears_in(block).values()}
     result, done = Quantised(), 0
     with _evaluating(model):
         hidden, others = _block_inputs(model, blocks, batches)
@@ -82,7 +83,7 @@ def quantise_model(
             for shared in _sharing_inputs(block, runs[0]):
                 hessian_II = _hessian(shared[0], runs, batches)
                 for layer in shared:
-                    name, weight_OI, done = layers[layer], _weight(layer), done + 1
+                    name, weight_OI, done = layers[layer], weight_of(layer), done + 1
                     if weight_OI.shape[1] % group:
                         result.kept.append(name)
                         on_layer(name, done, len(layers), None)
@@ -111,23 +112,9 @@ def _round(
     return packed.cpu(), LayerError(output_error(weight_OI, packed, hessian_II), rtn)
 
 
-def _weight(layer: Any) -> Tensor:
+def weight_of(layer: Any) -> Tensor:
     """A view of the layer's matrix as [out, in]."""
     return layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
-
-
-def _blocks(model: Any) -> list[nn.Module]:
-    base = model.base_model
-    blocks = getattr(base, "layers", None) or getattr(base, "h", None)
-    if blocks is None:
-        raise UserError(f"cannot quantise a {type(model).__name__}: its blocks are unknown; use a Qwen2, Llama or GPT-2 model")
-    return list(blocks)
-
-
-def _linears(block: nn.Module) -> list[nn.Module]:
-    from transformers.pytorch_utils import Conv1D  # GPT-2's linear layer, its weight stored [in, out]
-
-    return [module for module in block.modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
 @contextmanager
@@ -196,7 +183,7 @@ def _sharing_inputs(block: nn.Module, run: Callable[[], Tensor]) -> list[list[nn
             sets.append([layer])
             latest.append(x)
 
-    with _hearing(_linears(block), hear):
+    with _hearing(list(linears_in(block).values()), hear):
         run()
     return sets
 

@@ -98,10 +98,6 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
     Raises:
         UserError: it is another teacher's, was made at another temperature, or lacks rows; says which.
     """
-    if artifact.kind != "cache":
-        raise UserError(
-            f"cache: {artifact.folder} holds {artifact.kind} '{artifact.name}', and this needs what a cache stage made"
-        )
     kept, top_k = artifact.stage["signal"], artifact.stage["top_k"]
     form = teacher.form(kept, top_k, temperature)
     found = [path.parent for path in (artifact.folder / SHARED).glob(f"*/{ABOUT}")]

@@ -33,8 +33,9 @@ class RowCache:
     """Rows of values by key, in a folder that any number of processes may fill and read.
 
     Each writer appends to a part of its own, `part-000.values` and `part-000.index`: values first, then their record, so a
-    killed writer leaves at most values that no record speaks of. A record's checksums are compared when its row is first
-    read; what does not fit (a flipped bit, a truncated file) is missing, and only that is computed again. Values are read
+    killed writer leaves at most values that no record speaks of. A record's own checksum is compared when it is taken
+    in, its row's whenever that is read; what does not fit (a flipped bit, a truncated file) is missing, and only that is
+    computed again. Values are read
     with `pread` straight into the batch rather than through a mapping: of a file that was cut short, a mapping kills the
     process where a short read is a row to compute again.
 
@@ -240,10 +241,6 @@ class RowCache:
     def missing(self, keys: Iterable[bytes]) -> Iterator[bytes]:
         """Those rows that are not there, by the index; values are checked when they are read."""
         return (key for key in keys if key not in self)
-
-    def __len__(self) -> int:
-        """Records; a row that was written twice counts twice."""
-        return len(self._table) + len(self._fresh)
 
     def bytes(self) -> int:
         """Of all parts, on disk."""

@@ -12,9 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import UserError
 from potstill.edges import ranks
-from potstill.edges.models import device
+from potstill.edges.models import blocks_of, device
 from potstill.train.batches import Batch, micro_batches, pack, step_batches
 from potstill.train.head import Loss
 from potstill.train.objectives import Objective
@@ -147,15 +146,6 @@ def shares(lengths: Sequence[int], count: int) -> list[list[int]]:
         parts[least].append(i)
         loads[least] += lengths[i]
     return [sorted(part) for part in parts]
-
-
-def blocks_of(model: Any) -> list[nn.Module]:
-    """The layers that weights are gathered for, one at a time."""
-    base = model.base_model
-    blocks = getattr(base, "layers", None) or getattr(base, "h", None)
-    if blocks is None:
-        raise UserError(f"the blocks of a {type(model).__name__} are unknown, so it cannot be trained by several processes")
-    return list(blocks)
 
 
 def _mesh() -> Any:
