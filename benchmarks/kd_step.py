@@ -20,17 +20,15 @@ round; of `live` and of `cached`.
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from _bench import facts, hand_over, in_a_process, left_out, shown
 
 # (prompt, response) tokens of eight instruction rows: 984 real tokens, 386 of them response, padded to 2,312
 ROWS = [(24, 58), (201, 88), (12, 20), (150, 30), (38, 70), (90, 40), (48, 60), (35, 20)]
@@ -248,21 +246,6 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Median, smallest and largest."""
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
-    return f"{statistics.median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
-
-
-def in_a_process(engine: str, shape: str, repeats: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--one", engine, "--shape", shape, "--repeats", str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TOKENIZERS_PARALLELISM": "false"})
-    if done.returncode:
-        raise SystemExit(f"{engine} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small shape, two rounds")
@@ -271,21 +254,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="steps measured in each turn, after a warm-up")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
     parser.add_argument("--save", type=Path, help="also write that object to a file")
-    parser.add_argument("--one", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a measurement for this process, in JSON
     words = parser.parse_args()
     shape = words.shape or "quick"
     if words.one:
-        print(json.dumps(measure(words.one, shape, words.repeats)))
+        print(json.dumps(measure(**json.loads(words.one))))
         return
-    missing = [engine for engine, module in NEEDS.items() if importlib.util.find_spec(module) is None]
-    for engine in missing:
-        print(f"{engine} is left out: not installed (pip install 'potstill[bench]')", file=sys.stderr)
+    missing = left_out(NEEDS)
     if not has_gpu():
-        missing.append("triton")
+        missing.add("triton")
     engines = [engine for engine in ENGINES if engine not in missing]
     rounds: list[dict[str, dict[str, float]]] = []
     for n in range(words.rounds or (2 if words.quick else 3)):
-        rounds.append({engine: in_a_process(engine, shape, words.repeats) for engine in engines})
+        jobs = {engine: {"engine": engine, "shape_name": shape, "repeats": words.repeats} for engine in engines}
+        rounds.append({engine: in_a_process(__file__, job) for engine, job in jobs.items()})
         times = [f"{e} {r['seconds']:.2f} s" for e, r in rounds[-1].items() if e != "matmul"]
         print(f"round {n + 1}: {', '.join(times)}", file=sys.stderr)
     live, peers = rounds[0]["live"], [engine for engine in engines if engine in PEERS]
@@ -307,7 +289,7 @@ def main() -> None:
             continue
         seconds = [r[engine]["seconds"] for r in rounds]
         gigabytes = statistics.median(r[engine]["bytes"] for r in rounds) / 1e9
-        line = f"| {engine} | {spread(seconds, 2)} | {gigabytes:.2f} |"
+        line = f"| {engine} | {shown(seconds, 2)} | {gigabytes:.2f} |"
         if engine in OURS:
             print(line + 3 * " |")
             continue
@@ -317,23 +299,15 @@ def main() -> None:
         found["memory_ratio"][engine] = {ours: round(statistics.median(memory[ours]), 4) for ours in OURS}
         print(
             line
-            + "".join(f" {spread(faster[ours], 1)}× at {statistics.median(memory[ours]):.3f} of its memory |" for ours in OURS)
+            + "".join(f" {shown(faster[ours], 1)}× at {statistics.median(memory[ours]):.3f} of its memory |" for ours in OURS)
         )
     flops = {name: sum(2.0 * m * k * n for m, k, n in products) for name, products in work_of(SHAPES[shape]).items()}
     shares = {name: [flops[name] / r[name]["seconds"] / r["matmul"][name] for r in rounds] for name in flops}
     found["matmul_share"] = {name: round(statistics.median(values), 3) for name, values in shares.items()}
     rates = {name: statistics.median(r["matmul"][name] for r in rounds) / 1e9 for name in flops}
     print("\nshare of the machine's own matrix-product rate, on real tokens' work only: ", end="")
-    print("; ".join(f"{name} {spread(shares[name], 2)} of {rates[name]:.0f} GFLOP/s" for name in flops))
-    names = ("torch", "transformers", "trl", "liger_kernel")
-    packages = [name.replace("_", "-") for name in names if importlib.util.find_spec(name)]
-    found["machine"] = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    found["versions"] = {name: version(name) for name in packages}
-    found["rounds"] = rounds
-    if words.save:
-        words.save.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if words.json:
-        print(json.dumps({key: value for key, value in found.items() if key != "rounds"}))
+    print("; ".join(f"{name} {shown(shares[name], 2)} of {rates[name]:.0f} GFLOP/s" for name in flops))
+    hand_over(found | facts(), rounds, words)
 
 
 if __name__ == "__main__":
