@@ -60,11 +60,11 @@ def shape_of(name: str) -> dict[str, Any]:
 
 def prepare(folder: Path, path: Path | None, vocab: int, run: Run) -> dict[str, int]:
     """Tokenizer and token ids of the first rows that fit, for every engine to read; how many tokens they are."""
+    from potstill.data.prompts import Prompts, Renderer
+    from potstill.data.store import Counts, instruction_pairs
     from potstill.edges.bpe import train_tokenizer
     from potstill.sources.jsonl import Jsonl
     from potstill.sources.primer import Primer
-    from potstill.train.prompts import Prompts, Renderer
-    from potstill.train.store import Counts, instruction_pairs
 
     source = Jsonl(path=str(path), context="context") if path else Primer()
     examples = list(source.examples("train", Counter()))
@@ -123,13 +123,13 @@ def ours(
 ) -> tuple[list[float], dict[str, Any]]:
     """potstill's loop; loss of each step, and what the teacher's signal says of itself."""
     from potstill.core.progress import Progress
+    from potstill.data.store import Counts, TokenStore
     from potstill.divergences.forward_kl import ForwardKL
-    from potstill.train.cache import RowCache, keys_of
-    from potstill.train.head import softcap_of
+    from potstill.losses.head import softcap_of
+    from potstill.losses.objectives import Distillation
+    from potstill.teachers.cache import RowCache, keys_of
+    from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
     from potstill.train.loop import Optim, fit
-    from potstill.train.objectives import Distillation
-    from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
-    from potstill.train.store import Counts, TokenStore
     from potstill.train.work import Work
 
     class Watched(Progress):
@@ -167,7 +167,7 @@ def trl(
     from transformers import AutoTokenizer, TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from potstill.train.batches import Order
+    from potstill.data.batches import Order
 
     class InOrder(torch.utils.data.Sampler[int]):
         """The rows as potstill's loop takes them."""

@@ -82,8 +82,8 @@ def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
     """The teacher live, or a cache in a temporary folder that already holds the batch's rows."""
     import tempfile
 
-    from potstill.train.cache import RowCache
-    from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
+    from potstill.teachers.cache import RowCache
+    from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
 
     if engine in ("live", "triton"):
         return Live(teacher)
@@ -151,9 +151,9 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
     count = sum(len(response) for _, response in pairs)
     if engine in (*OURS, "triton"):
         os.environ["POTSTILL_KERNEL"] = "triton" if engine == "triton" else "plain"
+        from potstill.data.batches import pack
         from potstill.divergences.forward_kl import ForwardKL
-        from potstill.train.batches import pack
-        from potstill.train.objectives import Distillation
+        from potstill.losses.objectives import Distillation
 
         batch = pack(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))).to(student.device)
         objective = Distillation(signal_of(engine, teacher, batch), ForwardKL(), 1.0, 1.0, student.config.vocab_size)

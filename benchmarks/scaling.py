@@ -52,11 +52,11 @@ def step(size: str, vocab: int | None, length: int, signal: str, repeats: int) -
     """Seconds of a step, the median after a warm-up, which fills the cache; peak bytes above the loaded models."""
     import torch
 
+    from potstill.data.batches import pack
     from potstill.divergences.forward_kl import ForwardKL
-    from potstill.train.batches import pack
-    from potstill.train.cache import RowCache
-    from potstill.train.objectives import Distillation
-    from potstill.train.signals import Cached, HiddenForm, Live
+    from potstill.losses.objectives import Distillation
+    from potstill.teachers.cache import RowCache
+    from potstill.teachers.signals import Cached, HiddenForm, Live
 
     shape = dict(TINY if size == "tiny" else SHAPES["quick"])
     shape["vocab"] = vocab or shape["vocab"]
@@ -90,8 +90,8 @@ def write(folder: str, rows: int) -> dict[str, Any]:
     """Seconds to write the store, and a cache of its rows one after another, as a first epoch does."""
     import numpy as np
 
-    from potstill.train.cache import RowCache, keys_of
-    from potstill.train.store import Counts, TokenStore
+    from potstill.data.store import Counts, TokenStore
+    from potstill.teachers.cache import RowCache, keys_of
 
     def pairs() -> Iterator[tuple[list[int], list[int]]]:
         draw = np.random.default_rng(0)
@@ -115,8 +115,8 @@ def read(folder: str, rows: int) -> dict[str, Any]:
     import numpy as np
     from kd_step import resident
 
-    from potstill.train.cache import RowCache, row_key
-    from potstill.train.store import Counts, TokenStore
+    from potstill.data.store import Counts, TokenStore
+    from potstill.teachers.cache import RowCache, row_key
 
     order = np.random.default_rng(1).integers(0, rows, LOOKUPS)
     memory, before = Memory(), resident()

@@ -21,16 +21,16 @@ from _bench import facts
 
 from potstill.core.artifact import Artifact
 from potstill.core.errors import UserError
+from potstill.data.batches import Batch, pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import load_model, load_tokenizer
-from potstill.runner import artifacts_of, find_run
+from potstill.losses.objectives import Distillation
+from potstill.run.runner import artifacts_of, find_run
 from potstill.sources import Source
-from potstill.train.batches import Batch, pack
-from potstill.train.cache import RowCache
-from potstill.train.objectives import Distillation
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
-from potstill.train.store import Counts, instruction_pairs
+from potstill.teachers.cache import RowCache
+from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
 
 KS = (8, 16, 32, 64, 128, 256)
 

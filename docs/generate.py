@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from potstill.recipe import Header
+from potstill.commands.list import components, fields_of, toml
+from potstill.recipe.parse import Header
 from potstill.stages.base import DataStage, Stage
 from potstill.stages.evaluate import Row
-from potstill.verbs.list import components, fields_of, toml
 
 PAGE = Path(__file__).with_name("reference.md")
 

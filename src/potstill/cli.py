@@ -78,7 +78,7 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
     from potstill.core.errors import RecipeError
-    from potstill.recipe import load_recipe
+    from potstill.recipe.parse import load_recipe
 
     try:
         found = load_recipe(_recipe_path(recipe), overrides)
@@ -129,9 +129,9 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
-    from potstill.recipe import load_recipe
-    from potstill.verbs.plan import estimate, print_plan
-    from potstill.verbs.spread import Cluster, print_spread
+    from potstill.commands.plan import estimate, print_plan
+    from potstill.commands.spread import Cluster, print_spread
+    from potstill.recipe.parse import load_recipe
 
     found = load_recipe(_recipe_path(recipe), overrides)
     cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
@@ -164,7 +164,7 @@ def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: i
 @guarded
 def list_components(role: str | None, as_json: bool) -> None:
     """Every stage, divergence, source, metric and exporter with its fields, or those of one ROLE."""
-    from potstill.verbs.list import components, print_components
+    from potstill.commands.list import components, print_components
 
     found = components(role)
     if as_json:
@@ -179,7 +179,7 @@ def list_components(role: str | None, as_json: bool) -> None:
 @guarded
 def report(run: str, as_json: bool) -> None:
     """Print RUN's table and verdicts, and where its page is. RUN is a folder or a name under runs/."""
-    from potstill.runner import find_run
+    from potstill.run.runner import find_run
 
     _show_report(find_run(run), as_json)
 
@@ -192,7 +192,7 @@ def report(run: str, as_json: bool) -> None:
 @guarded
 def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
     """Talk to a model of RUN (default: its last distilled one), answers streaming."""
-    from potstill.verbs.chat import chat_with
+    from potstill.commands.chat import chat_with
 
     chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question)
 
@@ -202,7 +202,7 @@ def chat(target: str, temperature: float, max_new_tokens: int, question: str | N
 @guarded
 def doctor(as_json: bool) -> None:
     """What this machine has, and what is missing for what."""
-    from potstill.verbs.doctor import findings, print_findings
+    from potstill.commands.doctor import findings, print_findings
 
     found = findings()
     if as_json:
@@ -246,8 +246,8 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
 
     from potstill.core.progress import Progress
     from potstill.edges import ranks
-    from potstill.recipe import load_recipe
-    from potstill.runner import run_recipe
+    from potstill.recipe.parse import load_recipe
+    from potstill.run.runner import run_recipe
 
     command = shlex.join(["potstill", *sys.argv[1:]])
     with ranks.joined():  # under torchrun a mistake in the recipe, too, is told once
@@ -277,7 +277,7 @@ def _show_report(folder: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from potstill.report.table import print_table
-    from potstill.runner import artifacts_of
+    from potstill.run.runner import artifacts_of
 
     print_table(found, Console(width=None if sys.stdout.isatty() else 110))
     click.echo(f"\nreport  {folder / 'report.html'}")

@@ -57,7 +57,7 @@ def test_another_name_is_not():
 
 def test_every_file_of_a_role_names_its_kind():
     """One new file is enough for a new component: whatever lies in a role's package is discovered."""
-    from potstill.verbs.list import ROLES
+    from potstill.commands.list import ROLES
 
     for role in ROLES.values():
         assert role.kinds, role

@@ -12,6 +12,7 @@ from family import build_model, build_tokenizer
 from safetensors.torch import load_file, save_file
 
 from potstill.core.errors import UserError
+from potstill.data.batches import pack
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import (
     bytes_of,
@@ -25,12 +26,11 @@ from potstill.edges.models import (
     size_of,
     weight_files,
 )
+from potstill.losses.objectives import Distillation
+from potstill.losses.scoring import token_sums
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
-from potstill.train.batches import pack
-from potstill.train.objectives import Distillation
-from potstill.train.scoring import token_sums
-from potstill.train.signals import Live
+from potstill.teachers.signals import Live
 
 
 @pytest.fixture

@@ -9,18 +9,18 @@ from tiny_parts import chat_tokenizer, rows, tiny_model
 
 from potstill.core.errors import Interrupted
 from potstill.core.types import Example
+from potstill.data.batches import pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.adapters import add_lora
 from potstill.edges.models import device
 from potstill.edges.sampling import generate
 from potstill.inits.width import Width
+from potstill.losses.objectives import CrossEntropy, Distillation
 from potstill.quant.int8 import int8_body
-from potstill.train.batches import pack
+from potstill.teachers.signals import Live
 from potstill.train.loop import Optim, fit
-from potstill.train.objectives import CrossEntropy, Distillation
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Live
-from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.work import CheckpointRules, Work
 
 pytestmark = [

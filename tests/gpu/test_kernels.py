@@ -17,12 +17,12 @@ from tiny_parts import chat_tokenizer, rows, tiny_model
 from torch import Tensor
 
 from potstill.core.types import Example
+from potstill.data.batches import Batch, pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences import Divergence
-from potstill.train.batches import Batch, pack
-from potstill.train.objectives import Distillation
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Live
-from potstill.train.store import Counts, instruction_pairs
+from potstill.losses.objectives import Distillation
+from potstill.teachers.signals import Live
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 WHERE = torch.device("cpu" if INTERPRETED else "cuda")
@@ -93,7 +93,7 @@ def by_kernel(
     vocab: int,
     change: Change = lambda words: words,
 ) -> Found:
-    from potstill.train.kernels import form_of, overwrite_by_gradient
+    from potstill.losses.kernels import form_of, overwrite_by_gradient
 
     words = change({"form": form_of(Divergence.parse(divergence)), "ratio": r, "temperature": T, "vocab": vocab})
     slope_CV = student.clone()
@@ -156,7 +156,7 @@ def test_logits_may_lie_apart_and_the_teacher_be_wider() -> None:
     wide = torch.full((C, V + 9), 50.0, device=WHERE)
     wide[:, :V] = student
     words = (None, "reverse_kl", 0.5, 2.0, VOCAB)
-    from potstill.train.kernels import form_of, overwrite_by_gradient
+    from potstill.losses.kernels import form_of, overwrite_by_gradient
 
     more = {"form": form_of(Divergence.parse("reverse_kl")), "ratio": 0.5, "temperature": 2.0, "vocab": VOCAB, "block": BLOCK}
     ce, d = overwrite_by_gradient(wide[:, :V], F.pad(teacher, (0, 30), value=9.0), targets(), None, **more)
@@ -172,7 +172,7 @@ BROKEN: dict[str, Change] = {
 
 
 def mirrored(form: Any) -> Any:
-    from potstill.train.kernels import Form
+    from potstill.losses.kernels import Form
 
     return Form(form.of_q, form.of_p, 1 - form.share)
 
@@ -196,7 +196,7 @@ def batch() -> tuple[int, Batch]:
 def test_a_step_is_the_same_by_either(divergence: Any, autocast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the objective and the fused head; a divergence without a kernel goes the plain way."""
     vocab, rows_of_it = batch()
-    monkeypatch.setattr("potstill.train.head.chunk_bytes", lambda _: 4 * vocab * 5)  # several chunks
+    monkeypatch.setattr("potstill.losses.head.chunk_bytes", lambda _: 4 * vocab * 5)  # several chunks
     found = []
     for choice in ("plain", "triton"):
         monkeypatch.setenv("POTSTILL_KERNEL", choice)

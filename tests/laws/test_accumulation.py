@@ -17,15 +17,15 @@ from tiny_parts import chat_tokenizer, rows, tiny_model
 from torch import Tensor
 
 from potstill.core.types import Example
+from potstill.data.batches import Batch, Order, micro_batches, pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs, weighted_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.divergences.reverse_kl import ReverseKL
-from potstill.train.batches import Batch, Order, micro_batches, pack
-from potstill.train.head import CHUNK_BYTES
+from potstill.losses.head import CHUNK_BYTES
+from potstill.losses.objectives import CrossEntropy, Distillation, Loss, Objective
+from potstill.teachers.signals import Live
 from potstill.train.loop import Optim, fit, optimizer_for
-from potstill.train.objectives import CrossEntropy, Distillation, Loss, Objective
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Live
-from potstill.train.store import Counts, TokenStore, instruction_pairs, weighted_pairs
 from potstill.train.work import Work
 
 PADDED = 9  # rows of the embedding that no token uses
@@ -117,7 +117,7 @@ def test_bfloat16_products_give_every_weight_its_gradient(name: str, tied: bool,
     for enabled, chunk in ((False, CHUNK_BYTES), (True, 3 * 4 * (len(tokenizer) + PADDED))):
         model.zero_grad()
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            patch.setattr("potstill.train.head._chosen_bytes", lambda _, chunk=chunk: chunk)
+            patch.setattr("potstill.losses.head._chosen_bytes", lambda _, chunk=chunk: chunk)
             loss = objective(model, batch)
         loss.total.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
+from potstill.data.batches import Batch, pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.train.batches import Batch, pack
-from potstill.train.cache import RECORD, RowCache, keys_of, row_key
-from potstill.train.objectives import Distillation
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Buckets, Cached, Dense, Form, HiddenForm, Live, TopKForm
-from potstill.train.store import Counts, instruction_pairs
+from potstill.losses.objectives import Distillation
+from potstill.teachers.cache import RECORD, RowCache, keys_of, row_key
+from potstill.teachers.signals import Buckets, Cached, Dense, Form, HiddenForm, Live, TopKForm
 
 WIDTH = 6
 Pairs = list[tuple[Any, Any]]
@@ -313,7 +313,7 @@ def test_a_flipped_bit_loses_its_row_only(where: str, tmp_path: Path) -> None:
 
 
 def test_the_law_rejects_a_cache_without_checksums(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("potstill.train.cache.zlib.crc32", lambda data: 0)
+    monkeypatch.setattr("potstill.teachers.cache.zlib.crc32", lambda data: 0)
     made = fill(tmp_path)
     flip(tmp_path / "part-000.values", 0)
     with pytest.raises(AssertionError):
@@ -406,7 +406,7 @@ def test_a_disk_without_locks_is_told_as_it_is(tmp_path: Path, monkeypatch: Any)
     def refuse(file: Any, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("potstill.train.cache.fcntl.flock", refuse)
+    monkeypatch.setattr("potstill.teachers.cache.fcntl.flock", refuse)
     told: list[str] = []
     cache = RowCache(tmp_path, {}, WIDTH, told=told.append)
     assert not cache.append(b"1" * 16, np.zeros((1, WIDTH), np.uint8))

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from potstill.core.errors import UserError
+from potstill.data.batches import pack
 from potstill.divergences import Divergence
-from potstill.train.batches import pack
-from potstill.train.head import BLOCK_BYTES, CHUNK_BYTES, COPIES, Terms, chunk_bytes, fused_head, logit_chunks
-from potstill.train.objectives import Distillation
-from potstill.train.signals import Live
+from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, COPIES, Terms, chunk_bytes, fused_head, logit_chunks
+from potstill.losses.objectives import Distillation
+from potstill.teachers.signals import Live
 
 N, D, WIDE, V = 13, 6, 10, 17
 KINDS = sorted(Divergence.kinds)
@@ -127,7 +127,7 @@ def test_scarce_memory_makes_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     assert chunk_bytes(here) == CHUNK_BYTES
     sizes = []
     for free in (1 << 40, 600 << 20, 100 << 20, 0):
-        monkeypatch.setattr("potstill.train.head.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("potstill.losses.head.free_memory", lambda device, free=free: free)
         sizes.append(chunk_bytes(here))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] == CHUNK_BYTES
@@ -224,6 +224,6 @@ def test_a_kernel_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="POTSTILL_KERNEL=cuda: must be plain or triton"):
         objective(model, rows)
     monkeypatch.setenv("POTSTILL_KERNEL", "triton")
-    monkeypatch.setattr("potstill.train.objectives.find_spec", lambda _: None)
+    monkeypatch.setattr("potstill.losses.objectives.find_spec", lambda _: None)
     with pytest.raises(UserError, match="the package triton is not here"):
         objective(model, rows)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
+from potstill.data.batches import Batch, pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs, mask_preview
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.train.batches import Batch, pack
-from potstill.train.objectives import CrossEntropy, Distillation, Objective
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Live
-from potstill.train.store import Counts, TokenStore, instruction_pairs, mask_preview
+from potstill.losses.objectives import CrossEntropy, Distillation, Objective
+from potstill.teachers.signals import Live
 
 FAMILIES = ("qwen2", "llama", "gpt2")
 Pairs = list[tuple[Any, Any]]

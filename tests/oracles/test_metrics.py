@@ -13,15 +13,15 @@ from tiny_parts import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.sampling import decode, decode_speed, generate, stream
+from potstill.losses.scoring import mean_nll, token_sums
 from potstill.metrics import TextMetric, TokenMetric
 from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.scoring import mean_nll, token_sums
-from potstill.train.store import Counts, instruction_pairs
 
 FAMILIES = ("qwen2", "llama", "gpt2")
 LIVELY: dict[str, Any] = {"std": 0.4, "tie_word_embeddings": False}  # answers that depend on the prompt
@@ -318,9 +318,9 @@ def test_decoding_ends_at_the_first_stop() -> None:
 
 def test_a_trained_end_of_turn_ends_the_answer(tmp_path: Path) -> None:
     """A model drilled on one row says that row and stops, pad token or not."""
+    from potstill.data.store import TokenStore
+    from potstill.losses.objectives import CrossEntropy
     from potstill.train.loop import Optim, fit
-    from potstill.train.objectives import CrossEntropy
-    from potstill.train.store import TokenStore
     from potstill.train.work import Work
 
     tokenizer = chat_tokenizer()

@@ -15,18 +15,18 @@ from tiny_parts import gpt2_tokenizer, rows, tiny_model
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Mode, Progress
 from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
-from potstill.recipe import load_recipe
-from potstill.runner import run_recipe
+from potstill.losses.head import Loss
+from potstill.losses.objectives import CrossEntropy, Distillation
+from potstill.recipe.parse import load_recipe
+from potstill.run.runner import run_recipe
+from potstill.teachers.cache import RowCache
+from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
 from potstill.train import loop, team
-from potstill.train.cache import RowCache
-from potstill.train.head import Loss
 from potstill.train.loop import Optim, fit
-from potstill.train.objectives import CrossEntropy, Distillation
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.signals import Cached, HiddenForm, Live, TopKForm
-from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.team import Sharded, shard_frozen, shares, whole
 from potstill.train.work import CheckpointRules, Work
 

@@ -15,10 +15,10 @@ import torch
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 from potstill.core.artifact import file_hash
+from potstill.data.batches import pack
 from potstill.edges.models import save_model
+from potstill.losses.head import fused_head
 from potstill.train import checkpoint
-from potstill.train.batches import pack
-from potstill.train.head import fused_head
 from potstill.train.team import IDLE, shares
 
 TOLERANCE = 1e-11  # of float64 weights between 0.001 and 1, after eight steps of AdamW

@@ -2,9 +2,9 @@
 
 import pytest
 
+from potstill.commands.spread import Cluster
 from potstill.edges.models import Size
 from potstill.train.loop import Optim
-from potstill.verbs.spread import Cluster
 
 SIZE = Size(body=24_000_000, embedding=1_000_000, head=0, hidden=1000, vocab=1000)  # two layers
 OPTIM = Optim(batch_size=16, micro_batch_tokens=100)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from potstill.core.errors import RecipeError, UserError
-from potstill.recipe import load_recipe, parse_recipe
+from potstill.recipe.parse import load_recipe, parse_recipe
 from potstill.stages.distill import Distill
 from potstill.stages.pretrain import Pretrain
 from potstill.stages.sft import SFT

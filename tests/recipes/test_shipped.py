@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from potstill.recipe import Recipe, load_recipe, parse_recipe
+from potstill.commands.plan import estimate
+from potstill.recipe.parse import Recipe, load_recipe, parse_recipe
 from potstill.stages import Stage
 from potstill.stages.distill import Distill
 from potstill.stages.sft import SFT
-from potstill.verbs.plan import estimate
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.toml"))

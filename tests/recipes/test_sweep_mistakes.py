@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from potstill.core.errors import Problem, RecipeError, UserError
-from potstill.recipe import Recipe, parse_recipe
-from potstill.runner import nodes_of
+from potstill.recipe.parse import Recipe, parse_recipe
+from potstill.recipe.sweep import Sweep
+from potstill.run.runner import nodes_of
 from potstill.stages import Stage
 from potstill.stages.best import Best
 from potstill.stages.distill import Distill
-from potstill.sweep import Sweep
 
 STAGES = """
 [[stage]]

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.report.study import Decoding, MetricInfo, ModelRow, Study, TestRow
+from potstill.study.records import Decoding, MetricInfo, ModelRow, Study, TestRow
 
 SCRIPT = "<script>alert(1)</script>"
 METRICS = (

@@ -11,10 +11,10 @@ from fake_study import SCRIPT, fake_answers, fake_curves, fake_data, fake_proven
 from rich.console import Console
 
 from potstill.core.errors import UserError
+from potstill.core.numbers import count, decimals, duration, estimate, interval, number, size
 from potstill.report import ModelRow, Study, build_report, load_answers, model_card, print_table, report_of, write_report
 from potstill.report.build import mark, plain, representative
 from potstill.report.html import render_html
-from potstill.report.numbers import count, decimals, duration, estimate, interval, number, size
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fake_study import fake_study
 
-from potstill.report.stats import Sample, Verdict, bootstrap, percentile_interval, resample
-from potstill.report.study import MetricInfo, ModelRow, Study, TestRow
+from potstill.study.records import MetricInfo, ModelRow, Study, TestRow
+from potstill.study.stats import Sample, Verdict, bootstrap, percentile_interval, resample
 
 ROWS = {"KD": "kd", "SFT": "sft", "Base": "base", "KD 4-bit": "quantized", "KD RTN": "rtn", "Teacher": "teacher"}
 
@@ -234,7 +234,7 @@ def test_agrees_with_scipy():
 def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch):
     study = fake_study(50)
     whole = bootstrap(study, resamples=300, seed=4)
-    monkeypatch.setattr("potstill.report.stats._CELLS", 50 * 100)
+    monkeypatch.setattr("potstill.study.stats._CELLS", 50 * 100)
     assert bootstrap(study, resamples=300, seed=4).verdicts == whole.verdicts
     assert bootstrap(study, resamples=300, seed=5).verdicts != whole.verdicts
 

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from potstill.report.build import build_report, picked_in_words
 from potstill.report.html import render_html
-from potstill.report.stats import bootstrap
 from potstill.report.table import print_table
+from potstill.study.stats import bootstrap
 
 RATES = [1e-5, 5e-5, 1e-4, 5e-4]
 

@@ -10,13 +10,13 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 from potstill.core.artifact import Artifact
 from potstill.core.errors import Interrupted
 from potstill.edges.models import save_model
-from potstill.recipe import parse_recipe
-from potstill.report.study import Study
-from potstill.runner import run_recipe
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import run_recipe
 from potstill.stages import evaluate
 from potstill.stages.base import Context
 from potstill.stages.evaluate import Evaluate, teacher_of
 from potstill.stages.lineage import Place
+from potstill.study.records import Study
 from potstill.train.work import Work
 
 SEEDS = [1, 2]

@@ -8,16 +8,16 @@ import pytest
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 import potstill
+from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact
 from potstill.core.errors import Interrupted, RecipeError, UserError
 from potstill.edges.models import load_head, load_model, save_model
-from potstill.recipe import parse_recipe
-from potstill.runner import run_recipe
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import run_recipe
 from potstill.stages.base import Context
 from potstill.stages.cache import Cache
-from potstill.stages.teaching import Teacher
+from potstill.teachers.teacher import Teacher
 from potstill.train.work import Work
-from potstill.verbs.plan import estimate
 
 QUIET = {"times": 0}
 OPTIM = {"epochs": 2, "batch_size": 8, "lr": 3e-3}

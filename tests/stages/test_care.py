@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 import potstill
 from potstill.core.errors import UserError
 from potstill.edges.models import save_model
-from potstill.fingerprints import Fingerprints
-from potstill.recipe import parse_recipe
-from potstill.runner import run_recipe
+from potstill.recipe.parse import parse_recipe
+from potstill.run.fingerprints import Fingerprints
+from potstill.run.runner import run_recipe
 
 QUIET = potstill.Validation(times=0)
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)

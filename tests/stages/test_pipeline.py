@@ -11,11 +11,11 @@ from tiny_parts import chat_tokenizer, gpt2_tokenizer, tiny_model, write_rows
 
 from potstill.core.artifact import Artifact, read_json
 from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
 from potstill.edges.models import load_model, load_tokenizer, save_model
-from potstill.recipe import parse_recipe
-from potstill.report.study import Study
-from potstill.runner import run_recipe
-from potstill.train.prompts import Prompts, Renderer
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import run_recipe
+from potstill.study.records import Study
 
 SEEDS = [1, 2]
 HOSTILE = "<script>alert(1)</script>"

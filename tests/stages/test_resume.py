@@ -15,13 +15,13 @@ from tiny_parts import gpt2_tokenizer, rows, tiny_model, write_rows
 from potstill.core.artifact import file_hash
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.edges.models import save_model
-from potstill.recipe import parse_recipe
-from potstill.runner import run_recipe
+from potstill.losses.objectives import CrossEntropy
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import run_recipe
 from potstill.train.loop import Optim, fit
-from potstill.train.objectives import CrossEntropy
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.work import CheckpointRules, Work
 
 STEPS = 24
@@ -71,7 +71,7 @@ def recipe_file(tmp_path_factory: Any) -> Path:
 
 
 def parsed(file: Path) -> Any:
-    from potstill.recipe import load_recipe
+    from potstill.recipe.parse import load_recipe
 
     return load_recipe(file)
 

@@ -12,24 +12,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact, file_hash
 from potstill.core.errors import Interrupted, RecipeError, UserError
 from potstill.core.types import Example
+from potstill.data.batches import step_batches
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.edges.adapters import add_lora
 from potstill.edges.models import load_model, save_model
-from potstill.recipe import parse_recipe
-from potstill.report.stats import trained_apart
-from potstill.report.study import Study
-from potstill.runner import run_recipe
+from potstill.losses.objectives import CrossEntropy
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import run_recipe
 from potstill.stages.base import Context
-from potstill.stages.start import Adapter, load_teacher
-from potstill.train.batches import step_batches
+from potstill.stages.start import Adapter
+from potstill.study.records import Study
+from potstill.study.stats import trained_apart
+from potstill.teachers.teacher import load_teacher
 from potstill.train.loop import Optim, optimizer_for
-from potstill.train.objectives import CrossEntropy
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.store import Counts, TokenStore, instruction_pairs
 from potstill.train.work import CheckpointRules, Work
-from potstill.verbs.plan import estimate
 
 FAMILIES = ("qwen2", "llama", "gpt2")
 IDS_BT = torch.randint(0, 300, (2, 17), generator=torch.Generator().manual_seed(0))

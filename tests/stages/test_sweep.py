@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 from tiny_parts import rows
 
+from potstill.commands.chat import pick as pick_model
+from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact, read_json, write_text
 from potstill.core.errors import UserError
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import load_model, load_tokenizer
-from potstill.recipe import parse_recipe
-from potstill.report.study import Study
-from potstill.runner import execute, run_recipe
+from potstill.losses.scoring import mean_nll
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import execute, run_recipe
 from potstill.sources.jsonl import Jsonl
 from potstill.stages.base import Context
 from potstill.stages.best import Best
 from potstill.stages.lineage import as_chosen
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.scoring import mean_nll
-from potstill.train.store import Counts, instruction_pairs
+from potstill.study.records import Study
 from potstill.train.work import Work
-from potstill.verbs.chat import pick as pick_model
-from potstill.verbs.plan import estimate
 
 SHAPE = {"hidden_size": 32, "layers": 2, "intermediate_size": 64, "positions": 256}
 PROMPTS = {"max_tokens": 160, "max_prompt_tokens": 120}

@@ -2,8 +2,8 @@
 
 from potstill.report.build import build_report, report_of, write_report
 from potstill.report.card import model_card
-from potstill.report.study import Decoding, MetricInfo, ModelRow, Study, TestRow, load_answers
 from potstill.report.table import print_table
+from potstill.study.records import Decoding, MetricInfo, ModelRow, Study, TestRow, load_answers
 
 __all__ = [
     "Decoding",

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
-from potstill.report.numbers import number
-from potstill.report.stats import LEVEL, bootstrap, breakdown
-from potstill.report.study import ModelRow, Study, load_answers, write_json
+from potstill.core.numbers import number
+from potstill.study.records import ModelRow, Study, load_answers, write_json
+from potstill.study.stats import LEVEL, bootstrap, breakdown
 
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl

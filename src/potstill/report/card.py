@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.core.numbers import MISSING, count, decimals, interval, number, size
 from potstill.report.html import visible
-from potstill.report.numbers import MISSING, count, decimals, interval, number, size
 
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from potstill.report.numbers import estimate, number, size
+from potstill.core.numbers import estimate, number, size
 
 Report = Mapping[str, Any]
 

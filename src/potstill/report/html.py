@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
 from potstill.report import figures
-from potstill.report.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
 
 SHORT_TEXT = 240  # characters of an answer shown before "more"
 MOST_GROUPS = 20

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from potstill.core.numbers import MISSING, count, decimals, interval, number, size
 from potstill.report.html import BADGES, visible
-from potstill.report.numbers import MISSING, count, decimals, interval, number, size
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,8 +15,8 @@ from potstill.core.artifact import Artifact, Makes
 from potstill.core.component import Component, Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Split
+from potstill.data.prompts import Prompts
 from potstill.sources import Source
-from potstill.train.prompts import Prompts
 from potstill.train.work import Work
 
 

@@ -6,16 +6,15 @@ from pydantic import Field, model_validator
 
 from potstill.core.artifact import Makes
 from potstill.core.errors import Interrupted
+from potstill.data.batches import micro_batches, pack
+from potstill.data.prompts import Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
 from potstill.edges.models import check_rows, config_of, device, load_tokenizer
 from potstill.stages.base import Context, DataStage, ModelRef
-from potstill.stages.start import TeacherPrecision
-from potstill.stages.teaching import SHARED, Kept, Teacher, about, facts_of, kept_signal
 from potstill.stages.training import tidy, tokenised
-from potstill.train.batches import micro_batches, pack
+from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal
 from potstill.train.loop import Precision, autocast, in_bf16
-from potstill.train.prompts import Renderer
-from potstill.train.store import Counts, instruction_pairs
 
 
 class Cache(DataStage, kind="cache"):

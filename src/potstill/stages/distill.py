@@ -8,19 +8,19 @@ from pydantic import Field, model_validator
 
 from potstill.core.artifact import MANIFEST, Artifact
 from potstill.core.errors import UserError
+from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
 from potstill.inits import Init
+from potstill.losses.objectives import Distillation
+from potstill.losses.targets import Signal
 from potstill.stages.base import CacheRef, Context, DataStage, ModelRef, Stage
 from potstill.stages.cache import Cache
-from potstill.stages.start import Adapter, TeacherPrecision, check_start, load_student
-from potstill.stages.teaching import SHARED, Teacher, about, built_signal, facts_of, kept_signal
+from potstill.stages.start import Adapter, check_start, load_student
 from potstill.stages.training import Validation, train
+from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal
 from potstill.train.loop import Optim, in_bf16
-from potstill.train.objectives import Distillation
-from potstill.train.signals import Signal
-from potstill.train.store import TokenStore
 
 
 class Distill(DataStage, kind="distill"):

@@ -12,22 +12,22 @@ from potstill.core.artifact import Makes, fingerprint, read_json, write_json
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.types import Abstain, Example
+from potstill.data.prompts import Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import check_vocabulary, load_model, load_tokenizer, shared_vocabulary
 from potstill.edges.sampling import generate
+from potstill.losses.scoring import token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
-from potstill.report.study import Decoding as StudyDecoding
-from potstill.report.study import MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.lineage import PRINT, Place, lineage, places
 from potstill.stages.training import hash_order
-from potstill.train.prompts import Renderer
-from potstill.train.scoring import token_sums
-from potstill.train.store import Counts, instruction_pairs
+from potstill.study.records import Decoding as StudyDecoding
+from potstill.study.records import MetricInfo, ModelRow, RowRole, Study, TestRow
 
 
 class Row(Settings):

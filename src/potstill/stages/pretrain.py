@@ -9,15 +9,15 @@ from pydantic import Field, model_validator
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Split
+from potstill.data.store import Counts, text_pairs
 from potstill.edges import ranks
 from potstill.edges.bpe import train_tokenizer
 from potstill.edges.models import device, load_tokenizer, save_model
+from potstill.losses.objectives import CrossEntropy
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.training import tidy, tokenised
 from potstill.train.loop import Optim, fit
-from potstill.train.objectives import CrossEntropy
-from potstill.train.store import Counts, text_pairs
 from potstill.train.team import whole
 
 

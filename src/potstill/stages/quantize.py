@@ -5,13 +5,13 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from potstill.core.errors import UserError
+from potstill.data.prompts import Renderer
+from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
 from potstill.quant.layers import quantise_model
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.training import drawn
-from potstill.train.prompts import Renderer
-from potstill.train.store import Counts, instruction_pairs
 
 
 class Quantize(DataStage, kind="quantize"):

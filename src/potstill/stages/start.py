@@ -1,7 +1,6 @@
-"""What training begins with: a student cut and given adapters as asked, a teacher in its precision."""
+"""What training begins with: a student, cut and given adapters as asked."""
 
 from collections.abc import Callable
-from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -12,9 +11,7 @@ from potstill.edges.adapters import add_lora, check_peft
 from potstill.edges.models import Model, config_of, load_model
 from potstill.inits import Init
 from potstill.stages.base import ModelRef
-from potstill.stages.training import frozen, unfreeze
-
-TeacherPrecision = Literal["auto", "fp32", "bf16", "int8"]
+from potstill.stages.training import unfreeze
 
 
 class Adapter(Settings):
@@ -66,18 +63,3 @@ def load_student(
         return model, add_lora(model, **adapter.model_dump(), seed=seed)
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error
-
-
-def held_in(precision: TeacherPrecision, bf16: bool) -> Any:
-    """The dtype of a teacher's weights; `bf16`: what auto means, and what int8 is rounded from."""
-    import torch
-
-    return torch.bfloat16 if precision == "bf16" or (precision != "fp32" and bf16) else torch.float32
-
-
-def load_teacher(where: str, precision: TeacherPrecision, bf16: bool) -> Model:
-    """A frozen teacher; see `held_in`."""
-    from potstill.quant.int8 import int8_body
-
-    model = frozen(load_model(where, held_in(precision, bf16)))
-    return int8_body(model) if precision == "int8" else model

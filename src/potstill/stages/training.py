@@ -13,17 +13,17 @@ from potstill.core.artifact import fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
 from potstill.edges.models import Model, Tokenizer, check_vocabulary, save_model
 from potstill.edges.sampling import generate
+from potstill.losses.objectives import Objective
+from potstill.losses.scoring import mean_nll
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
 from potstill.stages.base import Context
 from potstill.train.loop import Optim, fit
-from potstill.train.objectives import Objective
-from potstill.train.prompts import Prompts, Renderer
-from potstill.train.scoring import mean_nll
-from potstill.train.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.train.team import whole
 
 
@@ -140,9 +140,3 @@ def unfreeze(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
-
-
-def frozen(model: Model) -> Model:
-    """A teacher: no gradient, no dropout."""
-    model.requires_grad_(False)
-    return model.eval()

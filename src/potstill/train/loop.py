@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
+from potstill.data.batches import Order
+from potstill.data.store import TokenStore
 from potstill.edges import ranks
 from potstill.edges.models import device
-from potstill.train.batches import Order
+from potstill.losses.objectives import Objective
 from potstill.train.checkpoint import Checkpoints
-from potstill.train.objectives import Objective
-from potstill.train.store import TokenStore
 from potstill.train.team import team_of, whole
 from potstill.train.work import Work
 

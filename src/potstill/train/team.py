@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from potstill.data.batches import Batch, micro_batches, pack, step_batches
+from potstill.data.store import TokenStore
 from potstill.edges import ranks
 from potstill.edges.models import blocks_of, device
-from potstill.train.batches import Batch, micro_batches, pack, step_batches
-from potstill.train.head import Loss
-from potstill.train.objectives import Objective
-from potstill.train.store import TokenStore
+from potstill.losses.head import Loss
+from potstill.losses.objectives import Objective
 
 # Gradients up to this size are kept whole between the micro-batches of a step and reduced once; larger ones are reduced
 # after each, which costs traffic instead of memory.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.train.store import TokenStore
+from potstill.data.store import TokenStore
 
 
 @dataclass(frozen=True)

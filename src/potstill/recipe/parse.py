@@ -14,12 +14,12 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
-from potstill import sweep as sweeping
 from potstill.core.component import Component, Settings, suggest
 from potstill.core.errors import Problem, RecipeError, UserError
+from potstill.data.prompts import Prompts
+from potstill.recipe import sweep as sweeping
 from potstill.sources import Source
 from potstill.stages.base import NAME, NAME_RULE, DataStage, Stage, StageRef
-from potstill.train.prompts import Prompts
 from potstill.train.work import CheckpointRules
 
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.train.batches import micro_batches, pack
-from potstill.train.head import logit_chunks, response_hidden
+from potstill.data.batches import micro_batches, pack
+from potstill.losses.head import logit_chunks, response_hidden
 
 MAX_TOKENS = 8192  # of one forward pass
 

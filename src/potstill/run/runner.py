@@ -16,8 +16,8 @@ from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Progress, clock
 from potstill.edges import ranks
 from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
-from potstill.fingerprints import Fingerprints
-from potstill.recipe import Recipe
+from potstill.recipe.parse import Recipe
+from potstill.run.fingerprints import Fingerprints
 from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
 

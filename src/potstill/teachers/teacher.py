@@ -6,18 +6,20 @@ from typing import Any, Literal
 
 from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
+from potstill.data.prompts import Prompts
+from potstill.data.store import TokenStore
 from potstill.edges import ranks
-from potstill.edges.models import Model, content_id, load_head
+from potstill.edges.models import Model, content_id, load_head, load_model
+from potstill.losses.targets import Signal
+from potstill.quant.int8 import int8_body
 from potstill.sources import Source
-from potstill.stages.start import TeacherPrecision, held_in, load_teacher
-from potstill.train.cache import ABOUT, RowCache, keys_of
-from potstill.train.prompts import Prompts
-from potstill.train.signals import Cached, Form, HiddenForm, Live, Signal, TopKForm
-from potstill.train.store import TokenStore
+from potstill.teachers.cache import ABOUT, RowCache, keys_of
+from potstill.teachers.signals import Cached, Form, HiddenForm, Live, TopKForm
 from potstill.train.team import shard_frozen
 
 SHARED = "teacher-cache"  # a run's own caches, in its folder
 Kept = Literal["hidden", "topk"]
+TeacherPrecision = Literal["auto", "fp32", "bf16", "int8"]
 
 
 class Teacher:
@@ -125,3 +127,22 @@ def facts_of(signal: Signal) -> dict[str, Any]:
     """For a summary: rows counted over all processes."""
     told = ranks.gathered(signal.facts())
     return {name: sum(t[name] for t in told) if name.startswith("rows_") else value for name, value in told[0].items()}
+
+
+def held_in(precision: TeacherPrecision, bf16: bool) -> Any:
+    """The dtype of a teacher's weights; `bf16`: what auto means, and what int8 is rounded from."""
+    import torch
+
+    return torch.bfloat16 if precision == "bf16" or (precision != "fp32" and bf16) else torch.float32
+
+
+def load_teacher(where: str, precision: TeacherPrecision, bf16: bool) -> Model:
+    """A frozen teacher; see `held_in`."""
+    model = frozen(load_model(where, held_in(precision, bf16)))
+    return int8_body(model) if precision == "int8" else model
+
+
+def frozen(model: Model) -> Model:
+    """A teacher: no gradient, no dropout."""
+    model.requires_grad_(False)
+    return model.eval()

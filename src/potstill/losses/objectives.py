@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core.errors import UserError
+from potstill.data.batches import Batch
 from potstill.divergences import Divergence
 from potstill.edges.packed import tie_of
-from potstill.train.batches import Batch
-from potstill.train.head import Kernel, Loss, fused_head, response_hidden, softcap_of
-from potstill.train.signals import Buckets, Signal
+from potstill.losses.head import Kernel, Loss, fused_head, response_hidden, softcap_of
+from potstill.losses.targets import Buckets, Signal
 
 # What a GPU computes the distillation loss by: `plain` PyTorch, or `triton`, a kernel for some divergences. The kernel was
 # never run on a GPU; it becomes the default where benchmarks/kd_step.py shows it faster.
@@ -91,7 +91,7 @@ class Distillation:
 
     def _kernel(self, batch: Batch, hidden_ND: Tensor) -> Kernel | None:
         """None where plain PyTorch has to do it."""
-        from potstill.train import kernels
+        from potstill.losses import kernels
 
         form = kernels.form_of(self.divergence)
         if form is None or not kernels.runs_on(hidden_ND.device) or hidden_ND.dtype == torch.float64:

@@ -1,8 +1,7 @@
 """What the teacher says of a batch: live, or read back from a cache that is filled as rows are first seen."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,47 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.core.errors import UserError
-from potstill.train.batches import Batch
-from potstill.train.cache import RowCache, row_key
-from potstill.train.head import logit_chunks, response_hidden, softcap_of
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The whole distribution, through the teacher's head.
-
-    Attributes:
-        hidden_ND: final hidden states at response positions.
-        head: the teacher's output layer.
-        softcap: of its logits, where the model has one.
-    """
-
-    hidden_ND: Tensor
-    head: nn.Linear
-    softcap: float | None = None
-
-
-@dataclass(frozen=True)
-class Buckets:
-    """The k most probable tokens, and all others as one more outcome.
-
-    Attributes:
-        ids_NK: token ids.
-        logp_NK1: their log-probabilities at the signal's temperature, and last that of all others together.
-    """
-
-    ids_NK: Tensor
-    logp_NK1: Tensor
-
-
-class Signal(Protocol):
-    """`(batch) -> Dense | Buckets` for the batch's response tokens, in its order."""
-
-    def __call__(self, batch: Batch) -> Dense | Buckets: ...
-
-    def facts(self) -> dict[str, Any]:
-        """For a stage's summary."""
-        ...
+from potstill.data.batches import Batch
+from potstill.losses.head import logit_chunks, response_hidden, softcap_of
+from potstill.losses.targets import Buckets, Dense
+from potstill.teachers.cache import RowCache, row_key
 
 
 class Live:

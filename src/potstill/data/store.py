@@ -11,7 +11,7 @@ import numpy as np
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
-from potstill.train.prompts import Renderer
+from potstill.data.prompts import Renderer
 
 Pair = tuple[list[int], list[int]]
 WeightedPair = tuple[list[int], list[int], float]

@@ -7,11 +7,11 @@ from potstill.core.artifact import Artifact
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
+from potstill.data.prompts import Prompts, Renderer
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.edges.sampling import stream
-from potstill.runner import artifacts_of, find_run
+from potstill.run.runner import artifacts_of, find_run
 from potstill.stages.lineage import as_chosen
-from potstill.train.prompts import Prompts, Renderer
 
 
 def pick(target: str) -> Artifact:

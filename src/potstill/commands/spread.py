@@ -7,7 +7,7 @@ from typing import Any
 
 from potstill.core.progress import clock
 from potstill.edges.models import Size
-from potstill.train.head import GPU_BYTES
+from potstill.losses.head import GPU_BYTES
 from potstill.train.loop import Optim
 from potstill.train.team import WHOLE_GRADIENTS_BYTES
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.data.batches import Batch
 from potstill.edges.machine import free_memory
 from potstill.edges.models import softcap_in
 from potstill.edges.packed import Tie, final_hidden
-from potstill.train.batches import Batch
 
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
 Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]]]

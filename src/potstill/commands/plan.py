@@ -6,12 +6,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from potstill.commands.spread import Cluster
 from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
+from potstill.data.prompts import Prompts
 from potstill.edges.models import Size, config_of, device, size_of
 from potstill.inits import Init
-from potstill.recipe import Recipe
-from potstill.runner import Planned, plan
+from potstill.losses.head import CHUNK_BYTES
+from potstill.recipe.parse import Recipe
+from potstill.run.runner import Planned, plan
 from potstill.sources import Source
 from potstill.stages.base import ModelRef
 from potstill.stages.best import Best
@@ -22,9 +25,6 @@ from potstill.stages.export import Export
 from potstill.stages.pretrain import Pretrain
 from potstill.stages.quantize import Quantize
 from potstill.stages.sft import SFT
-from potstill.train.head import CHUNK_BYTES
-from potstill.train.prompts import Prompts
-from potstill.verbs.spread import Cluster
 
 SAMPLE = 2000  # rows looked at to guess the rest
 TEMPLATE = 40  # characters that a prompt's template adds

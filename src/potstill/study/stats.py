@@ -27,8 +27,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from potstill.report.numbers import amount, decimals, interval, number
-from potstill.report.study import MetricInfo, ModelRow, Study
+from potstill.core.numbers import amount, decimals, interval, number
+from potstill.study.records import MetricInfo, ModelRow, Study
 
 LEVEL = 0.95
 MIN_CLUSTERS = 6  # below this a verdict is refused: with 5 clusters, all for one side, luck has 2 · 0.5^5 = 6%

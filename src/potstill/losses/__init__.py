@@ -1,0 +1,1 @@
+"""What is minimised: objectives over response tokens, and the output head fused with them."""

@@ -1,0 +1,46 @@
+"""What a distillation loss is told of the teacher, token by token."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from potstill.data.batches import Batch
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The whole distribution, through the teacher's head.
+
+    Attributes:
+        hidden_ND: final hidden states at response positions.
+        head: the teacher's output layer.
+        softcap: of its logits, where the model has one.
+    """
+
+    hidden_ND: Tensor
+    head: nn.Linear
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The k most probable tokens, and all others as one more outcome.
+
+    Attributes:
+        ids_NK: token ids.
+        logp_NK1: their log-probabilities at the signal's temperature, and last that of all others together.
+    """
+
+    ids_NK: Tensor
+    logp_NK1: Tensor
+
+
+class Signal(Protocol):
+    """`(batch) -> Dense | Buckets` for the batch's response tokens, in its order."""
+
+    def __call__(self, batch: Batch) -> Dense | Buckets: ...
+
+    def facts(self) -> dict[str, Any]:
+        """For a stage's summary."""
+        ...

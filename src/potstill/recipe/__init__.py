@@ -1,0 +1,1 @@
+"""From one TOML file to checked stages."""

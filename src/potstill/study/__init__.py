@@ -1,0 +1,1 @@
+"""What was measured, and what may be said of it: records, bootstrap, verdicts, caveats. Decides; draws nothing."""
