@@ -125,8 +125,8 @@ def ours(
     from potstill.core.progress import Progress
     from potstill.data.store import Counts, TokenStore
     from potstill.divergences.forward_kl import ForwardKL
+    from potstill.losses.distillation import Distillation
     from potstill.losses.head import softcap_of
-    from potstill.losses.objectives import Distillation
     from potstill.teachers.cache import RowCache, keys_of
     from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
     from potstill.train.loop import Optim, fit

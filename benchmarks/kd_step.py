@@ -153,7 +153,7 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
         os.environ["POTSTILL_KERNEL"] = "triton" if engine == "triton" else "plain"
         from potstill.data.batches import pack
         from potstill.divergences.forward_kl import ForwardKL
-        from potstill.losses.objectives import Distillation
+        from potstill.losses.distillation import Distillation
 
         batch = pack(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))).to(student.device)
         objective = Distillation(signal_of(engine, teacher, batch), ForwardKL(), 1.0, 1.0, student.config.vocab_size)

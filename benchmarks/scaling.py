@@ -54,7 +54,7 @@ def step(size: str, vocab: int | None, length: int, signal: str, repeats: int) -
 
     from potstill.data.batches import pack
     from potstill.divergences.forward_kl import ForwardKL
-    from potstill.losses.objectives import Distillation
+    from potstill.losses.distillation import Distillation
     from potstill.teachers.cache import RowCache
     from potstill.teachers.signals import Cached, HiddenForm, Live
 

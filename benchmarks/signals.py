@@ -26,8 +26,8 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import load_model, load_tokenizer
-from potstill.losses.objectives import Distillation
-from potstill.run.runner import artifacts_of, find_run
+from potstill.losses.distillation import Distillation
+from potstill.run.folder import artifacts_of, find_run
 from potstill.sources import Source
 from potstill.teachers.cache import RowCache
 from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.commands.list import components, fields_of, toml
-from potstill.recipe.parse import Header
+from potstill.recipe.header import Header
 from potstill.stages.base import DataStage, Stage
 from potstill.stages.evaluate import Row
 

@@ -54,7 +54,7 @@ _WHERE = {
     "Report": "potstill.stages.report",
     "Validation": "potstill.stages.training",
     "Adapter": "potstill.stages.start",
-    "Recipe": "potstill.recipe.parse",
+    "Recipe": "potstill.recipe.header",
     "load_recipe": "potstill.recipe.parse",
     "parse_recipe": "potstill.recipe.parse",
     "run_recipe": "potstill.run.runner",

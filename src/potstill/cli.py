@@ -179,7 +179,7 @@ def list_components(role: str | None, as_json: bool) -> None:
 @guarded
 def report(run: str, as_json: bool) -> None:
     """Print RUN's table and verdicts, and where its page is. RUN is a folder or a name under runs/."""
-    from potstill.run.runner import find_run
+    from potstill.run.folder import find_run
 
     _show_report(find_run(run), as_json)
 
@@ -277,7 +277,7 @@ def _show_report(folder: Path, as_json: bool) -> None:
     from rich.console import Console
 
     from potstill.report.table import print_table
-    from potstill.run.runner import artifacts_of
+    from potstill.run.folder import artifacts_of
 
     print_table(found, Console(width=None if sys.stdout.isatty() else 110))
     click.echo(f"\nreport  {folder / 'report.html'}")

@@ -351,7 +351,7 @@ def test_a_run_folder_that_is_a_file(place):
 def work_folder(place: Place, stage: str) -> Path:
     """Where a stage that is not done yet will work."""
     from potstill.recipe.parse import load_recipe
-    from potstill.run.runner import plan
+    from potstill.run.graph import plan
 
     item = next(item for item in plan(load_recipe(place.recipe), place.out) if item.node.id == stage)
     return item.folder.with_name(f".work-{item.folder.name}")

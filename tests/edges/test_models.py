@@ -26,7 +26,7 @@ from potstill.edges.models import (
     size_of,
     weight_files,
 )
-from potstill.losses.objectives import Distillation
+from potstill.losses.distillation import Distillation
 from potstill.losses.scoring import token_sums
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL

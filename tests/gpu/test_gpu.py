@@ -17,7 +17,8 @@ from potstill.edges.adapters import add_lora
 from potstill.edges.models import device
 from potstill.edges.sampling import generate
 from potstill.inits.width import Width
-from potstill.losses.objectives import CrossEntropy, Distillation
+from potstill.losses.cross_entropy import CrossEntropy
+from potstill.losses.distillation import Distillation
 from potstill.quant.int8 import int8_body
 from potstill.teachers.signals import Live
 from potstill.train.loop import Optim, fit

@@ -21,7 +21,7 @@ from potstill.data.batches import Batch, pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences import Divergence
-from potstill.losses.objectives import Distillation
+from potstill.losses.distillation import Distillation
 from potstill.teachers.signals import Live
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

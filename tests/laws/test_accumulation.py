@@ -22,8 +22,10 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs, weighted_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.divergences.reverse_kl import ReverseKL
-from potstill.losses.head import CHUNK_BYTES
-from potstill.losses.objectives import CrossEntropy, Distillation, Loss, Objective
+from potstill.losses.cross_entropy import CrossEntropy
+from potstill.losses.distillation import Distillation
+from potstill.losses.head import CHUNK_BYTES, Loss
+from potstill.losses.objective import Objective
 from potstill.teachers.signals import Live
 from potstill.train.loop import Optim, fit, optimizer_for
 from potstill.train.work import Work

@@ -21,7 +21,7 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.losses.objectives import Distillation
+from potstill.losses.distillation import Distillation
 from potstill.teachers.cache import RECORD, RowCache, keys_of, row_key
 from potstill.teachers.signals import Buckets, Cached, Dense, Form, HiddenForm, Live, TopKForm
 

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from potstill.core.errors import UserError
 from potstill.data.batches import pack
 from potstill.divergences import Divergence
+from potstill.losses.distillation import Distillation
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, COPIES, Terms, chunk_bytes, fused_head, logit_chunks
-from potstill.losses.objectives import Distillation
 from potstill.teachers.signals import Live
 
 N, D, WIDE, V = 13, 6, 10, 17
@@ -224,6 +224,6 @@ def test_a_kernel_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="POTSTILL_KERNEL=cuda: must be plain or triton"):
         objective(model, rows)
     monkeypatch.setenv("POTSTILL_KERNEL", "triton")
-    monkeypatch.setattr("potstill.losses.objectives.find_spec", lambda _: None)
+    monkeypatch.setattr("potstill.losses.distillation.find_spec", lambda _: None)
     with pytest.raises(UserError, match="the package triton is not here"):
         objective(model, rows)

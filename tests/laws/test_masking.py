@@ -17,7 +17,9 @@ from potstill.data.batches import Batch, pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs, mask_preview
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.losses.objectives import CrossEntropy, Distillation, Objective
+from potstill.losses.cross_entropy import CrossEntropy
+from potstill.losses.distillation import Distillation
+from potstill.losses.objective import Objective
 from potstill.teachers.signals import Live
 
 FAMILIES = ("qwen2", "llama", "gpt2")

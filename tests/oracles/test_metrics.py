@@ -319,7 +319,7 @@ def test_decoding_ends_at_the_first_stop() -> None:
 def test_a_trained_end_of_turn_ends_the_answer(tmp_path: Path) -> None:
     """A model drilled on one row says that row and stops, pad token or not."""
     from potstill.data.store import TokenStore
-    from potstill.losses.objectives import CrossEntropy
+    from potstill.losses.cross_entropy import CrossEntropy
     from potstill.train.loop import Optim, fit
     from potstill.train.work import Work
 

@@ -19,8 +19,9 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
+from potstill.losses.cross_entropy import CrossEntropy
+from potstill.losses.distillation import Distillation
 from potstill.losses.head import Loss
-from potstill.losses.objectives import CrossEntropy, Distillation
 from potstill.recipe.parse import load_recipe
 from potstill.run.runner import run_recipe
 from potstill.teachers.cache import RowCache

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from potstill.commands.plan import estimate
-from potstill.recipe.parse import Recipe, load_recipe, parse_recipe
+from potstill.recipe.header import Recipe
+from potstill.recipe.parse import load_recipe, parse_recipe
 from potstill.stages import Stage
 from potstill.stages.distill import Distill
 from potstill.stages.sft import SFT

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from potstill.core.errors import Problem, RecipeError, UserError
-from potstill.recipe.parse import Recipe, parse_recipe
+from potstill.recipe.header import Recipe
+from potstill.recipe.parse import parse_recipe
 from potstill.recipe.sweep import Sweep
-from potstill.run.runner import nodes_of
+from potstill.run.graph import nodes_of
 from potstill.stages import Stage
 from potstill.stages.best import Best
 from potstill.stages.distill import Distill

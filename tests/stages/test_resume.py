@@ -18,7 +18,7 @@ from potstill.core.types import Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.edges.models import save_model
-from potstill.losses.objectives import CrossEntropy
+from potstill.losses.cross_entropy import CrossEntropy
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.train.loop import Optim, fit

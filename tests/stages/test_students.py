@@ -21,7 +21,7 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.edges.adapters import add_lora
 from potstill.edges.models import load_model, save_model
-from potstill.losses.objectives import CrossEntropy
+from potstill.losses.cross_entropy import CrossEntropy
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages.base import Context

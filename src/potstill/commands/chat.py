@@ -10,7 +10,7 @@ from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.edges.sampling import stream
-from potstill.run.runner import artifacts_of, find_run
+from potstill.run.folder import artifacts_of, find_run
 from potstill.stages.lineage import as_chosen
 
 

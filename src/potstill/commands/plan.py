@@ -13,8 +13,8 @@ from potstill.data.prompts import Prompts
 from potstill.edges.models import Size, config_of, device, size_of
 from potstill.inits import Init
 from potstill.losses.head import CHUNK_BYTES
-from potstill.recipe.parse import Recipe
-from potstill.run.runner import Planned, plan
+from potstill.recipe.header import Recipe
+from potstill.run.graph import Planned, plan
 from potstill.sources import Source
 from potstill.stages.base import ModelRef
 from potstill.stages.best import Best

@@ -1,6 +1,6 @@
 """The distillation objective and its gradient with respect to the logits, as one GPU kernel in Triton.
 
-Importing this imports triton, which builds of torch for CUDA bring along; `objectives` does so only where it is asked to.
+Importing this imports triton, which builds of torch for CUDA bring along; `distillation` does so only where it is asked to.
 """
 
 # pyright: reportMissingImports=false, reportIndexIssue=false

@@ -2,77 +2,23 @@
 
 import json
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import MANIFEST, Artifact, disk_errors, file_lock, fingerprint, read_json, write_json, write_text
-from potstill.core.errors import Interrupted, UserError
+from potstill.core.artifact import MANIFEST, Artifact, disk_errors, file_lock, write_json, write_text
+from potstill.core.errors import UserError
 from potstill.core.progress import Progress, clock
 from potstill.edges import ranks
 from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
-from potstill.recipe.parse import Recipe
+from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import Fingerprints
+from potstill.run.graph import Planned, nodes_of, plan
+from potstill.run.stopper import Stopper
 from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of one seed.
-
-    Attributes:
-        id: the stage's name, with `@seed` where it is done for several.
-        inputs: for each stage it refers to, the ids of the nodes it gets.
-    """
-
-    id: str
-    stage: Stage
-    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-def nodes_of(recipe: Recipe) -> list[Node]:
-    """The recipe's stages, those that depend on a seed repeated for each of the recipe's seeds."""
-    seeds = recipe.header.seeds
-    first = seeds[0]
-    copies: dict[str, dict[int | None, str]] = {}  # stage -> seed -> node; seed None where there is one copy
-    nodes: list[Node] = []
-    for stage in recipe.stages:
-        targets = [ref.target for _, ref in stage.references() if ref.scheme == "stage"]
-        repeated = len(seeds) > 1 and (stage.per_seed or (not stage.gathers and any(None not in copies[t] for t in targets)))
-        copies[stage.name] = {}
-        for seed in seeds if repeated else (None,):
-            ident = stage.name if seed is None else f"{stage.name}@{seed}"
-            inputs = {}
-            for target in targets:
-                theirs = copies[target]
-                chosen = (theirs[seed],) if seed in theirs else tuple(theirs.values())
-                if stage.across_seeds:
-                    chosen = (*dict.fromkeys((*(chosen if seed in theirs else ()), *theirs.values())),)
-                inputs[target] = (theirs[None],) if None in theirs else chosen
-            own_seed = first if seed is None else seed
-            copy = stage.model_copy(update={"seed": own_seed}) if stage.per_seed else stage
-            nodes.append(Node(ident, copy, inputs))
-            copies[stage.name][seed] = ident
-    return nodes
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A node, what it will be called, and whether it is there already."""
-
-    node: Node
-    fingerprint: str
-    folder: Path
-
-    @property
-    def done(self) -> bool:
-        return (self.folder / MANIFEST).is_file()
 
 
 def _agreed(recipe: Recipe, out: Path) -> tuple[list[Planned], list[bool]]:
@@ -83,69 +29,6 @@ def _agreed(recipe: Recipe, out: Path) -> tuple[list[Planned], list[bool]]:
 
     found = ranks.on_first(told)
     return [Planned(node, *item[:2]) for node, item in zip(nodes_of(recipe), found, strict=True)], [item[2] for item in found]
-
-
-def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
-    """What a run would do; looks, touches nothing but its memory of file hashes.
-
-    With `offline`, what cannot be identified without a network counts as not done, instead of being an error.
-    """
-    prints = Fingerprints(out)
-    planned: list[Planned] = []
-    by_id: dict[str, Planned] = {}
-    for node in nodes_of(recipe):
-        parents = {
-            f"{target}[{i}]": by_id[ident].fingerprint for target, ids in node.inputs.items() for i, ident in enumerate(ids)
-        }
-        try:
-            digest = prints.of(node.stage, parents)
-        except UserError:
-            if not offline:
-                raise
-            digest = fingerprint(["unknown", node.id])
-        item = Planned(node, digest, out / "artifacts" / f"{node.id}-{digest[:12]}")
-        by_id[node.id] = item
-        planned.append(item)
-    if out.is_dir():
-        prints.save()
-    return planned
-
-
-class Stopper:
-    """Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C does not wait."""
-
-    AGAIN_S = 5.0  # torchrun passes a terminal's Ctrl-C on to processes that got it already
-
-    def __init__(self, progress: Progress) -> None:
-        self.asked, self._since = False, 0.0
-        self._progress = progress
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen while inside; other threads than the main one cannot."""
-        try:
-            before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: Any) -> None:
-        if self.asked:
-            if ranks.several() and time.monotonic() - self._since < self.AGAIN_S:
-                return
-            raise KeyboardInterrupt
-        self.asked, self._since = True, time.monotonic()
-        if ranks.several():  # said when all have agreed: the signal may mean that one of them is gone
-            return
-        self._progress.note("stopping: saving first (Ctrl-C again to stop at once)")
-
-    def check(self, where: str) -> None:
-        if any(ranks.gathered(self.asked)):
-            raise Interrupted(f"stopped {where}; run the same command again to go on")
 
 
 def run_recipe(
@@ -342,22 +225,3 @@ def provenance(recipe: Recipe, done: dict[str, Artifact], command: str) -> dict[
         "seconds": {ident: artifact.seconds for ident, artifact in done.items()},
         "peak_memory_bytes": {ident: artifact.peak_memory_bytes for ident, artifact in done.items()},
     }
-
-
-def find_run(run: str | Path) -> Path:
-    """A run's folder by path, or by name under `runs/`.
-
-    Raises:
-        UserError: there is no finished run there.
-    """
-    for folder in (Path(run), Path("runs") / str(run)):
-        if (folder / "run.json").is_file():
-            return folder
-        if (folder / "artifacts").is_dir():
-            raise UserError(f"{folder}: the run has not finished; run its recipe again to go on")
-    raise UserError(f"{run}: no run there; give a folder such as runs/quickstart")
-
-
-def artifacts_of(run: Path) -> dict[str, Artifact]:
-    """A finished run's artifacts by node id."""
-    return {ident: Artifact.load(run / "artifacts" / name) for ident, name in read_json(run / "run.json").items()}

@@ -13,7 +13,7 @@ from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
 from potstill.inits import Init
-from potstill.losses.objectives import Distillation
+from potstill.losses.distillation import Distillation
 from potstill.losses.targets import Signal
 from potstill.stages.base import CacheRef, Context, DataStage, ModelRef, Stage
 from potstill.stages.cache import Cache

@@ -13,7 +13,7 @@ from potstill.data.store import Counts, text_pairs
 from potstill.edges import ranks
 from potstill.edges.bpe import train_tokenizer
 from potstill.edges.models import device, load_tokenizer, save_model
-from potstill.losses.objectives import CrossEntropy
+from potstill.losses.cross_entropy import CrossEntropy
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.training import tidy, tokenised

@@ -18,7 +18,7 @@ from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruct
 from potstill.edges import ranks
 from potstill.edges.models import Model, Tokenizer, check_vocabulary, save_model
 from potstill.edges.sampling import generate
-from potstill.losses.objectives import Objective
+from potstill.losses.objective import Objective
 from potstill.losses.scoring import mean_nll
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source

@@ -1,1 +1,1 @@
-"""From rows to a trained model: tokens, batches, objectives and the only optimiser loop."""
+"""The only optimiser loop, who shares its steps, and checkpoints: how a step is done; knows no loss by name."""

@@ -15,7 +15,7 @@ from potstill.data.batches import Order
 from potstill.data.store import TokenStore
 from potstill.edges import ranks
 from potstill.edges.models import device
-from potstill.losses.objectives import Objective
+from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.team import team_of, whole
 from potstill.train.work import Work

@@ -17,7 +17,7 @@ from potstill.data.store import TokenStore
 from potstill.edges import ranks
 from potstill.edges.models import blocks_of, device
 from potstill.losses.head import Loss
-from potstill.losses.objectives import Objective
+from potstill.losses.objective import Objective
 
 # Gradients up to this size are kept whole between the micro-batches of a step and reduced once; larger ones are reduced
 # after each, which costs traffic instead of memory.

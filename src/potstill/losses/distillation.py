@@ -1,9 +1,9 @@
-"""What is minimised: sums over response tokens, divided by the global count elsewhere."""
+"""Cross-entropy and a divergence from the teacher, over response tokens."""
 
 import math
 import os
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,30 +14,12 @@ from potstill.data.batches import Batch
 from potstill.divergences import Divergence
 from potstill.edges.packed import tie_of
 from potstill.losses.head import Kernel, Loss, fused_head, response_hidden, softcap_of
+from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Buckets, Signal
 
 # What a GPU computes the distillation loss by: `plain` PyTorch, or `triton`, a kernel for some divergences. The kernel was
 # never run on a GPU; it becomes the default where benchmarks/kd_step.py shows it faster.
 KERNEL = "plain"
-
-
-class Objective(Protocol):
-    """`(student, batch) -> Loss`; methods differ only in their objective and their batches."""
-
-    def __call__(self, model: Any, batch: Batch) -> Loss: ...
-
-
-class CrossEntropy:
-    """SFT: −Σ w·log q(target), the paper's eq. (2) over response tokens; w is the weight of a token's row."""
-
-    def __call__(self, model: Any, batch: Batch) -> Loss:
-        def terms(logits_BV: Tensor, _: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            ce = _total(F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="none"), batch, tokens)
-            return ce, {"ce": ce.detach()}
-
-        tie = tie_of(model)
-        hidden_ND = response_hidden(model, batch, tie)
-        return fused_head(hidden_ND, model.get_output_embeddings(), terms, softcap=softcap_of(model), tie=tie)
 
 
 class Distillation:
@@ -69,8 +51,8 @@ class Distillation:
                     logp = F.log_softmax(self._scaled(teacher_BV).to(logits_BV.dtype), dim=-1)
                 logq = F.log_softmax(self._scaled(logits_BV), dim=-1)
                 ce_B = self._cross_entropy(logits_BV, logq, batch.target_N[tokens])
-            ce = _total(ce_B if r < 1 else ce_B.detach(), batch, tokens)
-            divergence = _total(self.divergence(logp, logq), batch, tokens)
+            ce = weighted_sum(ce_B if r < 1 else ce_B.detach(), batch, tokens)
+            divergence = weighted_sum(self.divergence(logp, logq), batch, tokens)
             return (1 - r) * ce + r * T**2 * divergence, {"ce": ce.detach(), "divergence": divergence.detach()}
 
         tie = tie_of(model)
@@ -142,9 +124,3 @@ def _triton_wanted() -> bool:
     if choice == "triton" and find_spec("triton") is None:
         raise UserError("POTSTILL_KERNEL=triton: the package triton is not here; builds of torch for CUDA bring it along")
     return choice == "triton"
-
-
-def _total(per_token_B: Tensor, batch: Batch, tokens: slice) -> Tensor:
-    if batch.weight_N is None:
-        return per_token_B.sum()
-    return (per_token_B * batch.weight_N[tokens].to(per_token_B.dtype)).sum()
