@@ -16,7 +16,6 @@ from potstill.losses.head import CHUNK_BYTES
 from potstill.recipe.header import Recipe
 from potstill.run.graph import Planned, plan
 from potstill.sources import Source
-from potstill.stages.base import ModelRef
 from potstill.stages.best import Best
 from potstill.stages.cache import Cache
 from potstill.stages.distill import Distill
@@ -24,6 +23,7 @@ from potstill.stages.evaluate import Evaluate
 from potstill.stages.export import Export
 from potstill.stages.pretrain import Pretrain
 from potstill.stages.quantize import Quantize
+from potstill.stages.refs import ModelRef
 from potstill.stages.sft import SFT
 
 SAMPLE = 2000  # rows looked at to guess the rest

@@ -8,7 +8,8 @@ from typing import Any
 from potstill.core.component import suggest
 from potstill.core.errors import Problem
 from potstill.recipe.header import Header
-from potstill.stages.base import Stage, StageRef
+from potstill.stages.base import Stage
+from potstill.stages.refs import StageRef
 
 
 def reference_problems(stages: list[Stage | None], names: list[Any]) -> Iterator[Problem]:

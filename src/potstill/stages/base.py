@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import Field, GetCoreSchemaHandler, field_validator
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field, field_validator
 
 from potstill.core.artifact import Artifact, Makes
 from potstill.core.component import Component, Settings
@@ -17,60 +16,8 @@ from potstill.core.errors import UserError
 from potstill.core.types import Split
 from potstill.data.prompts import Prompts
 from potstill.sources import Source
+from potstill.stages.refs import ModelRef, StageRef
 from potstill.train.work import Work
-
-
-class StageRef(str):
-    """`stage:NAME`: what an earlier stage made."""
-
-    schemes: ClassVar[tuple[str, ...]] = ("stage",)
-    accepts: ClassVar[tuple[Makes, ...]] = ("evaluation",)
-
-    @property
-    def scheme(self) -> str:
-        return self.partition(":")[0]
-
-    @property
-    def target(self) -> str:
-        return self.partition(":")[2]
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls._parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
-        )
-
-    @classmethod
-    def _parse(cls, value: Any) -> "StageRef":
-        if isinstance(value, Artifact):
-            value = f"path:{value.folder}"
-        if not isinstance(value, str | Path):
-            raise PydanticCustomError("reference", "must be text such as '{scheme}:…'", {"scheme": cls.schemes[0]})
-        scheme, colon, target = str(value).partition(":")
-        if not colon or scheme not in cls.schemes or not target:
-            known = " or ".join(f"'{scheme}:…'" for scheme in cls.schemes)
-            raise PydanticCustomError("reference", "must begin with {known}", {"known": known})
-        return cls(value)
-
-
-class ModelRef(StageRef):
-    """`stage:NAME`, `hf:ORG/NAME` (or `hf:ORG/NAME@REVISION`), or `path:FOLDER`: a model."""
-
-    schemes = ("stage", "hf", "path")
-    accepts = ("model",)
-
-
-class CacheRef(StageRef):
-    """`stage:NAME` or `path:FOLDER`: what a `cache` stage made."""
-
-    schemes = ("stage", "path")
-    accepts = ("cache",)
-
-
-class StudyRef(StageRef):
-    """`stage:NAME` or `path:FOLDER`: an evaluation."""
-
-    schemes = ("stage", "path")
 
 
 @dataclass

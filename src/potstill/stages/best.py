@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from potstill.core.artifact import MANIFEST, Artifact, Makes, write_json
 from potstill.core.errors import UserError
 from potstill.sources import Source
-from potstill.stages.base import Context, Stage, StageRef
+from potstill.stages.base import Context, Stage
 from potstill.stages.lineage import SWEEP, Place, as_chosen, points
+from potstill.stages.refs import StageRef
 
 By = Literal["validation_rouge_l", "validation_nll"]
 HIGHER_IS_BETTER = {"validation_rouge_l": True, "validation_nll": False}

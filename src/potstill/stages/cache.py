@@ -11,7 +11,8 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
 from potstill.edges.models import check_rows, config_of, device, load_tokenizer
-from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.base import Context, DataStage
+from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
 from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal
 from potstill.train.loop import Precision, autocast, in_bf16

@@ -15,8 +15,9 @@ from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_
 from potstill.inits import Init
 from potstill.losses.distillation import Distillation
 from potstill.losses.targets import Signal
-from potstill.stages.base import CacheRef, Context, DataStage, ModelRef, Stage
+from potstill.stages.base import Context, DataStage, Stage
 from potstill.stages.cache import Cache
+from potstill.stages.refs import CacheRef, ModelRef
 from potstill.stages.start import Adapter, check_start, load_student
 from potstill.stages.training import Validation, train
 from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal

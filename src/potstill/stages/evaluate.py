@@ -23,8 +23,9 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
-from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.base import Context, DataStage
 from potstill.stages.lineage import PRINT, Place, lineage, places
+from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
 from potstill.study.records import Decoding as StudyDecoding
 from potstill.study.records import MetricInfo, ModelRow, RowRole, Study, TestRow

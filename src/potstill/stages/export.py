@@ -14,7 +14,8 @@ from potstill.exporters.gguf import Gguf
 from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import load_packed
 from potstill.report.card import model_card
-from potstill.stages.base import Context, ModelRef, Stage, StudyRef
+from potstill.stages.base import Context, Stage
+from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from potstill.core.artifact import Artifact, fingerprint, read_json
 from potstill.edges.models import bytes_of
-from potstill.stages.base import Context, ModelRef
+from potstill.stages.base import Context
+from potstill.stages.refs import ModelRef
 
 PRINT = 16  # characters of a fingerprint that a study keeps
 SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked

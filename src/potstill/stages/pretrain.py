@@ -15,7 +15,8 @@ from potstill.edges.bpe import train_tokenizer
 from potstill.edges.models import device, load_tokenizer, save_model
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.sources import Source
-from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.base import Context, DataStage
+from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
 from potstill.train.loop import Optim, fit
 from potstill.train.team import whole

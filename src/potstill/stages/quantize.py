@@ -10,7 +10,8 @@ from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
 from potstill.quant.layers import quantise_model
 from potstill.quant.packed import save_packed
-from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.base import Context, DataStage
+from potstill.stages.refs import ModelRef
 from potstill.stages.training import drawn
 
 

@@ -7,7 +7,8 @@ from pydantic import Field
 
 from potstill.core.artifact import Makes, read_json
 from potstill.report.build import report_of, write_report
-from potstill.stages.base import Context, Stage, StudyRef
+from potstill.stages.base import Context, Stage
+from potstill.stages.refs import StudyRef
 
 
 class Report(Stage, kind="report"):

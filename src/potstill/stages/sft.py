@@ -7,7 +7,8 @@ from pydantic import Field
 from potstill.edges.models import load_tokenizer
 from potstill.inits import Init
 from potstill.losses.cross_entropy import CrossEntropy
-from potstill.stages.base import Context, DataStage, ModelRef
+from potstill.stages.base import Context, DataStage
+from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, check_start, load_student
 from potstill.stages.training import Validation, train
 from potstill.train.loop import Optim

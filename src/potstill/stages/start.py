@@ -10,7 +10,7 @@ from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft
 from potstill.edges.models import Model, config_of, load_model
 from potstill.inits import Init
-from potstill.stages.base import ModelRef
+from potstill.stages.refs import ModelRef
 from potstill.stages.training import unfreeze
 
 
