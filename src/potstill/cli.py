@@ -135,13 +135,13 @@ def plan(
 
     found = load_recipe(_recipe_path(recipe), overrides)
     cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
-    rows = estimate(found, out or Path("runs") / found.name, cluster)
+    planned = estimate(found, out or Path("runs") / found.name, cluster, measure=cluster is None)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        click.echo(json.dumps([line.json() for line in planned.lines], indent=2))
     elif cluster is not None:
-        print_spread(found.name, cluster, rows)
+        print_spread(found.name, cluster, [line.json() for line in planned.lines])
     else:
-        print_plan(found.name, rows)
+        print_plan(planned)
 
 
 @main.command()
@@ -256,7 +256,7 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
         done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
     if not ranks.first():
         return
-    if any(artifact.kind == "report" for artifact in done.values()):
+    if any(artifact.makes == "report" for artifact in done.values()):
         _show_report(folder, as_json)
     elif as_json:
         click.echo(json.dumps({ident: str(artifact.folder) for ident, artifact in done.items()}, indent=2))
@@ -282,6 +282,6 @@ def _show_report(folder: Path, as_json: bool) -> None:
     print_table(found, Console(width=None if sys.stdout.isatty() else 110))
     click.echo(f"\nreport  {folder / 'report.html'}")
     for artifact in artifacts_of(folder).values():
-        for name in artifact.summary.get("files", {}) if artifact.kind == "export" else ():
+        for name in artifact.summary.get("files", {}) if artifact.makes == "export" else ():
             if name.endswith((".safetensors", ".gguf")):
                 click.echo(f"export  {artifact.folder / name}")

@@ -31,7 +31,8 @@ def pick(target: str) -> Artifact:
         if not seeded:
             raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
         return seeded[0]
-    stages = [ident.partition("@")[0] for ident, a in models.items() if as_chosen(a).kind == "distill"] or [*models]
+    taught = [ident for ident, a in models.items() if (a.summary.get("trained") or {}).get("teacher")]
+    stages = taught or [*models]
     return next(a for ident, a in models.items() if ident.partition("@")[0] == stages[-1].partition("@")[0])
 
 

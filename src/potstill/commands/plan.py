@@ -1,301 +1,200 @@
-"""What a recipe would cost, before anything heavy is loaded: parameters, tokens, FLOPs and memory, all rough."""
+"""What a recipe would take on this machine: rows, steps, time, memory and disk, as its stages describe themselves."""
 
 import sys
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.commands.spread import Cluster
-from potstill.core.artifact import Artifact, fingerprint
-from potstill.core.errors import UserError
-from potstill.data.prompts import Prompts
-from potstill.edges.models import Size, config_of, device, size_of
-from potstill.inits import Init
-from potstill.losses.head import CHUNK_BYTES
+from potstill.core.artifact import Artifact
+from potstill.core.numbers import count, size
+from potstill.core.progress import clock
+from potstill.edges.machine import total_memory
 from potstill.recipe.header import Recipe
 from potstill.run.graph import Planned, plan
-from potstill.sources import Source
-from potstill.stages.best import Best
-from potstill.stages.cache import Cache
-from potstill.stages.distill import Distill
-from potstill.stages.evaluate import Evaluate
-from potstill.stages.export import Export
-from potstill.stages.pretrain import Pretrain
-from potstill.stages.quantize import Quantize
-from potstill.stages.refs import ModelRef
-from potstill.stages.sft import SFT
+from potstill.run.preflight import cost_of, done_models, problems_of
+from potstill.stages.base import Stage, reasons
+from potstill.stages.outlook import Cost, Outlook, RowsOf
 
-SAMPLE = 2000  # rows looked at to guess the rest
-TEMPLATE = 40  # characters that a prompt's template adds
-CHARACTERS_PER_TOKEN = 3.6  # English prose under a vocabulary of 150,000; code and small vocabularies need more tokens
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDEST = 110
 
 
 @dataclass(frozen=True)
-class Amount:
-    """Rows of a training split and their mean lengths in tokens."""
+class Line:
+    """One node of the plan; figures of a stage that is done are what it really took.
 
-    rows: int
-    prompt: float
-    response: float
-
-    @property
-    def tokens(self) -> float:
-        return self.prompt + self.response
-
-
-@dataclass(frozen=True)
-class Shaped:
-    """A model by its config, and its size."""
-
-    config: Any
-    size: Size
-
-
-def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None) -> list[dict[str, Any]]:
-    """One row per node: state, parameters, training tokens, FLOPs, bytes of memory and disk; None where it cannot be known
-    offline. What a teacher says of the same rows is computed and kept once, for the first stage that needs it.
-
-    With a cluster also what one of its GPUs has to do in a training step.
+    Attributes:
+        state: `done` or `to do`.
+        too_large: whether its memory is more than this machine has.
+        spread: what one of several GPUs would have to do, where that was asked.
     """
-    sizes: dict[str, Shaped | None] = {}
-    kept: set[str] = set()
-    amounts: dict[str, Amount | str] = {}
-    return [_row(item, sizes, amounts, kept, cluster) | _known(item) for item in plan(recipe, out, offline=True)]
+
+    stage: str
+    kind: str
+    state: str
+    seed: int | None
+    cost: Cost
+    too_large: bool = False
+    spread: dict[str, Any] | None = None
+
+    def json(self) -> dict[str, Any]:
+        """Flat, for a program."""
+        cost = {name: value for name, value in asdict(self.cost).items() if name != "step"}
+        cost["rows"] = [{k: v for k, v in rows.items() if k != "lengths"} for rows in cost["rows"]]
+        head = {"stage": self.stage, "kind": self.kind, "state": self.state, "seed": self.seed}
+        return head | cost | {"too_large": self.too_large} | (self.spread or {})
 
 
-def _known(item: Planned) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """All lines of a recipe, and what is known to go wrong."""
+
+    name: str
+    lines: tuple[Line, ...]
+    problems: tuple[str, ...] = ()
+    shown: str = ""  # the smallest difference that the study could show, in words
+
+    def to_do(self) -> list[Line]:
+        return [line for line in self.lines if line.state == "to do"]
+
+
+def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None, *, measure: bool = True) -> Plan:
+    """What each node of a recipe would take; passes are timed on this machine with `measure`, which takes seconds."""
+    planned = plan(recipe, out, offline=True)
+    finished = [item.done for item in planned]
+    done = done_models(planned, finished)
+    outlook = Outlook(done, measure=measure)
+    problems = [f"{problem}: {problem.rule}" for problem in problems_of(recipe.stages, outlook)]
+    pending = Outlook(done, measure=measure)
+    pending.share(outlook)
+    lines = []
+    for item, there in zip(planned, finished, strict=True):
+        stage = item.node.stage
+        pending.add(stage)
+        lines.append(_line(item, _known(item) if there else cost_of(stage, pending), there, cluster))
+    return Plan(recipe.name, tuple(lines), tuple(problems), _could_show(recipe.stages, outlook))
+
+
+def _line(item: Planned, cost: Cost, there: bool, cluster: Cluster | None) -> Line:
+    stage = item.node.stage
+    seeded = "optim" in type(stage).model_fields
+    spread = None
+    if cluster is not None and cost.step is not None and not there:
+        step = cost.step
+        optim = stage.optim  # pyright: ignore[reportAttributeAccessIssue]  # whatever has steps has an optimiser
+        spread = cluster.share(step.size, step.teacher, optim, step.row_tokens, step.longest, step.flops, step.shard_teacher)
+    return Line(
+        item.node.id,
+        str(stage.kind),
+        "done" if there else "to do",
+        stage.seed if seeded else None,
+        cost,
+        not there and (cost.memory_bytes or 0) > total_memory(),
+        spread,
+    )
+
+
+def _known(item: Planned) -> Cost:
     """Of a stage that is done, what it really took."""
-    if not item.done:
-        return {}
     artifact = Artifact.load(item.folder)
     found = {key: artifact.summary.get(key) for key in ("parameters", "steps", "tokens", "response_tokens")}
-    return {key: value for key, value in found.items() if value is not None} | {"memory_bytes": artifact.peak_memory_bytes}
+    return Cost(**found, seconds=artifact.seconds, memory_bytes=artifact.peak_memory_bytes)
 
 
-def _amount(source: Source, prompts: Prompts, cache: dict[str, Amount | str]) -> Amount | str:
-    """The training split's amount, or why it cannot be told."""
-    key = f"{source.spec()}{prompts}"
-    if key not in cache:
-        try:
-            sample = list(islice(source.examples("train"), SAMPLE))
-            rows = len(sample)
-            if rows == SAMPLE:
-                rows = sum(1 for _ in source.examples("train"))
-            asked = [len(e.instruction) + len(e.context) + TEMPLATE for e in sample]
-            answered = [len(e.response) for e in sample]
-            prompt = sum(min(n / CHARACTERS_PER_TOKEN, prompts.max_prompt_tokens) for n in asked)
-            response = sum(min(n / CHARACTERS_PER_TOKEN + 1, prompts.max_tokens) for n in answered)
-            mean = Amount(rows, prompt / len(sample), response / len(sample)) if sample else None
-            cache[key] = mean or "the training split is empty"
-        except UserError as error:
-            cache[key] = str(error)
-    return cache[key]
+def _could_show(stages: Sequence[Stage], outlook: Outlook) -> str:
+    """The smallest difference that the recipe's studies could show, in words; "" where there is no study."""
+    return " ".join(told for stage in stages if (told := stage.could_show(outlook)))
 
 
-def _shaped(ref: ModelRef, init: Init | None, sizes: dict[str, Shaped | None]) -> Shaped | None:
-    if ref.scheme == "stage" and init is None:
-        return sizes.get(ref.target)
-    try:
-        if ref.scheme != "stage":
-            config = config_of(str(ref), offline_shape=True)
-        elif (found := sizes.get(ref.target)) is not None:
-            config = found.config
-        else:
-            return None
-        config = init.shape(config) if init is not None else config
-        return Shaped(config, size_of(config))
-    except UserError:
-        return None
-
-
-def _size(ref: ModelRef | None, sizes: dict[str, Shaped | None]) -> Size | None:
-    found = _shaped(ref, None, sizes) if ref is not None else None
-    return found.size if found is not None else None
-
-
-def _row(
-    item: Planned,
-    sizes: dict[str, Shaped | None],
-    amounts: dict[str, Amount | str],
-    kept: set[str],
-    cluster: Cluster | None,
-) -> dict[str, Any]:
-    stage = item.node.stage
-    shaped: Shaped | None = None
-    row: dict[str, Any] = {
-        "stage": item.node.id,
-        "kind": stage.kind,
-        "state": "done" if item.done else "to do",
-        "seed": stage.seed if isinstance(stage, SFT | Distill | Pretrain) else None,
-        "parameters": None,
-        "steps": None,
-        "tokens": None,
-        "response_tokens": None,
-        "flops": None,
-        "memory_bytes": None,
-        "output_bytes": None,
-        "cache_bytes": None,
-        "note": "",
-    }
-    if isinstance(stage, Cache):
-        kept.add(f"{stage.signal}:{stage.name}")
-        return row | _read_once(stage, _size(stage.teacher, sizes), _amount(stage.data, stage.prompts, amounts))
-    if isinstance(stage, Pretrain):
-        theirs = _size(stage.tokenizer, sizes)
-        config = stage.shape.config(theirs.vocab if theirs is not None else stage.vocab_size)
-        shaped = Shaped(config, size_of(config))
-    elif isinstance(stage, Quantize | Export):
-        shaped = _shaped(stage.model, None, sizes)
-    elif isinstance(stage, SFT):
-        shaped = _shaped(stage.model, stage.init, sizes)
-    elif isinstance(stage, Distill):
-        shaped = _shaped(stage.student, stage.init, sizes)
-    elif isinstance(stage, Best):
-        shaped = sizes.get(stage.candidates[0].target)
-    sizes.setdefault(stage.name, shaped)
-    size = shaped.size if shaped is not None else None
-    if isinstance(stage, Evaluate):
-        measured = [found.parameters for row_ in stage.study if (found := _size(row_.model, sizes)) is not None]
-        held = stage.teacher()
-        teacher = _size(held.model, sizes) if held is not None else None
-        row["memory_bytes"] = 4 * (max(measured, default=0) + (teacher.parameters if teacher else 0)) or None
-        return row
-    if size is None:
-        return row
-    row["parameters"] = size.parameters
-    if isinstance(stage, SFT | Distill | Pretrain):
-        amount = _amount(stage.data, stage.prompts, amounts)
-        if not isinstance(amount, str) and isinstance(stage, Pretrain):  # texts end to end, cut into windows
-            text = (amount.tokens if stage.text == "rows" else amount.prompt) - TEMPLATE / CHARACTERS_PER_TOKEN
-            width = min(stage.prompts.max_tokens, stage.shape.positions) - 1
-            amount = Amount(max(1, round(amount.rows * text / width)), 1, width)
-        teacher = _size(stage.teacher, sizes) if isinstance(stage, Distill) else None
-        row["memory_bytes"] = _training_memory(size, teacher, stage.optim.micro_batch_tokens, stage.prompts.max_tokens)
-        if isinstance(stage, SFT | Distill) and stage.adapter is not None:  # no gradients or averages of what is frozen
-            row["memory_bytes"] -= 12 * size.parameters + 4 * size.vocab * size.hidden
-        row["output_bytes"] = 4 * size.parameters
-        if isinstance(amount, str):
-            row["note"] = f"rows unknown: {amount}"
-            return row
-        steps = stage.optim.total_steps(amount.rows)
-        rows = min(
-            steps * stage.optim.batch_size, round(amount.rows * stage.optim.epochs) if stage.optim.steps is None else 10**12
-        )
-        tokens, learned = rows * amount.tokens, rows * amount.response
-        flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
-        if isinstance(stage, Distill) and teacher is not None:
-            form = _form(stage, kept)
-            if form != "topk":
-                flops += 2 * teacher.hidden * teacher.vocab * learned
-            more = [stage.top_k, stage.temperature] if form == "topk" else []
-            rows_of = [
-                stage.teacher,
-                stage.teacher_precision,
-                stage.optim.precision,
-                stage.data.spec(),
-                stage.prompts.model_dump(),
-            ]
-            once = fingerprint([*rows_of, form, *more])
-            if stage.signal == "live" and stage.cache is None:
-                flops += 2 * teacher.body * tokens
-            elif stage.cache is None and once not in kept:
-                kept.add(once)
-                seen = min(rows, amount.rows)
-                flops += 2 * teacher.body * seen * amount.tokens
-                row["cache_bytes"] = round(_width(stage.signal, stage.top_k, teacher) * seen * amount.response)
-        row |= {"steps": steps, "tokens": round(tokens), "response_tokens": round(learned), "flops": flops}
-        if cluster is not None:
-            cut, longest = isinstance(stage, Distill) and stage.shard_teacher, stage.prompts.max_tokens
-            row |= cluster.share(size, teacher, stage.optim, amount.tokens, longest, flops / steps, cut)
-    elif isinstance(stage, Quantize):
-        row["memory_bytes"] = 8 * size.parameters
-        row["output_bytes"] = round(size.body * (4 + 16 / stage.group) / 8) + 4 * size.parameters
-    return row
-
-
-def _form(stage: Distill, kept: set[str]) -> str:
-    """What is kept for a stage: its own choice, or that of the cache it names."""
-    return "topk" if stage.cache is not None and f"topk:{stage.cache.target}" in kept else stage.signal
-
-
-def _width(signal: str, k: int, teacher: Size) -> int:
-    """Bytes kept of a token."""
-    return 8 * k + 4 if signal == "topk" else 2 * teacher.hidden
-
-
-def _read_once(stage: Cache, teacher: Size | None, amount: Amount | str) -> dict[str, Any]:
-    """Of a cache stage: one pass of the teacher over the rows."""
-    if teacher is None or isinstance(amount, str):
-        return {"note": f"rows unknown: {amount}" if isinstance(amount, str) else ""}
-    tokens, learned = amount.rows * amount.tokens, amount.rows * amount.response
-    head = 2 * teacher.hidden * teacher.vocab * learned if stage.signal == "topk" else 0
-    return {
-        "tokens": round(tokens),
-        "response_tokens": round(learned),
-        "flops": 2 * teacher.body * tokens + head,
-        "memory_bytes": teacher.parameters * (2 if device().type == "cuda" else 4),
-        "cache_bytes": round(_width(stage.signal, stage.top_k, teacher) * learned),
-    }
-
-
-def _training_memory(size: Size, teacher: Size | None, micro_tokens: int, longest: int) -> int:
-    """float32 weights, gradients and two Adam averages, activations of a micro-batch, and the fused head's buffers."""
-    tokens = max(micro_tokens, longest)
-    layers = max(1, size.body // (12 * size.hidden**2))
-    activations = tokens * layers * size.hidden * 16 * 4
-    head = 4 * size.vocab * size.hidden + CHUNK_BYTES * (1 if teacher is None else 2)
-    frozen = teacher.parameters * (2 if device().type == "cuda" else 4) if teacher is not None else 0
-    return round(16 * size.parameters + activations + head + frozen)
-
-
-def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
-    """For a terminal."""
+def print_plan(found: Plan, console: "Console | None" = None) -> None:
+    """For a terminal of 80 columns or more."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
+    console = console or Console(width=None if sys.stdout.isatty() else WIDEST)
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    table.add_column("stage", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for column in ("parameters", "steps", "tokens", "learned", "FLOP", "memory", "writes"):
+    for column in ("params", "steps", "tokens", "time", "memory", "writes"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
+    for line in found.lines:
+        cost = line.cost
         table.add_row(
-            row["stage"],
-            row["kind"],
-            row["state"],
-            *(_short(row[key]) for key in ("parameters", "steps", "tokens", "response_tokens")),
-            f"{row['flops']:.1e}" if row["flops"] else "?" if row["note"] else "",
-            _bytes(row["memory_bytes"]),
-            _bytes((row["output_bytes"] or 0) + (row["cache_bytes"] or 0)),
+            Text(line.stage),
+            line.state,
+            _count(cost.parameters),
+            f"{cost.steps:,}" if cost.steps is not None else "",
+            _count(cost.tokens),
+            clock(cost.seconds) if cost.seconds is not None else "?" if cost.note else "",
+            Text(_size(cost.memory_bytes) + ("!" if line.too_large else ""), "red" if line.too_large else ""),
+            _size((cost.output_bytes or 0) + (cost.cache_bytes or 0)),
         )
-    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(table)
-    todo = [row for row in rows if row["state"] == "to do"]
-    known = sum(row["flops"] or 0 for row in todo)
-    peak = max((row["memory_bytes"] or 0 for row in todo), default=0)
-    disk = sum((row["output_bytes"] or 0) + (row["cache_bytes"] or 0) for row in todo)
-    cached = sum(row["cache_bytes"] or 0 for row in todo)
-    told = f"{name}: {len(todo)} of {len(rows)} stages to do"
-    if todo:
-        flops = f"about {known:.1e} FLOP, " if known else ""
-        told += f", {flops}{_bytes(peak)} memory at most, {_bytes(disk)} on disk"
-        told += f" (of it {_bytes(cached)} of what teachers say)" if cached else ""
-        told += "; rough figures"
-    console.print(f"\n{told}", highlight=False)
-    for note in sorted({row["note"] for row in rows if row["note"]}):
-        console.print(note, highlight=False)
+    for told in _in_words(found):
+        console.print(Text(told))
 
 
-def _short(value: float | None) -> str:
-    if value is None:
+def _in_words(found: Plan) -> Iterator[str]:
+    """Sums, rows, what could be shown, what does not fit."""
+    todo = found.to_do()
+    yield ""
+    yield f"{found.name}: {len(todo)} of {len(found.lines)} stages to do" + _sums(todo)
+    yield from _rows_in_words(found.lines)
+    if found.shown:
+        yield found.shown
+    for line in todo:
+        if line.too_large:
+            need, have = size(line.cost.memory_bytes), size(total_memory())
+            remedy = f"; {line.cost.less_memory}" if line.cost.less_memory else ""
+            yield f"! {line.stage} needs about {need} of memory, and this machine has {have}{remedy}"
+    yield from sorted({line.cost.note for line in todo if line.cost.note})
+    yield from (f"! {problem}" for problem in found.problems)
+
+
+def _sums(todo: Sequence[Line]) -> str:
+    if not todo:
         return ""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
+    seconds = [line.cost.seconds for line in todo if line.cost.seconds is not None]
+    flops = sum(line.cost.flops or 0 for line in todo)
+    peak = max((line.cost.memory_bytes or 0 for line in todo), default=0)
+    written = sum((line.cost.output_bytes or 0) + (line.cost.cache_bytes or 0) for line in todo)
+    cached = sum(line.cost.cache_bytes or 0 for line in todo)
+    told = f", about {clock(sum(seconds))} here" if seconds else ""
+    told += f", {flops:.1e} FLOP" if flops else ""
+    told += f", {size(peak)} memory at most, {size(written)} on disk"
+    return told + (f" (of it {size(cached)} of what teachers say)" if cached else "") + "; rough figures"
 
 
-def _bytes(value: float | None) -> str:
-    return f"{_short(value)}B".replace(" B", "B") if value else ""
+def _rows_in_words(lines: Sequence[Line]) -> Iterator[str]:
+    """Each split once for each way to read it: rows that enter, rows that do not and why."""
+    said: set[str] = set()
+    for line in lines:
+        for rows in line.cost.rows:
+            told = rows_told(rows)
+            if told not in said and rows.rows:
+                said.add(told)
+                yield f"{line.stage.partition('@')[0]}: {told}"
+
+
+def rows_told(rows: RowsOf) -> str:
+    """`train: 227 of 248 rows, 21 response too long; 41 + 18 tokens a row, the longest 131`."""
+    told = f"{rows.split}: {rows.kept:,} of {rows.rows:,} rows"
+    left = reasons(rows.left_out)
+    told += f" (left out: {left})" if left else ""
+    told += f", {rows.shortened:,} contexts shortened" if rows.shortened else ""
+    told += f"; {rows.prompt:.0f} + {rows.response:.0f} tokens a row, the longest {rows.longest:,}"
+    told += "" if rows.counted else ", guessed from characters: no tokenizer at hand"
+    return told + ("" if rows.share == 1 else f", from {rows.share:.0%} of the rows")
+
+
+def _count(value: float | None) -> str:
+    return count(value) if value is not None else ""
+
+
+def _size(value: float | None) -> str:
+    return size(value) if value else ""

@@ -18,6 +18,7 @@ from potstill.core.errors import UserError
 
 Makes = Literal["model", "cache", "evaluation", "export", "report"]
 MANIFEST = "artifact.json"
+PRINT = 16  # characters of a fingerprint that are kept where two are only compared
 
 
 def fingerprint(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Tokenised rows on disk, so that memory stays flat however many there are."""
 
+import hashlib
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,13 @@ class TokenStore:
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         a, b, c = self._starts[2 * i : 2 * i + 3]
         return self._ids[a:b], self._ids[b:c]
+
+    def digest(self) -> str:
+        """SHA-256 of all tokens, boundaries and weights: equal for the same rows in the same order."""
+        hashed = hashlib.sha256()
+        for array_ in (self._ids, self._starts, self._weights):
+            hashed.update(array_.data)
+        return hashed.hexdigest()
 
     def length(self, i: int) -> int:
         """Prompt and response together, in tokens."""

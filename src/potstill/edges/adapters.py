@@ -6,6 +6,7 @@ from typing import Any
 
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
+from potstill.edges.blank import new_model
 from potstill.edges.models import Model, linears_in
 
 
@@ -17,6 +18,28 @@ def check_peft() -> None:
     """
     if find_spec("peft") is None:
         raise UserError("adapter: needs the peft library; pip install 'potstill[lora]'")
+
+
+def check_targets(config: Any, targets: Sequence[str]) -> None:
+    """Refuse names of linear layers that a model of this config does not have.
+
+    Raises:
+        UserError: names one.
+    """
+    import torch
+
+    with torch.device("meta"):
+        _known(new_model(config), targets)
+
+
+def _known(model: Model, targets: Sequence[str]) -> list[str]:
+    """Last names of the body's linear layers."""
+    known = sorted({name.rpartition(".")[2] for name in linears_in(model.base_model)})
+    unknown = [name for name in targets if name not in known and name != "all-linear"]
+    if unknown:
+        near = suggest(unknown[0], known)
+        raise UserError(f"adapter.targets: the model has no linear layer '{unknown[0]}'{near} (known: {', '.join(known)})")
+    return known
 
 
 def add_lora(model: Model, *, r: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> Callable[[], None]:
@@ -39,11 +62,7 @@ def add_lora(model: Model, *, r: int, alpha: float, dropout: float, targets: Seq
     from transformers.pytorch_utils import Conv1D
 
     found = linears_in(model.base_model)
-    known = sorted({name.rpartition(".")[2] for name in found})
-    unknown = [name for name in targets if name not in known and name != "all-linear"]
-    if unknown:
-        near = suggest(unknown[0], known)
-        raise UserError(f"adapter.targets: the model has no linear layer '{unknown[0]}'{near} (known: {', '.join(known)})")
+    known = _known(model, targets)
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  # a float works as well

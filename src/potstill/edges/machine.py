@@ -49,6 +49,16 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def total_memory() -> int:
+    """Bytes that this machine has, or that its container may use."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    with suppress(OSError, ValueError):
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
+
+
 def free_memory(device: Any) -> int:
     """Bytes that could be allocated now on a torch device."""
     import psutil
@@ -62,6 +72,19 @@ def free_memory(device: Any) -> int:
         return free
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
+
+
+@cache
+def resting_memory() -> int:
+    """Bytes that this process holds with torch and transformers loaded and no model: measured once, before models come."""
+    import psutil
+    import torch
+
+    from potstill.edges.hub import library
+
+    library().AutoModelForCausalLM.from_config  # noqa: B018  # pyright: ignore  # what is imported late counts too
+    torch.ones(1) @ torch.ones(1)
+    return psutil.Process().memory_info().rss
 
 
 def reset_peak_memory() -> None:

@@ -9,15 +9,16 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 from potstill.core.artifact import fingerprint
 from potstill.core.component import suggest
 from potstill.core.errors import Problem
+from potstill.metrics import Metric
 from potstill.stages.base import Stage
-from potstill.stages.best import Best, By, TrainedRef, shown
+from potstill.stages.best import Best, TrainedRef, shown
+from potstill.stages.training import FIGURE
 
-KINDS = ("distill", "sft")  # validated while training, so that there is something to pick by
 FIXED = {
     "seed": "seeds are not swept, for the best of several is luck; give the recipe's own `seeds`, and per_seed = true",
     **dict.fromkeys(("name", "kind", "per_seed"), "says which stage this is, and is not swept"),
@@ -40,7 +41,7 @@ class Sweep:
     number: int
     stage: str
     fields: Mapping[str, Sequence[Any]]
-    by: By
+    by: str
 
     def place(self, field: str) -> str:
         return f'sweep."{self.stage}.{field}"'
@@ -92,6 +93,9 @@ class Sweep:
                 seen.append(stage)
         if problems or known or base is None:
             return [], problems
+        if self.by not in base.validation.figures():  # pyright: ignore[reportAttributeAccessIssue]  # it is validated
+            measured = ", ".join(base.validation.figures())  # pyright: ignore[reportAttributeAccessIssue]
+            return [], [Problem("sweep.by", f"'{self.stage}' measures {measured} while it trains", _told(self.by))]
         combined = [dict(zip(self.fields, each, strict=True)) for each in itertools.product(*self.fields.values())]
         stages: list[Stage] = []
         for name, values in zip(names(self.stage, combined), combined, strict=True):
@@ -138,16 +142,16 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
     if not isinstance(sweep, dict):
         return {}, []  # the header's own problem
     problems: list[Problem] = []
-    by: By = "validation_rouge_l"
+    by = "validation_rouge_l"
     fields: dict[int, dict[str, Sequence[Any]]] = {}
     stages = [raw if isinstance(raw, dict) else {} for raw in raw_stages]
     called = [str(raw.get("name")) for raw in stages]
     for place, values in sweep.items():
         if place == "by":
-            if values in get_args(By):
+            known = sorted(f"{FIGURE}{kind}" for kind in Metric.kinds)
+            if values in known:
                 by = values
             else:
-                known = get_args(By)
                 rule = f"must be one of {', '.join(known)}{suggest(str(values), known)}"
                 problems.append(Problem("sweep.by", rule, _told(values)))
             continue
@@ -183,8 +187,9 @@ def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages:
     if stage not in called:
         return f"no such stage{suggest(stage, called)}"
     kind = stages[called.index(stage)].get("kind")
-    if isinstance(kind, str) and kind in Stage.kinds and kind not in KINDS:
-        return f"'{stage}' is of kind {kind}; what is validated while training can be swept: {', '.join(KINDS)}"
+    if isinstance(kind, str) and kind in Stage.kinds and not getattr(Stage.kinds[kind], "validated", False):
+        known = ", ".join(sorted(name for name, cls in Stage.kinds.items() if getattr(cls, "validated", False)))
+        return f"'{stage}' is of kind {kind}; what is validated while training can be swept: {known}"
     if not all(field.split(".")):
         return f"name a field of the stage, such as {stage}.optim.lr"
     if field.partition(".")[0] in FIXED:

@@ -16,6 +16,7 @@ from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, 
 from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import Fingerprints
 from potstill.run.graph import Planned, nodes_of, plan
+from potstill.run.preflight import done_models, refuse, refuse_stage
 from potstill.run.stopper import Stopper
 from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
@@ -65,12 +66,7 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
             json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str),
         )
 
-    def preflight() -> None:
-        for item, there in zip(planned, finished, strict=True):
-            if not there:
-                item.node.stage.preflight()
-
-    ranks.on_first(preflight)
+    ranks.on_first(lambda: refuse(recipe, out, done_models(planned, finished)))
     with stopper.listening():
         for item, there in zip(planned, finished, strict=True):
             ident = item.node.id
@@ -92,7 +88,8 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
             with progress.stage(ident, str(item.node.stage.kind)), disk_errors(ident):
                 artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, recipe.name)
             done[ident] = artifact
-            progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{_told(artifact)}")
+            told = item.node.stage.closing(artifact.summary)
+            progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{'  ' if told else ''}{told}")
             stopper.check(f"after {ident}")
     changed = sorted({name for artifact in done.values() for name in _other_versions(artifact)})
     if changed:
@@ -101,7 +98,7 @@ def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[st
         return done
     write_json(out / "run.json", {ident: artifact.folder.name for ident, artifact in done.items()})
     for artifact in done.values():
-        if artifact.kind == "report":
+        if artifact.makes == "report":
             for name in ("report.html", "report.json"):
                 shutil.copyfile(artifact.folder / name, out / name)
     return done
@@ -158,7 +155,7 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
             found = ranks.on_first(lambda: _found(into, digest))
             if found is not None:
                 return found
-            ranks.on_first(stage.preflight)
+            ranks.on_first(lambda: refuse_stage(stage))
             stopper = Stopper(progress)
             folder = into.parent / f".work-{into.name}-{digest[:12]}"
             work = Work(folder, name, progress, stop_requested=lambda: stopper.asked)
@@ -182,36 +179,6 @@ def _found(into: Path, digest: str) -> Artifact | None:
 def _other_versions(artifact: Artifact) -> list[str]:
     now = versions()
     return [name for name, was in artifact.versions.items() if now.get(name) != was]
-
-
-_TRAINED = {"parameters": "parameters", "response_tokens": "learned tokens", "steps": "steps"}
-
-
-def _told(artifact: Artifact) -> str:
-    """A stage's own figure for its closing line."""
-    summary = artifact.summary
-    match artifact.kind:
-        case "pretrain" | "sft" | "distill":
-            counts = [f"{summary[key]:,} {words}" for key, words in _TRAINED.items()]
-            saved = 1 - summary["tokens"] / summary["padded_tokens"]
-            told = [*counts, f"no padding (would be {saved:.0%})"]
-            signal = summary.get("signal", {})
-            if "rows_read" in signal:
-                told.append(f"teacher: {signal['rows_computed']:,} rows computed, {signal['rows_read']:,} read back")
-            return "  " + ", ".join(told)
-        case "best":
-            best = summary["best"]
-            picked = best["candidates"][best["chosen"]]
-            return f"  picked {picked['label']} out of {len(best['candidates'])} by {best['by']} ({picked['mean']:.4g})"
-        case "cache":
-            return f"  {summary['rows']:,} rows, {summary['bytes']:,} bytes"
-        case "quantize":
-            return f"  {len(summary['layers'])} layers at {summary['bits_per_weight']:g} bits per weight"
-        case "evaluate":
-            return f"  {summary['test_rows']:,} test rows"
-        case "export":
-            return "  " + ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
-    return ""
 
 
 def provenance(recipe: Recipe, done: dict[str, Artifact], command: str) -> dict[str, Any]:

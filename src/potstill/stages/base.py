@@ -2,7 +2,6 @@
 
 import re
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,11 @@ from pydantic import Field, field_validator
 
 from potstill.core.artifact import Artifact, Makes
 from potstill.core.component import Component, Settings
-from potstill.core.errors import UserError
+from potstill.core.errors import Problem, UserError
 from potstill.core.types import Split
 from potstill.data.prompts import Prompts
 from potstill.sources import Source
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef, StageRef
 from potstill.train.work import Work
 
@@ -65,6 +65,7 @@ class Stage(Component):
     makes: ClassVar[Makes] = "model"
     gathers: ClassVar[bool] = False  # sees all seeds of its inputs at once, instead of being repeated for each
     across_seeds: ClassVar[bool] = False  # is repeated for each seed, and yet sees all: its own first
+    validated: ClassVar[bool] = False  # measures itself while it trains, by `validation`; so its fields can be swept
     shared: ClassVar[bool] = False  # under torchrun all processes run it together, instead of the first alone
     ignored: ClassVar[tuple[str, ...]] = ("name", "per_seed")  # fields that cannot change the result
 
@@ -92,12 +93,29 @@ class Stage(Component):
         """What does not fit the stages that it refers to, by their fields alone: place and rule of each."""
         return iter(())
 
-    def preflight(self) -> None:
-        """Refuse, before hours of work on earlier stages, what cannot succeed.
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """What cannot succeed, as far as it can be known before anything runs; places are fields of this stage."""
+        return iter(())
+
+    def prospect(self, outlook: Outlook) -> Prospect | None:
+        """The model that this stage will make; None where it makes none, or too little is known.
 
         Raises:
-            UserError: the data cannot be read, or the split that the stage needs is empty.
+            UserError: there can be no such model; `problems` says so too.
         """
+        return None
+
+    def cost(self, outlook: Outlook) -> Cost:
+        """What this stage takes. Raises UserError like `prospect`."""
+        return Cost()
+
+    def could_show(self, outlook: Outlook) -> str:
+        """The smallest difference that it could show, in words; "" where it compares nothing."""
+        return ""
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        """The stage's own figures for the line that says it is done."""
+        return ""
 
     @abstractmethod
     def run(self, context: Context) -> dict[str, Any]:
@@ -121,12 +139,32 @@ class DataStage(Stage):
     data: Source = Field(description="rows; default: the recipe's `data`")
     prompts: Prompts = Field(default=Prompts(), description="how rows become tokens; default: the recipe's `prompts`")
 
-    def preflight(self) -> None:
-        split: Split = getattr(self, "split", "train")
-        skipped: Counter[str] = Counter()
-        if next(self.data.examples(split, skipped), None) is None:
-            why = f" ({', '.join(f'{n:,} {reason}' for reason, n in skipped.items())})" if skipped else ""
-            raise UserError(
-                f"{self.name or self.kind}: the {split} split of the data of kind '{self.data.kind}' is empty{why}; "
-                "give it more rows, or set data.splits"
-            )
+    def reader(self) -> ModelRef | None:
+        """The model whose tokenizer and template turn the rows into tokens; None: the stage's own tokenizer."""
+        return None
+
+    def splits(self) -> tuple[Split, ...]:
+        """The splits it reads; the first must not be empty."""
+        return ("train",)
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        for number, split in enumerate(self.splits()):
+            try:
+                rows = outlook.rows(self.data, self.prompts, self.reader(), split)
+            except UserError as error:
+                yield Problem("data", str(error))
+                return
+            if not rows.kept and number == 0:
+                why = f" ({reasons(rows.left_out)})" if rows.left_out else ""
+                yield Problem(
+                    "data", f"the {split} split is empty{why}; give it more rows, set data.splits, or {_remedy(rows)}"
+                )
+
+
+def reasons(left_out: Mapping[str, int]) -> str:
+    """`21 response too long, 3 weight 0`."""
+    return ", ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)
+
+
+def _remedy(rows: RowsOf) -> str:
+    return f"raise prompts.max_tokens; the longest row has {rows.longest:,}" if rows.longest else "raise prompts.max_tokens"

@@ -4,21 +4,23 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.core.artifact import MANIFEST, Artifact, Makes, write_json
-from potstill.core.errors import UserError
+from potstill.core.component import suggest
+from potstill.core.errors import Problem, UserError
+from potstill.metrics import Metric
 from potstill.sources import Source
 from potstill.stages.base import Context, Stage
 from potstill.stages.lineage import SWEEP, Place, as_chosen, points
+from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import StageRef
+from potstill.stages.training import FIGURE
 
-By = Literal["validation_rouge_l", "validation_nll"]
-HIGHER_IS_BETTER = {"validation_rouge_l": True, "validation_nll": False}
 CURVE = 40  # points of a candidate's loss that the report draws
 
 
@@ -38,10 +40,12 @@ class Best(Stage, kind="best"):
 
     across_seeds: ClassVar[bool] = True
 
-    candidates: tuple[TrainedRef, ...] = Field(min_length=1, description="stages of kind sft or distill to choose from")
-    by: By = Field(default="validation_rouge_l", description="the last validation's figure; Rouge-L: highest, NLL: lowest")
+    candidates: tuple[TrainedRef, ...] = Field(min_length=1, description="stages that validate while they train")
+    by: str = Field(
+        default="validation_rouge_l", description="the last validation's figure: `validation_` and one of `validation.metrics`"
+    )
     values: tuple[dict[str, Any], ...] = Field(default=(), description="for each candidate, the fields that were swept")
-    data: Source | None = Field(default=None, description="rows; looked at before training, lest there be none to validate on")
+    data: Source | None = Field(default=None, description="checked before training: its validation split must not be empty")
 
     @model_validator(mode="after")
     def _values_of_each(self) -> "Best":
@@ -49,18 +53,53 @@ class Best(Stage, kind="best"):
             raise ValueError(f"values has {len(self.values)} entries for {len(self.candidates)} candidates")
         return self
 
-    def preflight(self) -> None:
+    @field_validator("by")
+    @classmethod
+    def _of_a_metric(cls, by: str) -> str:
+        known = sorted(f"{FIGURE}{kind}" for kind in Metric.kinds)
+        if by not in known:
+            raise ValueError(f"must be one of {', '.join(known)}{suggest(by, known)}")
+        return by
+
+    def metric(self) -> type[Metric]:
+        """What `by` measures."""
+        return cast(type[Metric], Metric.kinds[self.by.removeprefix(FIGURE)])
+
+    def mismatches(self, earlier: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
+        for number, ref in enumerate(self.candidates):
+            stage = earlier.get(ref.target) if ref.scheme == "stage" else None
+            validation = getattr(stage, "validation", None)
+            if stage is not None and validation is None:
+                yield (
+                    f"candidates[{number}]",
+                    f"'{ref.target}' is not validated while it is made, so nothing can be picked by it",
+                )
+            elif validation is not None and self.by not in validation.figures():
+                measured = ", ".join(validation.figures())
+                yield "by", f"'{ref.target}' does not measure {self.by} while it trains (it measures {measured})"
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
         if self.data is not None and next(self.data.examples("validation"), None) is None:
-            raise UserError(
-                f"{self.name or self.kind}: the validation split of the data of kind '{self.data.kind}' is empty, so there is "
-                "nothing to pick by; give it more rows, or set data.splits"
-            )
+            rule = "the validation split is empty, so there is nothing to pick by; give it more rows, or set data.splits"
+            yield Problem("data", rule)
+
+    def prospect(self, outlook: Outlook) -> Prospect | None:
+        return outlook.model(self.candidates[0])
+
+    def cost(self, outlook: Outlook) -> Cost:
+        found = self.prospect(outlook)
+        return Cost(parameters=found.size.parameters) if found is not None else Cost()
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        best = summary["best"]
+        picked = best["candidates"][best["chosen"]]
+        return f"picked {picked['label']} out of {len(best['candidates'])} by {best['by']} ({picked['mean']:.4g})"
 
     def run(self, context: Context) -> dict[str, Any]:
         found = [[as_chosen(artifact) for artifact in context.artifacts(ref)] for ref in self.candidates]
         scores = [[self.score(artifact) for artifact in seeds] for seeds in found]
         means = [math.fsum(each) / len(each) for each in scores]  # exact, whichever seed comes first
-        best = (max if HIGHER_IS_BETTER[self.by] else min)(means)
+        best = (max if self.metric().higher_is_better else min)(means)
         number = means.index(best)
         table = []
         for ref, artifacts, mean, each in zip(self.candidates, found, means, scores, strict=True):
@@ -73,14 +112,35 @@ class Best(Stage, kind="best"):
         take(chosen.folder, context.work.folder)
         swept = list(self.values[0]) if self.values else ["model"]
         name = context.work.name.partition("@")[0]
-        sweep = {"stage": name, "kind": chosen.kind, "by": self.by, "fields": swept, "chosen": number, "candidates": table}
+        metric = self.metric()
+        sweep = {
+            "stage": name,
+            "kind": chosen.kind,
+            "by": self.by,
+            "title": metric.title,
+            "unit": metric.unit,
+            "higher_is_better": metric.higher_is_better,
+            "fields": swept,
+            "chosen": number,
+            "candidates": table,
+        }
         write_json(context.work.folder / SWEEP, sweep)
         bare = [{key: value for key, value in row.items() if key != "curves"} for row in table]
         return {
             **chosen.summary,
+            "trained": {**chosen.summary["trained"], "searched": self._searched()},
             "best": {**sweep, "candidates": bare},
             "chosen": {"kind": chosen.kind, "name": chosen.name, "stage": chosen.stage, "fingerprint": chosen.fingerprint},
         }
+
+    def _searched(self) -> dict[str, list[Any]]:
+        """Each swept setting with the values tried, by its name in the record `Trained`."""
+        found: dict[str, list[Any]] = {}
+        for values in self.values:
+            for field, value in values.items():
+                tried = found.setdefault("start" if field in ("model", "student") else field.removeprefix("optim."), [])
+                tried += [value] if value not in tried else []
+        return found
 
     def score(self, artifact: Artifact) -> float:
         """The last validation's figure.

@@ -1,17 +1,22 @@
 """What a teacher says, kept ahead of distillation."""
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from potstill.core.artifact import Makes
-from potstill.core.errors import Interrupted
+from potstill.core.errors import Interrupted, Problem, UserError
+from potstill.core.numbers import size as bytes_in_words
 from potstill.data.batches import micro_batches, pack
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
-from potstill.edges.models import check_rows, config_of, device, load_tokenizer
-from potstill.stages.base import Context, DataStage
+from potstill.edges.machine import resting_memory
+from potstill.edges.models import Size, check_rows, config_of, device, load_tokenizer
+from potstill.stages.base import Context, DataStage, reasons
+from potstill.stages.cost import teacher_bytes
+from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
 from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal
@@ -46,6 +51,45 @@ class Cache(DataStage, kind="cache"):
             raise ValueError("top_k is for signal = 'topk'; set that too, or leave top_k out")
         return self
 
+    def reader(self) -> ModelRef:
+        return self.teacher
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        try:
+            teacher = outlook.model(self.teacher)
+            tokenizer = teacher.tokenizer() if teacher is not None else None
+            if teacher is not None and tokenizer is not None:
+                check_rows(teacher.size.vocab, tokenizer, str(self.teacher))
+        except UserError as error:
+            yield Problem("teacher", str(error), repr(str(self.teacher)))
+            return
+        if self.signal == "topk" and tokenizer is not None and self.top_k > max(tokenizer.get_vocab().values()) + 1:
+            yield Problem("top_k", f"is more than the {len(tokenizer):,} tokens of the vocabulary; lower it", str(self.top_k))
+
+    def cost(self, outlook: Outlook) -> Cost:
+        teacher = outlook.model(self.teacher)
+        if teacher is None:
+            return Cost()
+        rows, size = outlook.rows(self.data, self.prompts, self.teacher, "train"), teacher.size
+        tokens, learned = rows.kept * rows.tokens, rows.kept * rows.response
+        head = 2 * size.hidden * size.vocab * learned if self.signal == "topk" else 0
+        probe = outlook.probe(teacher.config, rows, self.precision)
+        return Cost(
+            tokens=round(tokens),
+            response_tokens=round(learned),
+            flops=2 * size.body * tokens + head,
+            seconds=probe.forward_seconds(tokens) if probe is not None else None,
+            memory_bytes=round(resting_memory() + teacher_bytes(size, self.teacher_precision, self.precision)),
+            cache_bytes=round(width(self.signal, self.top_k, size) * learned),
+            less_memory="lower micro_batch_tokens, or set teacher_precision = 'int8'",
+            rows=(rows,),
+        )
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        left = f", {reasons(summary['dropped'])} left out" if any(summary["dropped"].values()) else ""
+        return f"{summary['rows']:,} rows{left}, {bytes_in_words(summary['bytes'])}"
+
     def run(self, context: Context) -> dict[str, Any]:
         import torch
 
@@ -79,3 +123,8 @@ class Cache(DataStage, kind="cache"):
             "rows_of": rows,
             **facts,
         }
+
+
+def width(signal: str, k: int, teacher: Size) -> int:
+    """Bytes kept of a response token."""
+    return 8 * k + 4 if signal == "topk" else 2 * teacher.hidden

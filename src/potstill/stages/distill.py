@@ -1,30 +1,33 @@
 """White-box distillation."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from potstill.core.artifact import MANIFEST, Artifact
-from potstill.core.errors import UserError
+from potstill.core.artifact import MANIFEST, Artifact, fingerprint
+from potstill.core.errors import Problem, UserError
 from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
-from potstill.inits import Init
+from potstill.edges.models import config_of
+from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
 from potstill.losses.distillation import Distillation
+from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
 from potstill.stages.base import Context, DataStage, Stage
-from potstill.stages.cache import Cache
+from potstill.stages.cache import Cache, width
+from potstill.stages.cost import head_memory, teacher_bytes
+from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import CacheRef, ModelRef
-from potstill.stages.start import Adapter, check_start, load_student
-from potstill.stages.training import Validation, train
+from potstill.stages.training import TrainingStage
 from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal
-from potstill.train.loop import Optim, in_bf16
+from potstill.train.loop import in_bf16
 
 
-class Distill(DataStage, kind="distill"):
+class Distill(TrainingStage, kind="distill"):
     """Teach a student the teacher's distribution at every response token.
 
     Loss: (1−ratio)·CE + ratio·T²·divergence; Hinton et al., arXiv:1503.02531. Rows, order and steps are those that SFT
@@ -33,12 +36,9 @@ class Distill(DataStage, kind="distill"):
     """
 
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
-    shared: ClassVar[bool] = True
     ignored: ClassVar[tuple[str, ...]] = (*DataStage.ignored, "shard_teacher")
 
     student: ModelRef = Field(description="what is trained")
-    init: Init | None = Field(default=None, description="how the student is cut out of that; default: not at all")
-    adapter: Adapter | None = Field(default=None, description="train low-rank adapters only; default: every weight")
     teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
     teacher_precision: TeacherPrecision = Field(
         default="auto",
@@ -53,8 +53,6 @@ class Distill(DataStage, kind="distill"):
     )
     top_k: int = Field(default=64, ge=1, description="tokens that `topk` keeps; all others count together")
     cache: CacheRef | None = Field(default=None, description="read what a `cache` stage built; `signal` is then its own")
-    optim: Optim = Optim()
-    validation: Validation = Validation()
     shard_teacher: bool = Field(
         default=False, description="of several processes each holds a part of the teacher; slower, for teachers that do not fit"
     )
@@ -83,40 +81,98 @@ class Distill(DataStage, kind="distill"):
         if cache.prompts != self.prompts:
             yield "prompts", f"the cache '{cache.name}' has other prompts, and so other rows; give both the same"
 
-    def preflight(self) -> None:
-        super().preflight()
-        check_start(self.name or "distill", self.student, self.init, self.adapter)
+    def learner(self) -> tuple[str, ModelRef]:
+        return "student", self.student
+
+    def taught_by(self) -> ModelRef:
+        return self.teacher
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        try:
+            teacher = outlook.model(self.teacher)
+        except UserError as error:
+            yield Problem("teacher", str(error), repr(str(self.teacher)))
+            return
+        theirs = teacher.tokenizer() if teacher is not None else None
+        ours = outlook.tokenizer(self.student)
+        if teacher is not None and theirs is not None and ours is not None:
+            yield from self._pair_problems(teacher.size.vocab, theirs, ours)
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
-            made = Artifact.load(folder).kind if (folder / MANIFEST).is_file() else "no artifact"
+            made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"
             if made != "cache":
-                raise UserError(
-                    f"{self.name or 'distill'}: cache {folder} holds {made}; name the artifact folder that a cache stage made"
-                )
+                rule = f"{folder} holds {made}; name the artifact folder that a cache stage made"
+                yield Problem("cache", rule, repr(str(self.cache)))
 
-    def run(self, context: Context) -> dict[str, Any]:
-        where, teacher_where = context.where(self.student), context.where(self.teacher)
-        tokenizer = load_tokenizer(where)
-        vocab = shared_vocabulary(load_tokenizer(teacher_where), tokenizer, str(self.teacher), str(self.student))
-        check_rows(config_of(teacher_where).vocab_size, tokenizer, str(self.teacher))
-        work, rows = context.work, about(self.data, self.prompts)
-        teacher = Teacher(
-            teacher_where, self.teacher_precision, in_bf16(self.optim.precision), vocab, work.note, self.shard_teacher
+    def _pair_problems(self, rows: int, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
+        try:
+            vocab = shared_vocabulary(theirs, ours, str(self.teacher), str(self.student))
+            check_rows(rows, theirs, str(self.teacher))
+        except UserError as error:
+            yield Problem("teacher", str(error))
+            return
+        if self.signal == "topk" and self.top_k > vocab:
+            yield Problem("top_k", f"is more than the {vocab:,} tokens of the vocabulary; lower it", str(self.top_k))
+
+    def cost(self, outlook: Outlook) -> Cost:
+        cost = super().cost(outlook)
+        teacher = outlook.model(self.teacher)
+        if teacher is None or cost.step is None or cost.steps is None or cost.memory_bytes is None:
+            return cost
+        size, rows, flops, seconds = teacher.size, cost.rows[0], cost.flops or 0.0, cost.seconds
+        signal, kept = self._kept(outlook)
+        seen = min(cost.tokens or 0, rows.kept * rows.tokens) if signal != "live" else cost.tokens or 0
+        learned = cost.response_tokens or 0
+        flops += (0 if kept else 2 * size.body * seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
+        probe = outlook.probe(teacher.config, rows, self.optim.precision)
+        if seconds is not None and probe is not None and not kept:
+            seconds += probe.forward_seconds(seen)
+        precision = self.optim.precision
+        memory = cost.memory_bytes + head_memory(size, cost.step.row_tokens * self.optim.batch_size, teacher=True)
+        memory += 0 if kept else teacher_bytes(size, self.teacher_precision, precision)
+        fresh = not kept and signal != "live"
+        return replace(
+            cost,
+            flops=flops,
+            seconds=seconds,
+            memory_bytes=round(memory),
+            cache_bytes=round(width(signal, self.top_k, size) * rows.kept * rows.response) if fresh else None,
+            step=replace(cost.step, teacher=size, flops=flops / cost.steps, shard_teacher=self.shard_teacher),
         )
-        built = context.artifacts(self.cache)[0] if self.cache is not None else None
-        signals: list[Signal] = []
 
-        def objective(store: TokenStore) -> Distillation:
-            if built is not None:
-                signals.append(built_signal(built, teacher, self.temperature, rows, store))
-            elif self.signal == "live":
-                signals.append(teacher.live())
-            else:
-                folder = (context.shared or work.folder.parent) / SHARED
-                signals.append(kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store))
-            return Distillation(signals[0], self.divergence, self.ratio, self.temperature, vocab)
+    def _kept(self, outlook: Outlook) -> tuple[str, bool]:
+        """What is kept of the teacher, and whether an earlier stage will have kept it; from now on it is."""
+        if self.cache is not None:
+            built = outlook.stages.get(self.cache.target)
+            return (built.signal if isinstance(built, Cache) else "hidden"), True
+        if self.signal == "live":
+            return "live", False
+        more = [self.top_k, self.temperature] if self.signal == "topk" else []
+        read = [str(self.teacher), self.teacher_precision, self.optim.precision, self.data.spec(), self.prompts.model_dump()]
+        key = fingerprint([*read, self.signal, *more])
+        kept = key in outlook.kept
+        outlook.kept.add(key)
+        return self.signal, kept
 
-        student, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
-        common = (self.data, self.prompts, self.optim, self.validation, objective, self.seed)
-        summary = train(context, student, tokenizer, *common, finish=merge)
-        return {**summary, "signal": facts_of(signals[0])}
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore) -> Distillation:
+        where = context.where(self.teacher)
+        vocab = shared_vocabulary(load_tokenizer(where), tokenizer, str(self.teacher), str(self.student))
+        check_rows(config_of(where).vocab_size, tokenizer, str(self.teacher))
+        bf16 = in_bf16(self.optim.precision)
+        teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher)
+        return Distillation(self._targets(context, teacher, store), self.divergence, self.ratio, self.temperature, vocab)
+
+    def _targets(self, context: Context, teacher: Teacher, store: TokenStore) -> Signal:
+        """What the teacher says of these rows: live, from a cache stage, or kept in the run's folder as it is first said."""
+        rows = about(self.data, self.prompts)
+        if self.cache is not None:
+            return built_signal(context.artifacts(self.cache)[0], teacher, self.temperature, rows, store)
+        if self.signal == "live":
+            return teacher.live()
+        folder = (context.shared or context.work.folder.parent) / SHARED
+        return kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store)
+
+    def facts(self, objective: Objective) -> dict[str, Any]:
+        assert isinstance(objective, Distillation)
+        return {"signal": facts_of(objective.signal)}

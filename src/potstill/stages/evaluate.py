@@ -3,17 +3,18 @@
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.core.artifact import Makes, fingerprint, read_json, write_json
+from potstill.core.artifact import PRINT, Makes, fingerprint, read_json, write_json
 from potstill.core.component import Settings
-from potstill.core.errors import Interrupted, UserError
-from potstill.core.types import Abstain, Example
+from potstill.core.errors import Interrupted, Problem, UserError
+from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.machine import resting_memory
 from potstill.edges.models import check_vocabulary, load_model, load_tokenizer, shared_vocabulary
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
@@ -23,12 +24,16 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
-from potstill.stages.base import Context, DataStage
-from potstill.stages.lineage import PRINT, Place, lineage, places
+from potstill.stages.base import Context, DataStage, reasons
+from potstill.stages.cost import head_memory
+from potstill.stages.lineage import Place, lineage, places
+from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
 from potstill.study.records import Decoding as StudyDecoding
 from potstill.study.records import MetricInfo, ModelRow, RowRole, Study, TestRow
+
+DECODED_ROWS = 64  # answers that are generated together
 
 
 class Row(Settings):
@@ -88,6 +93,54 @@ class Evaluate(DataStage, kind="evaluate"):
     def teacher(self) -> Row | None:
         """The row that the others are held against."""
         return next((row for row in self.study if row.role == "teacher"), None)
+
+    def reader(self) -> ModelRef:
+        return self.study[0].model
+
+    def splits(self) -> tuple[Split, ...]:
+        return (self.split,)
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        unknown = False
+        for number, row in enumerate(self.study):
+            try:
+                outlook.model(row.model)
+            except UserError as error:
+                unknown = True
+                yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
+        if not unknown:
+            yield from super().problems(outlook)
+
+    def cost(self, outlook: Outlook) -> Cost:
+        rows = outlook.rows(self.data, self.prompts, self.reader(), self.split)
+        asked = min(self.rows or rows.kept, rows.kept)
+        models = [found for row in self.study if (found := outlook.model(row.model)) is not None]
+        held = self.teacher()
+        teacher = outlook.model(held.model) if held is not None and any(map(_needs_teacher, self.metrics)) else None
+        if not models:
+            return Cost(rows=(rows,))
+        largest = max(found.size.parameters for found in models) + (teacher.size.parameters if teacher is not None else 0)
+        longest = max((response for _, response in rows.lengths), default=1)
+        decoded = min(self.decoding.max_new_tokens, longest)
+        probes = [outlook.probe(found.config, rows) for found in models]
+        seconds = None
+        if all(probe is not None for probe in probes):
+            each = [
+                p.decode_seconds(asked, decoded) + 2 * p.forward_seconds(asked * rows.tokens) for p in probes if p is not None
+            ]
+            seconds = sum(each)
+        return Cost(
+            tokens=round(asked * rows.tokens * len(models)),
+            seconds=seconds,
+            memory_bytes=round(resting_memory() + 4 * largest + head_memory(models[0].size, rows.response * DECODED_ROWS)),
+            rows=(rows,),
+        )
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        left = sum(summary["dropped"].values())
+        return f"{summary['test_rows']:,} {self.split} rows" + (
+            f", {left:,} left out: {reasons(summary['dropped'])}" if left else ""
+        )
 
     def run(self, context: Context) -> dict[str, Any]:
         work = context.work
@@ -204,8 +257,8 @@ class Evaluate(DataStage, kind="evaluate"):
         rows = []
         for row in self.study:
             mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
-            summaries = [place.summary for place, _ in mine]
-            trained = mine[0][0].kind in ("sft", "distill")
+            records = tuple(place.trained for place, _ in mine if place.trained is not None)
+            trained = records if len(records) == len(mine) else None
             speeds = [result["of_model"].get("decode_speed") for _, result in mine]
             rows.append(
                 ModelRow(
@@ -216,9 +269,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     parameters=mine[0][1]["parameters"],
                     bytes=mine[0][1]["bytes"],
                     decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
-                    trained_response_tokens=tuple(s["response_tokens"] for s in summaries) if trained else None,
-                    optimizer_steps=tuple(s["steps"] for s in summaries) if trained else None,
-                    trained_with=mine[0][0].trained_with(),
+                    trained=trained,
                     seeds=tuple(place.seed for place, _ in mine),
                     scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
                 )

@@ -1,13 +1,15 @@
 """A model that leaves the house."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from potstill.core.artifact import Makes, file_hash, write_text
-from potstill.core.errors import UserError
+from potstill.core.errors import Problem, UserError
+from potstill.edges.machine import resting_memory
 from potstill.edges.models import PACKED, load_model, load_tokenizer
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
@@ -15,6 +17,7 @@ from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import load_packed
 from potstill.report.card import model_card
 from potstill.stages.base import Context, Stage
+from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
 
@@ -31,6 +34,24 @@ class Export(Stage, kind="export"):
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
     study: StudyRef | None = Field(default=None, description="an evaluation whose table goes on the model card")
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        try:
+            outlook.model(self.model)
+        except UserError as error:
+            yield Problem("model", str(error), repr(str(self.model)))
+
+    def cost(self, outlook: Outlook) -> Cost:
+        found = outlook.model(self.model)
+        if found is None:
+            return Cost()
+        parameters = found.size.parameters
+        written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.quantised else 0)
+        memory = round(resting_memory() + 8 * parameters)
+        return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        return ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
 
     def run(self, context: Context) -> dict[str, Any]:
         folder = context.work.folder

@@ -6,73 +6,40 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import Artifact, fingerprint, read_json
+from potstill.core.artifact import Artifact, read_json
 from potstill.edges.models import bytes_of
 from potstill.stages.base import Context
 from potstill.stages.refs import ModelRef
+from potstill.stages.training import FIGURE
+from potstill.study.records import Trained
 
-PRINT = 16  # characters of a fingerprint that a study keeps
 SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked
 
 
 def as_chosen(artifact: Artifact) -> Artifact:
-    """What a stage of kind `best` has kept, as the stage that trained it; any other artifact as it is."""
-    if artifact.kind != "best":
-        return artifact
-    chosen = artifact.summary["chosen"]
-    return replace(artifact, kind=chosen["kind"], stage=chosen["stage"])
+    """What was picked out of several, as the stage that made it; any other artifact as it is."""
+    chosen = artifact.summary.get("chosen")
+    return artifact if chosen is None else replace(artifact, kind=chosen["kind"], stage=chosen["stage"])
 
 
 class Place:
     """One model of one seed: where it lies, and what its artifact says of it."""
 
     def __init__(self, where: str, artifact: Artifact | None) -> None:
-        artifact = as_chosen(artifact) if artifact else None
-        self.where, self.artifact = where, artifact
-        self.kind = artifact.kind if artifact else ""
+        self.where, self.artifact = where, as_chosen(artifact) if artifact else None
         self.summary: dict[str, Any] = artifact.summary if artifact else {}
-        self.origin = str(artifact.stage.get("model", "")) if artifact else ""
-        self.seed: int | None = artifact.stage.get("seed") if artifact and self.kind in ("sft", "distill") else None
+        self.origin = str(self.summary.get("made_from", ""))  # of a model that was changed without training
+        told = self.summary.get("trained")
+        self.trained = Trained.model_validate(told) if told is not None else None
+        self.seed: int | None = self.trained.seed if self.trained is not None else None
         if artifact and "@" in artifact.name:
             self.seed = int(artifact.name.rpartition("@")[2])
-
-    def trained_with(self) -> dict[str, Any] | None:
-        """What a control must have in common with what it controls, by name; None where nothing was trained."""
-        if self.artifact is None or self.kind not in ("sft", "distill"):
-            return None
-        stage = self.artifact.stage
-        return {
-            **self.searched(),
-            **{f"optim.{name}": value for name, value in stage["optim"].items()},
-            "data": fingerprint(stage["data"])[:PRINT],
-            "prompts": fingerprint(stage["prompts"])[:PRINT],
-            "start": stage["model" if self.kind == "sft" else "student"],
-            "init": _in_words(stage.get("init")),
-            "adapter": _in_words(stage.get("adapter")),
-        }
-
-    def searched(self) -> dict[str, Any]:
-        """What a sweep tried before it picked: `searched`, by the names of `trained_with`; empty where nothing was swept."""
-        best = self.summary.get("best")
-        if best is None:
-            return {}
-        values: dict[str, list[Any]] = {}
-        for candidate in best["candidates"]:
-            for field, value in candidate["values"].items():
-                tried = values.setdefault("start" if field in ("model", "student") else field, [])
-                tried += [value] if value not in tried else []
-        return {"searched": values}
 
     def bytes(self, model: Any) -> int:
         """On disk; of a hub model, as it lies in memory."""
         if self.where.startswith("path:"):
             return bytes_of(Path(self.where.removeprefix("path:")).expanduser())
         return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def _in_words(table: dict[str, Any] | None) -> str:
-    """As a caveat of the report names it."""
-    return "none" if table is None else f"({', '.join(f'{key} {value}' for key, value in table.items() if value is not None)})"
 
 
 def places(context: Context, ref: ModelRef) -> list[Place]:
@@ -97,7 +64,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         if artifact is None:
             continue
         summary = artifact.summary
-        if artifact.kind in ("sft", "distill"):
+        if place.trained is not None and "data" in summary:
             lines = [json.loads(line) for line in (artifact.folder / "metrics.jsonl").read_text().splitlines()]
             curves.append({"name": name, "role": role, "seed": place.seed, "points": points(lines)})
             data.append(
@@ -113,7 +80,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         if (artifact.folder / SWEEP).is_file():  # the same for every seed
             sweep = read_json(artifact.folder / SWEEP)
             sweeps.setdefault(sweep["stage"], {"name": name, "role": role, **sweep})
-        if artifact.kind == "quantize":
+        if "bits_per_weight" in summary:
             keys = ("method", "layers", "kept", "bits_per_weight", "calibration_tokens")
             quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
     made = {"curves": curves, "data": data, "quantization": quantization, "sweeps": [*sweeps.values()]}
@@ -141,6 +108,8 @@ def points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]
         group = losses[begin : begin + window]
         means = {key: sum(line[key] for line in group) / len(group) for key in ("loss", "ce", "divergence") if key in group[0]}
         made.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
-    keep = ("epoch", "step", "validation_rouge_l", "validation_nll")
-    made += [{key: line[key] for key in keep if key in line} for line in lines if "validation_rouge_l" in line]
+    for line in lines:
+        figures = {key: value for key, value in line.items() if key.startswith(FIGURE)}
+        if figures:
+            made.append({"epoch": line["epoch"], "step": line["step"], **figures})
     return sorted(made, key=lambda point: point["step"])

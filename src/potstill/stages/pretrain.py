@@ -2,22 +2,27 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache as cached
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
-from potstill.core.errors import UserError
+from potstill.core.errors import Problem, UserError
 from potstill.core.types import Split
 from potstill.data.store import Counts, text_pairs
 from potstill.edges import ranks
+from potstill.edges.blank import new_model, qwen2_config
 from potstill.edges.bpe import train_tokenizer
-from potstill.edges.models import device, load_tokenizer, save_model
+from potstill.edges.models import device, save_model, size_of
+from potstill.edges.vocabulary import load_tokenizer
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage
+from potstill.stages.cost import training_cost
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
-from potstill.stages.training import tidy, tokenised
+from potstill.stages.training import tidy, tokenised, trained_in_words, trained_record
 from potstill.train.loop import Optim, fit
 from potstill.train.team import whole
 
@@ -42,9 +47,7 @@ class Shape(Settings):
 
     def config(self, vocab_size: int, **ids: Any) -> Any:
         """The transformers config."""
-        from transformers import Qwen2Config
-
-        return Qwen2Config(
+        return qwen2_config(
             vocab_size=vocab_size,
             hidden_size=self.hidden_size,
             num_hidden_layers=self.layers,
@@ -73,9 +76,44 @@ class Pretrain(DataStage, kind="pretrain"):
     optim: Optim = Optim(lr=1e-3, epochs=2, schedule="cosine", warmup=0.05)
     tokenizer_rows: int = Field(default=20_000, ge=1, description="rows that a new tokenizer learns from")
 
+    def reader(self) -> ModelRef | None:
+        return self.tokenizer
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        if self.tokenizer is not None:
+            try:
+                outlook.tokenizer(self.tokenizer)
+            except UserError as error:
+                yield Problem("tokenizer", str(error), repr(str(self.tokenizer)))
+
+    def prospect(self, outlook: Outlook) -> Prospect:
+        find = cached(lambda: self._tokenizer(outlook))
+        tokenizer = find() if self.tokenizer is not None else None
+        config = self.shape.config(len(tokenizer) if tokenizer is not None else self.vocab_size)
+        return Prospect(config, size_of(config), find)
+
+    def _tokenizer(self, outlook: Outlook) -> Any | None:
+        """The tokenizer it will have: another model's, or the one that its rows give, which takes a second to train."""
+        if self.tokenizer is not None:
+            return outlook.tokenizer(self.tokenizer)
+        return train_tokenizer(texts(self.data, "train", "rows", self.tokenizer_rows), self.vocab_size)
+
+    def cost(self, outlook: Outlook) -> Cost:
+        found = self.prospect(outlook)
+        tokenizer = found.tokenizer()
+        if tokenizer is None:
+            return Cost()
+        total = sum(len(tokenizer.encode(text)) + 1 for text in texts(self.data, "train", self.text, None))
+        window = min(self.prompts.max_tokens, self.shape.positions) - 1
+        rows = RowsOf("train", -(-total // window), {}, 0, 1.0, float(min(total, window)), window + 1, ((1, window),))
+        return training_cost(outlook, found, self.optim, rows, window + 1)
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        return trained_in_words(summary)
+
     def run(self, context: Context) -> dict[str, Any]:
         import torch
-        from transformers import Qwen2ForCausalLM
 
         work = context.work
         if self.tokenizer is not None:
@@ -89,13 +127,16 @@ class Pretrain(DataStage, kind="pretrain"):
         store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: text of {self.data.kind}")
         torch.manual_seed(self.seed)
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
-        model = Qwen2ForCausalLM(self.shape.config(len(tokenizer), **ids)).to(device())
+        model = new_model(self.shape.config(len(tokenizer), **ids)).to(device())
         summary = fit(model, store, CrossEntropy(), self.optim, work, seed=self.seed)
         with whole(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, [tokenizer.eos_token_id])
+        record = trained_record(self, store, summary, start="new weights")
         tidy(context)
-        return {**summary, "parameters": sum(p.numel() for p in model.parameters()), "vocabulary": len(tokenizer)}
+        parameters = sum(p.numel() for p in model.parameters())
+        told = {"parameters": parameters, "vocabulary": len(tokenizer), "trained": record.model_dump(mode="json")}
+        return {**summary, **told}
 
 
 def texts(

@@ -1,18 +1,23 @@
 """Four-bit weights."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from potstill.core.errors import UserError
+from potstill.core.errors import Problem, UserError
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.machine import resting_memory
 from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
 from potstill.quant.layers import quantise_model
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage
+from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import drawn
+
+PASSES = 5  # of a block: one for each set of layers that share inputs, and one to feed the next block
 
 
 class Quantize(DataStage, kind="quantize"):
@@ -37,6 +42,41 @@ class Quantize(DataStage, kind="quantize"):
         if group < 32 or group % 32:
             raise ValueError("must be a multiple of 32, such as 32, 64 or 128")
         return group
+
+    def reader(self) -> ModelRef:
+        return self.model
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        try:
+            outlook.model(self.model)
+        except UserError as error:
+            yield Problem("model", str(error), repr(str(self.model)))
+
+    def prospect(self, outlook: Outlook) -> Prospect | None:
+        return made_from(outlook.model(self.model), quantised=True)
+
+    def cost(self, outlook: Outlook) -> Cost:
+        found = outlook.model(self.model)
+        if found is None:
+            return Cost()
+        size, rows = found.size, outlook.rows(self.data, self.prompts, self.model, "train")
+        tokens = min(self.rows, rows.kept) * rows.tokens
+        blocks = max(1, found.config.num_hidden_layers)
+        probe = outlook.probe(found.config, rows)
+        return Cost(
+            parameters=size.parameters,
+            tokens=round(tokens),
+            seconds=PASSES * probe.forward_seconds(tokens) if probe is not None else None,
+            memory_bytes=round(resting_memory() + 5 * size.parameters + 8 * 3 * size.body / blocks + 8 * tokens * size.hidden),
+            output_bytes=round(size.body * (4 + 16 / self.group) / 8) + 4 * size.parameters,
+            less_memory="lower rows",
+            rows=(rows,),
+        )
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        kept = f", {len(summary['kept'])} kept at full precision" if summary["kept"] else ""
+        return f"{len(summary['layers'])} layers at {summary['bits_per_weight']:g} bits per weight{kept}"
 
     def run(self, context: Context) -> dict[str, Any]:
         import torch
@@ -73,6 +113,7 @@ class Quantize(DataStage, kind="quantize"):
         save_packed(result.packed, work.folder / PACKED)
         quantised = sum(packed.codes_OI.numel() for packed in result.packed.values())
         return {
+            "made_from": str(self.model),
             "method": self.method,
             "layers": [{"name": name, "gptq_error": e.gptq, "rtn_error": e.rtn} for name, e in result.errors.items()],
             "kept": list(result.kept),

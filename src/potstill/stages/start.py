@@ -1,17 +1,20 @@
 """What training begins with: a student, cut and given adapters as asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from potstill.core.component import Settings
-from potstill.core.errors import UserError
+from potstill.core.errors import Problem, UserError
+from potstill.data.prompts import Prompts
 from potstill.edges import ranks
-from potstill.edges.adapters import add_lora, check_peft
-from potstill.edges.models import Model, config_of, load_model
+from potstill.edges.adapters import add_lora, check_peft, check_targets
+from potstill.edges.models import Model, load_model, size_of
+from potstill.edges.vocabulary import check_rows
 from potstill.inits import Init
+from potstill.stages.outlook import Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
-from potstill.stages.training import unfreeze
 
 
 class Adapter(Settings):
@@ -30,19 +33,52 @@ class Adapter(Settings):
         return (targets,) if isinstance(targets, str) else targets
 
 
-def check_start(stage: str, ref: ModelRef, init: Init | None, adapter: Adapter | None) -> None:
-    """Refuse, before earlier stages have run, a start that cannot be; what a stage makes is known only when it is there.
+def started(model: Prospect | None, init: Init | None) -> Prospect | None:
+    """The model that training begins with, cut as asked.
 
     Raises:
-        UserError: the model is too small for `init`, or peft is not installed.
+        UserError: it cannot be cut so.
     """
+    if model is None or init is None:
+        return model
+    config = init.shape(model.config)
+    return made_from(model, config=config, size=size_of(config))
+
+
+def start_problems(
+    outlook: Outlook, place: str, ref: ModelRef, init: Init | None, adapter: Adapter | None, prompts: Prompts
+) -> Iterator[Problem]:
+    """Why training cannot begin so: the model, its cut, its adapters, its vocabulary, its positions."""
     try:
-        if adapter is not None:
-            check_peft()
-        if init is not None and ref.scheme != "stage":
-            init.shape(config_of(str(ref)))
+        model = outlook.model(ref)
     except UserError as error:
-        raise UserError(f"{stage}: {error}") from error
+        yield Problem(place, str(error), repr(str(ref)))
+        return
+    if adapter is not None:
+        yield from _told("adapter", check_peft)
+    try:
+        cut = started(model, init)
+    except UserError as error:
+        yield Problem("init", str(error))
+        return
+    if cut is None:
+        return
+    if adapter is not None:
+        yield from _told("adapter", lambda: check_targets(cut.config, adapter.targets))
+    limit = getattr(cut.config, "max_position_embeddings", None)
+    if limit is not None and prompts.max_tokens > limit:
+        rule = f"is more than the {limit:,} positions of {ref}; lower it"
+        yield Problem("prompts.max_tokens", rule, str(prompts.max_tokens))
+    tokenizer = cut.tokenizer()
+    if tokenizer is not None:
+        yield from _told(place, lambda: check_rows(cut.size.vocab, tokenizer, str(ref)))
+
+
+def _told(place: str, check: Callable[[], Any]) -> Iterator[Problem]:
+    try:
+        check()
+    except UserError as error:
+        yield Problem(place, str(error))
 
 
 def load_student(
@@ -63,3 +99,10 @@ def load_student(
         return model, add_lora(model, **adapter.model_dump(), seed=seed)
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error
+
+
+def unfreeze(model: Model) -> Model:
+    """Every weight trains; dropout follows the model's config."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model

@@ -1,98 +1,258 @@
-"""What the training stages have in common: rows to tokens, validation by epoch, saving."""
+"""What the training stages have in common: rows to tokens, validation by epoch, saving, the record of what was trained."""
 
 import heapq
+import math
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from potstill.core.artifact import fingerprint
+from potstill.core.artifact import PRINT, fingerprint
 from potstill.core.component import Settings
-from potstill.core.errors import UserError
-from potstill.core.types import Example, Split
+from potstill.core.errors import Problem, UserError
+from potstill.core.numbers import count
+from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
-from potstill.edges.models import Model, Tokenizer, check_vocabulary, save_model
+from potstill.edges.models import Model, save_model
 from potstill.edges.sampling import generate
+from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenizer
+from potstill.inits import Init
 from potstill.losses.objective import Objective
-from potstill.losses.scoring import mean_nll
+from potstill.losses.scoring import token_sums
+from potstill.metrics import Metric, TextMetric, TokenMetric
+from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
-from potstill.stages.base import Context
+from potstill.stages.base import Context, DataStage
+from potstill.stages.cost import training_cost
+from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
+from potstill.stages.refs import ModelRef
+from potstill.stages.start import Adapter, load_student, start_problems, started
+from potstill.study.records import Trained
 from potstill.train.loop import Optim, fit
 from potstill.train.team import whole
+from potstill.train.work import Work
+
+FIGURE = "validation_"  # before a metric's kind: the name of its figure in metrics.jsonl
 
 
 class Validation(Settings):
-    """What is measured while training, on validation rows only; for curves, never for choosing test results."""
+    """What is measured while training, on validation rows only: for curves, and for picking among the values of a sweep."""
 
     times: int = Field(default=5, ge=0, description="evenly spaced, the last at the end, and once at the start; 0: none")
     rows: int = Field(default=64, ge=1, description="validation rows used")
-    max_new_tokens: int = Field(default=64, ge=1, description="longest answer generated for Rouge-L, in tokens")
+    max_new_tokens: int = Field(default=64, ge=1, description="longest answer generated for text metrics, in tokens")
+    metrics: tuple[Metric, ...] = Field(
+        default=(RougeL(), NLL()), min_length=1, description="text metrics, and token metrics that need no teacher"
+    )
+
+    @field_validator("metrics")
+    @classmethod
+    def _of_the_model_alone(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        for metric in metrics:
+            if not isinstance(metric, TextMetric) and not (isinstance(metric, TokenMetric) and not metric.needs_teacher):
+                raise ValueError(f"'{metric.kind}' cannot be measured while training; name text metrics, or nll")
+        return metrics
+
+    def figures(self) -> dict[str, Metric]:
+        """What is written to metrics.jsonl, by name."""
+        return {f"{FIGURE}{metric.kind}": metric for metric in self.metrics}
 
 
-def train(
-    context: Context,
-    model: Model,
-    tokenizer: Tokenizer,
-    source: Source,
-    prompts: Prompts,
-    optim: Optim,
-    validation: Validation,
-    objective: Callable[[TokenStore], Objective],
-    seed: int,
-    finish: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Tokenise, fit, save; return the summary that reports read.
+@dataclass(frozen=True)
+class Validator:
+    """Measures a model on a fixed draw of validation rows."""
+
+    settings: Validation
+    renderer: Renderer
+    work: Work
+    examples: Sequence[Example]
+    pairs: Sequence[Pair]
+
+    @classmethod
+    def on(cls, source: Source, settings: Validation, renderer: Renderer, work: Work) -> "Validator | None":
+        """None where nothing is to be validated, or no validation row fits."""
+        if not settings.times:
+            return None
+        examples, pairs = [], []
+        for example in ranks.on_first(lambda: drawn(source, "validation", settings.rows)):
+            for pair in instruction_pairs([example], renderer, Counts()):
+                examples.append(example)
+                pairs.append(pair)
+        return cls(settings, renderer, work, examples, pairs) if pairs else None
+
+    def __call__(self, model: Model) -> dict[str, float]:
+        return {**self._texts(model), **self._tokens(model)}
+
+    def _texts(self, model: Model) -> dict[str, float]:
+        wanted = {name: m for name, m in self.settings.figures().items() if isinstance(m, TextMetric)}
+        if not wanted:
+            return {}
+        answers = generate(
+            model,
+            self.renderer.tokenizer,
+            [prompt for prompt, _ in self.pairs],
+            stop_ids=self.renderer.stop_ids,
+            max_new_tokens=self.settings.max_new_tokens,
+            on_batch=lambda done, total: self.work.progress.update(done, total, "validation answer"),
+        )
+        found = {}
+        for name, metric in wanted.items():
+            scores = [metric(answer, example) for answer, example in zip(answers, self.examples, strict=True)]
+            given = [score for score in scores if not isinstance(score, Abstain)]
+            if given:
+                found[name] = sum(given) / len(given)
+        return found
+
+    def _tokens(self, model: Model) -> dict[str, float]:
+        wanted = {name: m for name, m in self.settings.figures().items() if isinstance(m, TokenMetric)}
+        if not wanted:
+            return {}
+        sums = token_sums(model, None, self.pairs, model.get_output_embeddings().weight.shape[0], wanted)
+        tokens = sum(len(response) for _, response in self.pairs)
+        return {name: math.fsum(values) / tokens for name, values in sums.items()}
+
+
+class TrainingStage(DataStage):
+    """A stage that starts from a model and trains it on rows; what is minimised is its own."""
+
+    shared: ClassVar[bool] = True
+    validated: ClassVar[bool] = True
+
+    init: Init | None = Field(default=None, description="how the model is cut first; default: not at all")
+    adapter: Adapter | None = Field(default=None, description="train low-rank adapters only; default: every weight")
+    optim: Optim = Optim()
+    validation: Validation = Validation()
+
+    @abstractmethod
+    def learner(self) -> tuple[str, ModelRef]:
+        """The field that names the model that is trained, and what it names."""
+
+    @abstractmethod
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore) -> Objective:
+        """What is minimised over these rows."""
+
+    def taught_by(self) -> ModelRef | None:
+        """What the model learns from besides rows."""
+        return None
+
+    def facts(self, objective: Objective) -> dict[str, Any]:
+        """What the summary says of the objective, once training has ended."""
+        return {}
+
+    def reader(self) -> ModelRef:
+        return self.learner()[1]
+
+    def splits(self) -> tuple[Split, ...]:
+        return ("train", "validation") if self.validation.times else ("train",)
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        place, ref = self.learner()
+        yield from start_problems(outlook, place, ref, self.init, self.adapter, self.prompts)
+
+    def prospect(self, outlook: Outlook) -> Prospect | None:
+        return made_from(started(outlook.model(self.learner()[1]), self.init), quantised=False)
+
+    def cost(self, outlook: Outlook) -> Cost:
+        found = self.prospect(outlook)
+        if found is None:
+            return Cost()
+        rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
+        return training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        return trained_in_words(summary)
+
+    def run(self, context: Context) -> dict[str, Any]:
+        work, where = context.work, context.where(self.learner()[1])
+        tokenizer = load_tokenizer(where)
+        renderer = Renderer(tokenizer, self.prompts)
+        model, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
+        check_length(model, self.prompts)
+        check_vocabulary(model, tokenizer, work.name)
+        store = training_rows(work, self.data, renderer)
+        objective = self.objective(context, tokenizer, store)
+        validate = Validator.on(self.data, self.validation, renderer, work)
+        totals = fit(
+            model, store, objective, self.optim, work, seed=self.seed, validate=validate, validations=self.validation.times
+        )
+        trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        merge()
+        with whole(model) as plain:
+            if plain is not None:
+                save_model(plain, tokenizer, work.folder, renderer.stop_ids)
+        teacher = self.taught_by()
+        record = trained_record(self, store, totals, str(self.learner()[1]), str(teacher) if teacher is not None else None)
+        summary = {
+            **totals,
+            "trained_parameters": trained_parameters,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "data": rows_in_words(store, renderer),
+            "trained": record.model_dump(mode="json"),
+            **self.facts(objective),
+        }
+        tidy(context)
+        return summary
+
+
+def trained_record(stage: Any, store: TokenStore, totals: dict[str, Any], start: str, teacher: str | None = None) -> Trained:
+    """How a stage trained its model, for whoever compares it with another one.
 
     Args:
-        objective: gives what is minimised, told the rows that will be seen.
-        finish: called between fitting and saving; makes the model plain.
+        stage: has the fields `seed`, `optim`, `data` and `prompts`, and perhaps `init` and `adapter`.
+        totals: what `fit` returned.
     """
-    work = context.work
-    renderer = Renderer(tokenizer, prompts)
-    check_length(model, prompts)
-    check_vocabulary(model, tokenizer, work.name)
-    counts = Counts()
-    dropped: Counter[str] = counts.dropped
-    store = tokenised(
-        work.folder / "tokens",
-        weighted_pairs(source.examples("train", dropped), renderer, counts),
-        counts,
-        f"{work.name}: training rows of {source.kind}",
+    settings = stage.optim.model_dump(mode="json")
+    return Trained(
+        by=str(stage.kind),
+        seed=stage.seed,
+        start=start,
+        init=_in_words(getattr(stage, "init", None)),
+        adapter=_in_words(getattr(stage, "adapter", None)),
+        teacher=teacher,
+        data=fingerprint(stage.data.spec())[:PRINT],
+        prompts=fingerprint(stage.prompts.model_dump(mode="json"))[:PRINT],
+        rows=store.counts.rows,
+        order=fingerprint([store.digest(), stage.seed, stage.optim.batch_size, totals["rows"]])[:PRINT],
+        steps=totals["steps"],
+        rows_seen=totals["rows"],
+        response_tokens=totals["response_tokens"],
+        tokens=totals["tokens"],
+        epochs=totals["epochs"],
+        lr=settings.pop("lr"),
+        optim=settings,
+        left_out=dict(store.counts.dropped),
+        shortened=store.counts.context_shortened,
     )
-    counts = store.counts
-    held_out = ranks.on_first(lambda: drawn(source, "validation", validation.rows)) if validation.times else []
-    validate: Callable[[Model], dict[str, float]] | None = None
-    if held_out:
-        kept = [(example, prompt.ids) for example in held_out if (prompt := renderer.prompt(example)).ids is not None]
-        pairs = list(instruction_pairs((example for example, _ in kept), renderer, Counts()))
-        rouge = RougeL()
 
-        def measured(model: Model) -> dict[str, float]:
-            answers = generate(
-                model,
-                tokenizer,
-                [ids for _, ids in kept],
-                stop_ids=renderer.stop_ids,
-                max_new_tokens=validation.max_new_tokens,
-            )
-            scores = [rouge(answer, example) for answer, (example, _) in zip(answers, kept, strict=True)]
-            figures = {"validation_rouge_l": sum(scores) / len(scores)}
-            return {**figures, "validation_nll": mean_nll(model, pairs)} if pairs else figures
 
-        validate = measured if kept else None
-    summary = fit(model, store, objective(store), optim, work, seed=seed, validate=validate, validations=validation.times)
-    summary["trained_parameters"] = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    finish()
-    with whole(model) as plain:
-        if plain is not None:
-            save_model(plain, tokenizer, work.folder, renderer.stop_ids)
-    summary["data"] = {
+def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
+    """The training split as tokens.
+
+    Raises:
+        UserError: no row is left; says why.
+    """
+    counts = Counts()
+    pairs = weighted_pairs(source.examples("train", counts.dropped), renderer, counts)
+    return tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
+
+
+def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> TokenStore:
+    """Rows as tokens, written by the first process and read by all."""
+    return TokenStore(folder, ranks.on_first(lambda: TokenStore.write(folder, pairs, counts, what).counts))
+
+
+def rows_in_words(store: TokenStore, renderer: Renderer) -> dict[str, Any]:
+    """What the report shows of a stage's rows."""
+    counts, tokenizer = store.counts, renderer.tokenizer
+    return {
         "rows": counts.rows,
         "prompt_tokens": counts.prompt_tokens,
         "response_tokens": counts.response_tokens,
@@ -101,14 +261,24 @@ def train(
         "end_of_turn": tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id),
         "mask_preview": mask_preview(store, tokenizer),
     }
-    summary["parameters"] = sum(p.numel() for p in model.parameters())
-    tidy(context)
-    return summary
 
 
-def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> TokenStore:
-    """Rows as tokens, written by the first process and read by all."""
-    return TokenStore(folder, ranks.on_first(lambda: TokenStore.write(folder, pairs, counts, what).counts))
+def trained_in_words(summary: dict[str, Any]) -> str:
+    """A training stage's closing line: rows that entered and those that did not, before what was made of them."""
+    data = summary.get("data", {})
+    told = []
+    if data:
+        left = sum(data["dropped"].values())
+        told.append(f"{data['rows']:,} of {data['rows'] + left:,} rows" if left else f"{data['rows']:,} rows")
+        told += [f"{n:,} left out: {reason}" for reason, n in data["dropped"].items() if n]
+        if data["context_shortened"]:
+            told.append(f"{data['context_shortened']:,} contexts shortened to fit prompts.max_prompt_tokens")
+    told += [f"{summary['steps']:,} steps", f"{count(summary['response_tokens'])} learned tokens"]
+    told.append(f"{count(summary['parameters'])} parameters")
+    signal = summary.get("signal", {})
+    if "rows_read" in signal:
+        told.append(f"teacher: {signal['rows_computed']:,} rows computed, {signal['rows_read']:,} read back")
+    return ", ".join(told)
 
 
 def tidy(context: Context) -> None:
@@ -135,8 +305,9 @@ def check_length(model: Model, prompts: Prompts) -> None:
         raise UserError(f"prompts.max_tokens = {prompts.max_tokens} is more than the model's {limit} positions; lower it")
 
 
-def unfreeze(model: Model) -> Model:
-    """Every weight trains; dropout follows the model's config."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
+def _in_words(settings: Settings | None) -> str:
+    """As a caveat of the report names it."""
+    table = getattr(settings, "spec", lambda: settings.model_dump(mode="json") if settings is not None else None)()
+    if table is None:
+        return "none"
+    return f"({', '.join(f'{key} {value}' for key, value in table.items() if value is not None)})"

@@ -62,6 +62,51 @@ class Decoding(_Record):
     max_new_tokens: int | None = None
 
 
+class Trained(_Record):
+    """How one model of one seed was trained, as the stage that trained it says; whether two are alike is read here alone.
+
+    Attributes:
+        by: kind of the stage, for the reader; nothing is decided by it.
+        start: the model that training began from.
+        init: how that model was cut, in words.
+        adapter: which weights trained, in words.
+        teacher: what taught it; None: rows alone.
+        data: fingerprint of the data source.
+        prompts: fingerprint of the prompts.
+        rows: different rows that entered training.
+        order: fingerprint of the rows, their order and batches: equal means the same rows in the same order.
+        rows_seen: rows that entered, counted in every epoch.
+        response_tokens: tokens that entered the loss, over all epochs.
+        tokens: tokens read, over all epochs.
+        optim: the optimiser's other settings.
+        searched: settings picked from several values: the recipe's name, such as `optim.lr`, -> values tried; what `student` or
+            `model` named is `start`.
+        left_out: training rows left out, by reason.
+        shortened: contexts shortened.
+    """
+
+    by: str
+    seed: int
+    start: str
+    init: str = "none"
+    adapter: str = "none"
+    teacher: str | None = None
+    data: str
+    prompts: str
+    rows: int
+    order: str
+    steps: int
+    rows_seen: int
+    response_tokens: int
+    tokens: int
+    epochs: float
+    lr: float
+    optim: dict[str, Any] = {}
+    searched: dict[str, list[Any]] = {}
+    left_out: dict[str, int] = {}
+    shortened: int = 0
+
+
 class ModelRow(_Record):
     """One model (one line of the results table), with the scores of each of its training seeds.
 

@@ -1,0 +1,89 @@
+"""What is known to fail before anything has run: every problem of every stage that is still to do, at once."""
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from potstill.core.errors import Problem, RecipeError, UserError
+from potstill.core.numbers import size
+from potstill.edges.machine import total_memory
+from potstill.recipe.header import Recipe
+from potstill.run.graph import Planned
+from potstill.stages.base import Stage
+from potstill.stages.outlook import Cost, Outlook
+
+MARGIN = 1.25  # how far the memory that a stage needs may lie below what was foreseen
+
+
+def done_models(planned: Sequence[Planned], finished: Sequence[bool]) -> dict[str, str]:
+    """Folders of stages that are done for every seed, by the stage's name; of several seeds the first."""
+    found: dict[str, str] = {}
+    unfinished = {item.node.stage.name for item, there in zip(planned, finished, strict=True) if not there}
+    for item in planned:
+        if item.node.stage.name not in unfinished:
+            found.setdefault(item.node.stage.name, str(item.folder))
+    return found
+
+
+def problems_of(stages: Sequence[Stage], outlook: Outlook) -> Iterator[Problem]:
+    """Each stage's own problems at their places in the recipe; what several stages share is said once."""
+    said: set[tuple[str, str]] = set()
+    for stage in stages:
+        for problem in stage.problems(outlook) if stage.name not in outlook.done else ():
+            place = problem.place.split(".")[0].split("[")[0]
+            key = (place if place in ("data", "prompts") else f"{stage.name}.{problem.place}", problem.rule)
+            if key not in said:
+                said.add(key)
+                yield replace(problem, place=f"{stage.name}.{problem.place}")
+        outlook.add(stage)
+
+
+def room_problems(stages: Sequence[Stage], outlook: Outlook, out: Path) -> Iterator[Problem]:
+    """What this machine has no room for: memory of each stage, disk of all of them."""
+    written = 0
+    for stage in stages:
+        if stage.name in outlook.done:
+            continue
+        cost = cost_of(stage, outlook)
+        written += (cost.output_bytes or 0) + (cost.cache_bytes or 0)
+        if cost.memory_bytes is not None and cost.memory_bytes > MARGIN * total_memory():
+            remedy = f"; {cost.less_memory}" if cost.less_memory else ""
+            rule = f"needs about {size(cost.memory_bytes)} of memory, and this machine has {size(total_memory())}{remedy}"
+            yield Problem(stage.name, rule)
+    place = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(place).free
+    if written > free:
+        yield Problem("stage", f"writes about {size(written)}, and {place} has {size(free)} free; free some, or choose --out")
+
+
+def cost_of(stage: Stage, outlook: Outlook) -> Cost:
+    """A stage's cost; where it cannot be told, why."""
+    try:
+        return stage.cost(outlook)
+    except UserError as error:
+        return Cost(note=str(error))
+
+
+def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
+    """Stop before the first step when something is known to fail.
+
+    Raises:
+        RecipeError: with every problem.
+    """
+    outlook = Outlook(done)
+    found = [*problems_of(recipe.stages, outlook)]
+    found += room_problems(recipe.stages, outlook, out)
+    if found:
+        raise RecipeError(Path(recipe.source).name, found)
+
+
+def refuse_stage(stage: Stage) -> None:
+    """`refuse` of one stage by itself.
+
+    Raises:
+        RecipeError: with every problem.
+    """
+    found = [*problems_of([stage], Outlook())]
+    if found:
+        raise RecipeError(stage.name, found)

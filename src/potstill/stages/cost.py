@@ -1,0 +1,82 @@
+"""What stages cost: arithmetic, time, and the memory of the process at its peak."""
+
+from dataclasses import replace
+from typing import Any
+
+from potstill.core.types import Split
+from potstill.edges.machine import resting_memory
+from potstill.edges.models import Size, device
+from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, Step
+from potstill.train.loop import Optim, in_bf16
+
+FLOAT = 4  # bytes
+ADAM = 2 * FLOAT  # two averages of each trained weight
+SAVED_A_CHANNEL = 16 * FLOAT  # bytes per token, layer and channel kept for backward, where none were measured
+
+
+def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf, longest: int, *, frozen: bool = False) -> Cost:
+    """Of training on a split's rows by cross-entropy; `frozen`: adapters alone are trained."""
+    size = model.size
+    cost = Cost(
+        parameters=size.parameters,
+        output_bytes=FLOAT * size.parameters,
+        memory_bytes=training_memory(outlook, model, optim, rows, longest, frozen=frozen),
+        less_memory="lower optim.micro_batch_tokens, or train with `adapter`",
+        rows=(rows,),
+    )
+    if not rows.kept:
+        return replace(cost, note="no training row is left")
+    steps = optim.total_steps(rows.kept)
+    seen = steps * optim.batch_size if optim.steps is not None else round(rows.kept * optim.epochs)
+    tokens, learned = seen * rows.tokens, seen * rows.response
+    flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
+    probe = outlook.probe(model.config, rows, optim.precision)
+    return replace(
+        cost,
+        steps=steps,
+        tokens=round(tokens),
+        response_tokens=round(learned),
+        flops=flops,
+        seconds=steps * probe.step_seconds(tokens / steps) if probe is not None else None,
+        step=Step(size, None, rows.tokens, longest, flops / steps),
+    )
+
+
+def training_memory(
+    outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf, longest: int, *, frozen: bool = False
+) -> int:
+    """Weights, gradients, two averages, what a micro-batch keeps for backward, and the fused head's buffers."""
+    size = model.size
+    tokens = min(max(optim.micro_batch_tokens, longest), optim.batch_size * max(rows.tokens, 1.0))
+    probe = outlook.probe(model.config, rows, optim.precision)
+    if probe is not None:
+        saved = probe.saved_bytes(tokens)
+    else:
+        saved = tokens * model.config.num_hidden_layers * size.hidden * SAVED_A_CHANNEL
+    trained = 0 if frozen else size.parameters
+    held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
+    return round(resting_memory() + held + saved + head_memory(size, tokens * rows.response / max(rows.tokens, 1.0)))
+
+
+def head_memory(size: Size, responses: float, teacher: bool = False) -> float:
+    """A chunk's logits and their gradient, twice with a teacher, and hidden states with theirs."""
+    if device().type == "cuda":
+        return GPU_BYTES * (2 if teacher else 1)
+    chunk = min(CHUNK_BYTES, FLOAT * size.vocab * max(responses, 1.0))
+    return chunk * (2 if teacher else 1) + 6 * min(BLOCK_BYTES, chunk) + 2 * FLOAT * responses * size.hidden
+
+
+def weights_memory(size: Size, dtype_bytes: float) -> float:
+    return dtype_bytes * size.parameters
+
+
+def teacher_bytes(size: Size, precision: str, train_precision: str) -> float:
+    """Of a teacher's weights in memory."""
+    wide = 2 if precision == "bf16" or (precision != "fp32" and in_bf16(train_precision)) else FLOAT
+    return (size.body + wide * (size.embedding + size.head)) if precision == "int8" else wide * size.parameters
+
+
+def reading_rows(outlook: Outlook, stage: Any, split: Split) -> RowsOf:
+    """The rows of a split as the stage's own reader sees them."""
+    return outlook.rows(stage.data, stage.prompts, stage.reader(), split)

@@ -1,0 +1,316 @@
+"""What can be known before anything runs: models by their configs, tokenizers, rows, and what a pass costs here."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example, Split
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.models import Size, config_of, size_of
+from potstill.edges.vocabulary import load_tokenizer
+from potstill.sources import Source
+from potstill.stages.refs import StageRef
+from potstill.train.probe import Probe, probe
+
+CHARACTERS_PER_TOKEN = 3.6  # English prose under a vocabulary of 150,000, where no tokenizer can be had
+TEMPLATE = 40  # characters that a prompt's template adds, likewise
+READ_ROWS = 20_000  # rows of a split that are rendered one by one; of more, this many, drawn evenly, stand for all
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A model that is there, or that a stage will make.
+
+    Attributes:
+        config: its transformers config.
+        size: its parameters.
+        tokenizer: gives its tokenizer; None where it cannot be had yet.
+        where: `path:…` or `hf:…` of a model that is there; "" of one to be made.
+        quantised: whether it holds four-bit layers.
+    """
+
+    config: Any
+    size: Size
+    tokenizer: Callable[[], Any | None] = lambda: None
+    where: str = ""
+    quantised: bool = False
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """The rows of one split as tokens.
+
+    Attributes:
+        kept: rows that fit.
+        left_out: rows that do not enter, by reason.
+        shortened: rows whose context lost its end.
+        prompt, response: mean tokens of a kept row.
+        longest: tokens of the longest row that was read, left out or not.
+        lengths: (prompt, response) tokens of some kept rows.
+        keys: different keys of kept rows: the bootstrap's groups.
+        counted: whether tokens were counted by the model's own tokenizer, and not guessed from characters.
+        share: of the split's rows that were read.
+    """
+
+    split: Split
+    kept: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    shortened: int = 0
+    prompt: float = 0.0
+    response: float = 0.0
+    longest: int = 0
+    lengths: tuple[tuple[int, int], ...] = ()
+    keys: int = 0
+    counted: bool = True
+    share: float = 1.0
+
+    @property
+    def tokens(self) -> float:
+        """Mean tokens of a kept row."""
+        return self.prompt + self.response
+
+    @property
+    def rows(self) -> int:
+        return self.kept + sum(self.left_out.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimiser step trains; for what several GPUs would make of it.
+
+    Attributes:
+        row_tokens: mean tokens of a row.
+        longest: tokens of the longest row allowed.
+        flops: of a step, all GPUs together.
+        shard_teacher: whether each GPU would hold a part of the teacher.
+    """
+
+    size: Size
+    teacher: Size | None
+    row_tokens: float
+    longest: int
+    flops: float
+    shard_teacher: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a stage takes; None where it cannot be known yet.
+
+    Attributes:
+        tokens, response_tokens: that pass through the model, over all epochs.
+        seconds: on this machine.
+        memory_bytes: of the process at its peak.
+        output_bytes: written and kept.
+        cache_bytes: written, of a teacher's targets.
+        less_memory: the field that would lower the peak, and how.
+        rows: what it reads.
+        note: why something is not known.
+    """
+
+    parameters: int | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    response_tokens: int | None = None
+    flops: float | None = None
+    seconds: float | None = None
+    memory_bytes: int | None = None
+    output_bytes: int | None = None
+    cache_bytes: int | None = None
+    less_memory: str = ""
+    rows: tuple[RowsOf, ...] = ()
+    step: Step | None = None
+    note: str = ""
+
+
+class Describes(Protocol):
+    """What the outlook asks of a stage."""
+
+    name: str
+
+    def prospect(self, outlook: "Outlook") -> Prospect | None: ...
+
+
+class Outlook:
+    """The stages so far, what they will make, and what was found out about rows and models; each thing is looked up once.
+
+    Args:
+        done: folders of stages that are done already, by name: what they made is looked at instead of guessed.
+        measure: whether passes may be timed, which takes seconds for each config.
+    """
+
+    def __init__(self, done: Mapping[str, str] | None = None, *, measure: bool = False) -> None:
+        self.done = dict(done or {})
+        self.measure = measure
+        self.stages: dict[str, Any] = {}
+        self.kept: set[str] = set()  # teachers' targets that an earlier stage will have kept
+        self._models: dict[str, Prospect | UserError | None] = {}
+        self._rows: dict[tuple[Any, ...], RowsOf] = {}
+        self._probes: dict[str, Probe] = {}
+
+    def share(self, other: "Outlook") -> None:
+        """Take over what another one found out about rows, models that are there, and passes."""
+        self._models |= {key: found for key, found in other._models.items() if not key.startswith("stage:")}
+        self._rows, self._probes = other._rows, other._probes
+
+    def add(self, stage: Describes) -> None:
+        """Take in a stage; later ones may refer to it."""
+        self.stages[stage.name] = stage
+        folder = self.done.get(stage.name)
+        try:
+            self._models[f"stage:{stage.name}"] = there(f"path:{folder}") if folder else stage.prospect(self)
+        except UserError:  # the stage's own problem, which it tells itself
+            self._models[f"stage:{stage.name}"] = None
+
+    def model(self, ref: StageRef) -> Prospect | None:
+        """The model behind a reference; None where nothing is known of it yet.
+
+        Raises:
+            UserError: it is no model, or cannot be read.
+        """
+        key = str(ref)
+        if ref.scheme == "stage":
+            found = self._models.get(key)
+        else:
+            if key not in self._models:
+                try:
+                    self._models[key] = there(key)
+                except UserError as error:
+                    self._models[key] = error
+            found = self._models[key]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def tokenizer(self, ref: StageRef) -> Any | None:
+        """The tokenizer of a model; None where it cannot be had yet."""
+        found = self.model(ref)
+        return found.tokenizer() if found is not None else None
+
+    def rows(self, data: Source, prompts: Prompts, ref: StageRef | None, split: Split) -> RowsOf:
+        """The rows of a split as a model sees them.
+
+        Raises:
+            UserError: a row cannot be read or rendered; names it.
+        """
+        tokenizer = self.tokenizer(ref) if ref is not None else None
+        key = (str(data.spec()), prompts, split, id(tokenizer) if tokenizer is not None else None)
+        if key not in self._rows:
+            self._rows[key] = read_rows(data, prompts, tokenizer, split)
+        return self._rows[key]
+
+    def probe(self, config: Any, rows: RowsOf, precision: str = "auto") -> Probe | None:
+        """What a pass of a config takes here; None where it is not to be measured."""
+        if not self.measure or not rows.lengths:
+            return None
+        key = f"{config.to_json_string()}{precision}"
+        if key not in self._probes:
+            self._probes[key] = probe(config, rows.lengths, precision)
+        return self._probes[key]
+
+
+class _Loaded:
+    """A model's tokenizer, loaded when it is first asked for."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __call__(self) -> Any | None:
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any | None:
+        try:
+            return load_tokenizer(self.where)
+        except UserError:
+            if self.where.startswith("hf:"):  # out of reach now is no mistake of the recipe's
+                return None
+            raise
+
+
+def there(where: str) -> Prospect:
+    """A model that can be looked at.
+
+    Raises:
+        UserError: it is no model, or cannot be read.
+    """
+    config = config_of(where, offline_shape=True)
+    return Prospect(config, size_of(config), _Loaded(where), where)
+
+
+def made_from(found: Prospect | None, **changed: Any) -> Prospect | None:
+    """A model that a stage makes of another one, whose tokenizer it keeps."""
+    return replace(found, **{"where": "", **changed}) if found is not None else None
+
+
+def read_rows(data: Source, prompts: Prompts, tokenizer: Any | None, split: Split) -> RowsOf:
+    """Read a split's rows and count their tokens; every row is parsed, at most `READ_ROWS` are rendered.
+
+    Raises:
+        UserError: a row cannot be read or rendered; names it.
+    """
+    left_out: Counter[str] = Counter()
+    examples = data.examples(split, left_out)
+    if tokenizer is None:
+        return _guessed(split, examples, prompts, left_out)
+    total = sum(1 for _ in data.examples(split))
+    every = -(-total // READ_ROWS) if total else 1
+    renderer, counts = Renderer(tokenizer, prompts), Counts()
+    seen: list[Example] = []
+
+    def chosen() -> Iterator[Example]:
+        for number, example in enumerate(examples):
+            if number % every == 0:
+                seen.append(example)
+                yield example
+
+    lengths = [(len(prompt), len(response)) for prompt, response in instruction_pairs(chosen(), renderer, counts)]
+    scale = total / len(seen) if seen else 1.0
+    left_out.update({reason: round(n * scale) for reason, n in counts.dropped.items()})
+    kept = round(len(lengths) * scale)
+    return RowsOf(
+        split,
+        kept,
+        dict(left_out),
+        round(counts.context_shortened * scale),
+        _mean([prompt for prompt, _ in lengths]),
+        _mean([response for _, response in lengths]),
+        max((prompt + response for prompt, response in lengths), default=0),
+        tuple(lengths[:256]),
+        round(len({example.key for example in seen}) * scale),
+        share=1 / scale,
+    )
+
+
+def _guessed(split: Split, examples: Iterable[Example], prompts: Prompts, left_out: Counter[str]) -> RowsOf:
+    """Tokens from characters."""
+    lengths, keys = [], set()
+    for example in examples:
+        asked = len(example.instruction) + len(example.context) + TEMPLATE
+        prompt = min(round(asked / CHARACTERS_PER_TOKEN), prompts.max_prompt_tokens)
+        response = round(len(example.response) / CHARACTERS_PER_TOKEN) + 1
+        keys.add(example.key)
+        if prompt + response > prompts.max_tokens:
+            left_out["response too long"] += 1
+        else:
+            lengths.append((prompt, response))
+    return RowsOf(
+        split,
+        len(lengths),
+        dict(left_out),
+        0,
+        _mean([prompt for prompt, _ in lengths]),
+        _mean([response for _, response in lengths]),
+        max((prompt + response for prompt, response in lengths), default=0),
+        tuple(lengths[:256]),
+        len(keys),
+        counted=False,
+    )
+
+
+def _mean(values: list[int]) -> float:
+    return sum(values) / len(values) if values else 0.0
