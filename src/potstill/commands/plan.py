@@ -101,7 +101,7 @@ def _line(item: Planned, cost: Cost, there: bool, cluster: Cluster | None) -> Li
 def _known(item: Planned) -> Cost:
     """Of a stage that is done, what it really took."""
     artifact = Artifact.load(item.folder)
-    found = {key: artifact.summary.get(key) for key in ("parameters", "steps", "tokens", "response_tokens")}
+    found: dict[str, Any] = {key: artifact.summary.get(key) for key in ("parameters", "steps", "tokens", "response_tokens")}
     return Cost(**found, seconds=artifact.seconds, memory_bytes=artifact.peak_memory_bytes)
 
 
