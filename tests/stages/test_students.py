@@ -26,8 +26,8 @@ from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages.base import Context
 from potstill.stages.start import Adapter
+from potstill.study.controls import trained_apart
 from potstill.study.records import Study
-from potstill.study.stats import trained_apart
 from potstill.teachers.teacher import load_teacher
 from potstill.train.loop import Optim, optimizer_for
 from potstill.train.work import CheckpointRules, Work

@@ -10,8 +10,9 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.numbers import number
+from potstill.study.analysis import analyse, breakdown
+from potstill.study.bootstrap import LEVEL
 from potstill.study.records import ModelRow, Study, load_answers, write_json
-from potstill.study.stats import LEVEL, bootstrap, breakdown
 
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
@@ -48,7 +49,7 @@ def build_report(
     """
     _check(study, answers)
     clusters = study.cluster_count()
-    analysis = bootstrap(study, resamples=resamples, seed=seed)
+    analysis = analyse(study, resamples=resamples, seed=seed)
     outcome, label, sentence = analysis.headline
     verdicts = [asdict(verdict) for verdict in analysis.verdicts]
     first = verdicts[0] if verdicts and verdicts[0]["metric"] == study.primary else None
