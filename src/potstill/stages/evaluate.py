@@ -203,8 +203,7 @@ class Evaluate(DataStage, kind="evaluate"):
         rows = []
         for row in self.study:
             mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
-            summaries = [place.summary for place, _ in mine]
-            trained = mine[0][0].kind in ("sft", "distill")
+            trained = tuple(record for place, _ in mine if (record := place.trained()) is not None)
             speeds = [result["of_model"].get("decode_speed") for _, result in mine]
             rows.append(
                 ModelRow(
@@ -215,9 +214,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     parameters=mine[0][1]["parameters"],
                     bytes=mine[0][1]["bytes"],
                     decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
-                    trained_response_tokens=tuple(s["response_tokens"] for s in summaries) if trained else None,
-                    optimizer_steps=tuple(s["steps"] for s in summaries) if trained else None,
-                    trained_with=mine[0][0].trained_with(),
+                    trained=trained if len(trained) == len(mine) else None,
                     seeds=tuple(place.seed for place, _ in mine),
                     scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
                 )
@@ -253,7 +250,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 max_new_tokens=self.decoding.max_new_tokens,
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
-            data={**self.data.spec(), "split": self.split, "rows": len(examples), "dropped": dict(counts.dropped)},
+            data={**self.data.spec(), "split": self.split, "rows": len(examples)},
         )
 
 

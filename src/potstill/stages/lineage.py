@@ -9,6 +9,7 @@ from typing import Any
 from potstill.core.artifact import Artifact, fingerprint, read_json
 from potstill.edges.models import bytes_of
 from potstill.stages.base import Context, ModelRef
+from potstill.study.records import Trained
 
 PRINT = 16  # characters of a fingerprint that a study keeps
 SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked
@@ -35,32 +36,44 @@ class Place:
         if artifact and "@" in artifact.name:
             self.seed = int(artifact.name.rpartition("@")[2])
 
-    def trained_with(self) -> dict[str, Any] | None:
-        """What a control must have in common with what it controls, by name; None where nothing was trained."""
+    def trained(self) -> Trained | None:
+        """How this model was trained; None where nothing was trained."""
         if self.artifact is None or self.kind not in ("sft", "distill"):
             return None
-        stage = self.artifact.stage
-        return {
-            **self.searched(),
-            **{f"optim.{name}": value for name, value in stage["optim"].items()},
-            "data": fingerprint(stage["data"])[:PRINT],
-            "prompts": fingerprint(stage["prompts"])[:PRINT],
-            "start": stage["model" if self.kind == "sft" else "student"],
-            "init": _in_words(stage.get("init")),
-            "adapter": _in_words(stage.get("adapter")),
-        }
+        stage, data = self.artifact.stage, self.summary["data"]
+        optim = {name: value for name, value in stage["optim"].items() if name != "lr"}
+        return Trained(
+            by=self.kind,
+            seed=self.seed or 0,
+            start=stage["model" if self.kind == "sft" else "student"],
+            init=_in_words(stage.get("init")),
+            adapter=_in_words(stage.get("adapter")),
+            teacher=stage.get("teacher"),
+            data=fingerprint(stage["data"])[:PRINT],
+            prompts=fingerprint(stage["prompts"])[:PRINT],
+            rows=data["rows"],
+            order=fingerprint([stage["data"], stage["prompts"], data["rows"], stage["optim"]["batch_size"], self.seed])[:PRINT],
+            steps=self.summary["steps"],
+            rows_seen=self.summary["rows"],
+            response_tokens=self.summary["response_tokens"],
+            tokens=self.summary["tokens"],
+            epochs=self.summary["epochs"],
+            lr=stage["optim"]["lr"],
+            optim=optim,
+            searched=self.searched(),
+            left_out=data["dropped"],
+            shortened=data["context_shortened"],
+        )
 
-    def searched(self) -> dict[str, Any]:
-        """What a sweep tried before it picked: `searched`, by the names of `trained_with`; empty where nothing was swept."""
+    def searched(self) -> dict[str, list[Any]]:
+        """The values that a sweep tried before it picked, by field; empty where nothing was swept."""
         best = self.summary.get("best")
-        if best is None:
-            return {}
         values: dict[str, list[Any]] = {}
-        for candidate in best["candidates"]:
+        for candidate in best["candidates"] if best else ():
             for field, value in candidate["values"].items():
                 tried = values.setdefault("start" if field in ("model", "student") else field, [])
                 tried += [value] if value not in tried else []
-        return {"searched": values}
+        return values
 
     def bytes(self, model: Any) -> int:
         """On disk; of a hub model, as it lies in memory."""

@@ -7,6 +7,8 @@ from potstill.study.records import ModelRow, Study
 
 @dataclass(frozen=True)
 class Question:
+    """One comparison of two models: a − b, or for `retention` a ÷ b."""
+
     key: str
     question: str
     a: ModelRow
@@ -14,20 +16,32 @@ class Question:
 
 
 def questions(study: Study) -> list[Question]:
-    kd, sft, base, teacher = (study.with_role(role) for role in ("kd", "sft", "base", "teacher"))
+    """All questions that the study's roles allow, the headline's own first."""
+    kd, sft, base = (study.with_role(role) for role in ("kd", "sft", "base"))
     quantized, rtn = study.with_role("quantized"), study.with_role("rtn")
-    questions = [Question("kd_over_sft", "KD over SFT", a, b) for a in kd for b in sft]
+    asked = [Question("kd_over_sft", "KD over SFT", a, b) for a in kd for b in sft]
+    asked += _of_the_teacher(study)
     for row in quantized:
         source = source_of(study, row)
         if source is not None:
-            questions.append(Question("four_bits", "4 bits against full precision", row, source))
+            asked.append(Question("four_bits", "4 bits against full precision", row, source))
     for row in quantized:
         rivals = [other for other in rtn if source_of(study, other) is source_of(study, row)]
         for other in rivals[:1] or rtn[:1]:
-            questions.append(Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other))
-    questions += [Question("sft_over_base", "SFT over base", a, b) for a in sft for b in base]
-    students = [*kd, *sft, *quantized]
-    return questions + [Question("retention", "Share of the teacher kept", row, teacher[0]) for row in students if teacher]
+            asked.append(Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other))
+    asked += [Question("sft_over_base", "SFT over base", a, b) for a in sft for b in base]
+    for row in (*kd, *sft, *quantized):
+        teacher = study.teacher_of((source_of(study, row) if row.role == "quantized" else None) or row)
+        if teacher is not None:
+            asked.append(Question("retention", "Share of the teacher kept", row, teacher))
+    return asked
+
+
+def _of_the_teacher(study: Study) -> list[Question]:
+    """Each teacher with each control: whether there was anything to teach."""
+    teachers = {teacher.name: teacher for row in study.with_role("kd") if (teacher := study.teacher_of(row)) is not None}
+    sft = study.with_role("sft")
+    return [Question("teacher_over_sft", "Teacher over SFT", teacher, b) for teacher in teachers.values() for b in sft]
 
 
 def source_of(study: Study, row: ModelRow) -> ModelRow | None:
