@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from fake_study import fake_study
 
+from potstill.study.analysis import analyse
+from potstill.study.bootstrap import Sample, percentile_interval, resample
 from potstill.study.records import MetricInfo, ModelRow, Study, TestRow
-from potstill.study.stats import Sample, Verdict, bootstrap, percentile_interval, resample
+from potstill.study.verdicts import Verdict
 
 ROWS = {"KD": "kd", "SFT": "sft", "Base": "base", "KD 4-bit": "quantized", "KD RTN": "rtn", "Teacher": "teacher"}
 
@@ -38,7 +40,7 @@ def study_of(
 
 
 def verdict(study: Study, key: str = "kd_over_sft", **options: Any) -> Verdict:
-    return next(v for v in bootstrap(study, **{"resamples": 1_000, **options}).verdicts if v.key == key)
+    return next(v for v in analyse(study, **{"resamples": 1_000, **options}).verdicts if v.key == key)
 
 
 def scores(N: int, *, seed: int = 0) -> np.ndarray:
@@ -78,7 +80,7 @@ def test_swapping_the_models_mirrors_the_interval():
 
 def test_token_metrics_are_ratios_of_sums():
     study = study_of({"KD": [2.0, 30.0] * 10, "SFT": [1.0, 10.0] * 10}, tokens=[1, 10] * 10)
-    analysis = bootstrap(study, resamples=200)
+    analysis = analyse(study, resamples=200)
     assert analysis.estimates["KD"]["m"].value == pytest.approx(320 / 110)
     assert analysis.verdicts[0].difference == pytest.approx((320 - 110) / 110)
 
@@ -196,15 +198,15 @@ def test_clusters_may_differ_in_size_and_stand_in_any_order():
 
 def test_rows_of_too_few_clusters_give_no_verdict_however_many_they_are():
     x = scores(60)
-    analysis = bootstrap(study_of({"KD": x + 5, "SFT": x}, keys=np.arange(60) % 5), resamples=100)
+    analysis = analyse(study_of({"KD": x + 5, "SFT": x}, keys=np.arange(60) % 5), resamples=100)
     assert analysis.verdicts[0].verdict == "not shown"
     assert "on 60 test rows in 5 clusters: too few" in analysis.headline[2]
     assert analysis.verdicts[0].clusters == 5
     told = " ".join(analysis.caveats)
     assert "60 test rows fall into 5 groups that share a key; the bootstrap draws groups" in told
     assert "Only 5 clusters (titles, modules …) of test rows" in told
-    assert "groups" not in " ".join(bootstrap(study_of({"KD": x, "SFT": x}), resamples=100).caveats)
-    one = bootstrap(study_of({"KD": x + 5, "SFT": x}, keys=["a"] * 60), resamples=100)
+    assert "groups" not in " ".join(analyse(study_of({"KD": x, "SFT": x}), resamples=100).caveats)
+    one = analyse(study_of({"KD": x + 5, "SFT": x}, keys=["a"] * 60), resamples=100)
     assert one.verdicts[0].ci is None
 
 
@@ -233,10 +235,10 @@ def test_agrees_with_scipy():
 
 def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch):
     study = fake_study(50)
-    whole = bootstrap(study, resamples=300, seed=4)
-    monkeypatch.setattr("potstill.study.stats._CELLS", 50 * 100)
-    assert bootstrap(study, resamples=300, seed=4).verdicts == whole.verdicts
-    assert bootstrap(study, resamples=300, seed=5).verdicts != whole.verdicts
+    whole = analyse(study, resamples=300, seed=4)
+    monkeypatch.setattr("potstill.study.bootstrap._CELLS", 50 * 100)
+    assert analyse(study, resamples=300, seed=4).verdicts == whole.verdicts
+    assert analyse(study, resamples=300, seed=5).verdicts != whole.verdicts
 
 
 def test_seeds_are_paired_only_when_the_lists_are_equal():
@@ -247,7 +249,7 @@ def test_seeds_are_paired_only_when_the_lists_are_equal():
     apart = paired.model_copy(update={"rows": (paired.rows[0], paired.rows[1].model_copy(update={"seeds": (4, 5, 6)}))})
     low, high = verdict(apart).ci
     assert high - low > 2
-    assert any("not have the same seeds" in caveat for caveat in bootstrap(apart, resamples=10).caveats)
+    assert any("not have the same seeds" in caveat for caveat in analyse(apart, resamples=10).caveats)
 
 
 def test_abstained_rows_leave_both_sides_and_are_counted():
@@ -256,7 +258,7 @@ def test_abstained_rows_leave_both_sides_and_are_counted():
     kd[:3] = np.nan
     sft = x.copy()
     sft[:3] = 1e6  # would swamp the rest
-    analysis = bootstrap(study_of({"KD": kd, "SFT": sft}), resamples=200)
+    analysis = analyse(study_of({"KD": kd, "SFT": sft}), resamples=200)
     assert analysis.verdicts[0].difference == pytest.approx(1)
     assert analysis.verdicts[0].rows == 37
     assert analysis.estimates["KD"]["m"].abstained == 3
@@ -264,7 +266,7 @@ def test_abstained_rows_leave_both_sides_and_are_counted():
 
 
 def test_a_model_that_never_scored_gives_no_number_and_no_verdict():
-    analysis = bootstrap(study_of({"KD": [np.nan] * 40, "SFT": scores(40)}), resamples=100)
+    analysis = analyse(study_of({"KD": [np.nan] * 40, "SFT": scores(40)}), resamples=100)
     assert analysis.estimates["KD"]["m"].value is None
     assert analysis.headline[0] == "not shown"
     assert "nothing can be said" in analysis.headline[2]
@@ -280,7 +282,7 @@ def test_unanimous_rows_are_no_verdict_when_there_are_too_few(N):
 
 def test_an_empty_test_set_says_that_it_says_nothing():
     study = fake_study(0)
-    analysis = bootstrap(study, resamples=10)
+    analysis = analyse(study, resamples=10)
     assert analysis.headline[0] == "not shown"
     assert "Only 0 test rows" in " ".join(analysis.caveats)
 
@@ -308,12 +310,12 @@ def test_retention_is_a_ratio_of_means_with_an_interval():
     assert found.ci == pytest.approx((96, 96))
     assert found.verdict == "measured"
     assert found.sentence == "KD keeps 96.0% [96.0, 96.0] of the teacher's M."
-    assert not [v for v in bootstrap(study_of({"KD": x, "Teacher": 0 * x}), resamples=50).verdicts if v.key == "retention"]
+    assert not [v for v in analyse(study_of({"KD": x, "Teacher": 0 * x}), resamples=50).verdicts if v.key == "retention"]
 
 
 def test_without_an_sft_student_distilling_is_not_shown_however_near_the_teacher():
     x = scores(60)
-    outcome, _, sentence = bootstrap(study_of({"KD": x, "Base": x - 40, "Teacher": x}), resamples=100).headline
+    outcome, _, sentence = analyse(study_of({"KD": x, "Base": x - 40, "Teacher": x}), resamples=100).headline
     assert outcome == "not shown"
     assert "no SFT-only student" in sentence
 
@@ -330,14 +332,14 @@ def with_training(study: Study, **trained: tuple[int | None, int | None]) -> Stu
 
 def test_unequal_tokens_are_said_in_the_headline():
     study = study_of({"KD": scores(60) + 5, "SFT": scores(60)})
-    unequal = bootstrap(with_training(study, KD=(4000, 10), SFT=(1000, 10)), resamples=50)
+    unequal = analyse(with_training(study, KD=(4000, 10), SFT=(1000, 10)), resamples=50)
     assert "NOT at equal tokens: KD trained on 4.00 times the response tokens of SFT" in unequal.headline[2]
     assert any("NOT compared at equal tokens: 4,000 against 1,000" in caveat for caveat in unequal.caveats)
-    steps = bootstrap(with_training(study, KD=(1000, 20), SFT=(1000, 10)), resamples=50)
+    steps = analyse(with_training(study, KD=(1000, 20), SFT=(1000, 10)), resamples=50)
     assert "2.00 times the optimizer steps" in steps.headline[2]
-    equal = bootstrap(with_training(study, KD=(1004, 10), SFT=(1000, 10)), resamples=50)
+    equal = analyse(with_training(study, KD=(1004, 10), SFT=(1000, 10)), resamples=50)
     assert "equal" not in equal.headline[2]
-    assert "is not known" in bootstrap(with_training(study, KD=(1000, 10), SFT=(None, None)), resamples=50).headline[2]
+    assert "is not known" in analyse(with_training(study, KD=(1000, 10), SFT=(None, None)), resamples=50).headline[2]
 
 
 def trained_alike_but(study: Study, prompts: str | None = None, **told: dict[str, Any] | None) -> Study:
@@ -350,22 +352,22 @@ def trained_alike_but(study: Study, prompts: str | None = None, **told: dict[str
 def test_a_control_trained_otherwise_is_told():
     study = study_of({"KD": scores(60) + 5, "SFT": scores(60)})
     apart = trained_alike_but(study, KD={"optim.lr": 5e-4, "start": "stage:b"}, SFT={})
-    analysis = bootstrap(apart, resamples=50)
+    analysis = analyse(apart, resamples=50)
     expected = "SFT and KD were not trained alike: optim.lr 1e-05 against 0.0005; start stage:a against stage:b"
     assert any(caveat.startswith(expected) for caveat in analysis.caveats)
     assert "NOT like against like: SFT and KD differ in the model that training began from." in analysis.headline[2]
-    tuned = bootstrap(trained_alike_but(study, KD={"optim.lr": 5e-4}, SFT={}), resamples=50)
+    tuned = analyse(trained_alike_but(study, KD={"optim.lr": 5e-4}, SFT={}), resamples=50)
     assert "not trained alike: optim.lr 1e-05 against 0.0005." in " ".join(tuned.caveats)
     assert "NOT like" not in tuned.headline[2]
-    data = bootstrap(trained_alike_but(study, KD={}, SFT={"data": "e", "prompts": "q"}), resamples=50)
+    data = analyse(trained_alike_but(study, KD={}, SFT={"data": "e", "prompts": "q"}), resamples=50)
     assert "differ in training data and prompts." in data.headline[2]
-    more = bootstrap(trained_alike_but(study, KD={"optim.new": 1}, SFT={}), resamples=50)
+    more = analyse(trained_alike_but(study, KD={"optim.new": 1}, SFT={}), resamples=50)
     assert "optim.new unset against 1" in " ".join(more.caveats)
 
 
 @pytest.mark.parametrize("sft", [{}, None])
 def test_a_control_trained_alike_or_elsewhere_is_not_accused(sft):
-    analysis = bootstrap(trained_alike_but(study_of({"KD": scores(60), "SFT": scores(60)}), KD={}, SFT=sft), resamples=50)
+    analysis = analyse(trained_alike_but(study_of({"KD": scores(60), "SFT": scores(60)}), KD={}, SFT=sft), resamples=50)
     assert "alike" not in " ".join(analysis.caveats)
     assert "NOT like" not in analysis.headline[2]
 
@@ -373,19 +375,19 @@ def test_a_control_trained_alike_or_elsewhere_is_not_accused(sft):
 def test_prompts_other_than_those_of_training_are_told():
     study = study_of({"KD": scores(60), "SFT": scores(60), "Base": scores(60)})
     told = {"KD": {}, "SFT": {"prompts": "q"}, "Base": None}
-    asked = bootstrap(trained_alike_but(study, "p", **told), resamples=50)
+    asked = analyse(trained_alike_but(study, "p", **told), resamples=50)
     assert "not those that SFT trained with" in " ".join(asked.caveats)
     for prompts, sft in (("p", {}), (None, {"prompts": "q"})):
-        quiet = bootstrap(trained_alike_but(study, prompts, **{**told, "SFT": sft}), resamples=50)
+        quiet = analyse(trained_alike_but(study, prompts, **{**told, "SFT": sft}), resamples=50)
         assert "prompts of this evaluation" not in " ".join(quiet.caveats)
 
 
 def test_caveats_speak_of_seeds_rows_sampling_and_dropped_rows():
-    one = " ".join(bootstrap(fake_study(20, seeds=(1,)), resamples=10).caveats)
+    one = " ".join(analyse(fake_study(20, seeds=(1,)), resamples=10).caveats)
     assert "trained with one seed" in one
     assert "Only 20 test rows" in one
-    two = " ".join(bootstrap(fake_study(40, seeds=(1, 2)), resamples=10).caveats)
+    two = " ".join(analyse(fake_study(40, seeds=(1, 2)), resamples=10).caveats)
     assert "Fewer than 4 seeds (KD: 2, SFT: 2)" in two
     assert "3 test rows were dropped before scoring (3 too long)" in two
     sampled = fake_study(40, decoding={"method": "sample", "temperature": 1.0})
-    assert "sampled at temperature 1.0" in " ".join(bootstrap(sampled, resamples=10).caveats)
+    assert "sampled at temperature 1.0" in " ".join(analyse(sampled, resamples=10).caveats)

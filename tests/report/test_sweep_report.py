@@ -12,7 +12,7 @@ from rich.console import Console
 from potstill.report.build import build_report, picked_in_words
 from potstill.report.html import render_html
 from potstill.report.table import print_table
-from potstill.study.stats import bootstrap
+from potstill.study.analysis import analyse
 
 RATES = [1e-5, 5e-5, 1e-4, 5e-4]
 
@@ -126,7 +126,7 @@ def compared(kd: dict[str, Any], sft: dict[str, Any]) -> tuple[str, list[str]]:
     common = {"data": "d", "prompts": "p", "start": "s"}
     with_all = {"KD": common | kd, "SFT": common | sft}
     rows = tuple(row.model_copy(update={"trained_with": with_all.get(row.name)}) for row in study.rows)
-    analysis = bootstrap(study.model_copy(update={"rows": rows}), resamples=50)
+    analysis = analyse(study.model_copy(update={"rows": rows}), resamples=50)
     return analysis.headline[2], [caveat for caveat in analysis.caveats if "searched" in caveat or "alike" in caveat]
 
 

@@ -16,6 +16,7 @@ from potstill.stages import evaluate
 from potstill.stages.base import Context
 from potstill.stages.evaluate import Evaluate, teacher_of
 from potstill.stages.lineage import Place
+from potstill.study.controls import equal_tokens, trained_apart
 from potstill.study.records import Study
 from potstill.train.work import Work
 
@@ -92,12 +93,15 @@ def test_each_teacher_is_loaded_once_beside_its_own_row(ran: Any):
 
 def test_the_study_says_what_each_was_trained_with(ran: Any):
     study = Study.load(ran[0]["study"].folder)
-    rows = {row.name: row.trained_with for row in study.rows}
-    assert rows["KD"] == rows["SFT"]
+    rows = {row.name: row.trained for row in study.rows}
+    assert trained_apart(study.row("KD"), study.row("SFT")) == {}
+    assert equal_tokens(study.row("KD"), study.row("SFT"))
     assert rows["Base"] is None
-    assert rows["KD"]["start"] != rows["Teacher"]["start"]
-    assert rows["KD"]["optim.lr"] == 3e-3
-    assert rows["KD"]["prompts"] == study.prompts
+    assert [one.seed for one in rows["KD"]] == SEEDS
+    assert rows["KD"][0].start != rows["Teacher"][0].start
+    assert rows["KD"][0].lr == 3e-3
+    assert rows["KD"][0].prompts == study.prompts
+    assert (rows["KD"][0].teacher, rows["SFT"][0].teacher) == ("stage:teacher", None)
 
 
 def test_a_study_that_was_stopped_loads_no_teacher_for_what_is_there(

@@ -26,8 +26,8 @@ from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages.base import Context
 from potstill.stages.start import Adapter
+from potstill.study.controls import trained_apart
 from potstill.study.records import Study
-from potstill.study.stats import trained_apart
 from potstill.teachers.teacher import load_teacher
 from potstill.train.loop import Optim, optimizer_for
 from potstill.train.work import CheckpointRules, Work
@@ -235,10 +235,8 @@ def test_a_teacher_is_distilled_into_part_of_itself(done: dict[str, Artifact]) -
 def test_student_and_control_start_alike_and_the_study_knows(done: dict[str, Artifact]) -> None:
     rows = {row.name: row for row in Study.load(done["study"].folder).rows}
     assert trained_apart(rows["kd"], rows["sft"]) == {}
-    assert rows["kd"].trained_with is not None
-    assert rows["kd"].trained_with["init"] == "(kind layers, keep [0, 2])"
-    assert rows["teacher"].trained_with is not None
-    assert rows["teacher"].trained_with["init"] == rows["teacher"].trained_with["adapter"] == "none"
+    assert [one.init for one in rows["kd"].trained or ()] == ["(kind layers, keep [0, 2])"]
+    assert [(one.init, one.adapter) for one in rows["teacher"].trained or ()] == [("none", "none")]
 
 
 def test_a_control_with_another_start_is_told(done: dict[str, Artifact]) -> None:

@@ -10,12 +10,18 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.numbers import number
+from potstill.report.ship import shipped_files, size_of
+from potstill.study.analysis import Analysis, analyse, breakdown
+from potstill.study.bootstrap import LEVEL
+from potstill.study.controls import mean_amount
 from potstill.study.records import ModelRow, Study, load_answers, write_json
-from potstill.study.stats import LEVEL, bootstrap, breakdown
+from potstill.study.ship import Advice
+from potstill.study.verdicts import Verdict
 
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
-RIGHT, CLOSE = 99.5, 50.0
+HALF_THE_WORDS = 50.0  # Rouge-L
+LONG_ANSWER = 12  # words: where shared wording begins to say anything; one wrong word makes a short answer wrong
 
 
 def build_report(
@@ -48,40 +54,28 @@ def build_report(
     """
     _check(study, answers)
     clusters = study.cluster_count()
-    analysis = bootstrap(study, resamples=resamples, seed=seed)
-    outcome, label, sentence = analysis.headline
-    verdicts = [asdict(verdict) for verdict in analysis.verdicts]
-    first = verdicts[0] if verdicts and verdicts[0]["metric"] == study.primary else None
-    if not any(v["key"] == "kd_over_sft" for v in verdicts) and study.with_role("kd"):
-        first = None  # the headline says that a comparison is missing; no other one may stand beneath it
-    rows = []
-    for row in study.rows:
-        metrics = {name: asdict(estimate) for name, estimate in analysis.estimates[row.name].items()}
-        rows.append(
-            {
-                "name": row.name,
-                "role": row.role,
-                "model": row.model,
-                "parameters": row.parameters,
-                "bytes": row.bytes,
-                "decode_tokens_per_s": row.decode_tokens_per_s,
-                "response_tokens": row.mean_tokens(),
-                "steps": row.mean_steps(),
-                "seeds": row.seeds,
-                "metrics": metrics,
-            }
-        )
+    analysis = analyse(study, resamples=resamples, seed=seed)
+    rows = [_row(row, analysis) for row in study.rows]
+    headline = analysis.headline
+    about = headline.about if headline.about is not None and headline.about.metric == study.primary else None
     report = {
-        "schema": 1,
+        "schema": 2,
         "primary": study.primary,
         "metrics": [metric.model_dump(mode="json") for metric in study.metrics],
-        "headline": {"verdict": outcome, "label": label, "sentence": sentence, "about": first},
+        "headline": {
+            "verdict": headline.verdict,
+            "shown_as": headline.shown_as,
+            "label": headline.label,
+            "sentence": headline.sentence,
+            "about": _verdict(about) if about is not None else None,
+        },
+        "ship": _ship(study, analysis.ship),
         "rows": rows,
-        "verdicts": verdicts,
+        "verdicts": [_verdict(verdict) for verdict in analysis.verdicts],
         "caveats": analysis.caveats,
         "examples": _examples(study, answers),
         "breakdown": {"tag": breakdown(study, "tag"), "language": breakdown(study, "language")},
-        "test_set": {"rows": len(study.examples), "response_tokens": sum(study.tokens), **study.data, "clusters": clusters},
+        "test_set": _test_set(study),
         "decoding": study.decoding.model_dump(mode="json"),
         "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "clusters": clusters},
         "curves": curves,
@@ -159,17 +153,49 @@ def representative(N: int, shown: int = SHOWN_ROWS) -> list[int]:
 
 
 def mark(answer: str, references: Sequence[str], rouge_l: float | None, exact_match: float | None = None) -> str:
-    """ "right": an exact match; "close": Rouge-L ≥ 50; else "wrong"; "unscored" where there is neither.
+    """What wording can say of an answer, and no more.
 
-    Where the study did not measure exact match: equal to a reference but for case and punctuation, or Rouge-L ≥ 99.5.
+    - right: equal to an accepted answer (by exact match, where it was measured).
+    - partly: a short accepted answer stands in it word for word, or it shares half the words (Rouge-L ≥ 50) of a long one.
+    - wrong: neither, and the accepted answers are short (up to 12 words): one other word is another answer.
+    - differs: neither, of long answers, which can be said in many ways.
+    - unscored: not equal, and there is nothing to compare by.
     """
-    if exact_match is not None:
-        return "right" if exact_match == 100 else "close" if (rouge_l or 0) >= CLOSE else "wrong"
-    if _normalise(answer) in {_normalise(reference) for reference in references} or (rouge_l or 0) >= RIGHT:
+    if exact_match == 100 if exact_match is not None else _equal(answer, references):
         return "right"
+    short = [reference for reference in references if 0 < _length(reference) <= LONG_ANSWER]
+    if any(_contains(answer, reference) for reference in short):
+        return "partly"
+    if short and len(short) == len(references):
+        return "wrong"
     if rouge_l is None:
         return "unscored"
-    return "close" if rouge_l >= CLOSE else "wrong"
+    return "partly" if rouge_l >= HALF_THE_WORDS else "differs"
+
+
+def _equal(answer: str, references: Sequence[str]) -> bool:
+    """Where the study did not measure exact match: the same rule."""
+    return exact_form(answer) in {exact_form(reference) for reference in references}
+
+
+def _contains(answer: str, reference: str) -> bool:
+    """Whether the reference's words stand in the answer one after the other; where words have no blanks between, its text."""
+    if _UNSPACED.search(reference):
+        return exact_form(reference) in exact_form(answer)
+    return f" {_words(reference)} " in f" {_words(answer)} "
+
+
+def _words(text: str) -> str:
+    return " ".join(_STOPS.sub(" ", exact_form(text)).split())
+
+
+def _length(text: str) -> int:
+    """Words; of scripts without blanks, characters."""
+    return len(_UNSPACED.findall(text)) or len(text.split())
+
+
+_STOPS = re.compile(r"[.,;:!?¡¿]+(?=\s|$)")
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 def _stages(provenance: Mapping[str, Any]) -> list[str]:
@@ -178,9 +204,10 @@ def _stages(provenance: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(str(name) for table in tables for name in table))
 
 
-def _normalise(text: str) -> str:
-    # the rule of the metric exact_match, whose module imports torch
-    return " ".join(re.sub(r"[^\w\s]", " ", unicodedata.normalize("NFC", text).lower()).split())
+def exact_form(text: str) -> str:
+    """The form in which two answers are compared: NFC, case folded, without outer blanks and quotes and a final stop."""
+    text = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(text.strip(" \t\r\n\"'“”‘’«»").rstrip(" .,;:!?").lstrip(" ¡¿").strip(" \t\r\n\"'“”‘’«»").split())
 
 
 def _check(study: Study, answers: Sequence[Mapping[str, Any]]) -> None:
@@ -191,6 +218,49 @@ def _check(study: Study, answers: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(
                 f"answers.jsonl:{n + 1} is row '{line.get('key')}' where study.json has '{example.key}'; evaluate again"
             )
+
+
+def _row(row: ModelRow, analysis: Analysis) -> dict[str, Any]:
+    """One model's line: its figures, and the files that it is shipped as."""
+    return {
+        "name": row.name,
+        "role": row.role,
+        "model": row.model,
+        "parameters": row.parameters,
+        "bytes": row.bytes,
+        "size": asdict(size_of(row)),
+        "files": [asdict(file) for file in shipped_files(row.files, row.folder)],
+        "decode_tokens_per_s": row.decode_tokens_per_s,
+        "response_tokens": mean_amount(row, "response tokens"),
+        "steps": mean_amount(row, "optimizer steps"),
+        "trained": [record.model_dump(mode="json") for record in row.trained or ()],
+        "seeds": row.seeds,
+        "metrics": {name: asdict(estimate) for name, estimate in analysis.estimates[row.name].items()},
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {**asdict(verdict), "shown_as": verdict.shown_as}
+
+
+def _ship(study: Study, advice: Advice) -> dict[str, Any]:
+    """Which model, why, and its files with their commands."""
+    row = study.row(advice.name) if advice.name is not None else None
+    files = shipped_files(row.files, row.folder) if row is not None else []
+    return {"name": advice.name, "sentence": advice.sentence, "files": [asdict(file) for file in files]}
+
+
+def _test_set(study: Study) -> dict[str, Any]:
+    """What was evaluated on; what was left out and cut is of test rows alone."""
+    return {
+        "rows": len(study.examples),
+        "response_tokens": sum(study.tokens),
+        **{key: value for key, value in study.data.items() if key != "dropped"},
+        "clusters": study.cluster_count(),
+        "languages": study.languages,
+        "left_out": study.left_out,
+        "contexts_shortened": study.shortened,
+    }
 
 
 def _examples(study: Study, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -305,7 +305,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 max_new_tokens=self.decoding.max_new_tokens,
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
-            data={**self.data.spec(), "split": self.split, "rows": len(examples), "dropped": dict(counts.dropped)},
+            data={**self.data.spec(), "split": self.split, "rows": len(examples)},
         )
 
 

@@ -32,6 +32,17 @@ class MetricInfo(_Record):
     higher_is_better: bool = True
     over: Literal["rows", "tokens"] = "rows"
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The least and the largest value that there can be; infinite where the unit does not say."""
+        if self.unit in ("0–100", "%"):
+            return 0.0, 100.0
+        return (0.0, math.inf) if self.unit == "nats/token" else (-math.inf, math.inf)
+
+    def gain(self, difference: float) -> float:
+        """A difference with its sign turned so that more is better."""
+        return difference if self.higher_is_better else -difference
+
     @model_validator(mode="before")
     @classmethod
     def _titled(cls, value: Any) -> Any:
@@ -113,13 +124,16 @@ class ModelRow(_Record):
     Attributes:
         source: for a quantised model, the name of the row that it came from; guessed from the names where absent.
         parameters: weights, counted once where tied.
-        bytes: size of the weights on disk.
+        bytes: size of the weights as the run keeps them, 4-bit layers packed; of a hub model as it lies in memory. Not the size
+            of any file.
+        folder: where the shipped files lie.
+        files: the shipped files that hold this model as it was measured, name -> bytes; empty where nothing was exported.
         decode_tokens_per_s: generated tokens per second; None where not measured.
-        trained_response_tokens: response tokens that entered the loss, per seed; one number stands for every seed.
-        optimizer_steps: likewise.
-        trained_with: how it was trained, by name: `optim.…`, `data`, `prompts` (fingerprints) and `start`, the model that
-            training began from, `init` and `adapter`. Where KD's and SFT's differ, the report says so. `searched`, where
-            settings were picked from several: each one's name and the values tried. None where nothing was trained.
+        trained: how it was trained, one record per seed; None where nothing was trained or nobody knows.
+        abstentions: metric -> why it gave no score -> answers, over all seeds.
+        cut_answers: per seed, answers that reached `max_new_tokens`; None: not counted.
+        template: fingerprint of the form that the model was asked in; None: unknown.
+        teacher_reads: fingerprint of the form in which its teacher read the rows; None: no teacher, or unknown.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.
@@ -131,17 +145,16 @@ class ModelRow(_Record):
     source: str | None = None
     parameters: int | None = None
     bytes: int | None = None
+    folder: str | None = None
+    files: dict[str, int] = {}
     decode_tokens_per_s: float | None = None
-    trained_response_tokens: tuple[int | None, ...] | None = None
-    optimizer_steps: tuple[int | None, ...] | None = None
-    trained_with: dict[str, Any] | None = None
+    trained: tuple[Trained, ...] | None = None
+    abstentions: dict[str, dict[str, int]] = {}
+    cut_answers: tuple[int, ...] | None = None
+    template: str | None = None
+    teacher_reads: str | None = None
     seeds: tuple[int | None, ...] = (None,)
     scores: dict[str, tuple[tuple[float | None, ...], ...]]
-
-    @field_validator("trained_response_tokens", "optimizer_steps", mode="before")
-    @classmethod
-    def _per_seed(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -161,21 +174,17 @@ class ModelRow(_Record):
         scores = self.scores.get(metric)
         return None if scores is None else np.array(scores, dtype=float).reshape(len(self.seeds), -1)
 
-    def mean_tokens(self) -> float | None:
-        """Response tokens that entered the loss, averaged over seeds; None unless every seed knows."""
-        return _mean(self.trained_response_tokens)
-
-    def mean_steps(self) -> float | None:
-        """Optimizer steps, averaged over seeds; None unless every seed knows."""
-        return _mean(self.optimizer_steps)
-
 
 class Study(_Record):
     """All scores of one evaluation.
 
     Attributes:
         tokens: response tokens of each test row: the weights of token metrics.
-        prompts: fingerprint of the prompts that the models were asked with, as in `ModelRow.trained_with`; None: unknown.
+        prompts: fingerprint of the prompts that the models were asked with, as in `Trained.prompts`; None: unknown.
+        languages: language -> test rows.
+        shortened: test rows whose context was cut.
+        left_out: test rows that were left out, by reason; of no other split.
+        unfit: metric -> why its figures cannot be trusted on the language of these rows.
     """
 
     metrics: tuple[MetricInfo, ...]
@@ -185,6 +194,10 @@ class Study(_Record):
     examples: tuple[TestRow, ...]
     decoding: Decoding = Decoding()
     prompts: str | None = None
+    languages: dict[str, int] = {}
+    shortened: int = 0
+    left_out: dict[str, int] = {}
+    unfit: dict[str, str] = {}
     data: dict[str, Any] = {}
 
     @model_validator(mode="after")
@@ -199,6 +212,9 @@ class Study(_Record):
             if names.count(name) > 1:
                 raise ValueError(f"two models are called '{name}'; names must differ")
         for row in self.rows:
+            for what, per_seed in (("trained", row.trained), ("cut_answers", row.cut_answers)):
+                if per_seed is not None and len(per_seed) != len(row.seeds):
+                    raise ValueError(f"{row.name}: {what} has {len(per_seed)} entries for {len(row.seeds)} seeds")
             for metric, seeds in row.scores.items():
                 if len(seeds) != len(row.seeds) or any(len(scores) != N for scores in seeds):
                     shape = f"{len(seeds)} × {[len(scores) for scores in seeds]}"
@@ -215,6 +231,26 @@ class Study(_Record):
     def with_role(self, *roles: str) -> list[ModelRow]:
         """The models of these roles, in the order of the roles, then of the study."""
         return [row for role in roles for row in self.rows if row.role == role]
+
+    def row(self, name: str) -> ModelRow:
+        """The model of this name. Raises KeyError."""
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
+
+    def teacher_of(self, row: ModelRow) -> ModelRow | None:
+        """The measured model that taught this one; else the first teacher; None where no teacher was measured."""
+        teachers = self.with_role("teacher")
+        taught_by = {trained.teacher for trained in row.trained or ()}
+        return next((teacher for teacher in teachers if teacher.model in taught_by), teachers[0] if teachers else None)
+
+    def with_files(self, name: str, folder: Path | str, files: dict[str, int]) -> Self:
+        """The same study, in which the model of this name is shipped as these files, name -> bytes."""
+        own = {"folder": str(folder), "files": files}
+        return self.model_copy(
+            update={"rows": tuple(row.model_copy(update=own) if row.name == name else row for row in self.rows)}
+        )
 
     def clusters_N(self) -> np.ndarray:
         """The number of each test row's cluster: 0, 1 … in the order in which the keys first appear."""
@@ -274,8 +310,3 @@ def write_json(value: Any, path: Path, *, sort: bool = True) -> None:
     """Write plain JSON: UTF-8, stable layout, no NaN. Lone surrogates, which UTF-8 refuses, are written as escapes."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=sort, indent=1) + "\n"
     path.write_bytes(text.encode("utf-8", "backslashreplace"))
-
-
-def _mean(values: tuple[int | None, ...] | None) -> float | None:
-    known = [value for value in values or () if value is not None]
-    return sum(known) / len(known) if values and len(known) == len(values) else None

@@ -1,0 +1,207 @@
+"""What a reader must know before believing the verdicts."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from potstill.core.numbers import decimals, number
+from potstill.study.bootstrap import student
+from potstill.study.controls import equal_tokens, mean_amount, other_order, searched_apart, taught_wrongly, trained_apart
+from potstill.study.doubts import Estimates, floored, teacher_not_ahead, trained_once
+from potstill.study.records import ModelRow, Study
+from potstill.study.verdicts import MIN_CLUSTERS, Verdict
+from potstill.study.words import joined, plain, reasons
+
+FEW_CLUSTERS = 30
+FEW_SEEDS = 5
+
+
+def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """All of them as sentences, the weightiest first."""
+    yield from _of_the_teacher(study, estimates, verdicts)
+    yield from _of_the_floor(study, estimates)
+    yield from _of_the_metrics(study)
+    yield from _of_seeds(study)
+    for a in study.with_role("kd"):
+        for b in study.with_role("sft"):
+            yield from _of_the_control(a, b)
+    yield from _of_the_form(study)
+    yield from _of_what_was_compared(study)
+    yield from _of_training_rows(study)
+    yield from _of_test_rows(study)
+    yield from _of_answers(study, estimates)
+
+
+def _of_the_teacher(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    for verdict in verdicts:
+        if verdict.key != "kd_over_sft" or verdict.metric != study.primary:
+            continue
+        teacher = study.teacher_of(study.row(verdict.a))
+        if teacher is None:
+            yield f"No teacher was measured: whether there was anything to teach to {verdict.a} is not known."
+        elif teacher_not_ahead(study, verdict, list(verdicts)):
+            values = " against ".join(_value(study, row, estimates) for row in (teacher.name, verdict.b))
+            yield (
+                f"{teacher.name} is not shown better than {verdict.b} by {study.metric(study.primary).title} ({values}): "
+                f"there was nothing to teach, so a gain of {verdict.a} comes from something else."
+            )
+
+
+def _of_the_floor(study: Study, estimates: Estimates) -> Iterator[str]:
+    students = study.with_role("kd", "sft")
+    metric = study.metric(study.primary)
+    low = [row.name for row in students if floored(study, row, row, metric.name, estimates)]
+    if low and len(low) == len(students):
+        values = ", ".join(f"{name} {_value(study, name, estimates)}" for name in low)
+        yield (
+            f"All students score near the floor of {metric.title} ({values}): "
+            "a difference there may mean nothing for the answers; read them before you believe it."
+        )
+
+
+def _of_the_metrics(study: Study) -> Iterator[str]:
+    for name, why in study.unfit.items():
+        titles = {metric.name: metric.title for metric in study.metrics}
+        yield f"{titles.get(name, name)} is unfit for these rows: {why}."
+
+
+def _of_seeds(study: Study) -> Iterator[str]:
+    trained = study.with_role("kd", "sft")
+    once = [row.name for row in trained if trained_once(row)]
+    few = [row for row in trained if 1 < len(row.seeds) < FEW_SEEDS]
+    if once:
+        were = "was" if len(once) == 1 else "were"
+        yield (
+            f"{joined(once)} {were} trained with one seed: the intervals speak of the test rows only, not of training luck. "
+            "Another seed could turn the verdict."
+        )
+    if few:
+        counts = ", ".join(f"{row.name}: {len(row.seeds)}" for row in few)
+        least = min(len(row.seeds) for row in few)
+        yield (
+            f"Fewer than {FEW_SEEDS} seeds ({counts}): they say little about how much training luck varies. The intervals "
+            f"are wider for it ({student(least - 1):.1f} standard errors with {least} seeds, not {student(None):.1f})."
+        )
+
+
+def _of_the_control(a: ModelRow, b: ModelRow) -> Iterator[str]:
+    if a.seeds != b.seeds and max(len(a.seeds), len(b.seeds)) > 1:
+        yield f"{a.name} and {b.name} do not have the same seeds, so their training luck is not paired."
+    equal = equal_tokens(a, b)
+    if equal is None:
+        yield (
+            f"Whether {a.name} and {b.name} trained on equally many response tokens is not known: "
+            "a gain may come from more training."
+        )
+    elif not equal:
+        amounts = [
+            f"{plain(mean_amount(a, unit))} against {plain(mean_amount(b, unit))} {unit}"
+            for unit in ("response tokens", "optimizer steps")
+        ]
+        yield f"{a.name} and {b.name} are NOT compared at equal tokens: {', '.join(amounts)}."
+    yield from taught_wrongly(a, b)
+    differ = trained_apart(b, a)
+    if differ:
+        told = "; ".join(f"{key} {x} against {y}" for key, (x, y) in differ.items())
+        yield f"{b.name} and {a.name} were not trained alike: {told}. Part of the difference may come from that."
+    if other_order(a, b):
+        yield f"{a.name} and {b.name} saw their training rows in another order or in other batches."
+    for sentence in searched_apart(a, b):
+        yield f"{sentence} A search finds better settings, and takes the luckier of equal ones."
+
+
+def _of_the_form(study: Study) -> Iterator[str]:
+    unlike = [
+        row.name for row in study.rows if study.prompts and any(one.prompts != study.prompts for one in row.trained or ())
+    ]
+    if unlike:
+        yield (
+            f"The prompts of this evaluation are not those that {joined(unlike)} trained with: "
+            "a model asked in another form than it learned may score lower than it could."
+        )
+    forms: dict[str, list[str]] = {}
+    for row in study.rows:
+        if row.template is not None:
+            forms.setdefault(row.template, []).append(row.name)
+    if len(forms) > 1:
+        groups = "; ".join(joined(names) for names in forms.values())
+        yield f"The models were asked in different forms, each in that of its own template ({groups})."
+    other = [row.name for row in study.rows if row.template and row.teacher_reads not in (None, row.template)]
+    if other:
+        yield f"The teacher of {joined(other)} read the rows in another form than its student is asked in."
+
+
+def _of_what_was_compared(study: Study) -> Iterator[str]:
+    kd, sft = study.with_role("kd"), study.with_role("sft")
+    if kd and not sft:
+        yield "There is no SFT-only student: what distilling adds to plain fine-tuning cannot be told from this study."
+    if len(kd) > 1 or len(sft) > 1:
+        yield (
+            "Several KD or SFT models are compared, each at 95% and without correction for it: "
+            "where nothing differs, one in twenty such verdicts still claims a difference."
+        )
+
+
+def _of_training_rows(study: Study) -> Iterator[str]:
+    found = [told for row in study.rows if (told := _left_out(row))]
+    if found:
+        yield f"Training rows were left out: {'; '.join(found)}."
+    cut = [
+        f"{row.name} {max(one.shortened for one in row.trained):,} of {max(one.rows for one in row.trained):,}"
+        for row in study.rows
+        if row.trained and any(one.shortened for one in row.trained)
+    ]
+    if cut:
+        yield f"Contexts of training rows were shortened: {', '.join(cut)}."
+
+
+def _left_out(row: ModelRow) -> str:
+    """`KD 247 of 248 (247 too long)`: of the seed that lost most; empty where none was left out."""
+    most = max(row.trained or (), key=lambda one: sum(one.left_out.values()), default=None)
+    lost = sum(most.left_out.values()) if most else 0
+    return f"{row.name} {lost:,} of {lost + most.rows:,} ({reasons(most.left_out)})" if most and lost else ""
+
+
+def _of_test_rows(study: Study) -> Iterator[str]:
+    N, K = len(study.examples), study.cluster_count()
+    if K < N:
+        yield f"{N:,} test rows fall into {K:,} groups that share a key; the bootstrap draws groups."
+    if K < FEW_CLUSTERS:
+        what, unit = (f"{K} clusters (titles, modules …) of test rows", "clusters") if K < N else (f"{N} test rows", "rows")
+        none = f"fewer than {MIN_CLUSTERS} {unit} give no verdict at all"
+        yield f"Only {what}: {none}." if K < MIN_CLUSTERS else f"Only {what}: the intervals are rough, and {none}."
+    lost = sum(study.left_out.values())
+    if lost:
+        yield f"{lost:,} of {N + lost:,} test rows were left out before scoring ({reasons(study.left_out)})."
+    if study.shortened:
+        yield f"The contexts of {study.shortened:,} of {N:,} test rows were shortened: what answers them may have been cut off."
+
+
+def _of_answers(study: Study, estimates: Estimates) -> Iterator[str]:
+    N = len(study.examples)
+    limit = study.decoding.max_new_tokens
+    cut = [f"{row.name} {many:,} of {N * len(row.seeds):,}" for row in study.rows if (many := sum(row.cut_answers or ()))]
+    if cut:
+        at = f"the limit of {limit} tokens" if limit else "the limit"
+        yield f"Answers reached {at} and were cut there: {', '.join(cut)}. Raise decoding.max_new_tokens."
+    for metric in study.metrics:
+        found = []
+        for row in study.rows:
+            estimate = estimates[row.name].get(metric.name)
+            if estimate is not None and estimate.abstained:
+                why = reasons(Counter(row.abstentions.get(metric.name, {})))
+                found.append(f"{row.name} {estimate.abstained} of {N * len(row.seeds)}{f': {why}' if why else ''}")
+        if found:
+            yield (
+                f"{metric.title} gave no score for some answers ({', '.join(found)}); "
+                "these rows are left out of both sides of a comparison, not counted as 0."
+            )
+    if study.decoding.method == "sample":
+        yield (
+            f"Answers were sampled at temperature {study.decoding.temperature}, once per row and seed: "
+            "the same models would score a little differently on another draw."
+        )
+
+
+def _value(study: Study, name: str, estimates: Estimates) -> str:
+    found = estimates[name].get(study.primary)
+    return number(found.value if found else None, decimals(study.metric(study.primary).unit))

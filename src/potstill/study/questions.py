@@ -1,0 +1,55 @@
+"""Which models a study compares, and by which question."""
+
+from dataclasses import dataclass
+
+from potstill.study.records import ModelRow, Study
+
+
+@dataclass(frozen=True)
+class Question:
+    """One comparison of two models: a − b, or for `retention` a ÷ b."""
+
+    key: str
+    question: str
+    a: ModelRow
+    b: ModelRow
+
+
+def questions(study: Study) -> list[Question]:
+    """All questions that the study's roles allow, the headline's own first."""
+    kd, sft, base = (study.with_role(role) for role in ("kd", "sft", "base"))
+    quantized, rtn = study.with_role("quantized"), study.with_role("rtn")
+    asked = [Question("kd_over_sft", "KD over SFT", a, b) for a in kd for b in sft]
+    asked += _of_the_teacher(study)
+    for row in quantized:
+        source = source_of(study, row)
+        if source is not None:
+            asked.append(Question("four_bits", "4 bits against full precision", row, source))
+    for row in quantized:
+        rivals = [other for other in rtn if source_of(study, other) is source_of(study, row)]
+        for other in rivals[:1] or rtn[:1]:
+            asked.append(Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other))
+    asked += [Question("sft_over_base", "SFT over base", a, b) for a in sft for b in base]
+    for row in (*kd, *sft, *quantized):
+        teacher = study.teacher_of((source_of(study, row) if row.role == "quantized" else None) or row)
+        if teacher is not None:
+            asked.append(Question("retention", "Share of the teacher kept", row, teacher))
+    return asked
+
+
+def _of_the_teacher(study: Study) -> list[Question]:
+    """Each teacher with each control: whether there was anything to teach."""
+    teachers = {teacher.name: teacher for row in study.with_role("kd") if (teacher := study.teacher_of(row)) is not None}
+    sft = study.with_role("sft")
+    return [Question("teacher_over_sft", "Teacher over SFT", teacher, b) for teacher in teachers.values() for b in sft]
+
+
+def source_of(study: Study, row: ModelRow) -> ModelRow | None:
+    """The model that a quantised row came from: as told, else the longest name that begins its own, else KD, else SFT."""
+    full = study.with_role("kd", "sft", "base", "other", "teacher")
+    if row.source is not None:
+        return next((other for other in study.rows if other.name == row.source), None)
+    begun = [other for other in full if row.name.startswith(other.name)]
+    if begun:
+        return max(begun, key=lambda other: len(other.name))
+    return full[0] if full and full[0].role != "teacher" else None
