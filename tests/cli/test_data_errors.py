@@ -4,7 +4,7 @@ import json
 
 from tiny_run import Place
 
-EMPTY = "base: the train split of the data of kind 'jsonl' is empty{}; give it more rows, or set data.splits"
+EMPTY = "tiny.toml: 1 problem\n  base.data  the train split is empty{}; give it more rows, or set data.splits"
 ROW = {"instruction": "What is 1 plus 1?", "response": "It is 2."}
 EVALUATE = """
 [[stage]]
@@ -90,7 +90,7 @@ def test_all_rows_empty(place):
 
 def test_all_rows_too_long(place):
     told = refusal(place, lines(*numbered(5, response="so " * 100)), "--set", "data.splits={ validation = 0, test = 0 }")
-    assert told == "sft: training rows of jsonl: no row is left (5 response too long); raise prompts.max_tokens"
+    assert told == "tiny.toml: 1 problem\n  sft.data  the train split is empty (5 response too long); raise prompts.max_tokens"
 
 
 def test_one_row_cannot_be_trained_on_and_tested(place):
@@ -99,7 +99,7 @@ def test_one_row_cannot_be_trained_on_and_tested(place):
     result = place.run("--quiet")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: study: the test split of the data of kind 'jsonl' is empty; give it more rows, or set data.splits\n"
+        "tiny.toml: 1 problem\n  study.data  the test split is empty; give it more rows, or set data.splits\n"
     )
     assert list((place.out / "artifacts").iterdir()) == []  # said before anything was trained
 

@@ -65,7 +65,7 @@ def test_its_last_word_is_a_report(load, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_plan_needs_no_network(load, name, tmp_path):
     recipe = load(name)
-    rows = estimate(recipe, tmp_path / "run")
+    rows = [line.json() for line in estimate(recipe, tmp_path / "run", measure=False).lines]
     assert {row["stage"].partition("@")[0] for row in rows} == {stage.name for stage in recipe.stages}
     assert all(row["state"] == "to do" for row in rows)
     for row in rows:
@@ -105,6 +105,6 @@ def test_planning_says_what_is_unknown(tmp_path):
         "data": {"kind": "dolly"},
         "stage": [{"name": "sft", "kind": "sft", "model": "hf:somebody/something"}],
     }
-    (row,) = estimate(parse_recipe(table), tmp_path / "run")
+    (row,) = (line.json() for line in estimate(parse_recipe(table), tmp_path / "run", measure=False).lines)
     assert row["parameters"] is None
     assert row["flops"] is None

@@ -178,7 +178,7 @@ def test_more_tokens_than_there_are_cannot_be_kept(root: Path, tmp_path: Path, k
     form = {"signal": "topk", "top_k": 10_000}
     stage = kd(root, name="x", **form) if kind == "distill" else {"name": "x", "kind": "cache", **form}
     (parsed,) = recipe(root, stage | {"teacher": f"path:{root}/teacher"}).stages
-    with pytest.raises(UserError, match=r"^top_k = 10000 is more than the \d+ tokens of the vocabulary; lower it$"):
+    with pytest.raises(UserError, match=r"x\.top_k = 10000  is more than the \d+ tokens of the vocabulary; lower it$"):
         potstill.run_stage(parsed, into=tmp_path / "x")
 
 
@@ -201,7 +201,7 @@ def test_what_two_stages_can_tell_is_told_at_check(root: Path) -> None:
 def test_a_model_is_no_cache(root: Path, tmp_path: Path) -> None:
     done = potstill.run_stage(alone(root), into=tmp_path / "done")
     told = refused(alone(root, cache=f"path:{done.folder}"), tmp_path)
-    assert told == f"kd: cache {done.folder} holds distill; name the artifact folder that a cache stage made"
+    assert told.endswith(f"{done.folder} holds model; name the artifact folder that a cache stage made")
 
 
 def test_top_k_without_topk_is_told(root: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_head_alone_is_the_models_head(family: str, tied: bool, tmp_path: Path
 def test_the_plan_counts_what_is_kept_once(root: Path, tmp_path: Path) -> None:
     stages = [kd(root, name="one"), kd(root, name="two", ratio=0.9), kd(root, name="live", signal="live")]
     stages.append({"name": "said", "kind": "cache", "teacher": f"path:{root}/teacher", "signal": "topk", "top_k": 8})
-    one, two, live, said = estimate(recipe(root, *stages), tmp_path)
+    one, two, live, said = (line.json() for line in estimate(recipe(root, *stages), tmp_path, measure=False).lines)
     assert one["cache_bytes"] > 0
     assert two["cache_bytes"] is None
     assert live["cache_bytes"] is None

@@ -76,7 +76,7 @@ def test_an_empty_split_is_refused_before_the_first_stage_runs(base: Path, tmp_p
             {"name": "study", "kind": "evaluate", "study": [{"name": "SFT", "model": "stage:sft"}], "metrics": ["rouge_l"]},
         ],
     }
-    wanted = "study: the test split of the data of kind 'jsonl' is empty; give it more rows, or set data.splits"
+    wanted = "recipe: 1 problem\n  study.data  the test split is empty; give it more rows, or set data.splits"
     with pytest.raises(UserError) as error:
         run_recipe(parse_recipe(table), tmp_path / "out")
     assert str(error.value) == wanted

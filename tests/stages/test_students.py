@@ -272,7 +272,7 @@ def test_an_adapted_student_leaves_a_plain_model(done: dict[str, Artifact]) -> N
 
 def test_a_plan_knows_the_cut_model(done: dict[str, Artifact], rows_file: Path, tmp_path: Path) -> None:
     table = recipe(rows_file, {**KD, "init": CUT}, {**KD, "name": "lora", "init": CUT, "adapter": {}})
-    planned = {row["stage"]: row for row in estimate(parse_recipe(table), tmp_path / "run")}
+    planned = {line.stage: line.json() for line in estimate(parse_recipe(table), tmp_path / "run", measure=False).lines}
     assert planned["kd"]["parameters"] == done["kd"].summary["parameters"]
     assert planned["lora"]["memory_bytes"] < planned["kd"]["memory_bytes"]
 
@@ -315,13 +315,13 @@ def test_a_layer_too_far_is_refused_before_anything_runs(rows_file: Path, tmp_pa
     kd = {**KD, "student": base, "init": {"kind": "layers", "keep": [0, 5]}}
     with pytest.raises(UserError) as caught:
         run(recipe(rows_file, kd, base=base), tmp_path / "out")
-    assert str(caught.value) == "kd: init.keep = [0, 5]: the model has 2 layers, 0 to 1; name some of these"
+    assert "kd.init.keep = [0, 5]  the model has 2 layers, 0 to 1; name some of these" in str(caught.value)
     assert not list((tmp_path / "out" / "artifacts").iterdir())
 
 
 def test_a_layer_too_far_in_what_a_stage_made_is_refused_when_it_is_there(rows_file: Path, tmp_path: Path) -> None:
     kd = {**KD, "init": {"kind": "layers", "keep": [0, 5]}}
-    with pytest.raises(UserError, match=r"^kd: init\.keep = \[0, 5\]: the model has 2 layers"):
+    with pytest.raises(UserError, match=r"kd\.init\.keep = \[0, 5\]  the model has 2 layers"):
         run(recipe(rows_file, kd, base=saved(tmp_path / "base")), tmp_path / "out")
 
 
@@ -329,7 +329,7 @@ def test_missing_peft_is_told_before_anything_runs(rows_file: Path, tmp_path: Pa
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError) as caught:
         run(recipe(rows_file, {**SFT, "adapter": {}}, base=saved(tmp_path / "base")), tmp_path / "out")
-    assert str(caught.value) == "sft: adapter: needs the peft library; pip install 'potstill[lora]'"
+    assert "sft.adapter  needs the peft library; pip install 'potstill[lora]'" in str(caught.value)
     assert not list((tmp_path / "out" / "artifacts").iterdir())
 
 

@@ -22,7 +22,7 @@ from potstill.sources.jsonl import Jsonl
 from potstill.stages.base import Context
 from potstill.stages.best import Best
 from potstill.stages.lineage import as_chosen
-from potstill.study.records import Study
+from potstill.study.records import Study, Trained
 from potstill.train.work import Work
 
 SHAPE = {"hidden_size": 32, "layers": 2, "intermediate_size": 64, "positions": 256}
@@ -154,11 +154,12 @@ def test_chat_speaks_with_the_chosen_one(ran: Any) -> None:
 def test_plan_lists_every_value(ran: Any, tmp_path: Path) -> None:
     path, out, done = ran
     parsed = parse_recipe(recipe(path, [LOW, HIGH]))
-    assert [row["stage"] for row in estimate(parsed, out)] == [*done]
-    assert {row["state"] for row in estimate(parsed, out)} == {"done"}
-    (best, _) = (row for row in estimate(parsed, tmp_path / "none") if row["kind"] == "best")
-    assert best["parameters"] > 0
-    assert best["flops"] is None
+    lines = estimate(parsed, out, measure=False).lines
+    assert [line.stage for line in lines] == [*done]
+    assert {line.state for line in lines} == {"done"}
+    (best, _) = (line.cost for line in estimate(parsed, tmp_path / "none", measure=False).lines if line.kind == "best")
+    assert (best.parameters or 0) > 0
+    assert best.flops is None
 
 
 def test_the_same_run_again_does_nothing(ran: Any) -> None:
@@ -210,6 +211,9 @@ def test_the_test_rows_have_no_say(tmp_path: Path) -> None:
     assert picked[OnTest] == [1, 0], "the law must reject a stage that looks at the test rows"
 
 
+COUNTS: dict[str, Any] = dict.fromkeys(("rows", "steps", "rows_seen", "response_tokens", "tokens", "epochs", "lr"), 1)
+
+
 def trained(folder: Path, name: str, *figures: dict[str, float], seed: int = 0) -> Artifact:
     """An artifact as training leaves it, as far as picking looks."""
     work = folder / f"work-{name}"
@@ -217,7 +221,10 @@ def trained(folder: Path, name: str, *figures: dict[str, float], seed: int = 0) 
     write_text(work / "metrics.jsonl", "".join(json.dumps({"step": i, **line}) + "\n" for i, line in enumerate(figures)))
     (work / "weights").write_text(name)
     stage = {"seed": seed}
-    return Artifact(folder / name, name, "sft", "model", f"print of {name}", stage=stage, summary={"steps": 1}).commit(work)
+    record = Trained(**dict.fromkeys(("by", "start", "data", "prompts", "order"), "x"), seed=seed, **COUNTS).model_dump()
+    return Artifact(
+        folder / name, name, "sft", "model", f"print of {name}", stage=stage, summary={"steps": 1, "trained": record}
+    ).commit(work)
 
 
 def pick(folder: Path, candidates: list[list[Artifact]], by: str = "validation_rouge_l") -> Artifact:
@@ -269,7 +276,7 @@ def test_nothing_is_picked_where_nothing_was_validated(tmp_path: Path) -> None:
 def test_an_empty_validation_split_is_told_before_any_training(tmp_path: Path) -> None:
     table = recipe(write_rows(tmp_path / "rows.jsonl"), [LOW, HIGH])
     table["data"]["splits"] = {"validation": 0.0, "test": 0.2}
-    with pytest.raises(UserError, match=r"^kd: the validation split of the data of kind 'jsonl' is empty, so there is nothing"):
+    with pytest.raises(UserError, match=r"kd\.data +the validation split is empty, so there is nothing to pick by"):
         run(table, tmp_path / "run")
     assert not [*(tmp_path / "run" / "artifacts").iterdir()]
 

@@ -1,5 +1,6 @@
 """What is known to fail before anything has run: every problem of every stage that is still to do, at once."""
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,12 +32,21 @@ def problems_of(stages: Sequence[Stage], outlook: Outlook) -> Iterator[Problem]:
     said: set[tuple[str, str]] = set()
     for stage in stages:
         for problem in stage.problems(outlook) if stage.name not in outlook.done else ():
-            place = problem.place.split(".")[0].split("[")[0]
-            key = (place if place in ("data", "prompts") else f"{stage.name}.{problem.place}", problem.rule)
+            shared = problem.place.partition(".")[0]
+            where = str(getattr(stage, shared)) if shared in ("data", "prompts") else f"{stage.name}.{problem.place}"
+            key = (where, problem.rule)
             if key not in said:
                 said.add(key)
-                yield replace(problem, place=f"{stage.name}.{problem.place}")
+                yield _placed(stage.name, problem)
         outlook.add(stage)
+
+
+def _placed(stage: str, problem: Problem) -> Problem:
+    """At its place in the recipe; a rule that begins with its own place, `init.keep = [0, 5]: …`, is taken apart."""
+    told = re.match(rf"({re.escape(problem.place)}[\w.]*)(?: = (.+?))?: (.+)", problem.rule, re.DOTALL)
+    if told is not None:
+        return Problem(f"{stage}.{told[1]}", told[3], told[2])
+    return replace(problem, place=f"{stage}.{problem.place}")
 
 
 def room_problems(stages: Sequence[Stage], outlook: Outlook, out: Path) -> Iterator[Problem]:

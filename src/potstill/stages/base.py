@@ -155,16 +155,19 @@ class DataStage(Stage):
                 yield Problem("data", str(error))
                 return
             if not rows.kept and number == 0:
-                why = f" ({reasons(rows.left_out)})" if rows.left_out else ""
-                yield Problem(
-                    "data", f"the {split} split is empty{why}; give it more rows, set data.splits, or {_remedy(rows)}"
-                )
+                yield Problem("data", empty_split(rows))
+
+
+def empty_split(rows: RowsOf) -> str:
+    """Why no row of a split is left, and the remedy."""
+    why = f" ({reasons(rows.left_out)})" if rows.left_out else ""
+    if any("too long" in reason for reason in rows.left_out):
+        remedy = "raise prompts.max_tokens" + (f": the longest row has {rows.longest:,}" if rows.longest else "")
+    else:
+        remedy = "give it more rows, or set data.splits"
+    return f"the {rows.split} split is empty{why}; {remedy}"
 
 
 def reasons(left_out: Mapping[str, int]) -> str:
     """`21 response too long, 3 weight 0`."""
     return ", ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)
-
-
-def _remedy(rows: RowsOf) -> str:
-    return f"raise prompts.max_tokens; the longest row has {rows.longest:,}" if rows.longest else "raise prompts.max_tokens"

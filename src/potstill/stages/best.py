@@ -138,7 +138,7 @@ class Best(Stage, kind="best"):
         found: dict[str, list[Any]] = {}
         for values in self.values:
             for field, value in values.items():
-                tried = found.setdefault("start" if field in ("model", "student") else field.removeprefix("optim."), [])
+                tried = found.setdefault("start" if field in ("model", "student") else field, [])
                 tried += [value] if value not in tried else []
         return found
 

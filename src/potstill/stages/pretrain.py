@@ -18,7 +18,7 @@ from potstill.edges.models import device, save_model, size_of
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.sources import Source
-from potstill.stages.base import Context, DataStage
+from potstill.stages.base import Context, DataStage, empty_split
 from potstill.stages.cost import training_cost
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
@@ -80,7 +80,12 @@ class Pretrain(DataStage, kind="pretrain"):
         return self.tokenizer
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
-        yield from super().problems(outlook)
+        left_out: Counter[str] = Counter()
+        try:  # text of any length is read, and nothing is rendered
+            if next(self.data.examples("train", left_out), None) is None:
+                yield Problem("data", empty_split(RowsOf("train", 0, left_out)))
+        except UserError as error:
+            yield Problem("data", str(error))
         if self.tokenizer is not None:
             try:
                 outlook.tokenizer(self.tokenizer)
@@ -97,7 +102,10 @@ class Pretrain(DataStage, kind="pretrain"):
         """The tokenizer it will have: another model's, or the one that its rows give, which takes a second to train."""
         if self.tokenizer is not None:
             return outlook.tokenizer(self.tokenizer)
-        return train_tokenizer(texts(self.data, "train", "rows", self.tokenizer_rows), self.vocab_size)
+        try:
+            return train_tokenizer(texts(self.data, "train", "rows", self.tokenizer_rows), self.vocab_size)
+        except UserError:  # no rows, which `problems` says
+            return None
 
     def cost(self, outlook: Outlook) -> Cost:
         found = self.prospect(outlook)

@@ -90,7 +90,7 @@ class _Copy:
         cut = copy.deepcopy(config)
         cut.num_hidden_layers = layers
         if getattr(cut, "layer_types", None):
-            cut.layer_types = cut.layer_types[:layers]
+            cut.layer_types = [*cut.layer_types, *cut.layer_types][:layers]
         self.model, self.batch, self.precision = _filled(new_model(cut)).to(device()), batch.to(device()), precision
         self.tokens = len(batch.ids_T)
         self.saved = self.training = self.optimiser = 0.0
