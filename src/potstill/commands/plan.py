@@ -126,7 +126,7 @@ def _row(
     row: dict[str, Any] = {
         "stage": item.node.id,
         "kind": stage.kind,
-        "state": "done" if item.done else "to do",
+        "state": item.state,
         "seed": stage.seed if isinstance(stage, SFT | Distill | Pretrain) else None,
         "parameters": None,
         "steps": None,
@@ -270,9 +270,9 @@ def print_plan(name: str, rows: list[dict[str, Any]]) -> None:
             _bytes(row["memory_bytes"]),
             _bytes((row["output_bytes"] or 0) + (row["cache_bytes"] or 0)),
         )
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 110, markup=False)
     console.print(table)
-    todo = [row for row in rows if row["state"] == "to do"]
+    todo = [row for row in rows if row["state"] != "done"]
     known = sum(row["flops"] or 0 for row in todo)
     peak = max((row["memory_bytes"] or 0 for row in todo), default=0)
     disk = sum((row["output_bytes"] or 0) + (row["cache_bytes"] or 0) for row in todo)
