@@ -46,12 +46,12 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
                 verb(*args, **kwargs)
         except UserError as error:
             fail(str(error) if str(error).count("\n") else f"error: {error}", 2)
-        except Interrupted as error:
-            fail(str(error), 130)
         except BrokenPipeError:
             sys.exit(0)
-        except KeyboardInterrupt:
-            fail("stopped", 130)
+        except (Interrupted, KeyboardInterrupt) as error:
+            click.echo(str(error) or "stopped", err=True)
+            stopper.leave()
+            sys.exit(130)
 
     return run
 

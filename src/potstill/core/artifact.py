@@ -179,9 +179,7 @@ class Artifact:
             listed = None if files is None else {name: (int(size), str(digest)) for name, (size, digest) in files.items()}
             return cls(folder=folder, files=listed, **meta)
         except (AttributeError, TypeError, ValueError):
-            raise UserError(
-                f"{folder / MANIFEST}: not as an artifact's manifest was written; delete its folder and run again"
-            ) from None
+            raise UserError(f"{folder / MANIFEST}: damaged (not as it was written); delete its folder and run again") from None
 
     @property
     def content(self) -> str:

@@ -122,7 +122,10 @@ def fit(
         work.progress.note(f"{work.name:<14} continues from step {start} of {total}")
     when = {round(total * n / validations) for n in range(validations + 1)} if validate is not None and validations else set()
     measured = ranks.on_first(lambda: any(line["step"] == start and "loss" not in line for line in work.metrics.read()))
-    stopped = "{}: stopped at step {} of {}; saved, run the same command again to go on"
+
+    def stopped(step: int) -> Interrupted:
+        saved = "saved, " if step else ""
+        return Interrupted(f"{work.name}: stopped at step {step} of {total}; {saved}run the same command again to go on")
 
     def report_validation(step: int) -> None:
         if step not in when or validate is None:
@@ -137,7 +140,7 @@ def fit(
                 raise
             if step > start:
                 checkpoints.save(state)
-            raise Interrupted(stopped.format(work.name, step, total)) from None
+            raise stopped(step) from None
         model.train()
 
     work.hold()
@@ -189,7 +192,7 @@ def fit(
         if stop or due:
             checkpoints.save(state)
         if stop:
-            raise Interrupted(stopped.format(work.name, step + 1, total))
+            raise stopped(step + 1)
     model.eval()
     return {
         "steps": total,
