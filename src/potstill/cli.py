@@ -5,16 +5,23 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from potstill import __version__
 from potstill.core.errors import Interrupted, UserError
 
+if TYPE_CHECKING:
+    from potstill.recipe.header import Recipe
+
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 SET = click.option("--set", "overrides", multiple=True, metavar="STAGE.FIELD=VALUE", help="Change a field; may be repeated.")
-OUT = click.option("--out", type=click.Path(path_type=Path), help="The run's folder.  [default: runs/NAME]")
+OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The run's folder; relative to the folder you are in, as all paths in a recipe are.  [default: runs/NAME]",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
@@ -31,16 +38,20 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(verb)
     def run(*args: Any, **kwargs: Any) -> None:
+        from potstill.run.stopper import Stopper
+
+        stopper = click.get_current_context().obj = Stopper(at_once=True)
         try:
-            verb(*args, **kwargs)
+            with stopper.listening():
+                verb(*args, **kwargs)
         except UserError as error:
             fail(str(error) if str(error).count("\n") else f"error: {error}", 2)
-        except Interrupted as error:
-            fail(str(error), 130)
         except BrokenPipeError:
             sys.exit(0)
-        except KeyboardInterrupt:
-            fail("stopped at once; the last checkpoint is kept: run the same command again to go on", 130)
+        except (Interrupted, KeyboardInterrupt) as error:
+            click.echo(str(error) or "stopped", err=True)
+            stopper.leave()
+            sys.exit(130)
 
     return run
 
@@ -142,6 +153,7 @@ def plan(
         print_spread(found.name, cluster, [line.json() for line in planned.lines])
     else:
         print_plan(planned)
+        _say_leftovers(found, out or Path("runs") / found.name)
 
 
 @main.command()
@@ -178,7 +190,10 @@ def list_components(role: str | None, as_json: bool) -> None:
 @JSON
 @guarded
 def report(run: str, as_json: bool) -> None:
-    """Print RUN's table and verdicts, and where its page is. RUN is a folder or a name under runs/."""
+    """Print RUN's table and verdicts, and where its page is. RUN is a folder or a name under runs/.
+
+    Works while the run goes on, once its evaluation is finished.
+    """
     from potstill.run.folder import find_run
 
     _show_report(find_run(run), as_json)
@@ -191,10 +206,15 @@ def report(run: str, as_json: bool) -> None:
 @click.option("--prompt", "question", help="Ask this once and leave.")
 @guarded
 def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
-    """Talk to a model of RUN (default: its last distilled one), answers streaming."""
-    from potstill.commands.chat import chat_with
+    """Talk to a model of RUN (default: its last distilled one), answers streaming.
 
-    chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question)
+    An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an answer. Works while the run goes on, once that model is
+    finished.
+    """
+    with click.get_current_context().obj.deaf():  # Ctrl-C is the conversation's own
+        from potstill.commands.chat import chat_with
+
+        chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question)
 
 
 @main.command()
@@ -253,7 +273,8 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
     with ranks.joined():  # under torchrun a mistake in the recipe, too, is told once
         found = load_recipe(recipe, overrides)
         folder = out or Path("runs") / found.name
-        done = run_recipe(found, folder, progress=Progress("quiet" if quiet else "auto"), command=command)
+        progress = Progress("quiet" if quiet else "auto")
+        done = run_recipe(found, folder, progress=progress, command=command, stopper=click.get_current_context().obj)
     if not ranks.first():
         return
     if any(artifact.makes == "report" for artifact in done.values()):
@@ -265,22 +286,28 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
             click.echo(f"{ident:<14} {artifact.folder}")
 
 
-def _show_report(folder: Path, as_json: bool) -> None:
-    from potstill.core.artifact import read_json
+def _say_leftovers(recipe: "Recipe", out: Path) -> None:
+    from potstill.run.folder import leftover_lines, leftovers
+    from potstill.run.graph import in_use, plan
 
-    if not (folder / "report.json").is_file():
-        raise UserError(f"{folder}: the recipe has no report stage; add [[stage]] kind = 'report' with study = 'stage:…'")
-    found = read_json(folder / "report.json")
+    for line in leftover_lines(leftovers(out, in_use(plan(recipe, out, offline=True)))):
+        click.echo(line)
+
+
+def _show_report(folder: Path, as_json: bool) -> None:
+    from potstill.run.folder import artifacts_of
+    from potstill.run.reports import report_of
+
+    found, page = report_of(folder)
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
     from potstill.report.table import print_table
-    from potstill.run.folder import artifacts_of
 
     print_table(found, Console(width=None if sys.stdout.isatty() else 110))
-    click.echo(f"\nreport  {folder / 'report.html'}")
+    click.echo(f"\n{page}")
     for artifact in artifacts_of(folder).values():
         for name in artifact.summary.get("files", {}) if artifact.makes == "export" else ():
             if name.endswith((".safetensors", ".gguf")):

@@ -1,6 +1,7 @@
 """Killed anywhere and run again, a recipe ends with the same bytes as if nothing had happened."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from potstill.edges.models import save_model
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
+from potstill.run.stopper import Stopper
 from potstill.train.loop import Optim, fit
 from potstill.train.work import CheckpointRules, Work
 
@@ -190,6 +192,35 @@ def ends_the_same(store: TokenStore, family: str, folder: Path, spoil: Any = Non
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "llama"])
 def test_stopped_at_every_third_step_it_ends_the_same(store: TokenStore, family: str, tmp_path: Path) -> None:
     assert ends_the_same(store, family, tmp_path)
+
+
+@pytest.mark.parametrize("at", [0, 4, 8])
+def test_stopped_in_the_middle_of_a_validation_it_ends_the_same(store: TokenStore, at: int, tmp_path: Path) -> None:
+    """The validation is measured when the stage goes on, once."""
+    settings, seen = Optim(steps=8, batch_size=4, lr=1e-3), []
+
+    def straight(model: Any) -> dict[str, float]:
+        return {"validation_nll": sum(p.detach().double().sum().item() for p in model.parameters())}
+
+    def stopping(model: Any) -> dict[str, float]:
+        seen.append(len(seen))
+        if len(seen) == 1 + at // 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        return straight(model)
+
+    model = student()
+    fit(model, store, CrossEntropy(), settings, Work(tmp_path / "a", "a"), seed=1, validate=straight, validations=2)
+    stopper = Stopper()
+    work = Work(
+        tmp_path / "b", "b", stop_requested=lambda: stopper.asked, hold=stopper.hold, interruptible=stopper.interruptible
+    )
+    with pytest.raises(Interrupted, match=f"^b: stopped at step {at} of 8; "), stopper.listening():
+        fit(student(), store, CrossEntropy(), settings, work, seed=1, validate=stopping, validations=2)
+    again = student(seed=99) if at else student()
+    fit(again, store, CrossEntropy(), settings, Work(tmp_path / "b", "b"), seed=1, validate=straight, validations=2)
+    assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
+    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
 
 
 def test_half_written_checkpoints_are_ignored(store: TokenStore, tmp_path: Path) -> None:

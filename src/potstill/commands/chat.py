@@ -1,6 +1,7 @@
 """A conversation with a model of a run, in the terminal."""
 
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 from potstill.core.artifact import Artifact
@@ -10,34 +11,45 @@ from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.edges.sampling import stream
-from potstill.run.folder import artifacts_of, find_run
+from potstill.run.folder import find_run, stages_of, whole
 from potstill.stages.lineage import as_chosen
+
+LEAVE = ("quit", "exit", ":q", "quit()", "exit()", "/quit", "/exit", "/bye")  # as other programs are left
 
 
 def pick(target: str) -> Artifact:
     """The model artifact that `RUN[:MODEL]` names; without a name the last distilled, else the last; of the first seed.
 
     Raises:
-        UserError: no such run, no such model.
+        UserError: no such run, no such model, or its files are damaged.
     """
-    run, _, name = target.partition(":")
-    models = {ident: a for ident, a in artifacts_of(find_run(run)).items() if a.makes == "model"}
+    folder, _, name = target.partition(":")
+    run = find_run(folder)
+    return whole(run, _named(run, name))
+
+
+def _named(run: Path, name: str) -> Artifact:
+    stages = stages_of(run)
+    finished = {ident: artifact for ident, artifact in stages.items() if artifact is not None}
+    models = {ident: artifact for ident, artifact in finished.items() if artifact.makes == "model"}
+    if not name:
+        distilled = [ident for ident, artifact in models.items() if (artifact.summary.get("trained") or {}).get("teacher")]
+        name = next(reversed(distilled or [*models]), "").partition("@")[0]
     if not models:
-        raise UserError(f"{run}: the run made no model")
-    if name:
-        if name in models:
-            return models[name]
-        seeded = [a for ident, a in models.items() if ident.partition("@")[0] == name]
-        if not seeded:
-            raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
-        return seeded[0]
-    taught = [ident for ident, a in models.items() if (a.summary.get("trained") or {}).get("teacher")]
-    stages = taught or [*models]
-    return next(a for ident, a in models.items() if ident.partition("@")[0] == stages[-1].partition("@")[0])
+        waiting = f" yet; unfinished: {', '.join(ident for ident in stages if ident not in finished)}"
+        raise UserError(f"{run}: the run made no model{waiting if len(finished) < len(stages) else ''}")
+    of_name = [ident for ident in stages if name in (ident, ident.partition("@")[0])]
+    there = [ident for ident in of_name if ident in models]
+    if there:
+        return models[there[0]]
+    if any(ident not in finished for ident in of_name):
+        has = f"(it has: {', '.join(models)})"
+        raise UserError(f"{run}: '{name}' is not finished, or its manifest is damaged; run the recipe again {has}")
+    raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
 
 
 def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:
-    """Read questions, stream answers; an empty line or Ctrl-D ends it."""
+    """Read questions, stream answers, until an empty line, `quit`, `exit` or Ctrl-D; Ctrl-C ends an answer."""
     artifact = as_chosen(pick(target))
     where = f"path:{Path(artifact.folder)}"
     tokenizer, model = load_tokenizer(where), load_model(where)
@@ -51,32 +63,44 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
         prompt = renderer.prompt(example)
         if prompt.ids is None:
             raise UserError(f"that is longer than the model's {limit} positions; start again with less")
-        words = ""
         room = min(max_new_tokens, limit - len(prompt.ids))
-        for piece in stream(
-            model, tokenizer, prompt.ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature
-        ):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-            words += piece
-        print()
-        return words
+        pieces = stream(model, tokenizer, prompt.ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature)
+        return _spoken(pieces, may_stop=question is None)
 
     if question is not None:
         answer(question)
         return
-    print(f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters); an empty line ends the conversation")
+    print(f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters)")
+    print("an empty line, quit, exit or Ctrl-D ends the conversation; Ctrl-C ends an answer")
     while True:
         try:
             asked = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        if not asked:
+        if not asked or asked.lower() in LEAVE:
             return
         said = answer(asked)
-        if prompts.format == "chat" and _talks_in_turns(artifact):
+        if said and prompts.format == "chat" and _talks_in_turns(artifact):
             history = (*history, Turn("user", asked), Turn("assistant", said))
+
+
+def _spoken(pieces: Generator[str, None, None], *, may_stop: bool) -> str:
+    """Write the pieces of an answer as they come; with `may_stop`, Ctrl-C ends it and what was said so far is the answer."""
+    said = ""
+    try:
+        for piece in pieces:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            said += piece
+    except KeyboardInterrupt:
+        if not may_stop:
+            raise
+        sys.stdout.write(" …")
+    finally:
+        pieces.close()  # or the model would go on in its thread
+    print()
+    return said
 
 
 def _talks_in_turns(artifact: Artifact) -> bool:

@@ -11,6 +11,14 @@ from typing import Any
 
 from potstill.edges.machine import PACKAGES
 
+# package, module, what it is for, what to install
+OPTIONAL = (
+    ("peft", "peft", "low-rank adapters (adapter = {…})", "'potstill[lora]'"),
+    ("xllamacpp", "xllamacpp", "running GGUF files in Python (llama.cpp)", "'potstill[device]'"),
+    ("datasketch", "datasketch", "finding near-duplicates between splits", "datasketch"),
+    ("tensorboard", "tensorboard", "log = ['tensorboard']", "'potstill[tensorboard]'"),
+)
+
 
 def findings() -> list[dict[str, Any]]:
     """Rows of name, ok (None: not needed), what was found, and the remedy where something is missing."""
@@ -57,21 +65,10 @@ def findings() -> list[dict[str, Any]]:
         add("hub cache", None, f"{cache}: {cached} models{', offline by HF_HUB_OFFLINE' if offline else ''}")
     except ImportError:
         add("hub cache", False, "huggingface_hub is missing", "pip install huggingface_hub")
-    for module, purpose, extra in (("tensorboard", "log = ['tensorboard']", "tensorboard"),):
+    for name, module, purpose, remedy in OPTIONAL:
         there = importlib.util.find_spec(module) is not None
-        add(
-            module,
-            True if there else None,
-            "there" if there else f"missing, only for {purpose}",
-            f"pip install 'potstill[{extra}]'",
-        )
-    runtime = shutil.which("llama-cli") or shutil.which("llama-server")
-    add(
-        "llama.cpp",
-        True if runtime else None,
-        runtime or "not on PATH, only for running GGUF exports",
-        "https://github.com/ggml-org/llama.cpp",
-    )
+        found = version(name) if there else f"missing, only for {purpose}"
+        add(name, True if there else None, found, f"pip install {remedy}")
     return rows
 
 
@@ -79,11 +76,13 @@ def print_findings(rows: list[dict[str, Any]]) -> None:
     """For a terminal."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for column in ("", "what", "found", "remedy"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        mark = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[dim]–[/]"}[row["ok"]]
-        table.add_row(mark, row["name"], row["found"], "" if row["ok"] else row["remedy"])
+        mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}[row["ok"]]
+        remedy = "" if row["ok"] else row["remedy"]
+        table.add_row(Text(mark, style), *(Text(text) for text in (row["name"], row["found"], remedy)))
     Console(width=None if sys.stdout.isatty() else 110).print(table)

@@ -28,7 +28,7 @@ class Line:
     """One node of the plan; figures of a stage that is done are what it really took.
 
     Attributes:
-        state: `done` or `to do`.
+        state: `done`, `to do`, `damaged` or `outdated`; all but the first are done in a run.
         too_large: whether its memory is more than this machine has.
         spread: what one of several GPUs would have to do, where that was asked.
     """
@@ -59,41 +59,39 @@ class Plan:
     shown: str = ""  # the smallest difference that the study could show, in words
 
     def to_do(self) -> list[Line]:
-        return [line for line in self.lines if line.state == "to do"]
+        return [line for line in self.lines if line.state != "done"]
 
 
 def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None, *, measure: bool = True) -> Plan:
     """What each node of a recipe would take; passes are timed on this machine with `measure`, which takes seconds."""
     planned = plan(recipe, out, offline=True)
-    finished = [item.done for item in planned]
-    done = done_models(planned, finished)
+    done = done_models(planned)
     outlook = Outlook(done, measure=measure)
     problems = [f"{problem}: {problem.rule}" for problem in problems_of(recipe.stages, outlook)]
     pending = Outlook(done, measure=measure)
     pending.share(outlook)
     lines = []
-    for item, there in zip(planned, finished, strict=True):
-        stage = item.node.stage
-        pending.add(stage)
-        lines.append(_line(item, _known(item) if there else cost_of(stage, pending), there, cluster))
+    for item in planned:
+        pending.add(item.node.stage)
+        lines.append(_line(item, _known(item) if item.done else cost_of(item.node.stage, pending), cluster))
     return Plan(recipe.name, tuple(lines), tuple(problems), _could_show(recipe.stages, outlook))
 
 
-def _line(item: Planned, cost: Cost, there: bool, cluster: Cluster | None) -> Line:
+def _line(item: Planned, cost: Cost, cluster: Cluster | None) -> Line:
     stage = item.node.stage
     seeded = "optim" in type(stage).model_fields
     spread = None
-    if cluster is not None and cost.step is not None and not there:
+    if cluster is not None and cost.step is not None and not item.done:
         step = cost.step
         optim = stage.optim  # pyright: ignore[reportAttributeAccessIssue]  # whatever has steps has an optimiser
         spread = cluster.share(step.size, step.teacher, optim, step.row_tokens, step.longest, step.flops, step.shard_teacher)
     return Line(
         item.node.id,
         str(stage.kind),
-        "done" if there else "to do",
+        item.state,
         stage.seed if seeded else None,
         cost,
-        not there and (cost.memory_bytes or 0) > total_memory(),
+        not item.done and (cost.memory_bytes or 0) > total_memory(),
         spread,
     )
 

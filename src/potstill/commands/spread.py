@@ -88,7 +88,7 @@ def print_spread(name: str, cluster: Cluster, rows: list[dict[str, Any]]) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    todo = [row for row in rows if row["state"] == "to do" and "bound" in row]
+    todo = [row for row in rows if row["state"] != "done" and "bound" in row]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("stage", "kind"):
         table.add_column(column, no_wrap=True)
@@ -108,10 +108,10 @@ def print_spread(name: str, cluster: Cluster, rows: list[dict[str, Any]]) -> Non
             clock(row["steps"] * step),
             row["bound"],
         )
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = Console(width=None if sys.stdout.isatty() else 110, markup=False)
     if not todo:
         told = sorted({row["note"] for row in rows if row["note"]})
-        left = [row for row in rows if row["state"] == "to do"]
+        left = [row for row in rows if row["state"] != "done"]
         console.print(f"{name}: {'no training is left to do' if not left else 'nothing can be said of the training left'}")
         for note in told if left else ():
             console.print(note, highlight=False)

@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,9 @@ from potstill.core.errors import UserError
 Makes = Literal["model", "cache", "evaluation", "export", "report"]
 MANIFEST = "artifact.json"
 PRINT = 16  # characters of a fingerprint that are kept where two are only compared
+SEAL = "manifest"  # in a manifest: the fingerprint of all the rest
+OWN_CHECKSUMS: tuple[Makes, ...] = ("cache",)  # each row carries its checksum, and a lost row is computed again by itself
+WITH_TIMES = "tensorboard/"  # files whose bytes hold clock times
 
 
 def fingerprint(value: Any) -> str:
@@ -61,6 +64,53 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged ({error}); delete its folder and run again") from None
 
 
+class Hashes:
+    """SHA-256 of files, each read once: remembered in a file of their own by path, size and times of change.
+
+    Attributes:
+        known: hash by `path:size:times`; other readers of files may add theirs.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.known: dict[str, Any] = self._read()
+        self._saved = dict(self.known)
+
+    def _read(self) -> dict[str, Any]:
+        with suppress(OSError, ValueError):  # absent or damaged: the files are read again
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def of(self, path: Path) -> str:
+        """The file's hash, from memory while the file has not changed."""
+        key = _as_it_stands(path)
+        if key not in self.known:
+            self.known[key] = file_hash(path)
+        return self.known[key]
+
+    def knows(self, path: Path) -> bool:
+        """Whether `of` needs not read the file."""
+        return _as_it_stands(path) in self.known
+
+    def learn(self, artifact: "Artifact") -> None:
+        """Remember the files of an artifact that was written a moment ago."""
+        for name, (_, digest) in (artifact.files or {}).items():
+            self.known[_as_it_stands(artifact.folder / name)] = digest
+
+    def save(self) -> None:
+        """Write down what is new, beside what other processes wrote; a disk that refuses only costs the next reader time."""
+        if self.known != self._saved:
+            with suppress(OSError):
+                write_json(self._file, {**self._read(), **self.known})
+                self._saved = dict(self.known)
+
+
+def _as_it_stands(path: Path) -> str:
+    stat = path.stat()  # the time of the last change of status, too: no program can set it back
+    return f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
 @contextmanager
 def disk_errors(doing: str) -> Iterator[None]:
     """Turn what a disk refuses into a UserError that says what is kept and how to go on."""
@@ -92,6 +142,8 @@ class Artifact:
         makes: what it holds, and so who may refer to it.
         fingerprint: of the resolved stage, its data and its parents' fingerprints.
         parents: fingerprints of the artifacts it was made from, by name.
+        contents: their `content`, by name.
+        files: size in bytes and SHA-256 of each of its files, by its path in the folder; None: an older version listed none.
         stage: the resolved stage, as `Stage.spec()` gives it.
         summary: figures that reports and later stages read.
     """
@@ -102,6 +154,8 @@ class Artifact:
     makes: Makes
     fingerprint: str
     parents: dict[str, str] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[int, str]] | None = None
     stage: dict[str, Any] = field(default_factory=dict)
     recipe: str = ""
     created: str = ""
@@ -113,37 +167,100 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path) -> "Artifact":
-        """Read a finished artifact.
+        """Read a finished artifact's manifest.
 
         Raises:
-            UserError: the folder holds no readable manifest.
+            UserError: the folder holds no readable manifest, or one that was changed since.
         """
         meta = read_json(folder / MANIFEST)
-        return cls(folder=folder, **meta)
+        try:
+            if (seal := meta.pop(SEAL, None)) is not None and seal != fingerprint(meta):
+                raise ValueError
+            files = meta.pop("files", None)
+            listed = None if files is None else {name: (int(size), str(digest)) for name, (size, digest) in files.items()}
+            return cls(folder=folder, files=listed, **meta)
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(f"{folder / MANIFEST}: damaged (not as it was written); delete its folder and run again") from None
+
+    @property
+    def content(self) -> str:
+        """SHA-256 over the paths and hashes of its files, but for those that hold clock times."""
+        return fingerprint(
+            {name: digest for name, (_, digest) in (self.files or {}).items() if not name.startswith(WITH_TIMES)}
+        )
+
+    def damage(self, hashes: Hashes | None = None) -> str:
+        """The first file that is not as the manifest says, and in what; "" where all are.
+
+        Sizes are compared always, contents when `hashes` is given. Files that the manifest does not list are not looked at:
+        caches grow.
+        """
+        if self.files is None:
+            return "its manifest lists no files"
+        for name, (size, digest) in self.files.items():
+            path = self.folder / name
+            try:
+                found = path.stat().st_size if path.is_file() else None
+                if found is None:
+                    return f"{name} is missing"
+                if found != size:
+                    return f"{name} has {found:,} bytes instead of {size:,}"
+                if hashes is not None and self.makes not in OWN_CHECKSUMS and hashes.of(path) != digest:
+                    return f"{name} has the right size and another content"
+            except OSError as error:
+                return f"{name} cannot be read ({error.strerror})"
+        return ""
+
+    def unread(self, hashes: Hashes) -> int:
+        """Bytes that `damage` would read to compare contents."""
+        if self.makes in OWN_CHECKSUMS:
+            return 0
+        there = ((self.folder / name, size) for name, (size, _) in (self.files or {}).items())
+        return sum(size for path, size in there if path.is_file() and not hashes.knows(path))
 
     def commit(self, work: Path) -> "Artifact":
-        """Write the manifest into the work folder, then rename the whole into place."""
-        meta = asdict(self)
+        """Write the manifest into the work folder, then rename the whole into place.
+
+        What lies there already goes: a folder without a readable manifest, or one that was found damaged.
+        """
+        _open_to_all(work)
+        meta = asdict(self) | {"files": _listed(work)}
         del meta["folder"]
-        write_json(work / MANIFEST, meta)
+        write_json(work / MANIFEST, meta | {SEAL: fingerprint(meta)})
         _sync_files(work)
-        if self.folder.exists():  # a folder without a readable manifest: nothing that anyone could use
+        if self.folder.exists():
+            (self.folder / MANIFEST).unlink(missing_ok=True)  # first: what is half deleted must not look finished
             shutil.rmtree(self.folder)
         work.replace(self.folder)
         return Artifact.load(self.folder)  # as a later run will find it: JSON knows no tuples
 
 
-def _sync_files(folder: Path) -> None:
+def _files_in(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, str]]:
+    """Size and hash of each file of a work folder, but for the manifest."""
+    files = {path.relative_to(folder).as_posix(): path for path in _files_in(folder)}
+    own = (MANIFEST, f".{MANIFEST}.tmp")
+    return {name: (path.stat().st_size, file_hash(path)) for name, path in files.items() if name not in own}
+
+
+def _open_to_all(folder: Path) -> None:
+    """Give files the permissions that the user's mask allows: safetensors writes files that only their owner may read."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)  # safetensors writes files that only their owner may read
-            fd = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    for path in _files_in(folder):
+        path.chmod(0o666 & ~mask)
+
+
+def _sync_files(folder: Path) -> None:
+    for path in _files_in(folder):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """What a person sees while long work runs, and the figures that are kept."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from potstill.core.artifact import write_text
 from potstill.core.errors import UserError
 
 Mode = Literal["auto", "bar", "lines", "quiet"]
+OWN = ("step", "model", "row")  # what stages count; other counts, such as "validation row", are parts of these
 
 
 def clock(seconds: float) -> str:
@@ -33,28 +35,44 @@ class Progress:
         self._live: Any = None
         self._task: Any = None
         self._name = ""
-        self._begun = self._said = 0.0
+        self._said = self._last = 0.0
+        self._begun: dict[str, float] = {}  # when each thing that is counted began
+        self._counted: dict[str, int] = {}
 
     def note(self, text: str) -> None:
-        """A line that stays."""
-        if self._live is not None:
-            self._live.console.print(text, highlight=False, markup=False)
-        elif self.mode != "quiet":
+        """A line that stays; none when quiet."""
+        if self.mode != "quiet":
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """A line that stays, also when quiet: an answer to the user."""
+        live = self._live
+        if live is not None:
+            live.console.print(text, highlight=False, markup=False)
+        else:
             print(text, file=sys.stderr, flush=True)
+
+    def restore(self) -> None:
+        """Give the terminal back as it was, from any thread, before the process is ended."""
+        if self._live is not None:
+            with suppress(OSError):
+                os.write(2, b"\r\x1b[K\x1b[?25h")  # clear the bar's line, show the cursor
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
         """Everything between is shown as one stage."""
-        self._name, self._begun, self._said = name, time.monotonic(), time.monotonic()
+        self._name = name
+        self._said = self._last = time.monotonic()
+        self._begun, self._counted = {}, {}
         if self.mode == "bar":
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
             self._live = Bar(
-                TextColumn("[bold]{task.fields[name]:<14}"),
+                TextColumn("{task.fields[name]:<14}", style="bold", markup=False),
                 BarColumn(24),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),  # names of models, as the user wrote them
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -69,17 +87,31 @@ class Progress:
                 self._live.stop()
                 self._live = self._task = None
 
-    def update(self, done: int, total: int, what: str = "step", start: int = 0, **figures: str) -> None:
-        """`done` of `total`; `start` is where a resumed stage began, so that the time left is honest."""
+    def update(self, done: int, total: int | None, what: str = "step", start: int = 0, **figures: str) -> None:
+        """`done` of `total` things called `what`; a stage may count several things in turn.
+
+        Args:
+            total: None where it is not known beforehand.
+            start: where a resumed stage began, so that the time left is honest.
+        """
         now = time.monotonic()
-        rate = (done - start) / max(now - self._begun, 1e-9)
-        left = clock((total - done) / rate) if rate > 0 else "?"
-        text = "  ".join([f"{what} {done}/{total}", *(f"{name} {value}" for name, value in figures.items()), f"left {left}"])
+        if what not in self._begun or done < self._counted[what]:  # counted for the first time, or from the beginning again
+            self._begun[what] = self._last
+        self._counted[what], self._last = done, now
+        text = f"{what} {done:,}" if total is None else f"{what} {done}/{total}"
+        if total is not None:
+            rate = (done - start) / max(now - self._begun[what], 1e-9)
+            figures["left"] = clock((total - done) / rate) if rate > 0 else "?"
+        text = "  ".join([text, *(f"{name} {value}" for name, value in figures.items())])
         if self._live is not None:
             self._live.update(self._task, completed=done, total=total, figures=text)
-        elif self.mode == "lines" and (now - self._said >= self.LINE_EVERY_S or done == total):
+        elif self.mode == "lines" and self._is_due(now, what, done == total):
             self._said = now
             self.note(f"{self._name:<14} {text}")
+
+    def _is_due(self, now: float, what: str, last: bool) -> bool:
+        """Whether a line is worth it: one in a while, and the last of the stage's own count or of a long one."""
+        return now - self._said >= self.LINE_EVERY_S or (last and (what in OWN or now - self._begun[what] >= self.LINE_EVERY_S))
 
 
 class MetricsLog:

@@ -1,6 +1,6 @@
 """Answers from a model: many prompts at once, or one prompt as a stream."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,12 +48,12 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     batch_rows: int = 64,
-    on_batch: Callable[[int, int], None] | None = None,
+    on_rows: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.
 
     Prompts are batched by length and padded on the left. Sampling uses a random state of its own, so that the caller's
-    is untouched.
+    is untouched. `on_rows` is told after every new token how many answers are finished, of how many.
 
     Raises:
         UserError: a prompt and its answer need more positions than the model has.
@@ -75,16 +75,33 @@ def generate(
             for b, i in enumerate(rows):
                 ids_BT[b, width - len(prompts[i]) :] = torch.tensor(prompts[i])
                 mask_BT[b, width - len(prompts[i]) :] = 1
+            watching = {} if on_rows is None else {"stopping_criteria": [_counting(begin, len(order), stop_ids, on_rows)]}
             out_BT = model.generate(
                 ids_BT.to(model.device),
                 attention_mask=mask_BT.to(model.device),
+                **watching,
                 **_arguments(max_new_tokens, stop_ids, temperature, pad_id),
             )
             for b, i in enumerate(rows):
                 answers[i] = decode(tokenizer, out_BT[b, width:].tolist(), stop_ids)
-            if on_batch is not None:
-                on_batch(min(begin + batch_rows, len(order)), len(order))
+            if on_rows is not None:
+                on_rows(begin + len(rows), len(order))
     return answers
+
+
+def _counting(before: int, total: int, stop_ids: list[int], on_rows: Callable[[int, int], None]) -> Callable[[Any, Any], Any]:
+    """A stopping criterion that stops nothing: it counts the rows of a batch that have come to a stop token."""
+    import torch
+
+    ended: list[Any] = []
+
+    def count(ids_BT: Any, scores: Any) -> Any:
+        now_B = torch.isin(ids_BT[:, -1], torch.tensor(stop_ids, device=ids_BT.device))
+        ended[:] = [ended[0] | now_B] if ended else [now_B]
+        on_rows(before + int(ended[0].sum()), total)
+        return torch.zeros_like(now_B)
+
+    return count
 
 
 def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
@@ -98,9 +115,9 @@ def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
 
 def stream(
     model: Model, tokenizer: Tokenizer, prompt: list[int], *, stop_ids: list[int], max_new_tokens: int, temperature: float
-) -> Iterator[str]:
-    """The pieces of one answer as they come; errors as in `generate`."""
-    from threading import Thread
+) -> Generator[str, None, None]:
+    """The pieces of one answer as they come; closing it ends the answer. Errors as in `generate`."""
+    from threading import Event, Thread
 
     import torch
     from transformers import TextIteratorStreamer
@@ -111,10 +128,16 @@ def stream(
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = _arguments(max_new_tokens, stop_ids, temperature, pad_id)
     failed: list[Exception] = []
+    closed = Event()
+
+    def is_closed(ids_BT: Any, scores: Any) -> Any:
+        return torch.full((len(ids_BT),), closed.is_set(), device=ids_BT.device)
+
+    arguments |= {"attention_mask": torch.ones_like(ids_BT), "streamer": streamer, "stopping_criteria": [is_closed]}
 
     def work() -> None:
         try:
-            model.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), streamer=streamer, **arguments)
+            model.generate(ids_BT, **arguments)
         except Exception as error:
             failed.append(error)
             streamer.end()  # or the reader would wait for ever
@@ -122,8 +145,11 @@ def stream(
     thread = Thread(target=work)
     with _plain(model):
         thread.start()
-        yield from streamer
-        thread.join()
+        try:
+            yield from streamer
+        finally:
+            closed.set()
+            thread.join()
     if failed:
         raise failed[0]
 

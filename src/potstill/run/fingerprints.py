@@ -1,12 +1,10 @@
 """What a stage's result depends on, as one digest: the same digest means the same result."""
 
-import json
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from potstill.core.artifact import Artifact, fingerprint, write_json
+from potstill.core.artifact import OWN_CHECKSUMS, Artifact, Hashes, fingerprint
 from potstill.core.component import Component
+from potstill.core.errors import UserError
 from potstill.edges.models import content_id
 from potstill.sources import Source
 from potstill.stages.base import Stage, walk
@@ -20,13 +18,7 @@ class Fingerprints:
     """Fingerprints of stages, remembering the hashes of big files between runs."""
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "hashes.json"
-        self._hashes: dict[str, Any] = {}
-        if self._file.is_file():
-            with suppress(ValueError):  # damaged: hashed again
-                found = json.loads(self._file.read_text(encoding="utf-8"))
-                self._hashes = found if isinstance(found, dict) else {}
-        self._known = dict(self._hashes)
+        self.hashes = Hashes(folder / "hashes.json")
         self._sources: dict[str, str] = {}
 
     def source(self, source: Source) -> str:
@@ -39,9 +31,9 @@ class Fingerprints:
             if path is not None:
                 stat = Path(path).expanduser().stat()
                 remembered = f"{Path(path).expanduser().resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{source.kind}"
-                content = self._hashes.get(remembered)
+                content = self.hashes.known.get(remembered)
                 if content is None:
-                    content = self._hashes[remembered] = source.content_hash()
+                    content = self.hashes.known[remembered] = source.content_hash()
             self._sources[key] = fingerprint(
                 [{k: v for k, v in spec.items() if k != "path"}, source.version, content or source.content_hash()]
             )
@@ -55,13 +47,25 @@ class Fingerprints:
         models = {}
         for place, ref in stage.references():
             if ref.scheme in ("hf", "path") and "model" in ref.accepts:
-                models[place] = content_id(str(ref), self._hashes)
+                models[place] = content_id(str(ref), self.hashes.known)
             elif ref.scheme == "path":
-                models[place] = Artifact.load(Path(ref.target).expanduser()).fingerprint
+                models[place] = self.artifact(Path(ref.target).expanduser())
         versions = {place: value.version for place, value in walk(stage) if isinstance(value, Component)}
         return fingerprint([CODE, spec, versions, models, parents])
 
+    def artifact(self, folder: Path) -> str:
+        """Of an artifact that lies elsewhere, which its manifest vouches for.
+
+        Raises:
+            UserError: there is none, or a file of it is not as its manifest says.
+        """
+        artifact = Artifact.load(folder)
+        if artifact.files is None or artifact.makes in OWN_CHECKSUMS:
+            return artifact.fingerprint
+        if damage := artifact.damage(self.hashes):
+            raise UserError(f"{folder} is damaged: {damage}; run the recipe that made it again, or copy it again")
+        return artifact.content
+
     def save(self) -> None:
         """Remember what was hashed, if anything new was."""
-        if self._hashes != self._known:
-            write_json(self._file, self._hashes)
+        self.hashes.save()

@@ -1,13 +1,18 @@
 """A recipe's stages as nodes, one for each seed that is trained apart, and which of them are done already."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
-from potstill.core.artifact import MANIFEST, fingerprint
+from potstill.core.artifact import MANIFEST, Artifact, Hashes, fingerprint
 from potstill.core.errors import UserError
 from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import Fingerprints
 from potstill.stages.base import Stage
+
+State = Literal["done", "damaged", "outdated", "to do"]
+SAID_ABOVE = 1_000_000_000  # bytes: reading fewer takes about a second
 
 
 @dataclass(frozen=True)
@@ -52,23 +57,42 @@ def nodes_of(recipe: Recipe) -> list[Node]:
 
 @dataclass(frozen=True)
 class Planned:
-    """A node, what it will be called, and whether it is there already."""
+    """A node, what it will be called, and what is there of it already.
+
+    Attributes:
+        state: all but `done` is to do; `outdated`: whole, but made from an input that has changed since.
+        trouble: why it is damaged or outdated.
+        artifact: what its folder holds, by its manifest; None where there is no readable one.
+    """
 
     node: Node
     fingerprint: str
     folder: Path
+    state: State = "to do"
+    trouble: str = ""
+    artifact: Artifact | None = None
 
     @property
     def done(self) -> bool:
-        return (self.folder / MANIFEST).is_file()
+        return self.state == "done"
+
+    @property
+    def inputs(self) -> list[str]:
+        """The ids of the nodes whose artifacts it reads."""
+        return [ident for ids in self.node.inputs.values() for ident in ids]
+
+    @property
+    def work_folder(self) -> Path:
+        """Where it works until it is finished."""
+        return self.folder.with_name(f".work-{self.folder.name}")
 
 
-def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
-    """What a run would do; looks, touches nothing but its memory of file hashes.
+def plan(recipe: Recipe, out: Path, *, offline: bool = False, prints: Fingerprints | None = None) -> list[Planned]:
+    """What a run would do; looks at manifests and sizes, touches nothing but its memory of file hashes.
 
     With `offline`, what cannot be identified without a network counts as not done, instead of being an error.
     """
-    prints = Fingerprints(out)
+    prints = prints if prints is not None else Fingerprints(out)
     planned: list[Planned] = []
     by_id: dict[str, Planned] = {}
     for node in nodes_of(recipe):
@@ -81,9 +105,61 @@ def plan(recipe: Recipe, out: Path, *, offline: bool = False) -> list[Planned]:
             if not offline:
                 raise
             digest = fingerprint(["unknown", node.id])
-        item = Planned(node, digest, out / "artifacts" / f"{node.id}-{digest[:12]}")
+        item = _looked_at(Planned(node, digest, out / "artifacts" / f"{node.id}-{digest[:12]}"))
+        item = made_of(item, {ident: by_id[ident].artifact for ident in item.inputs})
         by_id[node.id] = item
         planned.append(item)
     if out.is_dir():
         prints.save()
     return planned
+
+
+def _looked_at(item: Planned) -> Planned:
+    """With what its folder holds, and whether that is whole by size."""
+    if not (item.folder / MANIFEST).is_file():
+        holds_something = item.folder.is_dir() and any(item.folder.iterdir())
+        return _damaged(item, f"{MANIFEST} is missing") if holds_something else item
+    try:
+        artifact = Artifact.load(item.folder)
+    except UserError:
+        return _damaged(item, f"{MANIFEST} cannot be read")
+    found = replace(item, state="done", artifact=artifact)
+    return _damaged(found, damage) if (damage := artifact.damage()) else found
+
+
+def _damaged(item: Planned, trouble: str) -> Planned:
+    return replace(item, state="damaged", trouble=trouble)
+
+
+def made_of(item: Planned, inputs: Mapping[str, Artifact | None]) -> Planned:
+    """Outdated where an input was made again since and came out otherwise: fingerprints cannot see that.
+
+    Training on a GPU is not bit for bit the same twice, and a study must not mix what was made from the one and the other.
+    """
+    if not item.done or item.artifact is None:
+        return item
+    for ident, there in inputs.items():
+        was = item.artifact.contents.get(ident)
+        if there is not None and there.files is not None and was is not None and was != there.content:
+            return replace(item, state="outdated", trouble=f"{ident} was made again and came out otherwise")
+    return item
+
+
+def read_through(planned: Sequence[Planned], hashes: Hashes, say: Callable[[str], None] = lambda line: None) -> list[Planned]:
+    """The same, once the contents of all that the stages to do will read were compared with the manifests."""
+    read: set[str] = set()
+    checked: list[Planned] = []
+    for item in reversed(planned):
+        if item.done and item.artifact is not None and item.node.id in read:
+            if (size := item.artifact.unread(hashes)) > SAID_ABOVE:
+                say(f"{item.node.id:<14} comparing {size / 1e9:.1f} GB with the manifest")
+            item = _damaged(item, damage) if (damage := item.artifact.damage(hashes)) else item
+        if not item.done:
+            read.update(item.inputs)
+        checked.append(item)
+    return checked[::-1]
+
+
+def in_use(planned: Sequence[Planned]) -> list[Path]:
+    """The folders that a recipe's stages have, or will have."""
+    return [folder for item in planned for folder in (item.folder, item.work_folder)]

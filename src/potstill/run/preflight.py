@@ -17,10 +17,10 @@ from potstill.stages.outlook import Cost, Outlook
 MARGIN = 1.25  # how far the memory that a stage needs may lie below what was foreseen
 
 
-def done_models(planned: Sequence[Planned], finished: Sequence[bool]) -> dict[str, str]:
+def done_models(planned: Sequence[Planned]) -> dict[str, str]:
     """Folders of stages that are done for every seed, by the stage's name; of several seeds the first."""
     found: dict[str, str] = {}
-    unfinished = {item.node.stage.name for item, there in zip(planned, finished, strict=True) if not there}
+    unfinished = {item.node.stage.name for item in planned if not item.done}
     for item in planned:
         if item.node.stage.name not in unfinished:
             found.setdefault(item.node.stage.name, str(item.folder))

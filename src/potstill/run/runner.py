@@ -3,42 +3,40 @@
 import json
 import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import MANIFEST, Artifact, disk_errors, file_lock, write_json, write_text
-from potstill.core.errors import UserError
+from potstill.core.artifact import MANIFEST, OWN_CHECKSUMS, Artifact, disk_errors, file_lock, write_text
+from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Progress, clock
 from potstill.edges import ranks
 from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
 from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import Fingerprints
-from potstill.run.graph import Planned, nodes_of, plan
+from potstill.run.folder import leftover_lines, leftovers, write_run
+from potstill.run.graph import Planned, in_use, made_of, plan, read_through
 from potstill.run.preflight import done_models, refuse, refuse_stage
 from potstill.run.stopper import Stopper
 from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
 
 
-def _agreed(recipe: Recipe, out: Path) -> tuple[list[Planned], list[bool]]:
-    """The first process's plan, in all of them; what is done is asked once, for shared disks show a file to some later."""
-
-    def told() -> list[tuple[str, Path, bool]]:
-        return [(item.fingerprint, item.folder, item.done) for item in plan(recipe, out)]
-
-    found = ranks.on_first(told)
-    return [Planned(node, *item[:2]) for node, item in zip(nodes_of(recipe), found, strict=True)], [item[2] for item in found]
-
-
 def run_recipe(
-    recipe: Recipe, out: str | Path | None = None, *, progress: Progress | None = None, command: str = ""
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    command: str = "",
+    stopper: Stopper | None = None,
 ) -> dict[str, Artifact]:
     """Run what is not done yet, in order, and return every stage's artifact by node id.
 
     Args:
         out: the run's folder; default `runs/NAME` in the current folder.
+        stopper: who listens for Ctrl-C; default: one for the time of the run.
 
     Raises:
         UserError: anything the user can mend. What was finished stays.
@@ -51,61 +49,142 @@ def run_recipe(
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "artifacts").mkdir(exist_ok=True)
         with file_lock(folder / ".lock", folder) if ranks.first() else nullcontext():
-            return _run(recipe, folder, progress, command)
+            return _Run(recipe, folder, progress, command, stopper).run()
 
 
-def _run(recipe: Recipe, out: Path, progress: Progress, command: str) -> dict[str, Artifact]:
-    planned, finished = _agreed(recipe, out)
-    done: dict[str, Artifact] = {}
-    stopper = Stopper(progress)
-    if any(finished):
-        progress.note(f"{sum(finished)} of {len(planned)} stages are done already")
-    if ranks.first():
-        write_text(
-            out / "recipe.json",
-            json.dumps({"source": recipe.source, "command": command, "table": recipe.table}, indent=1, default=str),
+class _Run:
+    """One run of a recipe in its folder, whose lock is held."""
+
+    def __init__(self, recipe: Recipe, out: Path, progress: Progress, command: str, stopper: Stopper | None) -> None:
+        self.recipe, self.out, self.progress, self.command = recipe, out, progress, command
+        self.stopper = stopper if stopper is not None else Stopper()
+        self.stopper.progress = progress
+        self.prints = Fingerprints(out)
+        self.done: dict[str, Artifact] = {}
+
+    def run(self) -> dict[str, Artifact]:
+        with self.stopper.listening(), stopping(self.stopper, "the run has"):
+            planned = ranks.on_first(self.look)
+            finished = sum(item.done for item in planned)
+            if finished:
+                self.progress.note(f"{finished} of {len(planned)} stages are done already")
+            ranks.on_first(lambda: self.prepare(planned))
+            for item in planned:
+                self.stage(item)
+            self.say_what_is_old(planned)
+            if ranks.first():
+                self.copy_reports()
+        return self.done
+
+    def look(self) -> list[Planned]:
+        """What there is to do; asked in the first process only, because shared disks show a file to some later."""
+        planned = read_through(plan(self.recipe, self.out, prints=self.prints), self.prints.hashes, self.progress.note)
+        self.prints.save()
+        return planned
+
+    def prepare(self, planned: list[Planned]) -> None:
+        """Refuse what cannot succeed; then write down what is run."""
+        refuse(self.recipe, self.out, done_models(planned))
+        table = {"source": self.recipe.source, "command": self.command, "table": self.recipe.table}
+        write_text(self.out / "recipe.json", json.dumps(table, indent=1, default=str))
+        write_run(self.out, {item.node.id: item.folder.name for item in planned})
+
+    def stage(self, item: Planned) -> None:
+        """Take what is done; do the rest."""
+        ident = item.node.id
+        item = made_of(item, self.done)  # an input may have been made again in this run
+        if item.done and item.artifact is not None:
+            self.done[ident] = item.artifact
+            return
+        if item.trouble:
+            self.progress.note(f"{ident:<14} is {item.state}, and is made again: {item.trouble}")
+        self.stopper.check(f"before {ident}")
+        inputs = {target: [self.input(i) for i in ids] for target, ids in item.node.inputs.items()}
+        ranks.on_first(lambda: self.go_on_from_damaged(item))
+        with self.progress.stage(ident, str(item.node.stage.kind)), disk_errors(ident), stopping(self.stopper, f"{ident}:"):
+            context = Context(self.work(item), inputs, provenance(self.recipe, self.done, self.command), shared=self.out)
+            parents = {i: self.done[i] for i in item.inputs}
+            artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, self.recipe.name)
+        self.done[ident] = artifact
+        ranks.on_first(lambda: self.remember(artifact))
+        told = item.node.stage.closing(artifact.summary)
+        self.progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{'  ' if told else ''}{told}")
+        self.stopper.check(f"after {ident}")
+
+    def input(self, ident: str) -> Artifact:
+        """An artifact that a stage is about to read.
+
+        Raises:
+            UserError: it was damaged since the run began.
+        """
+        artifact = self.done[ident]
+        if damage := ranks.on_first(lambda: artifact.damage(self.prints.hashes)):
+            raise UserError(f"{ident} was damaged while the run went on: {damage}; run the same command again to make it again")
+        return artifact
+
+    def work(self, item: Planned) -> Work:
+        header, stopper = self.recipe.header, self.stopper
+        return Work(
+            item.work_folder,
+            item.node.id,
+            self.progress,
+            header.checkpoint,
+            header.log,
+            lambda: stopper.asked,
+            stopper.hold,
+            stopper.interruptible,
         )
 
-    ranks.on_first(lambda: refuse(recipe, out, done_models(planned, finished)))
-    with stopper.listening():
-        for item, there in zip(planned, finished, strict=True):
-            ident = item.node.id
-            if there:
-                done[ident] = ranks.on_first(lambda folder=item.folder: Artifact.load(folder))
-                continue
-            stopper.check(f"before {ident}")
-            work = Work(
-                out / "artifacts" / f".work-{item.folder.name}",
-                ident,
-                progress,
-                recipe.header.checkpoint,
-                recipe.header.log,
-                lambda: stopper.asked,
-            )
-            inputs = {target: [done[i] for i in ids] for target, ids in item.node.inputs.items()}
-            context = Context(work, inputs, provenance(recipe, done, command), shared=out)
-            parents = {i: done[i].fingerprint for ids in item.node.inputs.values() for i in ids}
-            with progress.stage(ident, str(item.node.stage.kind)), disk_errors(ident):
-                artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, recipe.name)
-            done[ident] = artifact
-            told = item.node.stage.closing(artifact.summary)
-            progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{'  ' if told else ''}{told}")
-            stopper.check(f"after {ident}")
-    changed = sorted({name for artifact in done.values() for name in _other_versions(artifact)})
-    if changed:
-        progress.note(f"some stages were made with other versions of {', '.join(changed)}; delete {out} to make them anew")
-    if not ranks.first():
-        return done
-    write_json(out / "run.json", {ident: artifact.folder.name for ident, artifact in done.items()})
-    for artifact in done.values():
-        if artifact.makes == "report":
-            for name in ("report.html", "report.json"):
-                shutil.copyfile(artifact.folder / name, out / name)
-    return done
+    def go_on_from_damaged(self, item: Planned) -> None:
+        """What has checksums of its own computes only what it lacks."""
+        if item.state == "damaged" and item.node.stage.makes in OWN_CHECKSUMS and not item.work_folder.exists():
+            item.folder.replace(item.work_folder)
+
+    def remember(self, artifact: Artifact) -> None:
+        """Its files were hashed as it was committed."""
+        self.prints.hashes.learn(artifact)
+        self.prints.save()
+
+    def say_what_is_old(self, planned: list[Planned]) -> None:
+        changed = sorted({name for artifact in self.done.values() for name in _other_versions(artifact)})
+        if changed:
+            names = ", ".join(changed)
+            self.progress.note(f"some stages were made with other versions of {names}; delete {self.out} to make them again")
+        if ranks.first():
+            for line in leftover_lines(leftovers(self.out, in_use(planned))):
+                self.progress.note(line)
+
+    def copy_reports(self) -> None:
+        for artifact in self.done.values():
+            if artifact.makes == "report":
+                for name in ("report.html", "report.json"):
+                    shutil.copyfile(artifact.folder / name, self.out / name)
+
+
+@contextmanager
+def stopping(stopper: Stopper, what: str) -> Iterator[None]:
+    """A stop that did not wait ends as one that did.
+
+    Raises:
+        Interrupted: so it is.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        if ranks.several() or not stopper.asked:
+            raise
+        raise Interrupted(f"{what} stopped; what was saved is kept: run the same command again to go on") from None
+    finally:
+        stopper.released()
 
 
 def execute(
-    stage: Stage, context: Context, folder: Path, digest: str, parents: dict[str, str] | None = None, recipe: str = ""
+    stage: Stage,
+    context: Context,
+    folder: Path,
+    digest: str,
+    parents: Mapping[str, Artifact] | None = None,
+    recipe: str = "",
 ) -> Artifact:
     """Run one stage in its work folder, then rename that into the artifact.
 
@@ -114,6 +193,8 @@ def execute(
     begun = time.monotonic()
     reset_peak_memory()
     summary = stage.run(context) if stage.shared else ranks.on_first(lambda: stage.run(context))
+    context.work.hold()
+    parents = parents or {}
     if ranks.several() and stage.shared:
         summary["processes"] = ranks.world()
     artifact = Artifact(
@@ -122,7 +203,8 @@ def execute(
         kind=str(stage.kind),
         makes=stage.makes,
         fingerprint=digest,
-        parents=parents or {},
+        parents={ident: artifact.fingerprint for ident, artifact in parents.items()},
+        contents={ident: artifact.content for ident, artifact in parents.items()},
         stage=stage.spec(),
         recipe=recipe,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -152,28 +234,41 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
             into.parent.mkdir(parents=True, exist_ok=True)
         digest = ranks.on_first(lambda: Fingerprints(into.parent).of(stage, {}))
         with file_lock(into.parent / f".lock-{into.name}", into) if ranks.first() else nullcontext():
-            found = ranks.on_first(lambda: _found(into, digest))
+            prints = Fingerprints(into.parent)
+            found = ranks.on_first(lambda: _found(into, digest, prints, progress))
             if found is not None:
                 return found
             ranks.on_first(lambda: refuse_stage(stage))
             stopper = Stopper(progress)
             folder = into.parent / f".work-{into.name}-{digest[:12]}"
-            work = Work(folder, name, progress, stop_requested=lambda: stopper.asked)
-            with stopper.listening(), progress.stage(name, str(stage.kind)):
+            work = Work(
+                folder,
+                name,
+                progress,
+                stop_requested=lambda: stopper.asked,
+                hold=stopper.hold,
+                interruptible=stopper.interruptible,
+            )
+            with stopper.listening(), progress.stage(name, str(stage.kind)), stopping(stopper, f"{name}:"):
                 return execute(stage, Context(work, {}, machine_facts()), into, digest)
 
 
-def _found(into: Path, digest: str) -> Artifact | None:
-    """The same stage's artifact, when it is there."""
-    if (into / MANIFEST).is_file():
-        found = Artifact.load(into)
-        if found.fingerprint == digest:
-            return found
+def _found(into: Path, digest: str, prints: Fingerprints, progress: Progress) -> Artifact | None:
+    """The same stage's artifact, when it is there and whole."""
+    if not (into / MANIFEST).is_file():
+        if into.exists() and any(into.iterdir()):
+            raise UserError(f"{into} is not empty; choose another folder")
+        return None
+    found = Artifact.load(into)
+    if found.fingerprint != digest:
         what = f"{found.kind} '{found.name}'"
         raise UserError(f"{into} holds another artifact ({what}); choose another folder or delete it")
-    if into.exists() and any(into.iterdir()):
-        raise UserError(f"{into} is not empty; choose another folder")
-    return None
+    damage = found.damage(prints.hashes)
+    prints.save()
+    if damage:
+        progress.note(f"{found.name:<14} is damaged, and is made again: {damage}")
+        return None
+    return found
 
 
 def _other_versions(artifact: Artifact) -> list[str]:

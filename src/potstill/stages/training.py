@@ -100,7 +100,7 @@ class Validator:
             [prompt for prompt, _ in self.pairs],
             stop_ids=self.renderer.stop_ids,
             max_new_tokens=self.settings.max_new_tokens,
-            on_batch=lambda done, total: self.work.progress.update(done, total, "validation answer"),
+            on_rows=lambda done, total: self.work.progress.update(done, total, "validation answers"),
         )
         found = {}
         for name, metric in wanted.items():
@@ -240,7 +240,8 @@ def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
         UserError: no row is left; says why.
     """
     counts = Counts()
-    pairs = weighted_pairs(source.examples("train", counts.dropped), renderer, counts)
+    rows = work.watched(source.examples("train", counts.dropped), "rows read")
+    pairs = weighted_pairs(rows, renderer, counts)
     return tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
 
 

@@ -121,17 +121,31 @@ def fit(
     if start:
         work.progress.note(f"{work.name:<14} continues from step {start} of {total}")
     when = {round(total * n / validations) for n in range(validations + 1)} if validate is not None and validations else set()
+    measured = ranks.on_first(lambda: any(line["step"] == start and "loss" not in line for line in work.metrics.read()))
+
+    def stopped(step: int) -> Interrupted:
+        saved = "saved, " if step else ""
+        return Interrupted(f"{work.name}: stopped at step {step} of {total}; {saved}run the same command again to go on")
 
     def report_validation(step: int) -> None:
-        if step in when and validate is not None:
-            model.eval()
-            with whole(model) as plain:
+        if step not in when or validate is None:
+            return
+        model.eval()
+        try:
+            with work.interruptible(), whole(model) as plain:
                 if plain is not None:
                     work.metrics.write(step, epoch=state["rows"] / len(store), **validate(plain))
-            model.train()
+        except KeyboardInterrupt:  # the validation is measured when the stage goes on
+            if not work.stop_requested() or ranks.several():
+                raise
+            if step > start:
+                checkpoints.save(state)
+            raise stopped(step) from None
+        model.train()
 
-    if start == 0:
-        report_validation(0)
+    work.hold()
+    if not measured:  # at the very beginning, or stopped in the middle of it
+        report_validation(start)
     model.train()
     begun = time.monotonic()
     seen = 0
@@ -178,7 +192,7 @@ def fit(
         if stop or due:
             checkpoints.save(state)
         if stop:
-            raise Interrupted(f"{work.name}: stopped at step {step + 1} of {total}; saved, run the same command again to go on")
+            raise stopped(step + 1)
     model.eval()
     return {
         "steps": total,
