@@ -1,36 +1,30 @@
-"""Language models as the Hub stores them: loading, saving, sizes, and whether two of them can be distilled."""
+"""Language models as the Hub stores them: loading, saving, sizes."""
 
 import copy
-import json
-import logging
-import os
-import struct
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import file_hash, fingerprint
-from potstill.core.component import suggest
 from potstill.core.errors import UserError
+from potstill.edges.hub import commit_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
 from potstill.edges.known import KNOWN
+from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, load_tokenizer, shared_vocabulary
+from potstill.edges.weights import PACKED, bytes_of, content_id, header_of, weight_files
 
-Model = Any  # transformers.PreTrainedModel
-Tokenizer = Any  # transformers.PreTrainedTokenizerBase
-PACKED = "packed.safetensors"
 ARCHITECTURES = ("qwen2", "llama", "gpt2")
 
-
-@cache
-def _transformers() -> Any:
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    return transformers
+__all__ = [  # what lies in the rooms beside is still asked for here
+    "PACKED",
+    "Model",
+    "Tokenizer",
+    "bytes_of",
+    "check_rows",
+    "check_vocabulary",
+    "content_id",
+    "load_tokenizer",
+    "shared_vocabulary",
+    "weight_files",
+]
 
 
 def device() -> Any:
@@ -40,136 +34,27 @@ def device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _refuse_remote_code(where: str, error: Exception) -> None:
-    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
-        raise UserError(f"{where}: needs its own Python code, which potstill never runs; choose another model") from error
-
-
-@contextmanager
-def _hub_errors(name: str):
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # whatever the hub's HTTP client of the day raises
-        _refuse_remote_code(f"hf:{name}", error)
-        text = str(error)
-        raise UserError(
-            f"hf:{name}: cannot be loaded from the hub ({type(error).__name__}: {text.splitlines()[0][:160]}); "
-            "without a network, download it elsewhere with 'hf download " + name + " --local-dir DIR' and write 'path:DIR'"
-        ) from error
-
-
-def _folder(where: str) -> Path | None:
-    """The local folder that `path:` names, checked; None for a hub name."""
-    scheme, _, rest = where.partition(":")
-    if scheme == "hf":
-        return None
-    folder = Path(os.path.expanduser(rest))  # unlike pathlib's, leaves the home of nobody as it is
-    if not folder.is_dir():
-        near = suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else [])
-        raise UserError(f"path:{rest}: no such folder{near}")
-    if not (folder / "config.json").is_file():
-        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved")
-    return folder
-
-
-def _hub(where: str) -> tuple[str, str | None]:
-    name, _, revision = where.removeprefix("hf:").partition("@")
-    return name, revision or None
-
-
 def config_of(where: str, offline_shape: bool = False) -> Any:
     """The transformers config of `path:…` or `hf:…`; with `offline_shape` the shipped table is asked before the hub."""
-    transformers = _transformers()
-    folder = _folder(where)
+    transformers = library()
+    folder = folder_of(where)
     if folder is not None:
         try:
             config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         except (ValueError, OSError) as error:
-            _refuse_remote_code(where, error)
+            refuse_remote_code(where, error)
             raise UserError(f"{where}: config.json cannot be read ({str(error).splitlines()[0][:160]})") from error
     else:
-        name, revision = _hub(where)
+        name, revision = hub_name(where)
         if offline_shape and name in KNOWN:
             shape = dict(KNOWN[name])
             return transformers.AutoConfig.for_model(shape.pop("model_type"), **shape)
-        with _hub_errors(name):
-            commit = _commit(name, revision)
+        with hub_errors(name):
+            commit = commit_of(name, revision)
             config = transformers.AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
     if config.model_type not in ARCHITECTURES:
         raise UserError(f"{where}: model type '{config.model_type}' is not supported (known: {', '.join(ARCHITECTURES)})")
     return config
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file, checked against the file's length."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise UserError(f"{path}: truncated in its header ({size:,} bytes); copy or download it again")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError:
-            raise UserError(f"{path}: not a safetensors file (its header is no JSON); copy or download it again") from None
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if size < expected:
-        raise UserError(f"{path}: truncated, {size:,} of {expected:,} bytes; copy or download it again")
-    return header
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, each checked to be whole.
-
-    Raises:
-        UserError: there are none, only pickled ones, one is missing, or one is truncated.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{index}: not an index of weight files; copy or download it again") from None
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            lost = f"{missing[0]} is missing ({len(missing)} of {len(names)} weight files)"
-            raise UserError(f"path:{folder}: {lost}; copy or download it again")
-        files = [folder / name for name in names]
-    else:
-        files = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
-    if not files:
-        if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
-            raise UserError(
-                f"path:{folder}: has pickled weights only, and unpickling can run code; save it once with "
-                "save_pretrained(…) in an environment you trust, which writes safetensors"
-            )
-        raise UserError(f"path:{folder}: holds no model.safetensors")
-    for file in files:
-        _safetensors_header(file)
-    return files
-
-
-def load_tokenizer(where: str) -> Tokenizer:
-    """The tokenizer of `path:…` or `hf:…`.
-
-    Raises:
-        UserError: there is none, or the hub cannot be reached.
-    """
-    transformers = _transformers()
-    folder = _folder(where)
-    if folder is None:
-        name, revision = _hub(where)
-        with _hub_errors(name):
-            return transformers.AutoTokenizer.from_pretrained(name, revision=_commit(name, revision), trust_remote_code=False)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
-        raise UserError(f"{where}: holds no tokenizer (tokenizer.json); copy it from the model it was trained from")
-    try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{where}: the tokenizer cannot be read ({str(error).splitlines()[0][:160]})") from error
 
 
 def load_model(where: str, dtype: Any = None) -> Model:
@@ -180,9 +65,9 @@ def load_model(where: str, dtype: Any = None) -> Model:
     """
     import torch
 
-    transformers = _transformers()
+    transformers = library()
     config = config_of(where)
-    folder = _folder(where)
+    folder = folder_of(where)
     options = {
         "dtype": dtype or torch.float32,
         "use_safetensors": True,
@@ -191,9 +76,9 @@ def load_model(where: str, dtype: Any = None) -> Model:
         "ignore_mismatched_sizes": True,  # so that we can name them
     }
     if folder is None:
-        name, revision = _hub(where)
-        with _hub_errors(name):
-            options["revision"] = _commit(name, revision)
+        name, revision = hub_name(where)
+        with hub_errors(name):
+            options["revision"] = commit_of(name, revision)
             model, info = transformers.AutoModelForCausalLM.from_pretrained(name, config=config, **options)
     else:
         weight_files(folder)
@@ -227,16 +112,16 @@ def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
     import torch
     from safetensors import safe_open
 
-    config, folder = config_of(where), _folder(where)
+    config, folder = config_of(where), folder_of(where)
     softcap = softcap_in(config)
     with torch.device("meta"):
-        model = _transformers().AutoModelForCausalLM.from_config(config)
+        model = library().AutoModelForCausalLM.from_config(config)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = config.tie_word_embeddings
     owner = embedding if tied else head
     (name,) = (name for name, module in model.named_modules() if module is owner)
     files = weight_files(folder) if folder is not None and head.bias is None else []
-    holding = [file for file in files if f"{name}.weight" in _safetensors_header(file)]
+    holding = [file for file in files if f"{name}.weight" in header_of(file)]
     if holding:
         with safe_open(str(holding[0]), framework="pt") as tensors:
             weight = tensors.get_tensor(f"{name}.weight")
@@ -265,80 +150,19 @@ def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
     return made.train(model.training)
 
 
-def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:
-    """Refuse a model that has no embedding for some of its tokenizer's tokens.
-
-    Raises:
-        UserError: tokens were added to the tokenizer, and not to the model.
-    """
-    check_rows(model.get_input_embeddings().weight.shape[0], tokenizer, where)
-
-
-def check_rows(rows: int, tokenizer: Tokenizer, where: str) -> None:
-    """`check_vocabulary` of a model that is not loaded, by the rows of its embedding."""
-    tokens = max(tokenizer.get_vocab().values()) + 1
-    if tokens > rows:
-        raise UserError(
-            f"{where}: the tokenizer has {tokens:,} tokens and the model only {rows:,} embeddings; "
-            "call model.resize_token_embeddings(len(tokenizer)) and save it again"
-        )
-
-
 def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int] | None = None) -> None:
     """As any Hub model is saved: config, safetensors, tokenizer with its chat template.
 
     With `stop_ids` plain transformers' `generate` stops where the model was trained to, and is greedy: what a checkpoint
     brought along (sampling, a repetition penalty, another end) was not what it was measured with.
     """
-    transformers = _transformers()
+    transformers = library()
     if stop_ids is not None:
         model.generation_config = transformers.GenerationConfig(
             eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, do_sample=False
         )
     model.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
-
-
-@cache
-def _commit(name: str, revision: str | None) -> str:
-    """The commit that a hub name stands for now, or that the cache holds when the hub is out of reach."""
-    if revision and len(revision) == 40:
-        return revision
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    try:
-        with _hub_errors(name):
-            return str(HfApi().model_info(name, revision=revision, timeout=10).sha)
-    except UserError:
-        cached = try_to_load_from_cache(name, "config.json", revision=revision)
-        if isinstance(cached, str):
-            return Path(cached).parent.name
-        raise
-
-
-_HASHES: dict[str, Any] = {}  # of this process
-
-
-def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
-    """What identifies a model's content: file hashes for a folder, the commit for a hub name.
-
-    `hashes` remembers file hashes by path, size and time, so that gigabytes are read once; default: while the process lives.
-    """
-    folder = _folder(where)
-    if folder is None:
-        name, revision = _hub(where)
-        return f"{name}@{_commit(name, revision)}"
-    hashes = hashes if hashes is not None else _HASHES
-    named = [path for pattern in ("*.json", "*.jinja", "*.txt", PACKED) for path in sorted(folder.glob(pattern))]
-    files = [*weight_files(folder), *(path for path in named if path.name != "artifact.json")]
-    found = {}
-    for file in files:
-        stat = file.stat()
-        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in hashes:
-            hashes[key] = file_hash(file)
-        found[file.name] = hashes[key]
-    return fingerprint(found)
 
 
 def blocks_of(model: Model) -> list[Any]:
@@ -390,7 +214,7 @@ def size_of(config: Any) -> Size:
     import torch
 
     with torch.device("meta"):
-        model = _transformers().AutoModelForCausalLM.from_config(config)
+        model = library().AutoModelForCausalLM.from_config(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     tied = head is embedding or config.tie_word_embeddings
@@ -401,45 +225,3 @@ def size_of(config: Any) -> Size:
     positions = sum(p.numel() for name, p in model.named_parameters() if name.endswith("wpe.weight"))
     in_embedding = embedding.numel() + positions
     return Size(total - in_embedding - head_count, in_embedding, head_count, head.shape[1], head.shape[0])
-
-
-def bytes_of(folder: Path) -> int:
-    """Bytes of a model's weights on disk; quantised layers count in their packed form."""
-    files = weight_files(folder)
-    packed = folder / PACKED
-    if not packed.is_file():
-        return sum(file.stat().st_size for file in files)
-    replaced = {name.rpartition(".")[0] for name in _safetensors_header(packed)}
-    rest = 0
-    for file in files:
-        for name, entry in _safetensors_header(file).items():
-            if name.removesuffix(".weight") not in replaced:
-                rest += entry["data_offsets"][1] - entry["data_offsets"][0]
-    return packed.stat().st_size + rest
-
-
-def shared_vocabulary(
-    teacher: Tokenizer, student: Tokenizer, teacher_name: str = "teacher", student_name: str = "student"
-) -> int:
-    """How many leading token ids mean the same to both; logits are sliced to these, never padded.
-
-    Raises:
-        UserError: the tokenizers differ, with the first id or setting where they do.
-    """
-    theirs, ours = teacher.get_vocab(), student.get_vocab()
-    if theirs != ours:
-        by_id = {i: token for token, i in theirs.items()}
-        mine = {i: token for token, i in ours.items()}
-        where = min(i for i in by_id.keys() | mine.keys() if by_id.get(i) != mine.get(i))
-        raise UserError(
-            f"{student_name} and {teacher_name} have different tokenizers ({len(ours):,} and {len(theirs):,} tokens; "
-            f"id {where} is {mine.get(where)!r} in one, {by_id.get(where)!r} in the other); "
-            "white-box distillation compares them token by token: choose two models of one family"
-        )
-    probe = "¿Qué tal, naïve café?  def f(x):\n\treturn x+1  1234 <|im_end|>"
-    if teacher.encode(probe, add_special_tokens=False) != student.encode(probe, add_special_tokens=False):
-        raise UserError(
-            f"{student_name} and {teacher_name} have the same tokens but cut text differently (merges or normaliser); "
-            "white-box distillation compares them token by token: choose two models of one family"
-        )
-    return max(theirs.values()) + 1

@@ -1,0 +1,78 @@
+"""Where a model's files lie: a folder on disk, or a name on the hub."""
+
+import logging
+import os
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from potstill.core.component import suggest
+from potstill.core.errors import UserError
+
+
+@cache
+def library() -> Any:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return transformers
+
+
+def refuse_remote_code(where: str, error: Exception) -> None:
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        raise UserError(f"{where}: needs its own Python code, which potstill never runs; choose another model") from error
+
+
+@contextmanager
+def hub_errors(name: str):
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever the hub's HTTP client of the day raises
+        refuse_remote_code(f"hf:{name}", error)
+        text = str(error)
+        raise UserError(
+            f"hf:{name}: cannot be loaded from the hub ({type(error).__name__}: {text.splitlines()[0][:160]}); "
+            "without a network, download it elsewhere with 'hf download " + name + " --local-dir DIR' and write 'path:DIR'"
+        ) from error
+
+
+def folder_of(where: str) -> Path | None:
+    """The local folder that `path:` names, checked; None for a hub name."""
+    scheme, _, rest = where.partition(":")
+    if scheme == "hf":
+        return None
+    folder = Path(os.path.expanduser(rest))  # unlike pathlib's, leaves the home of nobody as it is
+    if not folder.is_dir():
+        near = suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else [])
+        raise UserError(f"path:{rest}: no such folder{near}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved")
+    return folder
+
+
+def hub_name(where: str) -> tuple[str, str | None]:
+    name, _, revision = where.removeprefix("hf:").partition("@")
+    return name, revision or None
+
+
+@cache
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit that a hub name stands for now, or that the cache holds when the hub is out of reach."""
+    if revision and len(revision) == 40:
+        return revision
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        with hub_errors(name):
+            return str(HfApi().model_info(name, revision=revision, timeout=10).sha)
+    except UserError:
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent.name
+        raise

@@ -1,0 +1,75 @@
+"""Tokenizers: loading, and whether two of them, or one and a model, speak of the same tokens."""
+
+from typing import Any
+
+from potstill.core.errors import UserError
+from potstill.edges.hub import commit_of, folder_of, hub_errors, hub_name, library
+
+Model = Any  # transformers.PreTrainedModel
+Tokenizer = Any  # transformers.PreTrainedTokenizerBase
+
+
+def load_tokenizer(where: str) -> Tokenizer:
+    """The tokenizer of `path:…` or `hf:…`.
+
+    Raises:
+        UserError: there is none, or the hub cannot be reached.
+    """
+    transformers = library()
+    folder = folder_of(where)
+    if folder is None:
+        name, revision = hub_name(where)
+        with hub_errors(name):
+            return transformers.AutoTokenizer.from_pretrained(name, revision=commit_of(name, revision), trust_remote_code=False)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "tokenizer.model")):
+        raise UserError(f"{where}: holds no tokenizer (tokenizer.json); copy it from the model it was trained from")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{where}: the tokenizer cannot be read ({str(error).splitlines()[0][:160]})") from error
+
+
+def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:
+    """Refuse a model that has no embedding for some of its tokenizer's tokens.
+
+    Raises:
+        UserError: tokens were added to the tokenizer, and not to the model.
+    """
+    check_rows(model.get_input_embeddings().weight.shape[0], tokenizer, where)
+
+
+def check_rows(rows: int, tokenizer: Tokenizer, where: str) -> None:
+    """`check_vocabulary` of a model that is not loaded, by the rows of its embedding."""
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > rows:
+        raise UserError(
+            f"{where}: the tokenizer has {tokens:,} tokens and the model only {rows:,} embeddings; "
+            "call model.resize_token_embeddings(len(tokenizer)) and save it again"
+        )
+
+
+def shared_vocabulary(
+    teacher: Tokenizer, student: Tokenizer, teacher_name: str = "teacher", student_name: str = "student"
+) -> int:
+    """How many leading token ids mean the same to both; logits are sliced to these, never padded.
+
+    Raises:
+        UserError: the tokenizers differ, with the first id or setting where they do.
+    """
+    theirs, ours = teacher.get_vocab(), student.get_vocab()
+    if theirs != ours:
+        by_id = {i: token for token, i in theirs.items()}
+        mine = {i: token for token, i in ours.items()}
+        where = min(i for i in by_id.keys() | mine.keys() if by_id.get(i) != mine.get(i))
+        raise UserError(
+            f"{student_name} and {teacher_name} have different tokenizers ({len(ours):,} and {len(theirs):,} tokens; "
+            f"id {where} is {mine.get(where)!r} in one, {by_id.get(where)!r} in the other); "
+            "white-box distillation compares them token by token: choose two models of one family"
+        )
+    probe = "¿Qué tal, naïve café?  def f(x):\n\treturn x+1  1234 <|im_end|>"
+    if teacher.encode(probe, add_special_tokens=False) != student.encode(probe, add_special_tokens=False):
+        raise UserError(
+            f"{student_name} and {teacher_name} have the same tokens but cut text differently (merges or normaliser); "
+            "white-box distillation compares them token by token: choose two models of one family"
+        )
+    return max(theirs.values()) + 1
