@@ -10,7 +10,7 @@ from typing import Any
 from potstill.core.errors import UserError
 from potstill.edges.hub import INDEX, WEIGHTS, commit_of, files_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
 from potstill.edges.known import KNOWN
-from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, load_tokenizer, shared_vocabulary
+from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, form_of, load_tokenizer, shared_vocabulary
 from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, stored_in, weight_files
 
 ARCHITECTURES = ("qwen2", "llama", "gpt2")
@@ -24,6 +24,7 @@ __all__ = [  # what lies in the rooms beside is still asked for here
     "check_rows",
     "check_vocabulary",
     "content_id",
+    "form_of",
     "load_tokenizer",
     "shared_vocabulary",
     "weight_files",

@@ -11,7 +11,8 @@ from potstill.core.errors import UserError
 from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.models import check_rows, config_of, load_tokenizer, shared_vocabulary
+from potstill.edges import ranks
+from potstill.edges.models import check_positions, check_rows, config_of, load_tokenizer, shared_vocabulary
 from potstill.inits import Init
 from potstill.losses.objectives import Distillation
 from potstill.losses.targets import Signal
@@ -19,7 +20,8 @@ from potstill.stages.base import CacheRef, Context, DataStage, ModelRef, Stage
 from potstill.stages.cache import Cache
 from potstill.stages.start import Adapter, check_start, load_student
 from potstill.stages.training import Validation, train
-from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal
+from potstill.teachers.reading import TeacherReads, foreign_form
+from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
 from potstill.train.loop import Optim, in_bf16
 
 
@@ -29,6 +31,8 @@ class Distill(DataStage, kind="distill"):
     Loss: (1−ratio)·CE + ratio·T²·divergence; Hinton et al., arXiv:1503.02531. Rows, order and steps are those that SFT
     with the same data, `optim` and `seed` sees. The teacher reads each row once: what it says is kept in the run's folder
     while the first epoch runs, and every later epoch, seed and student with the same rows reads it back.
+
+    The summary's `teacher_reads`: how the form that the teacher was made to read differs from its own; None where it does not.
     """
 
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
@@ -42,6 +46,11 @@ class Distill(DataStage, kind="distill"):
     teacher_precision: TeacherPrecision = Field(
         default="auto",
         description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
+    )
+    teacher_reads: TeacherReads = Field(
+        default="own",
+        description="own: refuse a teacher whose chat template gives other tokens than the student's; "
+        "student: let it read the student's form all the same",
     )
     divergence: Divergence = ForwardKL()
     ratio: float = Field(default=0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
@@ -63,6 +72,8 @@ class Distill(DataStage, kind="distill"):
         fields = type(self).model_fields
         if self.cache is not None and any(getattr(self, name) != fields[name].default for name in ("signal", "top_k")):
             raise ValueError("the cache brings its own signal and top_k; set them there and leave them out here")
+        if self.cache is not None and self.teacher_reads == "student":
+            raise ValueError("a cache holds rows in the teacher's own form; leave out cache, or teacher_reads = 'student'")
         if self.signal != "topk" and self.top_k != fields["top_k"].default:
             raise ValueError("top_k is for signal = 'topk'; set that too, or leave top_k out")
         return self
@@ -95,10 +106,15 @@ class Distill(DataStage, kind="distill"):
 
     def run(self, context: Context) -> dict[str, Any]:
         where, teacher_where = context.where(self.student), context.where(self.teacher)
-        tokenizer = load_tokenizer(where)
-        vocab = shared_vocabulary(load_tokenizer(teacher_where), tokenizer, str(self.teacher), str(self.student))
+        tokenizer, teacher_tokenizer = load_tokenizer(where), load_tokenizer(teacher_where)
+        vocab = shared_vocabulary(teacher_tokenizer, tokenizer, str(self.teacher), str(self.student))
         check_rows(config_of(teacher_where).vocab_size, tokenizer, str(self.teacher))
         work, rows = context.work, about(self.data, self.prompts)
+        foreign = ranks.on_first(
+            lambda: foreign_form(
+                tokenizer, teacher_tokenizer, self.prompts, self.data.examples("train"), self.teacher_reads, work.name
+            )
+        )
         teacher = Teacher(
             teacher_where, self.teacher_precision, in_bf16(self.optim.precision), vocab, work.note, self.shard_teacher
         )
@@ -106,6 +122,8 @@ class Distill(DataStage, kind="distill"):
         signals: list[Signal] = []
 
         def objective(store: TokenStore) -> Distillation:
+            for who, config in (("teacher", config_of(teacher_where)), ("student", student.config)):
+                check_positions(config, longest(store), f"{work.name}: {who}")
             if built is not None:
                 signals.append(built_signal(built, teacher, self.temperature, rows, store))
             elif self.signal == "live":
@@ -118,4 +136,4 @@ class Distill(DataStage, kind="distill"):
         student, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
         common = (self.data, self.prompts, self.optim, self.validation, objective, self.seed)
         summary = train(context, student, tokenizer, *common, finish=merge)
-        return {**summary, "signal": facts_of(signals[0])}
+        return {**summary, "signal": facts_of(signals[0]), "teacher_reads": foreign}
