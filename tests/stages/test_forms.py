@@ -108,9 +108,10 @@ def test_each_model_is_asked_in_its_own_form_and_stops_at_its_own_ends(root: Pat
 def test_a_row_that_does_not_fit_one_model_is_left_out_for_all_and_counted_once(root: Path, tmp_path: Path) -> None:
     long = tmp_path / "long"
     tokenizer = load_tokenizer(f"path:{root / 'chatml'}")
-    tokenizer.chat_template = "{{ 'amber barley copper draff ester foreshot grist heads kiln lauter malt' }}" + CHATML
+    wordy = "{% if '3' in messages[0].content %}{{ 'amber barley copper draff ester foreshot grist heads' }}{% endif %}"
+    tokenizer.chat_template = wordy + CHATML
     save_model(load_model(f"path:{root / 'chatml'}"), tokenizer, long)
-    tight = {"max_tokens": 160, "max_prompt_tokens": 36}
+    tight = {"max_tokens": 160, "max_prompt_tokens": 30}
     table = study(root, [("chatml", "sft")])
     table["study"].append({"name": "long", "role": "kd", "model": f"path:{long}"})
     found, _, summary = run(root, tmp_path / "both", table, prompts=tight)
