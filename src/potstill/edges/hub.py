@@ -115,7 +115,7 @@ def indexed(index: Path) -> list[str]:
         UserError: it is not an index.
     """
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted({Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{index}: not an index of weight files; copy or download it again") from None
 

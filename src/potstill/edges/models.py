@@ -16,18 +16,32 @@ from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, stored_
 ARCHITECTURES = ("qwen2", "llama", "gpt2")
 PLAIN = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
 
-__all__ = [  # what lies in the rooms beside is still asked for here
+__all__ = [  # what lies in the rooms beside is asked for here as well
     "PACKED",
     "Model",
+    "Size",
     "Tokenizer",
+    "blocks_of",
     "bytes_of",
+    "check_positions",
     "check_rows",
     "check_vocabulary",
+    "config_of",
     "content_id",
+    "device",
     "form_of",
+    "linears_in",
+    "load_head",
+    "load_model",
     "load_tokenizer",
+    "positions_of",
+    "save_model",
     "shared_vocabulary",
+    "size_of",
+    "softcap_in",
     "weight_files",
+    "weight_problems",
+    "with_weights",
 ]
 
 

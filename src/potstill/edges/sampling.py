@@ -130,11 +130,16 @@ def stream(
 
 def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats: int = 3) -> float:
     """Tokens per second of greedy decoding for one sequence, prompt excluded: the best of some repeats, which other work on
-    the machine disturbs least."""
+    the machine disturbs least.
+
+    Raises:
+        UserError: as `generate`.
+    """
     import time
 
     import torch
 
+    _check_room(model, len(prompt), new_tokens + 1)
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = {
         "attention_mask": torch.ones_like(ids_BT),

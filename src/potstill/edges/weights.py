@@ -26,10 +26,10 @@ def header_of(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: truncated in its header ({size:,} bytes); copy or download it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            header.pop("__metadata__", None)
+            expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             raise UserError(f"{path}: not a safetensors file (its header is no JSON); copy or download it again") from None
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
         raise UserError(f"{path}: truncated, {size:,} of {expected:,} bytes; copy or download it again")
     return header
