@@ -119,7 +119,7 @@ def test_bfloat16_products_give_every_weight_its_gradient(name: str, tied: bool,
     for enabled, chunk in ((False, CHUNK_BYTES), (True, 3 * 4 * (len(tokenizer) + PADDED))):
         model.zero_grad()
         with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            patch.setattr("potstill.losses.head._chosen_bytes", lambda _, chunk=chunk: chunk)
+            patch.setattr("potstill.losses.head.chunk_bytes", lambda _, chunk=chunk: chunk)
             loss = objective(model, batch)
         loss.total.backward()
         found.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
@@ -323,7 +323,7 @@ class Table(torch.nn.Module):
             super().__init__()
             self.logits_VV = torch.nn.Parameter(torch.tensor(logits_VV, dtype=torch.float64))
 
-        def forward(self, input_ids: Tensor, position_ids: Tensor, use_cache: bool) -> Any:
+        def forward(self, input_ids: Tensor, position_ids: Tensor, use_cache: bool, **packing: Any) -> Any:
             from types import SimpleNamespace
 
             return SimpleNamespace(last_hidden_state=self.logits_VV[input_ids])

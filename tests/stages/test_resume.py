@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -221,6 +222,21 @@ def test_stopped_in_the_middle_of_a_validation_it_ends_the_same(store: TokenStor
     fit(again, store, CrossEntropy(), settings, Work(tmp_path / "b", "b"), seed=1, validate=straight, validations=2)
     assert all(torch.equal(a, b) for a, b in zip(weights(model), weights(again), strict=True))
     assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
+
+
+def test_resumed_where_less_memory_is_free_it_ends_the_same(
+    store: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a vocabulary so large that a step's logits would be cut, were they cut by what is free."""
+    settings = Optim(steps=3, batch_size=20, lr=1e-3)
+    straight, model = (tiny_model("qwen2", 40_000, width=16) for _ in range(2))
+    fit(straight, store, CrossEntropy(), settings, Work(tmp_path / "straight", "straight"), seed=1)
+    broken = Work(tmp_path / "broken", "broken", checkpoint=CheckpointRules(every_steps=1), stop_requested=Stopping(2))
+    with pytest.raises(Interrupted):
+        fit(model, store, CrossEntropy(), settings, broken, seed=1)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 20, total=1 << 30))
+    fit(model, store, CrossEntropy(), settings, Work(tmp_path / "broken", "broken"), seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(straight), weights(model), strict=True))
 
 
 def test_half_written_checkpoints_are_ignored(store: TokenStore, tmp_path: Path) -> None:

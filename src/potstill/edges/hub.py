@@ -1,5 +1,6 @@
 """Where a model's files lie: a folder on disk, or a name on the hub."""
 
+import json
 import logging
 import os
 from contextlib import contextmanager
@@ -9,6 +10,9 @@ from typing import Any
 
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
 @cache
@@ -43,7 +47,11 @@ def hub_errors(name: str):
 
 
 def folder_of(where: str) -> Path | None:
-    """The local folder that `path:` names, checked; None for a hub name."""
+    """The local folder that `path:` names, checked; None for a hub name.
+
+    Raises:
+        UserError: no such folder, no model in it, or an adapter beside or in place of the model.
+    """
     scheme, _, rest = where.partition(":")
     if scheme == "hf":
         return None
@@ -51,6 +59,7 @@ def folder_of(where: str) -> Path | None:
     if not folder.is_dir():
         near = suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else [])
         raise UserError(f"path:{rest}: no such folder{near}")
+    refuse_adapter(folder, where)
     if not (folder / "config.json").is_file():
         raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved")
     return folder
@@ -76,3 +85,54 @@ def commit_of(name: str, revision: str | None) -> str:
         if isinstance(cached, str):
             return Path(cached).parent.name
         raise
+
+
+def files_of(where: str) -> Path:
+    """The folder that holds a model's configuration and weights; of a hub name the downloaded snapshot of its commit.
+
+    Raises:
+        UserError: as `folder_of`, or the hub is out of reach.
+    """
+    folder = folder_of(where)
+    if folder is not None:
+        return folder
+    from huggingface_hub import snapshot_download
+
+    name, revision = hub_name(where)
+    with hub_errors(name):
+        commit = commit_of(name, revision)
+        small = ["config.json", "generation_config.json", INDEX, *ADAPTER[:1]]
+        snapshot = Path(snapshot_download(name, revision=commit, allow_patterns=small))
+        refuse_adapter(snapshot, where)
+        files = [WEIGHTS, *(indexed(snapshot / INDEX) if (snapshot / INDEX).is_file() else ())]
+        return Path(snapshot_download(name, revision=commit, allow_patterns=files))
+
+
+def indexed(index: Path) -> list[str]:
+    """The weight files that an index names.
+
+    Raises:
+        UserError: it is not an index.
+    """
+    try:
+        return sorted({Path(name).name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index}: not an index of weight files; copy or download it again") from None
+
+
+def refuse_adapter(folder: Path, where: str) -> None:
+    """Refuse adapter files: with peft installed transformers would add them to the model, without it leave them out.
+
+    Raises:
+        UserError: there are some; names the ways out.
+    """
+    found = [name for name in ADAPTER if (folder / name).is_file()]
+    if not found:
+        return
+    merge = "merge it into its base model with peft (merge_and_unload(), then save_pretrained) and name the merged folder"
+    if (folder / "config.json").is_file():
+        raise UserError(
+            f"{where}: holds a model and an adapter ({', '.join(found)}), and which of them is meant is not said; {merge}, "
+            "or move the adapter's files out of the folder to use the model without it"
+        )
+    raise UserError(f"{where}: holds an adapter ({', '.join(found)}) and no model; {merge}, or name the base model itself")

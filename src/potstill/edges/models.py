@@ -1,29 +1,47 @@
 """Language models as the Hub stores them: loading, saving, sizes."""
 
 import copy
+import re
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
-from potstill.edges.hub import commit_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
+from potstill.edges.hub import INDEX, WEIGHTS, commit_of, files_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
 from potstill.edges.known import KNOWN
-from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, load_tokenizer, shared_vocabulary
-from potstill.edges.weights import PACKED, bytes_of, content_id, header_of, weight_files
+from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, form_of, load_tokenizer, shared_vocabulary
+from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, stored_in, weight_files
 
 ARCHITECTURES = ("qwen2", "llama", "gpt2")
+PLAIN = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
 
-__all__ = [  # what lies in the rooms beside is still asked for here
+__all__ = [  # what lies in the rooms beside is asked for here as well
     "PACKED",
     "Model",
+    "Size",
     "Tokenizer",
+    "blocks_of",
     "bytes_of",
+    "check_positions",
     "check_rows",
     "check_vocabulary",
+    "config_of",
     "content_id",
+    "device",
+    "form_of",
+    "linears_in",
+    "load_head",
+    "load_model",
     "load_tokenizer",
+    "positions_of",
+    "save_model",
     "shared_vocabulary",
+    "size_of",
+    "softcap_in",
     "weight_files",
+    "weight_problems",
+    "with_weights",
 ]
 
 
@@ -35,7 +53,10 @@ def device() -> Any:
 
 
 def config_of(where: str, offline_shape: bool = False) -> Any:
-    """The transformers config of `path:…` or `hf:…`; with `offline_shape` the shipped table is asked before the hub."""
+    """The transformers config of `path:…` or `hf:…`; with `offline_shape` the shipped table is asked before the hub.
+
+    Of a folder, `tie_word_embeddings` is what its weights say: a head that differs from the embedding is not tied to it.
+    """
     transformers = library()
     folder = folder_of(where)
     if folder is not None:
@@ -54,6 +75,8 @@ def config_of(where: str, offline_shape: bool = False) -> Any:
             config = transformers.AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
     if config.model_type not in ARCHITECTURES:
         raise UserError(f"{where}: model type '{config.model_type}' is not supported (known: {', '.join(ARCHITECTURES)})")
+    if folder is not None and config.tie_word_embeddings and any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        config.tie_word_embeddings = _tied(config, stored_in(weight_files(folder)))
     return config
 
 
@@ -61,41 +84,130 @@ def load_model(where: str, dtype: Any = None) -> Model:
     """The causal language model of `path:…` or `hf:…`, in float32 unless told, on `device()`, in evaluation mode.
 
     Raises:
-        UserError: no such folder, no safetensors, truncated weights, weights that do not fit the config, hub out of reach.
+        UserError: no such folder, no safetensors, truncated weights, weights that do not fit the config (`weight_problems`),
+            an adapter beside the model, hub out of reach.
     """
     import torch
 
-    transformers = library()
-    config = config_of(where)
-    folder = folder_of(where)
-    options = {
-        "dtype": dtype or torch.float32,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # so that we can name them
-    }
-    if folder is None:
-        name, revision = hub_name(where)
-        with hub_errors(name):
-            options["revision"] = commit_of(name, revision)
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(name, config=config, **options)
-    else:
-        weight_files(folder)
-        try:
-            model, info = transformers.AutoModelForCausalLM.from_pretrained(str(folder), config=config, **options)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{where}: the weights do not fit config.json ({str(error).splitlines()[0][:160]})") from error
-    for name, stored, expected in sorted(info["mismatched_keys"]):
-        shapes = f"'{name}' is {tuple(stored)}, config.json asks for {tuple(expected)}"
-        raise UserError(f"{where}: the weights do not fit config.json: {shapes}; take both from one model")
-    missing = sorted(info["missing_keys"])
+    config, folder = _checked(where)
+    try:
+        model, info = library().AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            config=config,
+            dtype=dtype or torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise UserError(f"{where}: the weights do not fit config.json ({str(error).splitlines()[0][:160]})") from error
+    left = sorted({*info["missing_keys"], *(name for name in info["unexpected_keys"] if not _harmless(name, config))})
+    assert not left, f"weight_problems overlooked {left}"
+    return model.to(device()).eval()
+
+
+def weight_problems(where: str) -> list[str]:
+    """What in a model's weight files does not fit its config.json, each in words; from the files' headers alone.
+
+    A weight that is missing, that has another shape, that has no place in the described model (biases without their flag,
+    layers beyond the last, another tower), or that is stored as codes. Buffers that every model can make again are no
+    problem, nor is an output head beside a tied embedding: see `config_of`.
+
+    Raises:
+        UserError: there are no weights, or their files are damaged; as `config_of`.
+    """
+    return _problems(config_of(where), stored_in(weight_files(files_of(where))))
+
+
+def _checked(where: str) -> tuple[Any, Path]:
+    """A model's config, tied or not as its weights are, and the folder of these, which fit it."""
+    config, folder = config_of(where), files_of(where)
+    stored = stored_in(weight_files(folder))
+    config.tie_word_embeddings = _tied(config, stored)
+    problems = _problems(config, stored)
+    if problems:
+        raise UserError(f"{where}: {'; '.join(problems)}")
+    return config, folder
+
+
+def _problems(config: Any, stored: dict[str, Stored]) -> list[str]:
+    import torch
+
+    if getattr(config, "transformers_weights", None) not in (None, WEIGHTS):
+        return [f"config.json names weights of its own (transformers_weights); call the file {WEIGHTS} and remove the field"]
+    with torch.device("meta"):
+        shapes = {name: tuple(t.shape) for name, t in library().AutoModelForCausalLM.from_config(config).state_dict().items()}
+    names = _names(config)
+    found = {names.of_model(name, shapes): tensor for name, tensor in stored.items()}
+    problems = []
+    if len(found) < len(stored):
+        twice = next(name for name in stored if name not in found)
+        problems.append(f"'{twice}' is stored twice, with and without '{names.prefix}'; copy or download the weights again")
+    if config.tie_word_embeddings and found.keys() & {names.head, names.embedding}:  # one of the two says it all
+        shapes = {name: shape for name, shape in shapes.items() if name in found or name not in (names.head, names.embedding)}
+    wrong = sorted(name for name, shape in shapes.items() if name in found and found[name].shape != shape)
+    if wrong:
+        seen = f"'{wrong[0]}' is {found[wrong[0]].shape}, config.json asks for {shapes[wrong[0]]}"
+        problems.append(f"the weights do not fit config.json: {seen}; take both from one model")
+    missing = sorted(shapes.keys() - found.keys())
     if missing:
         lost = "1 weight is missing:" if len(missing) == 1 else f"{len(missing)} weights are missing, the first is"
-        raise UserError(f"{where}: {lost} '{missing[0]}'; the folder is not complete")
-    return model.to(device()).eval()
+        own = "; if the head is the embedding's matrix, set tie_word_embeddings to true in config.json"
+        problems.append(f"{lost} '{missing[0]}'; the folder is not complete{own if missing == [names.head] else ''}")
+    foreign = sorted(name for name in found if name not in shapes and not _harmless(name, config))
+    if foreign:
+        lost = "1 weight has" if len(foreign) == 1 else f"{len(foreign)} weights have"
+        first = "it is" if len(foreign) == 1 else "the first is"
+        problems.append(
+            f"{lost} no place in the model that config.json describes, {first} '{foreign[0]}'; without it this would be "
+            "another model: take config and weights from one model"
+        )
+    coded = sorted(name for name in shapes.keys() & found.keys() if found[name].dtype not in PLAIN)
+    if coded:
+        problems.append(f"'{coded[0]}' is stored as {found[coded[0]].dtype}, and only {', '.join(PLAIN)} are read")
+    return problems
+
+
+@dataclass(frozen=True)
+class _Names:
+    """What an architecture calls its head and embedding, and what its files may leave out before a name."""
+
+    head: str
+    embedding: str
+    prefix: str
+
+    def of_model(self, stored: str, known: Container[str]) -> str:
+        """The model's name of a stored tensor: files of GPT-2 say `wte.weight` for `transformer.wte.weight`."""
+        return f"{self.prefix}{stored}" if stored not in known and f"{self.prefix}{stored}" in known else stored
+
+
+def _names(config: Any) -> _Names:
+    kind = library().MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    ((head, embedding),) = kind._tied_weights_keys.items()
+    return _Names(head, embedding, f"{kind.base_model_prefix}.")
+
+
+def _tied(config: Any, stored: dict[str, Stored]) -> bool:
+    """Whether head and embedding are one matrix: as config.json says, unless the file holds two that differ."""
+    ends = _ends(config, stored)
+    if not config.tie_word_embeddings or len(ends) < 2:
+        return bool(config.tie_word_embeddings)
+    (one, head), (other, embedding) = ends.values()
+    return (head.dtype, head.shape) == (embedding.dtype, embedding.shape) and head.read(one).equal(embedding.read(other))
+
+
+def _ends(config: Any, stored: dict[str, Stored]) -> dict[str, tuple[str, Stored]]:
+    """Of head and embedding those that are stored: by the model's name, the file's name and the tensor."""
+    names = _names(config)
+    known = (names.head, names.embedding)
+    found = {names.of_model(name, known): (name, tensor) for name, tensor in stored.items()}
+    return {name: found[name] for name in known if name in found}
+
+
+def _harmless(name: str, config: Any) -> bool:
+    """Whether a stored tensor is a buffer that the model makes by itself: rotary frequencies, GPT-2's causal masks."""
+    masks = config.model_type == "gpt2" and re.search(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$", name)
+    return bool(masks or re.search(r"(^|\.)rotary_emb\.inv_freq$", name))
 
 
 def softcap_in(config: Any) -> float | None:
@@ -104,39 +216,72 @@ def softcap_in(config: Any) -> float | None:
 
 
 def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
-    """A model's output layer alone, frozen, on `device()`, and the softcap of its logits; the body is not kept in memory.
+    """The output layer of `load_model` alone, frozen, on `device()`, and the softcap of its logits; the body is not read.
 
     Raises:
         UserError: as `load_model`.
     """
     import torch
-    from safetensors import safe_open
 
-    config, folder = config_of(where), folder_of(where)
-    softcap = softcap_in(config)
-    with torch.device("meta"):
-        model = library().AutoModelForCausalLM.from_config(config)
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = config.tie_word_embeddings
-    owner = embedding if tied else head
-    (name,) = (name for name, module in model.named_modules() if module is owner)
-    files = weight_files(folder) if folder is not None and head.bias is None else []
-    holding = [file for file in files if f"{name}.weight" in header_of(file)]
-    if holding:
-        with safe_open(str(holding[0]), framework="pt") as tensors:
-            weight = tensors.get_tensor(f"{name}.weight")
-        if tuple(weight.shape) == tuple(head.weight.shape):
-            alone = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-            alone.weight = torch.nn.Parameter(weight.to(device(), dtype or torch.float32), requires_grad=False)
-            return alone, softcap
-    whole = load_model(where, dtype).get_output_embeddings()  # from the hub, or saved under other names
-    return whole.requires_grad_(False), softcap
+    config, folder = _checked(where)
+    ends = _ends(config, stored_in(weight_files(folder)))
+    names = _names(config)
+    wanted = [names.embedding, names.head] if config.tie_word_embeddings else [names.head]
+    stored_name, tensor = next(ends[name] for name in wanted if name in ends)
+    weight = tensor.read(stored_name)
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    head.weight = torch.nn.Parameter(weight.to(device(), dtype or torch.float32), requires_grad=False)
+    return head, softcap_in(config)
+
+
+def positions_of(config: Any) -> int | None:
+    """The most tokens that a row may have; None where nothing bounds it.
+
+    Positions that the model has; where its rotary frequencies depend on the longest row of a pass (longrope, dynamic), the
+    tokens up to which they do not.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    bounds = [limit] if limit else []
+    bounds += [rope["original_max_position_embeddings"] for rope in _ropes(config) if rope.get("rope_type") == "longrope"]
+    return min(bounds, default=None)
+
+
+def check_positions(config: Any, tokens: int, who: str) -> None:
+    """Refuse rows longer than a model can read, by its config alone.
+
+    Args:
+        tokens: of the longest row, its response or answer included.
+        who: whose config it is, for the message.
+
+    Raises:
+        UserError: the model has fewer positions, or reads longer rows otherwise than short ones.
+    """
+    limit = positions_of(config)
+    if limit is None or tokens <= limit:
+        return
+    if limit < config.max_position_embeddings:
+        raise UserError(
+            f"{who}: a row has {tokens:,} tokens, and in a pass with more than {limit:,} the model counts positions by other "
+            f"frequencies (rope type longrope), also in the rows beside it; lower prompts.max_tokens to {limit}"
+        )
+    raise UserError(
+        f"{who}: a row has {tokens:,} tokens and the model {limit:,} positions; lower prompts.max_tokens to {limit}, "
+        "or choose a model with more"
+    )
+
+
+def _ropes(config: Any) -> list[dict[str, Any]]:
+    """Rotary settings: one table, or one for each type of layer."""
+    table = getattr(config, "rope_parameters", None) or {}
+    tables = [table, *(value for value in table.values() if isinstance(value, dict))]
+    return [found for found in tables if "rope_type" in found]
 
 
 def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
     """A model of the same class and of another config, holding these weights; nothing is shared with the first."""
     import torch
 
+    config.tie_word_embeddings = model.get_output_embeddings().weight is model.get_input_embeddings().weight
     with torch.device("meta"):
         made = type(model)(config)
     made.load_state_dict(weights, strict=False, assign=True)

@@ -1,8 +1,7 @@
 """Rows end to end through a transformers model, each attending to itself alone."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+import sys
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -12,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model
+from potstill.edges.models import Model, check_positions
 
 _NAME = "potstill_packed"
-_lengths: ContextVar[Sequence[int]] = ContextVar("lengths")
+# keywords of an attention layer that change nothing of its result, or that `_attend` looks at
+_KNOWN = {"position_ids", "cache_position", "use_cache", "output_attentions", "sliding_window", "is_causal"}
 
 
 class Tie:
@@ -67,55 +67,103 @@ def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seque
         tie: of this pass, see `tie_of`.
 
     Raises:
-        UserError: the model attends through a sliding window shorter than a document.
+        UserError: a document is longer than the model's positions or than a window it attends through, or its attention
+            asks for something that packed attention does not do, such as a softcap.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window and max(lengths) > window:
-        raise UserError(
-            f"the model attends through a window of {window} tokens, and a row has {max(lengths)}; lower prompts.max_tokens"
-        )
+    check_positions(model.config, max(lengths), "the model")
+    _prepare(model)
     if tie is None:
         tokens = {"input_ids": ids_T[None]}
     else:
         embedding = model.get_input_embeddings()
         tokens = {"inputs_embeds": _TiedEmbedding.apply(embedding.weight, ids_T, embedding.padding_idx, tie)[None]}
-    with _attending_within(model, lengths):
-        states = model.base_model(**tokens, position_ids=position_T[None], use_cache=False)
+    # a mask of four dimensions is handed on as it is: none of [T, T] is built
+    unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_T.device)
+    states = model.base_model(
+        **tokens, position_ids=position_T[None], attention_mask=unused, use_cache=False, packed_lengths=tuple(lengths)
+    )
     return states.last_hidden_state[0]
 
 
-@contextmanager
-def _attending_within(model: Model, lengths: Sequence[int]) -> Iterator[None]:
+class _Packing:
+    """The config that an attention layer sees: the model's own, but for the attention that it names.
+
+    It stays in the layer, because gradient checkpointing runs layers again on the way back; the model's config is untouched.
+    """
+
+    _attn_implementation = _NAME
+
+    def __init__(self, config: Any) -> None:
+        self.plain = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "plain":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self.plain, name)
+
+
+def _prepare(model: Model) -> None:
+    """Let every attention layer ask `_attend`, which without lengths does what the model's config names.
+
+    Raises:
+        UserError: a model of transformers has no attention layer of the kind that can be asked so.
+    """
+    from transformers import PreTrainedModel
+
     _register()
-    config = model.config
-    before, token = config._attn_implementation, _lengths.set(lengths)
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        _lengths.reset(token)
+    layers = [module for module in model.base_model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
+    if not layers and isinstance(model, PreTrainedModel):
+        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; use a Qwen2, Llama or GPT-2 model")
+    for layer in layers:
+        if not isinstance(layer.config, _Packing):
+            layer.config = _Packing(layer.config)
 
 
 @cache
 def _register() -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)  # no mask function of this name: none is built
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)
+
+
+def _plain_attention(module: Any) -> Callable[..., Any]:
+    """What a layer would attend by, were it not for us."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS.get_interface(module.config.plain._attn_implementation, eager)
 
 
 def _attend(
     module: Any,
-    query_1HTK: Tensor,
-    key_1GTK: Tensor,
-    value_1GTK: Tensor,
+    query_BHTK: Tensor,
+    key_BGTK: Tensor,
+    value_BGTK: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **rest: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention inside each document. Kernels for block-diagonal masks pay for the whole square; these do not."""
-    return attend_within(query_1HTK, key_1GTK, value_1GTK, _lengths.get(), dropout, scaling)[None], None
+    packed_lengths: tuple[int, ...] | None = None,
+    **more: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Causal attention inside each document of a pack; without lengths, what the model's config names.
+
+    Kernels for block-diagonal masks pay for the whole square; one call for each length does not.
+    """
+    if packed_lengths is None:
+        plain = _plain_attention(module)
+        return plain(module, query_BHTK, key_BGTK, value_BGTK, attention_mask, dropout=dropout, scaling=scaling, **more)
+    unknown = sorted(name for name, value in more.items() if name not in _KNOWN and value is not None)
+    if unknown:
+        raise UserError(f"the model's attention asks for {', '.join(unknown)}, which is not supported; choose another model")
+    window = more.get("sliding_window")
+    if window is not None and max(packed_lengths) > window:
+        raise UserError(
+            f"the model attends through a window of {window} tokens, and a row has {max(packed_lengths)}; "
+            "lower prompts.max_tokens"
+        )
+    if more.get("is_causal") is False or not getattr(module, "is_causal", True):
+        raise UserError("the model's attention looks ahead; choose a causal language model")
+    return attend_within(query_BHTK, key_BGTK, value_BGTK, packed_lengths, dropout, scaling)[None], None
 
 
 def attend_within(

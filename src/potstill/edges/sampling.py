@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model, Tokenizer
+from potstill.edges.models import Model, Tokenizer, positions_of
 
 
 def _arguments(max_new_tokens: int, stop_ids: list[int], temperature: float, pad_id: int) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def _plain(model: Model) -> Iterator[None]:
 
 def _check_room(model: Model, prompt_tokens: int, max_new_tokens: int) -> None:
     """Refuse what would run past the model's positions: GPT-2 dies of it, and others answer nonsense."""
-    limit = model.config.max_position_embeddings
-    if prompt_tokens + max_new_tokens > limit:
+    limit = positions_of(model.config)
+    if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {prompt_tokens} tokens and an answer of up to max_new_tokens = {max_new_tokens} are more than "
             f"the model's {limit} positions; lower max_new_tokens or prompts.max_prompt_tokens"
@@ -156,11 +156,16 @@ def stream(
 
 def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats: int = 3) -> float:
     """Tokens per second of greedy decoding for one sequence, prompt excluded: the best of some repeats, which other work on
-    the machine disturbs least."""
+    the machine disturbs least.
+
+    Raises:
+        UserError: as `generate`.
+    """
     import time
 
     import torch
 
+    _check_room(model, len(prompt), new_tokens + 1)
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = {
         "attention_mask": torch.ones_like(ids_BT),

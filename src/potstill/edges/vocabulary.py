@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from potstill.core.artifact import fingerprint
 from potstill.core.errors import UserError
 from potstill.edges.hub import commit_of, folder_of, hub_errors, hub_name, library
 
@@ -27,6 +28,15 @@ def load_tokenizer(where: str) -> Tokenizer:
         return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{where}: the tokenizer cannot be read ({str(error).splitlines()[0][:160]})") from error
+
+
+def form_of(tokenizer: Tokenizer) -> str:
+    """A fingerprint of all that decides how a tokenizer renders text and conversations; equal ones read rows alike."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else id(tokenizer)  # without one: equal to itself alone
+    habits = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces")]
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return fingerprint([type(tokenizer).__name__, rules, habits, special, tokenizer.chat_template])
 
 
 def check_vocabulary(model: Model, tokenizer: Tokenizer, where: str) -> None:

@@ -2,14 +2,17 @@
 
 import json
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.core.artifact import file_hash, fingerprint
 from potstill.core.errors import UserError
-from potstill.edges.hub import commit_of, folder_of, hub_name
+from potstill.edges.hub import INDEX, WEIGHTS, commit_of, folder_of, hub_name, indexed
 
 PACKED = "packed.safetensors"
+# what transformers reads beside weights: configuration, tokenizers of all kinds, chat templates
+READ = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "additional_chat_templates/*.jinja")
 _HASHES: dict[str, Any] = {}  # of this process
 
 
@@ -23,10 +26,10 @@ def header_of(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: truncated in its header ({size:,} bytes); copy or download it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            header.pop("__metadata__", None)
+            expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError):
             raise UserError(f"{path}: not a safetensors file (its header is no JSON); copy or download it again") from None
-    header.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if size < expected:
         raise UserError(f"{path}: truncated, {size:,} of {expected:,} bytes; copy or download it again")
     return header
@@ -36,21 +39,22 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a model folder, each checked to be whole.
 
     Raises:
-        UserError: there are none, only pickled ones, one is missing, or one is truncated.
+        UserError: there are none, only pickled ones, two sets of them, one is missing, or one is truncated.
     """
-    index = folder / "model.safetensors.index.json"
+    single, index = folder / WEIGHTS, folder / INDEX
+    files = [single] if single.is_file() else []
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{index}: not an index of weight files; copy or download it again") from None
+        names = indexed(index)
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             lost = f"{missing[0]} is missing ({len(missing)} of {len(names)} weight files)"
             raise UserError(f"path:{folder}: {lost}; copy or download it again")
+        if files and names != [WEIGHTS]:
+            raise UserError(
+                f"path:{folder}: holds two sets of weights, {WEIGHTS} and the {len(names)} files that {INDEX} names; "
+                "move one of them out of the folder"
+            )
         files = [folder / name for name in names]
-    else:
-        files = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
     if not files:
         if any(folder.glob("pytorch_model*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth")):
             raise UserError(
@@ -63,6 +67,44 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as its file's header describes it.
+
+    Attributes:
+        dtype: as safetensors spells it, such as BF16.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+    def read(self, name: str) -> Any:
+        """The tensor itself, on the CPU, in the dtype of the file."""
+        from safetensors import safe_open
+
+        with safe_open(str(self.file), framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+
+def stored_in(files: list[Path]) -> dict[str, Stored]:
+    """All tensors of a model's weight files by name, from the headers alone.
+
+    Raises:
+        UserError: two files hold a tensor of one name.
+    """
+    found: dict[str, Stored] = {}
+    for file in files:
+        for name, entry in header_of(file).items():
+            if name in found:
+                raise UserError(
+                    f"{file}: '{name}' stands in {found[name].file.name} as well, and either could be meant; "
+                    "copy or download the weight files again"
+                )
+            found[name] = Stored(file, entry["dtype"], tuple(entry["shape"]))
+    return found
+
+
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     """What identifies a model's content: file hashes for a folder, the commit for a hub name.
 
@@ -73,7 +115,7 @@ def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
         name, revision = hub_name(where)
         return f"{name}@{commit_of(name, revision)}"
     hashes = hashes if hashes is not None else _HASHES
-    named = [path for pattern in ("*.json", "*.jinja", "*.txt", PACKED) for path in sorted(folder.glob(pattern))]
+    named = [path for pattern in (*READ, PACKED) for path in sorted(folder.glob(pattern))]
     files = [*weight_files(folder), *(path for path in named if path.name != "artifact.json")]
     found = {}
     for file in files:
@@ -81,7 +123,7 @@ def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
         key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         if key not in hashes:
             hashes[key] = file_hash(file)
-        found[file.name] = hashes[key]
+        found[file.relative_to(folder).as_posix()] = hashes[key]
     return fingerprint(found)
 
 

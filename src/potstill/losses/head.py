@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.data.batches import Batch
-from potstill.edges.machine import free_memory
 from potstill.edges.models import softcap_in
 from potstill.edges.packed import Tie, final_hidden
 
@@ -21,8 +19,7 @@ Kernel = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
-GPU_BYTES = 768 << 20  # of both on a GPU, which has the bandwidth and wants few, large kernels
-COPIES = 12  # of a chunk that are alive at once, at most: less free memory than that makes chunks smaller
+GPU_BYTES = 256 << 20  # of both on a GPU, which has the bandwidth and wants few, large kernels; a dozen fit on any
 
 
 @dataclass(frozen=True)
@@ -44,17 +41,8 @@ def softcap_of(model: Any) -> float | None:
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """Of a chunk's float32 logits: the size that is fastest, halved until `COPIES` of it fit into free memory."""
-    size, free = GPU_BYTES if device.type == "cuda" else CHUNK_BYTES, free_memory(device)
-    while size * COPIES > free and size > BLOCK_BYTES:
-        size //= 2
-    return size
-
-
-@cache
-def _chosen_bytes(device: torch.device) -> int:
-    """`chunk_bytes`, asked once: where sums are cut decides how they round."""
-    return chunk_bytes(device)
+    """Of a chunk's float32 logits. Never by what memory is free: where sums are cut decides how they round."""
+    return GPU_BYTES if device.type == "cuda" else CHUNK_BYTES
 
 
 def fused_head(
@@ -98,7 +86,7 @@ def logit_chunks(
     hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None, softcap: float | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Logits [C, V] of one chunk after another, in float32 at least, for use without gradients."""
-    size = chunk or max(1, _chosen_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
+    size = chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
     for begin in range(0, hidden_ND.shape[0], size):
         rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
         yield rows, _capped(_wide(_linear(hidden_ND[rows], head.weight, head.bias)), softcap)
@@ -134,7 +122,7 @@ class _Job:
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, needed: tuple[bool, ...]
     ) -> tuple[Tensor, list[Tensor | None]]:
         N, V = hidden_ND.shape[0], weight_VD.shape[0]
-        chunk = self.chunk or max(1, _chosen_bytes(hidden_ND.device) // (4 * V))
+        chunk = self.chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * V))
         block = self.block or (chunk if hidden_ND.is_cuda else max(1, BLOCK_BYTES // (4 * V)))
         grad_hidden = torch.empty_like(hidden_ND) if needed[0] else None
         grad_weight: Tensor | None = None

@@ -13,13 +13,13 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import Size, check_rows, config_of, device, load_tokenizer
+from potstill.edges.models import Size, check_positions, check_rows, config_of, device, load_tokenizer
 from potstill.stages.base import Context, DataStage, reasons
 from potstill.stages.cost import teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
-from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal
+from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal, longest
 from potstill.train.loop import Precision, autocast, in_bf16
 
 
@@ -100,6 +100,7 @@ class Cache(DataStage, kind="cache"):
         pairs = instruction_pairs(self.data.examples("train", counts.dropped), Renderer(tokenizer, self.prompts), counts)
         store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {self.data.kind}")
         counts = store.counts
+        check_positions(config_of(where), longest(store), f"{work.name}: teacher")
         vocab = max(tokenizer.get_vocab().values()) + 1
         teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note)
         rows = about(self.data, self.prompts)

@@ -12,7 +12,8 @@ from potstill.core.errors import Problem, UserError
 from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.models import config_of
+from potstill.edges import ranks
+from potstill.edges.models import check_positions, config_of
 from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
 from potstill.losses.distillation import Distillation
 from potstill.losses.objective import Objective
@@ -23,7 +24,8 @@ from potstill.stages.cost import head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import CacheRef, ModelRef
 from potstill.stages.training import TrainingStage
-from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal
+from potstill.teachers.reading import TeacherReads, foreign_form
+from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
 from potstill.train.loop import in_bf16
 
 
@@ -33,6 +35,8 @@ class Distill(TrainingStage, kind="distill"):
     Loss: (1−ratio)·CE + ratio·T²·divergence; Hinton et al., arXiv:1503.02531. Rows, order and steps are those that SFT
     with the same data, `optim` and `seed` sees. The teacher reads each row once: what it says is kept in the run's folder
     while the first epoch runs, and every later epoch, seed and student with the same rows reads it back.
+
+    The summary's `teacher_reads`: how the form that the teacher was made to read differs from its own; None where it does not.
     """
 
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
@@ -43,6 +47,11 @@ class Distill(TrainingStage, kind="distill"):
     teacher_precision: TeacherPrecision = Field(
         default="auto",
         description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
+    )
+    teacher_reads: TeacherReads = Field(
+        default="own",
+        description="own: refuse a teacher whose chat template gives other tokens than the student's; "
+        "student: let it read the student's form all the same",
     )
     divergence: Divergence = ForwardKL()
     ratio: float = Field(default=0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
@@ -62,6 +71,8 @@ class Distill(TrainingStage, kind="distill"):
         fields = type(self).model_fields
         if self.cache is not None and any(getattr(self, name) != fields[name].default for name in ("signal", "top_k")):
             raise ValueError("the cache brings its own signal and top_k; set them there and leave them out here")
+        if self.cache is not None and self.teacher_reads == "student":
+            raise ValueError("a cache holds rows in the teacher's own form; leave out cache, or teacher_reads = 'student'")
         if self.signal != "topk" and self.top_k != fields["top_k"].default:
             raise ValueError("top_k is for signal = 'topk'; set that too, or leave top_k out")
         return self
@@ -157,8 +168,11 @@ class Distill(TrainingStage, kind="distill"):
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore) -> Distillation:
         where = context.where(self.teacher)
-        vocab = shared_vocabulary(load_tokenizer(where), tokenizer, str(self.teacher), str(self.student))
+        theirs = load_tokenizer(where)
+        vocab = shared_vocabulary(theirs, tokenizer, str(self.teacher), str(self.student))
         check_rows(config_of(where).vocab_size, tokenizer, str(self.teacher))
+        check_positions(config_of(where), longest(store), f"{context.work.name}: teacher")
+        ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
         bf16 = in_bf16(self.optim.precision)
         teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher)
         return Distillation(self._targets(context, teacher, store), self.divergence, self.ratio, self.temperature, vocab)
@@ -173,6 +187,16 @@ class Distill(TrainingStage, kind="distill"):
         folder = (context.shared or context.work.folder.parent) / SHARED
         return kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store)
 
-    def facts(self, objective: Objective) -> dict[str, Any]:
+    def _foreign(self, theirs: Tokenizer, ours: Tokenizer, who: str) -> str | None:
+        """How the teacher's own form of the rows differs from the student's, which it is made to read; None: not at all.
+
+        Raises:
+            UserError: it differs, and nothing says to read it so.
+        """
+        return foreign_form(ours, theirs, self.prompts, self.data.examples("train"), self.teacher_reads, who)
+
+    def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         assert isinstance(objective, Distillation)
-        return {"signal": facts_of(objective.signal)}
+        theirs = load_tokenizer(context.where(self.teacher))
+        foreign = ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
+        return {"signal": facts_of(objective.signal), "teacher_reads": foreign}

@@ -4,6 +4,8 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -13,9 +15,18 @@ from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, Problem, UserError
 from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Renderer
-from potstill.data.store import Counts, instruction_pairs
+from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import check_vocabulary, load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.models import (
+    check_positions,
+    check_vocabulary,
+    config_of,
+    form_of,
+    load_model,
+    load_tokenizer,
+    positions_of,
+    shared_vocabulary,
+)
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
@@ -32,6 +43,7 @@ from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
 from potstill.study.records import Decoding as StudyDecoding
 from potstill.study.records import MetricInfo, ModelRow, RowRole, Study, TestRow
+from potstill.teachers.reading import TeacherReads, difference
 
 DECODED_ROWS = 64  # answers that are generated together
 
@@ -58,16 +70,25 @@ class Decoding(Settings):
 class Evaluate(DataStage, kind="evaluate"):
     """Measure every model of a study on the same rows: text metrics on generated answers, token metrics on the references.
 
-    Rows trained per seed are measured for each seed. Every generated answer is kept in `answers.jsonl`.
+    Each model is asked in the form of its own chat template and stops at its own ends; a row that does not fit one of them is
+    left out for all. Rows trained per seed are measured for each seed. Every generated answer is kept in `answers.jsonl`.
+
+    The summary's `teacher_reads` and `left_out` name the models of another template than the teacher's, with the first
+    difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    version: ClassVar[int] = 2  # 2: the teacher of the same seed; what a control was trained with
+    version: ClassVar[int] = 3  # 3: each model in its own form; 2: the teacher of the same seed
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
     study: tuple[Row, ...] = Field(min_length=1, description="the models, in the order of the report")
     split: Literal["validation", "test"] = Field(default="test", description="rows that no training stage saw")
     rows: int | None = Field(default=None, ge=1, description="use so many rows, drawn from the split by a hash")
+    teacher_reads: TeacherReads = Field(
+        default="own",
+        description="own: of models of another chat template than the teacher's, kl_to_teacher is left out, or refused where "
+        "metrics name it; student: the teacher reads their form",
+    )
     metrics: tuple[Metric, ...] = (RougeL(), ExactMatch(), NLL(), KLToTeacher(), DecodeSpeed())
     primary: str = Field(default="rouge_l", description="the metric of the verdict")
     decoding: Decoding = Decoding()
@@ -85,10 +106,17 @@ class Evaluate(DataStage, kind="evaluate"):
         names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
         if self.primary not in names:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
-        asked_for = "metrics" in self.model_fields_set  # the default metrics do without a teacher where there is none
-        if asked_for and any(map(_needs_teacher, self.metrics)) and self.teacher() is None:
+        teachers = [row.name for row in self.study if row.role == "teacher"]
+        if len(teachers) > 1:
+            raise ValueError(f"'{teachers[0]}' and '{teachers[1]}' both have role = 'teacher'; give one of them role = 'other'")
+        if self._asks_for_teacher() and self.teacher() is None:
             raise ValueError("the metric kl_to_teacher needs a row with role = 'teacher'")
         return self
+
+    def _asks_for_teacher(self) -> bool:
+        """Whether a metric against the teacher is wished for; the default metrics do without where it cannot be."""
+        wished = self.metrics if "metrics" in self.model_fields_set else ()
+        return any(_needs_teacher(metric) for metric in self.metrics if metric in wished or metric.kind == self.primary)
 
     def teacher(self) -> Row | None:
         """The row that the others are held against."""
@@ -147,13 +175,13 @@ class Evaluate(DataStage, kind="evaluate"):
         teacher_row = self.teacher()
         metrics = [m for m in self.metrics if teacher_row is not None or not _needs_teacher(m)]
         jobs = [(row, place) for row in self.study for place in places(context, row.model)]
-        first = load_tokenizer(jobs[0][1].where)
-        vocab = min(shared_vocabulary(first, load_tokenizer(place.where), self.study[0].name, row.name) for row, place in jobs)
-        renderer = Renderer(first, self.prompts)
-        counts = Counts()
-        examples, prompts, pairs = self._rows(renderer, counts)
         teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(_needs_teacher, metrics)) else []
         against = [teacher_of(place, teachers) for _, place in jobs]
+        counts = Counts()
+        examples, read = self._rows([(row.name, place.where) for row, place in jobs], counts)
+        vocab = self._shared_tokens(jobs, read)
+        self._check_room(jobs, read, against)
+        foreign = self._foreign(jobs, read, against)
         files = [work.folder / f"partial-{number:03}.json" for number in range(len(jobs))]
         teacher, loaded = None, ""
         # all models of one teacher together: each teacher is loaded once, and one at a time
@@ -164,14 +192,15 @@ class Evaluate(DataStage, kind="evaluate"):
                 if against[number] != loaded:
                     teacher = None  # let go of before the next one comes
                     teacher, loaded = load_model(against[number]), against[number]
-                write_json(files[number], self._measure(place, metrics, teacher, vocab, renderer, examples, prompts, pairs))
+                kept = [m for m in metrics if not (_needs_teacher(m) and row.name in foreign and self.teacher_reads == "own")]
+                write_json(files[number], self._measure(place, kept, teacher, vocab, read[place.where], examples))
             work.progress.update(done + 1, len(jobs), "model", now=row.name)
             if work.stop_requested():
                 raise Interrupted(
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [read_json(file) for file in files]
-        study = self._study(jobs, results, metrics, examples, pairs, counts)
+        study = self._study(jobs, results, metrics, examples, _shortest([read[place.where].pairs for _, place in jobs]), counts)
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
@@ -182,38 +211,101 @@ class Evaluate(DataStage, kind="evaluate"):
         write_json(work.folder / "lineage.json", lineage([(row.name, row.role, place) for row, place in jobs], context))
         for file in work.folder.glob("partial-*.json"):
             file.unlink()
-        return {"test_rows": len(examples), "dropped": dict(counts.dropped), "test_response_tokens": sum(study.tokens)}
+        return {
+            "test_rows": len(examples),
+            "dropped": dict(counts.dropped),
+            "test_response_tokens": sum(study.tokens),
+            "teacher_reads": foreign if self.teacher_reads == "student" else {},
+            "left_out": {"kl_to_teacher": foreign} if foreign and self.teacher_reads == "own" else {},
+        }
 
-    def _rows(self, renderer: Renderer, counts: Counts) -> tuple[list[Example], list[list[int]], list[Any]]:
-        found: list[tuple[Example, Any]] = []
-        examples, prompts, pairs = [], [], []
+    def _rows(self, models: list[tuple[str, str]], counts: Counts) -> tuple[list[Example], dict[str, "_Read"]]:
+        """The rows that every model can read, and how each reads them; models are given by name and place."""
+        readers: dict[str, tuple[str, Renderer]] = {}
+        form_at: dict[str, str] = {}
+        for name, where in models:
+            tokenizer = load_tokenizer(where)
+            form_at[where] = form_of(tokenizer)
+            with _told_of(name):
+                readers.setdefault(form_at[where], (name, Renderer(tokenizer, self.prompts)))
+        found: list[tuple[Example, dict[str, Pair]]] = []
         for example in self.data.examples(self.split, counts.dropped):
-            pair = next(iter(instruction_pairs([example], renderer, counts)), None)
-            if pair is None:
+            pairs: dict[str, Pair] = {}
+            reasons: set[str] = set()
+            shortened = 0
+            for form, (name, renderer) in readers.items():
+                mine = Counts()
+                with _told_of(name):
+                    pair = next(iter(instruction_pairs([example], renderer, mine)), None)
+                if pair is not None:
+                    pairs[form] = pair
+                reasons |= mine.dropped.keys()
+                shortened = max(shortened, mine.context_shortened)
+            if len(pairs) < len(readers):
+                counts.dropped[min(reasons)] += 1  # once, whichever models cannot read it
                 continue
-            found.append((example, pair))
+            counts.context_shortened += shortened
+            found.append((example, pairs))
         found.sort(key=lambda row: hash_order(row[0]))
-        for example, pair in found[: self.rows]:
-            examples.append(example)
-            prompts.append(pair[0])
-            pairs.append(pair)
-        if not examples:
+        found = found[: self.rows]
+        if not found:
             why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
             raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
-        return examples, prompts, pairs
+        read = {form: _Read(renderer, [pairs[form] for _, pairs in found]) for form, (_, renderer) in readers.items()}
+        return [example for example, _ in found], {where: read[form] for where, form in form_at.items()}
+
+    def _shared_tokens(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"]) -> int:
+        """Leading token ids that mean the same to all models: their scores are of the same tokens."""
+        (first, at), *_ = jobs
+        mine = read[at.where].renderer.tokenizer
+        return min(shared_vocabulary(mine, read[place.where].renderer.tokenizer, first.name, row.name) for row, place in jobs)
+
+    def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> None:
+        """Refuse before the first model is loaded what would run past the positions of one of them."""
+        for (row, place), teacher in zip(jobs, against, strict=True):
+            own = read[place.where]
+            longest = max(len(prompt) + len(response) for prompt, response in own.pairs)
+            check_positions(config_of(place.where), longest, row.name)
+            prompt, limit = max(len(prompt) for prompt, _ in own.pairs), positions_of(config_of(place.where))
+            if limit is not None and prompt + self.decoding.max_new_tokens > limit:
+                raise UserError(
+                    f"{row.name}: a prompt of {prompt} tokens and an answer of up to decoding.max_new_tokens = "
+                    f"{self.decoding.max_new_tokens} are more than the model's {limit} positions; lower "
+                    "decoding.max_new_tokens or prompts.max_prompt_tokens"
+                )
+            if teacher:
+                check_positions(config_of(teacher), longest, f"the teacher, on the rows of {row.name}")
+
+    def _foreign(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> dict[str, str]:
+        """Models that read the rows otherwise than their teacher does, by name, each with the first difference.
+
+        Raises:
+            UserError: there are some, a metric against the teacher is asked for by name, and nothing says to take it so.
+        """
+        found: dict[str, str] = {}
+        for (row, place), teacher in zip(jobs, against, strict=True):
+            if not teacher or read[place.where] is read[teacher]:
+                continue
+            ours, theirs = read[place.where], read[teacher]
+            pairs = zip(ours.pairs, theirs.pairs, strict=True)
+            words = (difference(mine, other, ours.renderer, theirs.renderer) for mine, other in pairs)
+            first = next((told for told in words if told is not None), None)
+            if first is not None:
+                found.setdefault(row.name, first)
+        if found and self._asks_for_teacher() and self.teacher_reads == "own":
+            name, first = min(found.items())
+            raise UserError(
+                f"{self.name or 'evaluate'}: kl_to_teacher compares token by token, and {name} and its teacher read the rows "
+                f"in different forms: {first}; leave the metric out, or set teacher_reads = 'student' to let the teacher read "
+                "the other's form"
+            )
+        return found
 
     def _measure(
-        self,
-        place: Place,
-        metrics: list[Metric],
-        teacher: Any,
-        vocab: int,
-        renderer: Renderer,
-        examples: list[Example],
-        prompts: list[list[int]],
-        pairs: list[Any],
+        self, place: Place, metrics: list[Metric], teacher: Any, vocab: int, read: "_Read", examples: list[Example]
     ) -> dict[str, Any]:
-        model = load_model(place.where)
+        """Answers and scores of one model, asked in its own form and stopped at its own ends."""
+        model, renderer = load_model(place.where), read.renderer
         check_vocabulary(model, renderer.tokenizer, place.where)
         # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
         answers = [
@@ -221,7 +313,7 @@ class Evaluate(DataStage, kind="evaluate"):
             for answer in generate(
                 model,
                 renderer.tokenizer,
-                prompts,
+                [prompt for prompt, _ in read.pairs],
                 stop_ids=renderer.stop_ids,
                 max_new_tokens=self.decoding.max_new_tokens,
                 temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
@@ -235,7 +327,8 @@ class Evaluate(DataStage, kind="evaluate"):
                 scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
         measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
         if measures:
-            scores.update(token_sums(model, teacher, pairs, vocab, measures))
+            beside = teacher if any(map(_needs_teacher, metrics)) else None
+            scores.update(token_sums(model, beside, read.pairs, vocab, measures))
         of_model = {str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)}
         return {
             "answers": answers,
@@ -307,6 +400,28 @@ class Evaluate(DataStage, kind="evaluate"):
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
             data={**self.data.spec(), "split": self.split, "rows": len(examples)},
         )
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The test rows in the form of one chat template."""
+
+    renderer: Renderer
+    pairs: list[Pair]
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """A refusal inside says whose it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _shortest(forms: list[list[Pair]]) -> list[Pair]:
+    """Of each row the rendering with the fewest response tokens: one count for all models, whatever their order."""
+    return [min(pairs, key=lambda pair: len(pair[1])) for pairs in zip(*forms, strict=True)]
 
 
 def _needs_teacher(metric: Metric) -> bool:

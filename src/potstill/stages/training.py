@@ -142,8 +142,8 @@ class TrainingStage(DataStage):
         """What the model learns from besides rows."""
         return None
 
-    def facts(self, objective: Objective) -> dict[str, Any]:
-        """What the summary says of the objective, once training has ended."""
+    def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
+        """What the summary says besides, once training has ended."""
         return {}
 
     def reader(self) -> ModelRef:
@@ -196,7 +196,7 @@ class TrainingStage(DataStage):
             "parameters": sum(p.numel() for p in model.parameters()),
             "data": rows_in_words(store, renderer),
             "trained": record.model_dump(mode="json"),
-            **self.facts(objective),
+            **self.facts(context, tokenizer, objective),
         }
         tidy(context)
         return summary

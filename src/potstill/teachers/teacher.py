@@ -82,6 +82,11 @@ def about(data: Source, prompts: Prompts) -> dict[str, Any]:
     return {f"{part}.{name}": value for part, fields in parts.items() for name, value in fields.items()}
 
 
+def longest(store: TokenStore) -> int:
+    """Tokens of a store's longest row."""
+    return max(map(store.length, range(len(store))))
+
+
 def kept_signal(
     teacher: Teacher, kept: Kept, top_k: int, temperature: float, folder: Path, rows: dict[str, Any], store: TokenStore
 ) -> Cached:

@@ -1,0 +1,126 @@
+"""Rows in a pack are read as they are alone, and a pass leaves nothing behind in the model."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny_parts import chat_tokenizer, rows, tiny_model
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example
+from potstill.data.batches import pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.packed import final_hidden
+from potstill.losses.cross_entropy import CrossEntropy
+
+Pairs = list[tuple[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def chat() -> Any:
+    return chat_tokenizer()
+
+
+def pairs_of(tokenizer: Any) -> Pairs:
+    examples = [Example(str(i), row["instruction"], row["response"], row["context"]) for i, row in enumerate(rows(5))]
+    return list(instruction_pairs(examples, Renderer(tokenizer, Prompts()), Counts()))
+
+
+def hidden(model: Any, pairs: Pairs) -> torch.Tensor:
+    batch = pack(pairs)
+    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)
+
+
+def gradients_of(model: Any, pairs: Pairs) -> list[torch.Tensor]:
+    model.train().zero_grad()
+    loss = CrossEntropy()(model, pack(pairs))
+    loss.total.backward()
+    return [p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is not in every version
+def test_gradient_checkpointing_changes_no_gradient(chat: Any, family: str, tied: bool, reentrant: bool) -> None:
+    calm = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
+    model = tiny_model(family, len(chat), tie_word_embeddings=tied, **calm).double()
+    plain = gradients_of(model, pairs_of(chat))
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    for a, b in zip(gradients_of(model, pairs_of(chat)), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is not in every version
+def test_two_packs_at_once_do_not_see_each_others_lengths(chat: Any) -> None:
+    """Forward of one, forward of the other, backward of the first under checkpointing: the lengths travel with the pass."""
+    model = tiny_model("llama", len(chat)).double().train()
+    one, other = pairs_of(chat)[:2], pairs_of(chat)[2:]
+    alone = gradients_of(model, one)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    model.zero_grad()
+    first = CrossEntropy()(model, pack(one))
+    CrossEntropy()(model, pack(other))
+    first.total.backward()
+    for parameter, expected in zip(model.parameters(), alone, strict=True):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("way", ["sdpa", "eager"])
+def test_a_model_attends_as_before_after_it_has_read_a_pack(chat: Any, family: str, way: str) -> None:
+    model = tiny_model(family, len(chat))
+    model.set_attn_implementation(way)
+    ids_BT = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask_BT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    asked = {"attention_mask": mask_BT, "max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        before = model(ids_BT, attention_mask=mask_BT).logits, model.generate(ids_BT, **asked)
+        hidden(model, pairs_of(chat))
+        after = model(ids_BT, attention_mask=mask_BT).logits, model.generate(ids_BT, **asked)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+    assert model.config._attn_implementation == way
+    assert copy.deepcopy(model).config._attn_implementation == way
+
+
+def test_what_packed_attention_cannot_do_is_refused() -> None:
+    import transformers as t
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
+    shape |= {"num_key_value_heads": 2, "head_dim": 8}
+    rows = [([1, 2], [3, 4])]
+    capped = t.Gemma2ForCausalLM(t.Gemma2Config(**shape, attn_logit_softcapping=50.0)).eval()
+    with pytest.raises(UserError, match="the model's attention asks for softcap, which is not supported"):
+        hidden(capped, rows)
+    shape |= {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
+    sliding = t.Qwen2ForCausalLM(t.Qwen2Config(**shape)).eval()
+    hidden(sliding, [([1, 2], [3])])
+    with pytest.raises(UserError, match=r"attends through a window of 3 tokens, and a row has 4; lower prompts.max_tokens"):
+        hidden(sliding, rows)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_no_row_runs_past_the_positions(family: str) -> None:
+    limit = {"n_positions": 8} if family == "gpt2" else {"max_position_embeddings": 8}
+    model = tiny_model(family, 40, **limit)
+    hidden(model, [([1] * 4, [2] * 4)])
+    with pytest.raises(UserError, match="a row has 9 tokens and the model 8 positions"):
+        hidden(model, [([1] * 4, [2] * 4), ([1] * 4, [2] * 5)])
+
+
+@pytest.mark.parametrize("rope", ["longrope", "dynamic"])
+def test_rows_beside_it_do_not_change_how_a_row_is_read(rope: str) -> None:
+    """Rows that would change the frequencies of all are refused; with every other row, packed equals alone."""
+    table: dict[str, Any] = {"rope_type": rope, "rope_theta": 10_000.0, "factor": 4.0}
+    if rope == "longrope":
+        table |= {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 8}
+    model = tiny_model("llama", 40, rope_parameters=table, max_position_embeddings=32 if rope == "longrope" else 8).double()
+    short, edge, long = ([1, 2], [3, 4]), ([5] * 4, [6] * 4), ([5] * 4, [6] * 5)
+    alone = hidden(model, [short])
+    torch.testing.assert_close(hidden(model, [edge, short])[-4:], alone, rtol=1e-12, atol=1e-13)
+    with pytest.raises(UserError, match="a row has 9 tokens"):
+        hidden(model, [long, short])
+    torch.testing.assert_close(hidden(model, [short]), alone, rtol=0, atol=0)
