@@ -8,6 +8,7 @@ from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
+from potstill.data.templates import opened_tag
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.edges.sampling import stream
 from potstill.run.runner import artifacts_of, find_run
@@ -36,7 +37,7 @@ def pick(target: str) -> Artifact:
 
 
 def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:
-    """Read questions, stream answers; an empty line or Ctrl-D ends it."""
+    """Read questions, stream answers; an empty line, `quit` or Ctrl-D ends it."""
     artifact = as_chosen(pick(target))
     where = f"path:{Path(artifact.folder)}"
     tokenizer, model = load_tokenizer(where), load_model(where)
@@ -50,7 +51,7 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
         prompt = renderer.prompt(example)
         if prompt.ids is None:
             raise UserError(f"that is longer than the model's {limit} positions; start again with less")
-        words = ""
+        words = opened_tag(renderer.text(example, ""))  # the prompt opens the answer's thinking
         room = min(max_new_tokens, limit - len(prompt.ids))
         for piece in stream(
             model, tokenizer, prompt.ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature
@@ -64,18 +65,20 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
     if question is not None:
         answer(question)
         return
-    print(f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters); an empty line ends the conversation")
+    print(
+        f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters); an empty line or `quit` ends the conversation"
+    )
     while True:
         try:
             asked = input("> ").strip()
         except (EOFError, KeyboardInterrupt):
             print()
             return
-        if not asked:
+        if not asked or asked in ("quit", "exit", "/quit", "/exit", "/bye"):
             return
         said = answer(asked)
         if prompts.format == "chat" and _talks_in_turns(artifact):
-            history = (*history, Turn("user", asked), Turn("assistant", said))
+            history = (*history, Turn("user", asked), Turn("assistant", said.strip()))
 
 
 def _talks_in_turns(artifact: Artifact) -> bool:

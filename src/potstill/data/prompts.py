@@ -265,7 +265,7 @@ class Renderer:
     def _plain(self, example: Example, context: str, shown: Shown) -> str:
         if example.tools or example.since or any(turn.tool_calls or turn.reasoning for turn in example.history):
             raise UserError(
-                f"prompts.format = '{self.prompts.format}' has no place for tools, tool calls and reasoning; use format = 'chat'"
+                f"prompts.format = '{self.prompts.format}' cannot write tools, tool calls and reasoning; use format = 'chat'"
             )
         bare, with_context = PLAIN[self.prompts.format]
         history = [self._as_said(turn) if turn.role == "assistant" else turn for turn in example.history]
@@ -322,7 +322,7 @@ class Renderer:
         return begun(self.tokenizer, self._part(text))
 
     def _part(self, text: Text) -> list[int]:
-        """Tokens of a text; a control token is one where the template wrote it or an answer may, never where a prompt spells it."""
+        """Tokens of a text: control tokens where template or answer wrote them, plain text where a prompt spells them."""
         spelt = self._marks.spelt
         if spelt.sub("", text.real) == self._marks.unmark(spelt.sub("", text.marked)):
             return encode(self.tokenizer, text.real)
@@ -483,7 +483,8 @@ class Renderer:
             return f"the chat template {there} ({_excerpt(said)}); set prompts.answers = {row}{other}"
         rest = finished[len(prompt) :]
         if said and said in rest:
-            before, _, after = rest.partition(said)
+            at = rest.rfind(said + self._closing) if said + self._closing in rest else rest.rfind(said)
+            before, after = rest[:at], rest[at + len(said) :]
             place = (f"before an answer {json.dumps(before, ensure_ascii=False)}") if before else f"after it {after[:20]!r}"
             habit = f"writes {place}"
         elif said.strip() and said.strip() in rest:
@@ -508,7 +509,10 @@ class Renderer:
         def written(reference: str) -> str:
             of = replace(example, response=reference, references=(reference,))
             answer, _ = self._answer(of)
-            text = self._response(of, context, asked, answer)
+            try:
+                text = self._response(of, context, asked, answer)
+            except (LeftOut, UserError):  # only what is learned must be what the template writes
+                return answer.content.strip()
             hidden = turn_tokens(self.tokenizer) | end_tokens(self.tokenizer)
             named = self._marks.spelt.sub(lambda found: "" if self._control[found[0]] in hidden else found[0], text.marked)
             return self._marks.unmark(named).strip()

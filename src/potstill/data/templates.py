@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
 from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.types import Turn
 
 FIRST_MARK = 0x10F000  # private-use characters that stand for the first character of a token that a row might spell
+NO_DAY = "potstill: no day is set"
 RESERVED = re.compile("[\U00100000-\U0010ffff]")
 TAGS = ("think", "thinking", "thought", "reasoning", "seed:think")
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
@@ -165,27 +167,43 @@ class ChatTemplate:
                 text = self.tokenizer.apply_chat_template(
                     messages,
                     tools=offered,
+                    chat_template=dated(self.tokenizer.get_chat_template(tools=offered), self.day),
                     tokenize=False,
                     add_generation_prompt=own,
-                    strftime_now=self._now,
                     **self.variables,
                 )
                 return text + (self.generation_prompt or "") if generate else text
-            except UserError:
-                raise
             except Exception as error:  # jinja's kinds, and whatever Python raises inside a template
+                if NO_DAY in str(error):
+                    raise UserError(
+                        "the chat template writes today's date, so the same recipe would train another model tomorrow; "
+                        f'set prompts.date = "{date.today().isoformat()}"'
+                    ) from None
                 first = first or error
         roles = [turn.role for turn in turns]
         hint = '; prompts.system_turn = "user" puts the system text before the first question' if "system" in roles else ""
         raise UserError(f"the chat template refuses a conversation of {roles}: {first}{hint}") from first
 
-    def _now(self, format: str) -> str:
-        if self.day is None:
-            raise UserError(
-                "the chat template writes today's date, so the same recipe would train another model tomorrow; "
-                f'set prompts.date = "{date.today().isoformat()}"'
-            )
-        return self.day.strftime(format)
+
+@cache
+def dated(source: str, day: date | None) -> str:
+    """A chat template's source that writes this day, whatever the clock says; without one it refuses to."""
+    if "strftime_now" not in source:
+        return source
+    source = re.sub(r"strftime_now\s+is\s+not\s+defined", "false", source)
+    source = re.sub(r"strftime_now\s+is\s+defined", "true", source)
+    if day is None:
+        return re.sub(r"strftime_now\s*\(", f"raise_exception('{NO_DAY}' ~ ", source)
+
+    def written(found: re.Match[str]) -> str:
+        return f"'{day.strftime(found[2])}'"
+
+    source = re.sub(r"strftime_now\s*\(\s*(['\"])([^'\"]*)\1\s*\)", written, source)
+    if "strftime_now" not in source:
+        return source
+    formats = dict.fromkeys(found[2] for found in re.finditer(r"(['\"])([^'\"\n]*%[^'\"\n]*)\1", source))
+    days = {format: day.strftime(format) for format in formats}
+    return f"{{%- set potstill_days = {days!r} %}}" + re.sub(r"strftime_now\s*\(", "potstill_days.get(", source)
 
 
 def _everywhere(value: Any, shown: Callable[[str], str]) -> Any:

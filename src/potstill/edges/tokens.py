@@ -59,9 +59,7 @@ def _turn_tokens(tokenizer: Tokenizer) -> set[int]:
         ([{"role": "system", "content": "z"}, user, assistant], False),
     ):
         with contextlib.suppress(Exception):  # a template may refuse a form, which says nothing of the others
-            written += tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generate, strftime_now=lambda format: format
-            )
+            written += tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
     control = control_tokens(tokenizer)
     return {id for text, id in control.items() if text in written and not re.search(THINKING, text)}
 

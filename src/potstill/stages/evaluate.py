@@ -140,7 +140,7 @@ class Evaluate(DataStage, kind="evaluate"):
             found.append((example, pair))
         found.sort(key=lambda row: hash_order(row[0]))
         for example, pair in found[: self.rows]:
-            examples.append(example)
+            examples.append(renderer.scored(example))
             prompts.append(pair[0])
             pairs.append(pair)
         if not examples:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from potstill.core.artifact import Makes, file_hash, write_text
 from potstill.core.errors import UserError
+from potstill.data.exported import exported_template
+from potstill.data.prompts import Prompts
 from potstill.edges.models import PACKED, load_model, load_tokenizer
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
@@ -15,6 +17,7 @@ from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import load_packed
 from potstill.report.card import model_card
 from potstill.stages.base import Context, ModelRef, Stage, StudyRef
+from potstill.stages.lineage import places
 from potstill.stages.report import report_from
 
 
@@ -37,6 +40,7 @@ class Export(Stage, kind="export"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         where = context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
+        _as_trained(context, self.model, tokenizer)
         packed_file = Path(where.removeprefix("path:")) / PACKED
         packed = load_packed(packed_file) if where.startswith("path:") and packed_file.is_file() else {}
         written: list[Path] = []
@@ -51,6 +55,14 @@ class Export(Stage, kind="export"):
                 )
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=_told(row["seeds"], written)))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
+
+
+def _as_trained(context: Context, ref: ModelRef, tokenizer: Any) -> None:
+    """Give the tokenizer the chat template that writes what the model was trained on; a model not made here keeps its own."""
+    artifact = places(context, ref)[0].artifact
+    trained = artifact.stage.get("prompts") if artifact is not None else None
+    if trained is not None:
+        tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
 
 
 def _told(seeds: list[Any], written: list[Path]) -> str:

@@ -69,8 +69,12 @@ def train(
     held_out = ranks.on_first(lambda: drawn(source, "validation", validation.rows)) if validation.times else []
     validate: Callable[[Model], dict[str, float]] | None = None
     if held_out:
-        kept = [(example, prompt.ids) for example in held_out if (prompt := renderer.prompt(example)).ids is not None]
-        pairs = list(instruction_pairs((example for example, _ in kept), renderer, Counts()))
+        kept = [
+            (renderer.scored(example), prompt.ids)
+            for example in held_out
+            if (prompt := renderer.prompt(example)).ids is not None
+        ]
+        pairs = list(instruction_pairs(held_out, renderer, Counts()))
         rouge = RougeL()
 
         def measured(model: Model) -> dict[str, float]:
@@ -97,6 +101,8 @@ def train(
         "prompt_tokens": counts.prompt_tokens,
         "response_tokens": counts.response_tokens,
         "context_shortened": counts.context_shortened,
+        "ends_removed": counts.ends_removed,
+        "begins_with": counts.begins_with,
         "dropped": dict(counts.dropped),
         "end_of_turn": tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id),
         "mask_preview": mask_preview(store, tokenizer),
