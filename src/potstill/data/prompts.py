@@ -204,14 +204,14 @@ class Renderer:
                 "the chat template leaves out the user's text when it is plain text; choose prompts.format = 'alpaca'"
             )
         self._check_kept(turns, prompt)
-        if said not in finished:
+        at = finished.lower().rfind(said)  # a template that writes answers in capitals keeps them
+        if at < 0:
             if self.prompts.answers != "row":
                 raise UserError(
                     "the chat template leaves out what the assistant says, so it cannot tell where an answer ends; "
                     'set prompts.answers = "row" to learn the row\'s text up to the end-of-sequence token'
                 )
             return ""
-        at = finished.rindex(said)
         header = finished[len(prompt) : at] if finished.startswith(prompt) else ""
         if self.prompts.generation_prompt is None and header.strip() and prompt == template(turns, (), False, as_it_is):
             raise UserError(
