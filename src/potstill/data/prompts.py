@@ -464,7 +464,8 @@ class Renderer:
         if not finished.real.startswith(asked.real):
             raise UserError(self._habit(asked.real, finished.real, answer.content))
         rest = finished.cut(len(asked.real))
-        self._check_kept([answer], rest.real)
+        forced = bool(answer.tool_calls or answer.reasoning)  # else the settings want whatever the template makes of it
+        self._check_kept([answer if forced else replace(answer, content="")], rest.real)
         if answer.reasoning and not _stands_in(answer.reasoning, rest.real):
             raise UserError(
                 'the chat template leaves out reasoning_content; set prompts.thinking = "strip" to train without it'
