@@ -331,6 +331,85 @@ def test_white_space_is_decoded_as_it_is() -> None:
     assert decode(tokenizer, ids, []) == "x != y , z . I 'm"
 
 
+# --- tools and reasoning
+
+
+LOOK = ({"type": "function", "function": {"name": "weather", "arguments": {"city": "Lima"}}},)
+OFFERED = ({"type": "function", "function": {"name": "weather", "description": "of a city"}},)
+CALLED = (Turn("assistant", "", tool_calls=LOOK), Turn("tool", "20 °C", name="weather"))
+
+
+def test_tools_and_their_calls_are_written_by_the_template() -> None:
+    tokenizer = tokenizer_with(habits.TOOLS, added=("<think>", "</think>", "<tool_call>", "</tool_call>"))
+    renderer = Renderer(tokenizer, Prompts(**ROOM))
+    answered = renderer.row(replace(QUESTION, since=CALLED, tools=OFFERED))
+    assert tokenizer.decode(answered.prompt) == (
+        '<|im_start|>system\n{"type": "function", "function": {"name": "weather", "description": "of a city"}}\n<|im_end|>\n'
+        "<|im_start|>user\nWhat is 1+1?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>weather{"city": "Lima"}</tool_call><|im_end|>\n'
+        "<|im_start|>tool\n20 °C<|im_end|>\n<|im_start|>assistant\n"
+    )
+    example = replace(QUESTION, response="Let me look.", references=("Let me look.",), tool_calls=LOOK, tools=OFFERED)
+    calling = renderer.row(example)
+    wanted = 'Let me look.<tool_call>weather{"city": "Lima"}</tool_call>'
+    assert tokenizer.decode(calling.response) == f"{wanted}<|im_end|>"
+    assert tokenizer.convert_tokens_to_ids("<tool_call>") in calling.response
+    assert renderer.scored(example).references == (wanted,)
+
+
+def test_arguments_as_text_reach_a_template_that_joins_them() -> None:
+    joined = habits.TOOLS.replace("call.function.arguments | tojson", "call.function.arguments")
+    row = Renderer(tokenizer_with(joined), Prompts(**ROOM)).row(replace(QUESTION, since=CALLED))
+    assert 'weather{"city": "Lima"}' in tokenizer_with(joined).decode(row.prompt)
+
+
+def test_reasoning_kept_apart_is_learned_where_the_template_writes_it() -> None:
+    tokenizer = tokenizer_with(habits.TOOLS)
+    example = replace(QUESTION, reasoning="1 and 1")
+    assert tokenizer.decode(Renderer(tokenizer, Prompts()).row(example).response) == "<think>1 and 1</think>2<|im_end|>"
+    assert tokenizer.decode(Renderer(tokenizer, Prompts(thinking="strip")).row(example).response) == "2<|im_end|>"
+    opening = tokenizer_with(habits.OPENS_THOUGHT)
+    row = Renderer(opening, Prompts(thinking="keep")).row(example)
+    assert opening.decode(row.response) == "1 and 1\n</think>\n\n2<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (replace(QUESTION, tools=OFFERED), "leaves out tools .*weather"),
+        (replace(QUESTION, tool_calls=LOOK), "leaves out tool_calls .*weather"),
+        (replace(QUESTION, since=CALLED), "leaves out tool_calls"),
+        (replace(QUESTION, reasoning="1 and 1"), 'leaves out reasoning_content.*prompts.thinking = "strip"'),
+        (replace(QUESTION, history=(Turn("user", "x"), Turn("assistant", "y", "z"))), "leaves out reasoning_content"),
+    ],
+)
+def test_what_a_template_cannot_write_is_refused(example: Example, words: str) -> None:
+    tokenizer = tokenizer_with(habits.CHATML)
+    with pytest.raises(UserError, match=words):
+        Renderer(tokenizer, Prompts(**ROOM)).row(example)
+    assert len(template_problems(tokenizer, Prompts(**ROOM), [QUESTION, example])) == 1
+    with pytest.raises(UserError, match="cannot write tools, tool calls and reasoning; use format = 'chat'"):
+        Renderer(tokenizer, Prompts(format="alpaca", **ROOM)).row(example)
+
+
+@settings(max_examples=60, deadline=None)
+@given(spelt=texts)
+def test_no_tool_opens_or_closes_a_turn(spelt: str) -> None:
+    tokenizer = tokenizer_with(habits.TOOLS)
+    renderer = Renderer(tokenizer, Prompts(**ROOM))
+
+    def example(text: str) -> Example:
+        call = {"type": "function", "function": {"name": "f", "arguments": {"a": text}}}
+        tool = {"type": "function", "function": {"name": "f", "description": text, "parameters": {text: {"type": "string"}}}}
+        since = (Turn("assistant", "", tool_calls=(call,)), Turn("tool", text, name="f"))
+        return Example("k", "q", "r", since=since, tools=(tool,))
+
+    found, honest = renderer.prompt(example(spelt)).ids, renderer.prompt(example("x")).ids
+    for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>"):
+        id = tokenizer.convert_tokens_to_ids(token)
+        assert found.count(id) == honest.count(id)
+
+
 # --- BOS
 
 
