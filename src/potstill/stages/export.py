@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from potstill.core.artifact import Makes, file_hash, write_text
+from potstill.core.artifact import Artifact, Makes, file_hash, write_text
 from potstill.core.errors import UserError
 from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
@@ -17,7 +17,7 @@ from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import load_packed
 from potstill.report.card import model_card
 from potstill.stages.base import Context, ModelRef, Stage, StudyRef
-from potstill.stages.lineage import places
+from potstill.stages.lineage import as_chosen, places
 from potstill.stages.report import report_from
 
 
@@ -60,9 +60,26 @@ class Export(Stage, kind="export"):
 def _as_trained(context: Context, ref: ModelRef, tokenizer: Any) -> None:
     """Give the tokenizer the chat template that writes what the model was trained on; a model not made here keeps its own."""
     artifact = places(context, ref)[0].artifact
-    trained = artifact.stage.get("prompts") if artifact is not None else None
+    trained = _trained(artifact).stage.get("prompts") if artifact is not None else None
     if trained is not None:
         tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
+
+
+def _trained(artifact: Artifact) -> Artifact:
+    """The artifact whose stage trained a model: itself, or the one that it was made from without training."""
+    source = str(artifact.stage.get("model", ""))
+    if "optim" in artifact.stage or not source:
+        return artifact
+    if source.startswith("path:"):
+        folders = [Path(source.removeprefix("path:")).expanduser()]
+    else:
+        folders = [file.parent for file in artifact.folder.parent.glob("*/artifact.json")]
+    for folder in folders:
+        if (folder / "artifact.json").is_file():
+            found = as_chosen(Artifact.load(folder))
+            if found.makes == "model" and found.fingerprint in artifact.parents.values():
+                return _trained(found)
+    return artifact
 
 
 def _told(seeds: list[Any], written: list[Path]) -> str:
