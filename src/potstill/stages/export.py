@@ -71,14 +71,12 @@ def _trained(artifact: Artifact) -> Artifact:
     if "optim" in artifact.stage or not source:
         return artifact
     if source.startswith("path:"):
-        folders = [Path(source.removeprefix("path:")).expanduser()]
-    else:
-        folders = [file.parent for file in artifact.folder.parent.glob("*/artifact.json")]
-    for folder in folders:
-        if (folder / "artifact.json").is_file():
-            found = as_chosen(Artifact.load(folder))
-            if found.makes == "model" and found.fingerprint in artifact.parents.values():
-                return _trained(found)
+        folder = Path(source.removeprefix("path:")).expanduser()
+        return _trained(as_chosen(Artifact.load(folder))) if (folder / "artifact.json").is_file() else artifact
+    for file in artifact.folder.parent.glob("*/artifact.json"):
+        found = Artifact.load(file.parent)
+        if found.makes == "model" and found.fingerprint in artifact.parents.values():
+            return _trained(as_chosen(found))
     return artifact
 
 
