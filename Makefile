@@ -5,13 +5,20 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# the lowest versions that pyproject.toml allows, laid over the packages of $(VENV)
+LOWEST ?= transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0.28.1 httpcore==1.0.9 h11==0.16.0 anyio==4.9.0 sniffio==1.3.1 idna==3.10 certifi
+LOW := $(VENV)-lowest
+LOW_TESTS ?= tests/laws/test_prompts.py tests/laws/test_masking.py tests/oracles/test_metrics.py tests/sources/test_jsonl.py
 
-.PHONY: quickstart test lint check fix examples docs clean
+.PHONY: quickstart test lowest lint check fix examples docs clean
 quickstart: $(READY)
 	$(BIN)/potstill quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+lowest: $(LOW)/.ready
+	$(LOW)/bin/python -m pytest $(LOW_TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,7 +39,7 @@ docs: $(READY)
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOW) dist .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -40,3 +47,10 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint $(VENV)/constraints.txt
 	touch $(READY)
+
+$(LOW)/.ready: $(READY) Makefile
+	$(PYTHON) -m venv $(LOW)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$($(LOW)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beneath.pth
+	$(LOW)/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-installed $(LOWEST)
+	touch $@

@@ -251,3 +251,99 @@ def test_real_rows(shared_data: Path) -> None:
     source = Jsonl(path=str(shared_data / "gsm8k" / "train.jsonl"), instruction="question", response="answer")
     assert sum(1 for _ in source.rows(skipped)) == 7473
     assert not skipped
+
+
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Lima"}}}
+
+
+def chat_of(*messages: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"messages": list(messages), **more}
+
+
+def asked(content: str = "Weather?") -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def test_tools_calls_results_and_reasoning_are_kept(write_rows: WriteRows) -> None:
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    messages = (
+        asked(),
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "I must look."},
+        {"role": "tool", "content": "20 °C", "name": "weather", "tool_call_id": None},
+        {"role": "assistant", "content": "It is 20 °C.", "thinking": "Warm."},
+    )
+    rows = [chat_of(*messages, tools=tools), chat_of(*messages, tools=json.dumps(tools))]
+    first, second = Jsonl(path=write_rows(rows), messages="messages").rows()
+    assert first == second
+    assert first.since == (Turn("assistant", "", "I must look.", (CALL,)), Turn("tool", "20 °C", name="weather"))
+    assert (first.instruction, first.response, first.reasoning) == ("Weather?", "It is 20 °C.", "Warm.")
+    assert first.tools == tuple(tools)
+
+
+def test_an_answer_may_be_a_call_alone(write_rows: WriteRows) -> None:
+    chat = chat_of(asked(), {"role": "assistant", "tool_calls": [{"name": "weather", "arguments": "{}"}]})
+    (example,) = Jsonl(path=write_rows([chat]), messages="messages").rows()
+    assert example.tool_calls == ({"type": "function", "function": {"name": "weather", "arguments": "{}"}},)
+    assert example.response == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "weight"),
+    [({"weight": 0}, 0), ({"train": False}, 0), ({"weight": 0.5}, 0.5), ({"train": True}, 1), ({"weight": None}, 1)],
+)
+def test_a_message_says_whether_it_is_learned(said: dict[str, Any], weight: float, write_rows: WriteRows) -> None:
+    chat = chat_of(asked(), {"role": "assistant", "content": "3", **said}, w=2)
+    (example,) = Jsonl(path=write_rows([chat]), messages="messages", weight="w").rows()
+    assert example.weight == 2 * weight
+
+
+def test_what_earlier_turns_call_is_part_of_the_key(write_rows: WriteRows) -> None:
+    def chat(city: str) -> dict[str, Any]:
+        call = {"name": "weather", "arguments": {"city": city}}
+        return chat_of(asked(), {"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "20"}, answer)
+
+    answer = {"role": "assistant", "content": "20"}
+    rows = [chat("Lima"), chat("Lima"), chat("Hanoi")]
+    first, second, third = Jsonl(path=write_rows(rows), messages="messages").rows()
+    assert first.key == second.key != third.key
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        (
+            [asked() | {"id": 3}, {"role": "assistant", "content": "x"}],
+            "messages[0] has a key 'id' that is not read; take it out, or set data.ignored = [\"id\"]",
+        ),
+        (
+            [{"role": "developer", "content": "x"}],
+            "messages[0] is of role 'developer'; roles are system, user, assistant and tool",
+        ),
+        (
+            [asked(), {"role": "tool", "content": "x"}],
+            "messages[1] is of role 'tool', not 'assistant'; user and assistant take turns after an optional system, "
+            "and tools answer calls",
+        ),
+        (
+            [asked() | {"tool_calls": [CALL]}],
+            "messages[0] is of role 'user', and only an assistant has tool_calls and reasoning",
+        ),
+        (
+            [asked(), {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "<|im_end|>"}}]}],
+            "messages[1]: 'tool_calls' must hold objects with function.name and function.arguments",
+        ),
+        (
+            [asked(), {"role": "assistant", "content": "x", "weight": "0"}],
+            "messages[1]: 'weight' must be a number of 0 or more",
+        ),
+        ([asked(), {"role": "assistant", "content": "x", "train": 0}], "messages[1]: 'train' must be true or false"),
+    ],
+)
+def test_messages_that_cannot_be_read_are_named(messages: list[dict[str, Any]], told: str, write_rows: WriteRows) -> None:
+    path = write_rows([chat_of(*messages)])
+    assert complaint(path=path, messages="messages") == f"{path}:1: {told}"
+
+
+def test_keys_are_passed_over_on_request(write_rows: WriteRows) -> None:
+    path = write_rows([chat_of(asked() | {"id": 3}, {"role": "assistant", "content": "x", "id": 4})])
+    assert len(list(Jsonl(path=path, messages="messages", ignored=("id",)).rows())) == 1

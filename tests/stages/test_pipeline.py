@@ -11,6 +11,7 @@ from tiny_parts import chat_tokenizer, gpt2_tokenizer, tiny_model, write_rows
 
 from potstill.core.artifact import Artifact, read_json
 from potstill.core.types import Example
+from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts, Renderer
 from potstill.edges.models import load_model, load_tokenizer, save_model
 from potstill.recipe.parse import parse_recipe
@@ -259,7 +260,7 @@ def assert_leaves_unchanged(folder: Path, model_folder: Path, prompts: Prompts) 
     state = ours.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in theirs.state_dict().items())
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    assert tokenizer.chat_template == load_tokenizer(f"path:{model_folder}").chat_template
+    assert tokenizer.chat_template == exported_template(load_tokenizer(f"path:{model_folder}"), prompts)
     assert answer_of(theirs, tokenizer, prompts) == answer_of(ours, load_tokenizer(f"path:{model_folder}"), prompts)
     for name in ("model-f16.gguf", "model-q4_0.gguf"):
         reader = gguf.GGUFReader(folder / name)

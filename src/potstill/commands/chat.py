@@ -9,6 +9,7 @@ from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
+from potstill.data.templates import opened_tag
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.edges.sampling import stream
 from potstill.run.folder import find_run, stages_of, whole
@@ -63,9 +64,10 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
         prompt = renderer.prompt(example)
         if prompt.ids is None:
             raise UserError(f"that is longer than the model's {limit} positions; start again with less")
+        opened = opened_tag(renderer.text(example, ""))  # the prompt opens the answer's thinking
         room = min(max_new_tokens, limit - len(prompt.ids))
         pieces = stream(model, tokenizer, prompt.ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature)
-        return _spoken(pieces, may_stop=question is None)
+        return opened + _spoken(pieces, may_stop=question is None)
 
     if question is not None:
         answer(question)
@@ -82,7 +84,7 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
             return
         said = answer(asked)
         if said and prompts.format == "chat" and _talks_in_turns(artifact):
-            history = (*history, Turn("user", asked), Turn("assistant", said))
+            history = (*history, Turn("user", asked), Turn("assistant", said.strip()))
 
 
 def _spoken(pieces: Generator[str, None, None], *, may_stop: bool) -> str:

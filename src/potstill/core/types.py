@@ -1,17 +1,31 @@
 """The few nouns that several rooms share."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Split = Literal["train", "validation", "test"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
+    """One message of a conversation.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        role: who speaks.
+        content: what is said; may be empty beside tool calls.
+        reasoning: what an assistant thought before, where the row keeps it apart from the content.
+        tool_calls: of an assistant, in OpenAI's form: {"type": "function", "function": {"name", "arguments"}}.
+        name: of the tool that a result is of.
+        tool_call_id: of the call that a result is of.
+    """
+
+    role: Role
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -22,13 +36,17 @@ class Example:
         key: rows with equal keys are kin: they fall into the same split (but for `primer`, which splits by phrasing), and the
             bootstrap draws them together.
         instruction: the last user turn without its context; never shortened.
-        response: the target text, without any end-of-turn marker.
+        response: the target text; an end-of-turn marker at its end is taken off when it becomes tokens.
         context: supporting text shown with the instruction; shortened first when the row is too long.
         references: every accepted answer, `response` among them; scored by the best.
         history: earlier turns of the conversation, oldest first.
         language: ISO 639-1 code; decides, for one, whether Rouge stems.
         tag: a group for breakdowns in the report, such as the category or the phrasing.
         weight: what each of its response tokens counts in a training loss; evaluation counts all rows alike.
+        reasoning: what the assistant thought before the response, where the row keeps it apart.
+        tool_calls: the assistant's calls after the response; see `Turn`.
+        since: turns between the instruction and the answer: an assistant's tool calls and their results.
+        tools: descriptions of the tools on offer, as the chat template takes them.
     """
 
     key: str
@@ -40,6 +58,10 @@ class Example:
     language: str = "en"
     tag: str = ""
     weight: float = 1.0
+    reasoning: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    since: tuple[Turn, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.references:

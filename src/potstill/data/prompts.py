@@ -1,15 +1,31 @@
 """A row as a model sees it: prompt tokens, response tokens, and where a turn ends."""
 
+import contextlib
+import json
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
-from potstill.core.types import Example
+from potstill.core.types import Example, Turn
+from potstill.data.templates import (
+    ChatTemplate,
+    LeftOut,
+    Marks,
+    Shown,
+    Text,
+    as_it_is,
+    has_reasoning,
+    opened_tag,
+    texts_in,
+    without_reasoning,
+)
+from potstill.edges.tokens import Unspellable, beginning, begun, control_tokens, decode, encode, end_tokens, turn_tokens
 
 PLAIN = {
     # Taori et al., Stanford Alpaca, 2023: the template that MiniLLM and the paper use for Dolly
@@ -38,7 +54,27 @@ class Prompts(Settings):
     format: Literal["chat", "alpaca", "alpaca_es"] = Field(
         default="chat", description="the tokenizer's chat template, or a plain template"
     )
-    system: str | None = Field(default=None, description="system message, where the chat template has one")
+    system: str | None = Field(default=None, description="system message, where a row brings none of its own")
+    system_turn: Literal["own", "user"] = Field(
+        default="own",
+        description="own: a turn of role system; user: before the first question, for templates without that role",
+    )
+    date: str | None = Field(default=None, description="today, as YYYY-MM-DD, for chat templates that write the date")
+    thinking: Literal["keep", "strip"] | None = Field(
+        default=None,
+        description="an assistant's reasoning: keep (after the tag that the prompt opens), or strip from answers and history",
+    )
+    answers: Literal["row", "template"] | None = Field(
+        default=None,
+        description="what is learned where the template writes a finished answer otherwise than prompt + answer: "
+        "the row's text, or what the template writes after the prompt; default: such templates are refused",
+    )
+    generation_prompt: str | None = Field(
+        default=None, description="text that opens an answer, where the template writes none or another than in history"
+    )
+    variables: dict[str, bool | int | float | str] = Field(
+        default={}, description="variables of the chat template, such as enable_thinking = false"
+    )
     max_tokens: int = Field(
         default=512, ge=8, description="longest prompt + response, in tokens; longer rows are left out and counted"
     )
@@ -52,7 +88,21 @@ class Prompts(Settings):
             )
         if self.system is not None and self.format != "chat":
             raise ValueError(f"a system message needs format = 'chat', not '{self.format}'")
+        for name in ("date", "answers", "generation_prompt", "variables"):
+            if getattr(self, name) and self.format != "chat":
+                raise ValueError(f"{name} is for chat templates, and format = '{self.format}' has none; leave {name} out")
+        taken = sorted(set(self.variables) & {"messages", "tools", "add_generation_prompt", "strftime_now"})
+        if taken:
+            raise ValueError(f"variables.{taken[0]} is set for each row; leave it out")
         return self
+
+    @field_validator("date")
+    @classmethod
+    def _a_day(cls, value: str | None) -> str | None:
+        try:
+            return value and date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise ValueError(f"'{value}' is no day of the form YYYY-MM-DD, such as 2026-11-28") from None
 
 
 @dataclass(frozen=True)
@@ -60,19 +110,50 @@ class Prompt:
     """A rendered prompt.
 
     Attributes:
-        ids: its tokens, ready to be continued by the response; None when it does not fit even without context.
+        ids: its tokens, ready to be continued by the response; None when the row is left out.
         shortened: whether the context lost its end to fit.
+        reason: why there are no tokens.
     """
 
     ids: list[int] | None
     shortened: bool = False
+    reason: str = "prompt too long"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is trained.
+
+    Attributes:
+        prompt: its prompt's tokens.
+        response: the tokens that are learned, the end of turn included.
+        shortened: whether the context lost its end to fit.
+        end_removed: whether the answer brought an end of turn of its own, which was taken off.
+    """
+
+    prompt: list[int]
+    response: list[int]
+    shortened: bool
+    end_removed: bool
+
+
+MARK = "potstill-probe"  # an answer that no template writes of itself
 
 
 class Renderer:
-    """Turns rows into tokens for one tokenizer. Prompt and response are tokenised apart, so the boundary is exact.
+    """Turns rows into tokens for one tokenizer, so that the training prompt is the inference prompt, token for token.
+
+    Prompt and response are what the template itself writes for the finished conversation; where it writes another text,
+    `Prompts` says which of the two is learned.
+
+    Attributes:
+        end_of_turn_id: the token that ends an answer.
+        stop_ids: tokens at which generation stops: the end of turn and the end of sequence.
+        begins_with: the BOS that every prompt begins with, as text; empty when there is none.
 
     Raises:
-        UserError: `chat` without a chat template, or no token that ends a turn.
+        UserError: `chat` without a chat template, no token that ends a turn, or a habit of the template that loses the
+            question, the system message, the answer or the opening of the answer.
     """
 
     def __init__(self, tokenizer: Any, prompts: Prompts) -> None:
@@ -82,84 +163,419 @@ class Renderer:
                 "prompts.format = 'chat', but the tokenizer has no chat template (a base model such as GPT-2); "
                 f"choose a plain one: {', '.join(PLAIN)}"
             )
-        special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
-        self._special = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)) or r"(?!)")
-        self.end_of_turn_id = self._end_of_turn()
+        self._control = control_tokens(tokenizer)
+        held_ids = turn_tokens(tokenizer) | end_tokens(tokenizer)
+        held = {text for text, id in self._control.items() if id in held_ids}
+        self._marks = Marks(self._control, held)
+        self._unspellable: Unspellable | None = None
+        self._template: ChatTemplate | None = None
+        if prompts.format == "chat":
+            day = date.fromisoformat(prompts.date) if prompts.date else None
+            self._template = ChatTemplate(tokenizer, day, prompts.variables, prompts.generation_prompt)
+        self._own_end = re.compile(r"(?!)")  # until the end of turn is known
+        self._closing = self._probe() if prompts.format == "chat" else ""
+        last = list(self._marks.spelt.finditer(self._closing))
+        self.end_of_turn_id = self._control[last[-1][0]] if last else self._end_of_sequence()
         eos = tokenizer.eos_token_id
         self.stop_ids = [self.end_of_turn_id] + ([eos] if eos is not None and eos != self.end_of_turn_id else [])
+        ends = {text for text, id in self._control.items() if id in self.stop_ids}
+        self._own_end = re.compile(rf"(?:{'|'.join(map(re.escape, sorted(ends, key=len, reverse=True)))})\s*\Z")
+        self.begins_with = self._begins_with()
 
-    def _end_of_turn(self) -> int:
-        """The first special token after an assistant's words in the chat template; else the end of sequence."""
-        if self.prompts.format == "chat":
-            words = "MARK"
-            text = self._chat([{"role": "user", "content": "x"}, {"role": "assistant", "content": words}], generate=False)
-            after = self._encode(text[text.rindex(words) + len(words) :])
-            special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-            for token in after:
-                if token in special:
-                    return token
+    def _end_of_sequence(self) -> int:
         if self.tokenizer.eos_token_id is None:
             raise UserError("the tokenizer names no end-of-sequence token, so no answer could ever end; set eos_token")
         return self.tokenizer.eos_token_id
 
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+    def _probe(self) -> str:
+        """What the template writes after an answer, up to the first control token, empty where it writes none.
 
-    def _chat(self, messages: list[dict[str, str]], generate: bool) -> str:
+        Raises:
+            UserError: the template loses a part of the simplest conversation; names the field that helps.
+        """
+        template = self._template
+        assert template is not None
+        asked, said = "potstill-question", MARK
+        turns = self._turns(Example("", asked, said), "")
+        prompt = template(turns, (), True, as_it_is)
+        finished = template([*turns, Turn("assistant", said)], (), False, as_it_is)
+        if asked not in prompt:
+            raise UserError(
+                "the chat template leaves out the user's text when it is plain text; choose prompts.format = 'alpaca'"
+            )
+        self._check_kept(turns, prompt)
+        at = finished.lower().rfind(said)  # a template that writes answers in capitals keeps them
+        if at < 0:
+            if self.prompts.answers != "row":
+                raise UserError(
+                    "the chat template leaves out what the assistant says, so it cannot tell where an answer ends; "
+                    'set prompts.answers = "row" to learn the row\'s text up to the end-of-sequence token'
+                )
+            return ""
+        header = finished[len(prompt) : at] if finished.startswith(prompt) else ""
+        if self.prompts.generation_prompt is None and header.strip() and prompt == template(turns, (), False, as_it_is):
+            raise UserError(
+                f"the chat template writes nothing for add_generation_prompt, so answers would come without their header; "
+                f"set prompts.generation_prompt = {json.dumps(header, ensure_ascii=False)}"
+            )
+        after = finished[at + len(said) :]
+        end = next((found.end() for found in self._marks.spelt.finditer(after)), 0)
+        return after[:end]
+
+    def _begins_with(self) -> str:
+        habit, bos = beginning(self.tokenizer), self.tokenizer.bos_token_id
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-        except Exception as error:
-            raise UserError(f"the chat template refuses a conversation of {[m['role'] for m in messages]}: {error}") from error
+            first = self._ids(self._text(Example("", "x", "x"), "", generate=True))[:1]
+        except LeftOut as left:
+            raise UserError(f"prompts.system {left}; write it otherwise") from None
+        shown = habit or (first if first == [bos] else [])
+        return "".join(self.tokenizer.convert_ids_to_tokens(shown))
 
-    def text(self, example: Example, context: str, shown: Callable[[str], str] = str) -> str:
-        """The prompt as text, with this context in place of the row's own; `shown` changes what comes from the row."""
-        history = [{"role": turn.role, "content": shown(turn.content)} for turn in example.history]
-        if self.prompts.format == "chat":
-            if self.prompts.system is not None and not (history and history[0]["role"] == "system"):
-                history.insert(0, {"role": "system", "content": self.prompts.system})
-            asked = f"{shown(context)}\n\n{shown(example.instruction)}" if context else shown(example.instruction)
-            return self._chat([*history, {"role": "user", "content": asked}], generate=True)
+    # --- text
+
+    def _turns(self, example: Example, context: str) -> list[Turn]:
+        """The conversation up to the answer, as the settings want it."""
+        turns = [*example.history]
+        if self.prompts.system is not None and not (turns and turns[0].role == "system"):
+            turns.insert(0, Turn("system", self.prompts.system))
+        asked = f"{context}\n\n{example.instruction}" if context else example.instruction
+        turns += [Turn("user", asked), *example.since]
+        if self.prompts.system_turn == "user" and turns[0].role == "system":
+            system, user, *rest = turns
+            turns = [replace(user, content=f"{system.content}\n\n{user.content}"), *rest]
+        return [self._as_said(turn) if turn.role == "assistant" else turn for turn in turns]
+
+    def _as_said(self, turn: Turn) -> Turn:
+        """An assistant's turn without an end of its own, and without reasoning where that is stripped."""
+        content = self._own_end.sub("", turn.content)
+        if self.prompts.thinking == "strip":
+            return replace(turn, content=without_reasoning(content), reasoning="")
+        return replace(turn, content=content)
+
+    def text(self, example: Example, context: str) -> str:
+        """The prompt as text, with this context in place of the row's own."""
+        return self._written(example, context, True, as_it_is)
+
+    def _written(self, example: Example, context: str, generate: bool, shown: Shown, answer: Turn | None = None) -> str:
+        if self._template is None:
+            return self._plain(example, context, shown)
+        turns = self._turns(example, context) + ([answer] if answer else [])
+        return self._template(turns, example.tools, generate, shown)
+
+    def _plain(self, example: Example, context: str, shown: Shown) -> str:
+        if example.tools or example.since or any(turn.tool_calls or turn.reasoning for turn in example.history):
+            raise UserError(
+                f"prompts.format = '{self.prompts.format}' cannot write tools, tool calls and reasoning; use format = 'chat'"
+            )
         bare, with_context = PLAIN[self.prompts.format]
-        earlier = "".join(f"{turn['content']}\n\n" for turn in history)
+        history = [self._as_said(turn) if turn.role == "assistant" else turn for turn in example.history]
+        earlier = "".join(f"{shown(turn.content, turn.role == 'assistant')}\n\n" for turn in history)
         # one pass and no str.format: a row's own braces, even "{instruction}", must stay as they are
-        fields = {"{instruction}": shown(example.instruction), "{context}": shown(context)}
+        fields = {"{instruction}": shown(example.instruction, False), "{context}": shown(context, False)}
         return earlier + re.sub(r"\{instruction\}|\{context\}", lambda m: fields[m[0]], with_context if context else bare)
 
-    def _ids(self, example: Example, context: str) -> list[int]:
-        """The prompt's tokens. Where a row spells out a special token, it stays text: no row may end a turn or begin one."""
-        told = [example.instruction, context, *(turn.content for turn in example.history)]
-        if not any(self._special.search(text) for text in told):
-            return self._encode(self.text(example, context))
-        rows: list[str] = []
+    def _text(self, example: Example, context: str, generate: bool, answer: Turn | None = None) -> Text:
+        turns = [*example.history, *example.since, *([answer] if answer else [])]
+        calls = [turn.tool_calls for turn in turns]
+        brought = [example.instruction, context, self.prompts.system or "", *texts_in([calls, example.tools])]
+        brought += [part for turn in turns for part in (turn.content, turn.reasoning)]
+        return self._marks.text(lambda shown: self._written(example, context, generate, shown, answer), "\n".join(brought))
 
-        def aside(text: str) -> str:
-            rows.append(text)
-            return f"\ue000{len(rows) - 1}\ue001"  # private-use characters, which no template touches
+    def _check_kept(self, turns: Sequence[Turn], prompt: str, tools: Sequence[Any] = ()) -> None:
+        """Refuse a template that loses what a turn says.
 
-        ids = []
-        for i, part in enumerate(re.split("\ue000(\\d+)\ue001", self.text(example, context, aside))):
-            ids += self._as_text(rows[int(part)]) if i % 2 else self._encode(part)
-        return ids
+        Raises:
+            UserError: names the turn's role and the field that helps.
+        """
+        for turn in turns:
+            content = without_reasoning(turn.content) if turn.role == "assistant" else turn.content
+            if not _stands_in(content, prompt):
+                if turn.role == "system":
+                    raise UserError(
+                        "the chat template leaves out or changes the system text; "
+                        'set prompts.system_turn = "user" to put it before the first question'
+                    )
+                raise UserError(
+                    f"the chat template leaves out or changes what a turn of role '{turn.role}' says "
+                    f"({_excerpt(content)}); take such rows out, or choose another format"
+                )
+            for text in texts_in([call["function"] for call in _with_arguments(turn)]):
+                if not _stands_in(text, prompt):
+                    raise UserError(f"the chat template leaves out tool_calls ({_excerpt(text)}); take such rows out")
+            if turn.reasoning and not self._renders_reasoning():
+                raise UserError(
+                    'the chat template leaves out reasoning_content; set prompts.thinking = "strip" to train without it, '
+                    "or write it into the content"
+                )
+        for tool in tools:
+            if not _stands_in(_tool_name(tool), prompt):
+                raise UserError(f"the chat template leaves out tools ({_excerpt(_tool_name(tool))}); take such rows out")
 
-    def _as_text(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    def _renders_reasoning(self) -> bool:
+        assert self._template is not None
+        turns = [Turn("user", "x"), Turn("assistant", "y", reasoning=MARK)]
+        return MARK in self._template(turns, (), False, as_it_is)
+
+    # --- tokens
+
+    def _ids(self, text: Text) -> list[int]:
+        return begun(self.tokenizer, self._part(text))
+
+    def _part(self, text: Text) -> list[int]:
+        """Tokens of a text: control tokens where template or answer wrote them, plain text where a prompt spells them."""
+        spelt = self._marks.spelt
+        if spelt.sub("", text.real) == self._marks.unmark(spelt.sub("", text.marked)):
+            return encode(self.tokenizer, text.real)
+        if self._unspellable is None:
+            self._unspellable = Unspellable(self.tokenizer, self._control)
+        names = self._unspellable.names
+        return self._unspellable.encode(self._marks.unmark(spelt.sub(lambda found: names[found[0]], text.marked)))
 
     def prompt(self, example: Example) -> Prompt:
-        """The prompt's tokens; when too long, the context gives up its end, never the instruction."""
+        """The prompt's tokens; when too long, the context gives up its end, never the instruction.
+
+        Raises:
+            UserError: the template refuses the row, or loses what it says.
+        """
+        try:
+            prompt, _, _ = self._fitted(example)
+        except LeftOut as left:
+            return Prompt(None, reason=str(left))
+        return prompt
+
+    def _fitted(self, example: Example) -> tuple[Prompt, Text, str]:
+        """The prompt, its text, and as much of the context as fits."""
         limit = self.prompts.max_prompt_tokens
-        ids = self._ids(example, example.context)
+        context = example.context
+        text = self._text(example, context, generate=True)
+        if self._template is not None:
+            self._check_kept(self._turns(example, context), text.real, example.tools)
+        ids = self._ids(text)
         if len(ids) <= limit:
-            return Prompt(ids)
-        context = self._as_text(example.context)
-        keep = len(context)
-        while context and keep > 0:
+            return Prompt(ids), text, context
+        tokens = encode(self.tokenizer, example.context)
+        keep = len(tokens)
+        while tokens and keep > 0:
             keep = max(0, keep - max(1, len(ids) - limit))
-            shorter = self.tokenizer.decode(context[:keep]).rstrip("\ufffd")
-            ids = self._ids(example, shorter)
+            context = decode(self.tokenizer, tokens[:keep]).rstrip("\ufffd")
+            text = self._text(example, context, generate=True)
+            ids = self._ids(text)
             if len(ids) <= limit:
-                return Prompt(ids, shortened=True)
-        return Prompt(None)
+                return Prompt(ids, shortened=True), text, context
+        raise LeftOut("prompt too long")
+
+    def row(self, example: Example) -> Row:
+        """Prompt and response of a row.
+
+        Raises:
+            LeftOut: the row is too long, or cannot be learned; says why.
+            UserError: the template's finished conversation is not prompt + answer, and no field says what to learn.
+        """
+        prompt, asked, context = self._fitted(example)
+        assert prompt.ids is not None
+        answer, removed = self._answer(example)
+        if not answer.content.strip() and not answer.tool_calls:
+            raise LeftOut("empty response")
+        response = self._continued(prompt.ids, asked, self._response(example, context, asked, answer))
+        if self.end_of_turn_id in response[:-1]:
+            raise LeftOut("the template ends the turn inside the answer")
+        if len(prompt.ids) + len(response) > self.prompts.max_tokens:
+            raise LeftOut("response too long")
+        return Row(prompt.ids, response, prompt.shortened, removed)
+
+    def _continued(self, prompt: list[int], asked: Text, answer: Text) -> list[int]:
+        """The answer's tokens as they follow the prompt's; apart where the tokenizer would merge across the boundary."""
+        whole = self._ids(asked + answer)
+        ids = whole[len(prompt) :] if whole[: len(prompt)] == prompt else self._part(answer)
+        return ids if ids and ids[-1] == self.end_of_turn_id else [*ids, self.end_of_turn_id]
+
+    def _answer(self, example: Example) -> tuple[Turn, bool]:
+        """The answer without an end of its own, and whether it had one."""
+        turn = Turn("assistant", example.response, example.reasoning, example.tool_calls)
+        return self._as_said(turn), bool(self._own_end.search(example.response))
+
+    def _closed(self, text: str) -> Text:
+        return Text(text, self._marks.wide(text, True)) + Text(self._closing, self._closing)
 
     def response(self, text: str) -> list[int]:
-        """The response's tokens, the end of turn included; a special token that the text spells out stays text."""
-        return [*self._as_text(text), self.end_of_turn_id]
+        """Tokens of a text as an answer by itself, the end of turn included."""
+        ids = self._part(self._closed(self._as_said(Turn("assistant", text)).content))
+        return ids if ids[-1:] == [self.end_of_turn_id] else [*ids, self.end_of_turn_id]
+
+    def _response(self, example: Example, context: str, asked: Text, answer: Turn) -> Text:
+        """The text to learn after the prompt."""
+        if self._template is None:
+            if answer.tool_calls or answer.reasoning:
+                self._plain(replace(example, since=(answer,)), context, as_it_is)  # refuses
+            return self._closed(answer.content)
+        opened = opened_tag(asked.real)
+        if (answer.reasoning and self.prompts.thinking == "keep" and opened) and not self._renders_reasoning():
+            tag = opened.strip()
+            content = f"{tag}\n{answer.reasoning}\n{tag.replace('<', '</', 1)}\n\n{answer.content}"
+            answer = replace(answer, content=content, reasoning="")
+        if answer.tool_calls or answer.reasoning:
+            return self._as_template(example, context, asked, answer)
+        said = self._after_opened(opened, answer.content) if opened and self.prompts.answers != "template" else answer.content
+        finished = self._written(example, context, False, as_it_is, answer)
+        if finished.startswith(asked.real + said + self._closing):
+            return self._closed(said)
+        if self.prompts.answers == "template":
+            return self._as_template(example, context, asked, answer)
+        if self.prompts.answers == "row" or self._thoughts_deleted(finished, answer.content):
+            return self._closed(said)
+        raise UserError(self._habit(asked.real, finished, said))
+
+    def _after_opened(self, opened: str, said: str) -> str:
+        """An answer after a prompt that opens its thinking: the opened tag is the answer's own."""
+        tag, space = opened.strip(), opened[len(opened.rstrip()) :]
+        own = said.lstrip().startswith(tag)
+        if self.prompts.thinking == "keep":
+            if not own and not has_reasoning(said):
+                raise LeftOut(f"no reasoning, where the prompt opens {tag}")
+            rest = said.lstrip().removeprefix(tag)
+            return rest.removeprefix(space) if own else said
+        if self.prompts.thinking is None and self.prompts.answers == "row" and not own:
+            return said
+        keep = "" if self.prompts.thinking == "strip" else 'prompts.thinking = "keep" for answers with their reasoning, or '
+        raise UserError(
+            f"the chat template's generation prompt opens {tag}, and an answer would be learned inside it; set {keep}"
+            f"prompts.generation_prompt = {json.dumps(self._header(), ensure_ascii=False)} for plain answers"
+        )
+
+    def _header(self) -> str:
+        """What the template writes before an answer in a finished conversation."""
+        assert self._template is not None
+        user = Turn("user", "x")
+        before, finished = (self._template(turns, (), False, as_it_is) for turns in ([user], [user, Turn("assistant", MARK)]))
+        return finished[len(before) : finished.index(MARK)] if finished.startswith(before) and MARK in finished else ""
+
+    def _thoughts_deleted(self, finished: str, said: str) -> bool:
+        """Whether the finished conversation lacks nothing of the answer but its thoughts, which the settings keep."""
+        seen = without_reasoning(said)
+        return self.prompts.thinking == "keep" and seen != said and f"{seen}{self._closing}" in finished
+
+    def _as_template(self, example: Example, context: str, asked: Text, answer: Turn) -> Text:
+        """What the template writes after the prompt, up to the last end of turn.
+
+        Raises:
+            UserError: the finished conversation does not begin with the prompt, or loses a part of the answer.
+        """
+        finished = self._text(example, context, False, answer)
+        if not finished.real.startswith(asked.real):
+            raise UserError(self._habit(asked.real, finished.real, answer.content))
+        rest = finished.cut(len(asked.real))
+        forced = bool(answer.tool_calls or answer.reasoning)  # else the settings want whatever the template makes of it
+        self._check_kept([answer if forced else replace(answer, content="")], rest.real)
+        if answer.reasoning and not _stands_in(answer.reasoning, rest.real):
+            raise UserError(
+                'the chat template leaves out reasoning_content; set prompts.thinking = "strip" to train without it'
+            )
+        ends = [found.end() for found in self._marks.spelt.finditer(rest.marked) if found[0] in self._closing]
+        return rest.cut(0, ends[-1] if ends else None)
+
+    def _habit(self, prompt: str, finished: str, said: str) -> str:
+        """The template's habit that breaks prompt + answer, and the field that names what to do."""
+        row = '"row" to learn the row\'s text after the generation prompt'
+        if not finished.startswith(prompt):
+            there = "opens or precedes a finished answer otherwise than its generation prompt does"
+            own = self._header()
+            other = ', or prompts.thinking = "keep" or "strip"' if has_reasoning(said) else ""
+            other += f", or prompts.generation_prompt = {json.dumps(own, ensure_ascii=False)}" if own else ""
+            return f"the chat template {there} ({_excerpt(said)}); set prompts.answers = {row}{other}"
+        rest = finished[len(prompt) :]
+        if said and said in rest:
+            at = rest.rfind(said + self._closing) if said + self._closing in rest else rest.rfind(said)
+            before, after = rest[:at], rest[at + len(said) :]
+            place = (f"before an answer {json.dumps(before, ensure_ascii=False)}") if before else f"after it {after[:20]!r}"
+            habit = f"writes {place}"
+        elif said.strip() and said.strip() in rest:
+            habit = "trims answers"
+        elif has_reasoning(said):
+            habit = 'changes an answer\'s reasoning (prompts.thinking = "keep" or "strip" says whether it is learned)'
+        else:
+            habit = "changes an answer's text"
+        learn = '"template" to learn what it writes'
+        return f"the chat template {habit} ({_excerpt(said)}); set prompts.answers = {learn}, or {row}"
+
+    # --- for scores and checks
+
+    def scored(self, example: Example) -> Example:
+        """The row with its accepted answers as a model that learned it would write them; for metrics on text.
+
+        An end of turn at their end is taken off, reasoning is treated as `thinking` says, and an answer that only the
+        template can write (tool calls, `answers = "template"`) is what the template writes.
+        """
+        _, asked, context = self._fitted(example)
+
+        def written(reference: str) -> str:
+            of = replace(example, response=reference, references=(reference,))
+            answer, _ = self._answer(of)
+            try:
+                text = self._response(of, context, asked, answer)
+            except (LeftOut, UserError):  # only what is learned must be what the template writes
+                return answer.content.strip()
+            hidden = turn_tokens(self.tokenizer) | end_tokens(self.tokenizer)
+            named = self._marks.spelt.sub(lambda found: "" if self._control[found[0]] in hidden else found[0], text.marked)
+            return self._marks.unmark(named).strip()
+
+        references = tuple(dict.fromkeys(map(written, example.references)))
+        return replace(example, response=written(example.response), references=references)
+
+    def problem(self, example: Example) -> str | None:
+        """What keeps a row from being trained and asked alike, in words; None when nothing does. Its length is no matter."""
+        try:
+            asked = self._text(example, example.context, generate=True)
+            if self._template is not None:
+                self._check_kept(self._turns(example, example.context), asked.real, example.tools)
+            self._response(example, example.context, asked, self._answer(example)[0])
+        except UserError as error:
+            return str(error)
+        except LeftOut:
+            return None
+        return None
+
+
+def template_problems(tokenizer: Any, prompts: Prompts, examples: Iterable[Example]) -> list[str]:
+    """Each habit of the template that breaks the law of prompts on these rows, once, with the number of rows it touches.
+
+    Renders text and tokenises nothing, so that all rows of a split can be asked.
+    """
+    try:
+        renderer = Renderer(tokenizer, prompts)
+    except UserError as error:
+        return [str(error)]
+    found: dict[str, tuple[str, int]] = {}
+    for example in examples:
+        problem = renderer.problem(example)
+        if problem is not None:
+            kind = re.sub(r" \([^()]*\)|\"[^\"]*\"", "", problem)
+            first, count = found.get(kind, (problem, 0))
+            found[kind] = first, count + 1
+    return [f"{problem} [{count:,} row{'s' if count > 1 else ''}]" for problem, count in found.values()]
+
+
+def _stands_in(text: str, written: str) -> bool:
+    """Whether a text stands in a rendering: trimmed, as it is or as JSON."""
+    text = text.strip()
+    return text in written or json.dumps(text, ensure_ascii=False)[1:-1] in written or json.dumps(text)[1:-1] in written
+
+
+def _with_arguments(turn: Turn) -> list[dict[str, Any]]:
+    return [{"function": _function(call)} for call in turn.tool_calls]
+
+
+def _function(call: dict[str, Any]) -> dict[str, Any]:
+    arguments = call["function"].get("arguments", {})
+    if isinstance(arguments, str):
+        with contextlib.suppress(ValueError):
+            arguments = json.loads(arguments)
+    return {"name": call["function"]["name"], "arguments": arguments}
+
+
+def _tool_name(tool: dict[str, Any]) -> str:
+    return str((tool.get("function") or tool).get("name", ""))
+
+
+def _excerpt(text: str) -> str:
+    text = " ".join(text.split())
+    return f"for example {json.dumps(text[:40] + ('…' if len(text) > 40 else ''), ensure_ascii=False)}"

@@ -13,6 +13,8 @@ import numpy as np
 from potstill.core.errors import UserError
 from potstill.core.types import Example
 from potstill.data.prompts import Renderer
+from potstill.data.templates import LeftOut
+from potstill.edges.tokens import beginning, begun, decode, encode
 
 Pair = tuple[list[int], list[int]]
 WeightedPair = tuple[list[int], list[int], float]
@@ -27,6 +29,8 @@ class Counts:
         prompt_tokens: of the kept rows.
         response_tokens: likewise, end of turn included; these are the tokens that are learned.
         context_shortened: kept rows whose context lost its end.
+        ends_removed: kept rows whose answer brought an end of turn of its own, which was taken off.
+        begins_with: the BOS that prompts begin with; empty when they have none.
         dropped: rows left out, by reason.
     """
 
@@ -34,6 +38,8 @@ class Counts:
     prompt_tokens: int = 0
     response_tokens: int = 0
     context_shortened: int = 0
+    ends_removed: int = 0
+    begins_with: str = ""
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -102,21 +108,24 @@ class TokenStore:
 
 
 def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[WeightedPair]:
-    """Prompt, response and weight of each row that fits; what does not is counted, never cut in silence."""
+    """Prompt, response and weight of each row that fits; what does not is counted, never cut in silence.
+
+    Raises:
+        UserError: a row whose prompt and answer are not what the chat template writes; see `Renderer.row`.
+    """
+    counts.begins_with = renderer.begins_with
     for example in examples:
         if example.weight == 0:
             counts.dropped["weight 0"] += 1
             continue
-        prompt = renderer.prompt(example)
-        if prompt.ids is None:
-            counts.dropped["prompt too long"] += 1
+        try:
+            row = renderer.row(example)
+        except LeftOut as left:
+            counts.dropped[str(left)] += 1
             continue
-        response = renderer.response(example.response)
-        if len(prompt.ids) + len(response) > renderer.prompts.max_tokens:
-            counts.dropped["response too long"] += 1
-            continue
-        counts.context_shortened += prompt.shortened
-        yield prompt.ids, response, example.weight
+        counts.context_shortened += row.shortened
+        counts.ends_removed += row.end_removed
+        yield row.prompt, row.response, example.weight
 
 
 def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[Pair]:
@@ -126,16 +135,28 @@ def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: C
 
 
 def text_pairs(texts: Iterable[str], tokenizer: Any, max_tokens: int) -> Iterable[Pair]:
-    """Plain text for pretraining: texts end to end, an end-of-sequence token after each, cut into windows without padding."""
+    """Plain text for pretraining: texts end to end, cut into windows without padding.
+
+    Each text begins as `tokenizer(text)` begins it and ends with an end-of-sequence token. A window that does not begin a text
+    is prompted by BOS, else by the end of sequence.
+    """
     eos = tokenizer.eos_token_id
+    start = beginning(tokenizer) or [eos]
+    own = len(beginning(tokenizer))
     waiting: list[int] = []
+
+    def window(ids: list[int]) -> Pair:
+        begins = own and ids[:own] == start and len(ids) > own
+        return (ids[:own], ids[own:]) if begins else (start, ids)
+
+    size = max_tokens - len(start)
     for text in texts:
-        waiting += [*tokenizer.encode(text, add_special_tokens=False), eos]
-        while len(waiting) >= max_tokens - 1:
-            yield [eos], waiting[: max_tokens - 1]
-            del waiting[: max_tokens - 1]
+        waiting += [*begun(tokenizer, encode(tokenizer, text)), eos]
+        while len(waiting) >= size:
+            yield window(waiting[:size])
+            del waiting[:size]
     if waiting:
-        yield [eos], waiting
+        yield window(waiting)
 
 
 def mask_preview(store: TokenStore, tokenizer: Any, limit: int = 120) -> list[tuple[str, bool]]:
@@ -145,4 +166,4 @@ def mask_preview(store: TokenStore, tokenizer: Any, limit: int = 120) -> list[tu
     if len(marked) > limit:  # the boundary and the end of turn are what one wants to see
         begin = max(0, min(len(prompt) - limit // 2, len(marked) - limit))
         marked = marked[begin : begin + limit]
-    return [(tokenizer.decode([i]), learned) for i, learned in marked]
+    return [(decode(tokenizer, [i]), learned) for i, learned in marked]

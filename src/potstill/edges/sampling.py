@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.edges import tokens
 from potstill.edges.models import Model, Tokenizer, positions_of
 
 
@@ -105,12 +106,16 @@ def _counting(before: int, total: int, stop_ids: list[int], on_rows: Callable[[i
 
 
 def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
-    """Text up to the first stop token."""
+    """Text up to the first stop token; added tokens are kept, those that begin, end or pad turns are not."""
     for n, token in enumerate(ids):
         if token in stop_ids:
             ids = ids[:n]
             break
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return tokens.decode(tokenizer, ids, _hidden(tokenizer, stop_ids)).strip()
+
+
+def _hidden(tokenizer: Tokenizer, stop_ids: list[int]) -> set[int]:
+    return {*stop_ids} | tokens.turn_tokens(tokenizer) | tokens.end_tokens(tokenizer)
 
 
 def stream(
@@ -124,7 +129,17 @@ def stream(
 
     _check_room(model, len(prompt), max_new_tokens)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    hidden = _hidden(tokenizer, stop_ids)
+
+    class Visible(TextIteratorStreamer):
+        """Keeps added tokens, as `decode` does."""
+
+        def put(self, value: Any) -> None:
+            prompt = self.next_tokens_are_prompt
+            if prompt or int(value.reshape(-1)[0]) not in hidden:
+                super().put(value)
+
+    streamer = Visible(tokenizer, skip_prompt=True, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = _arguments(max_new_tokens, stop_ids, temperature, pad_id)
     failed: list[Exception] = []

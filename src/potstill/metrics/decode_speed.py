@@ -21,5 +21,6 @@ class DecodeSpeed(ModelMetric, kind="decode_speed"):
 
     def __call__(self, model: Any, tokenizer: Any) -> float:
         from potstill.edges.sampling import decode_speed
+        from potstill.edges.tokens import begun, encode
 
-        return decode_speed(model, tokenizer.encode("The", add_special_tokens=False), self.new_tokens, self.repeats)
+        return decode_speed(model, begun(tokenizer, encode(tokenizer, "The")), self.new_tokens, self.repeats)

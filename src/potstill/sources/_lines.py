@@ -100,7 +100,7 @@ def answered(example: Example, place: str, on_empty: OnEmpty, skipped: Counter[s
         UserError: it does not, and `on_empty` is "refuse".
     """
     for name in ("instruction", "response"):
-        if not getattr(example, name).strip():
+        if not getattr(example, name).strip() and not (name == "response" and example.tool_calls):
             if on_empty == "refuse":
                 raise UserError(f'{place}: empty {name}; fill it in, or set on_empty = "skip"')
             if skipped is not None:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.sources import Source
+from potstill.sources._chats import Chat, read_chat
 from potstill.sources._lines import OnEmpty, Row, answered, column, digest, read, sha256, text, texts, with_first
 
 
@@ -19,7 +20,7 @@ class Jsonl(Source, kind="jsonl"):
         UserError: names the file, the line and the column that is missing or of the wrong type.
     """
 
-    version: ClassVar[int] = 2  # 2: the response is no part of the default key
+    version: ClassVar[int] = 3  # 3: tools, tool calls, reasoning and weights of messages
 
     path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
     instruction: str = Field(default="instruction", description="column of what is asked")
@@ -27,6 +28,8 @@ class Jsonl(Source, kind="jsonl"):
     context: str | None = Field(default=None, description="column of the supporting text")
     references: str | None = Field(default=None, description="column of a list of accepted answers")
     messages: str | None = Field(default=None, description="column of a chat, instead of instruction and response")
+    tools: str = Field(default="tools", description="column of the tools on offer in a chat, where a row has it")
+    ignored: tuple[str, ...] = Field(default=(), description="keys of messages that are passed over, such as an id")
     key: str | None = Field(default=None, description="column by which rows are split; default: a hash of what is asked")
     tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
     weight: str | None = Field(default=None, description="column of what a row counts in training, 0 or more; default: 1")
@@ -45,22 +48,26 @@ class Jsonl(Source, kind="jsonl"):
 
     def _example(self, row: Row, place: str) -> Example:
         if self.messages:
-            *history, question, answer = _turns(row, self.messages, place)
-            instruction, response = question.content, answer.content
+            chat = read_chat(row, self.messages, self.tools, self.ignored, place)
         else:
-            history, instruction, response = [], text(row, self.instruction, place), text(row, self.response, place)
+            instruction, response = text(row, self.instruction, place), text(row, self.response, place)
+            chat = Chat((), instruction, (), Turn("assistant", response))
+        response = chat.answer.content
         context = text(row, self.context, place) if self.context else ""
-        asked = [part for turn in history for part in (turn.role, turn.content)] + [context, instruction]
         return Example(
-            key=_key(row, self.key, place) if self.key else digest(*asked),
-            instruction=instruction,
+            key=_key(row, self.key, place) if self.key else digest(*chat.asked(), context, chat.instruction),
+            instruction=chat.instruction,
             response=response,
             context=context,
             references=with_first(response, texts(row, self.references, place)) if self.references else (),
-            history=tuple(history),
+            history=chat.history,
             language=(text(row, self.language_column, place) if self.language_column else "") or self.language,
             tag=text(row, self.tag, place) if self.tag else "",
-            weight=_weight(row, self.weight, place) if self.weight else 1.0,
+            weight=(_weight(row, self.weight, place) if self.weight else 1.0) * chat.weight,
+            reasoning=chat.answer.reasoning,
+            tool_calls=chat.answer.tool_calls,
+            since=chat.since,
+            tools=chat.tools,
         )
 
 
@@ -76,31 +83,3 @@ def _weight(row: Row, name: str, place: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise UserError(f"{place}: column '{name}' weights the rows and must hold a number of 0 or more")
     return float(value)
-
-
-def _turns(row: Row, name: str, place: str) -> list[Turn]:
-    """The conversation up to its last answer: perhaps a system turn, then user and assistant by turns."""
-    messages = column(row, name, place)
-    if not isinstance(messages, list):
-        raise UserError(f"{place}: column '{name}' must hold a list of messages with role and content")
-    turns: list[Turn] = []
-    system = 0
-    for number, message in enumerate(messages):
-        here = f"{place}: {name}[{number}]"
-        role = _role(message, here)
-        system += number == 0 and role == "system"
-        expected = "system" if number < system else ("user", "assistant")[(number - system) % 2]
-        if role != expected:
-            raise UserError(
-                f"{here} is of role '{role}', not '{expected}'; user and assistant take turns after an optional system"
-            )
-        turns.append(Turn(expected, text(message, "content", here)))
-    if len(turns) - system < 2 or turns[-1].role != "assistant":
-        raise UserError(f"{place}: column '{name}' must end with a question of the user and an answer of the assistant")
-    return turns
-
-
-def _role(message: Any, here: str) -> str:
-    if not isinstance(message, dict):
-        raise UserError(f"{here} must be an object with role and content")
-    return text(message, "role", here)

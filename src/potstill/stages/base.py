@@ -152,10 +152,20 @@ class DataStage(Stage):
             try:
                 rows = outlook.rows(self.data, self.prompts, self.reader(), split)
             except UserError as error:
-                yield Problem("data", str(error))
+                yield from self._unread(outlook, split, error)
                 return
             if not rows.kept and number == 0:
                 yield Problem("data", empty_split(rows))
+
+    def _unread(self, outlook: Outlook, split: Split, error: UserError) -> Iterator[Problem]:
+        """What a row's refusal comes from: each habit of the template once, else the row itself."""
+        try:
+            habits = outlook.template_problems(self.data, self.prompts, self.reader(), split)
+        except UserError:  # the rows themselves cannot be read
+            habits = []
+        yield from (Problem("prompts", habit) for habit in habits)
+        if not habits:
+            yield Problem("data", str(error))
 
 
 def empty_split(rows: RowsOf) -> str:

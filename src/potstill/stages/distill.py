@@ -13,7 +13,7 @@ from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
-from potstill.edges.models import check_positions, config_of
+from potstill.edges.models import check_positions, config_of, positions_of
 from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
 from potstill.losses.distillation import Distillation
 from potstill.losses.objective import Objective
@@ -109,6 +109,10 @@ class Distill(TrainingStage, kind="distill"):
         ours = outlook.tokenizer(self.student)
         if teacher is not None and theirs is not None and ours is not None:
             yield from self._pair_problems(teacher.size.vocab, theirs, ours)
+        limit = positions_of(teacher.config) if teacher is not None else None
+        if limit is not None and self.prompts.max_tokens > limit:
+            rule = f"is more than the {limit:,} positions of the teacher {self.teacher}; lower it"
+            yield Problem("prompts.max_tokens", rule, str(self.prompts.max_tokens))
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
             made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"
@@ -123,8 +127,15 @@ class Distill(TrainingStage, kind="distill"):
         except UserError as error:
             yield Problem("teacher", str(error))
             return
+        yield from self._reading_problems(theirs, ours)
         if self.signal == "topk" and self.top_k > vocab:
             yield Problem("top_k", f"is more than the {vocab:,} tokens of the vocabulary; lower it", str(self.top_k))
+
+    def _reading_problems(self, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
+        try:
+            self._foreign(theirs, ours, self.name)
+        except UserError as error:
+            yield Problem("teacher", str(error).removeprefix(f"{self.name}: "))
 
     def cost(self, outlook: Outlook) -> Cost:
         cost = super().cost(outlook)

@@ -138,6 +138,22 @@ class Evaluate(DataStage, kind="evaluate"):
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
         if not unknown:
             yield from super().problems(outlook)
+            yield from self._reading_problems(outlook)
+
+    def _reading_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """Models whose template refuses the rows, or that have too few positions for them or for their answers."""
+        for number, row in enumerate(self.study):
+            model = outlook.model(row.model)
+            if model is None:
+                continue
+            try:
+                rows = outlook.rows(self.data, self.prompts, row.model, self.split)
+                check_positions(model.config, rows.longest, row.name)
+                check_positions(
+                    model.config, rows.longest_prompt + self.decoding.max_new_tokens, f"{row.name}, answers included"
+                )
+            except UserError as error:
+                yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
 
     def cost(self, outlook: Outlook) -> Cost:
         rows = outlook.rows(self.data, self.prompts, self.reader(), self.split)
@@ -321,9 +337,10 @@ class Evaluate(DataStage, kind="evaluate"):
             )
         ]
         scores: dict[str, Sequence[float | None]] = {}
+        accepted = [renderer.scored(example) for example in examples]
         for metric in metrics:
             if isinstance(metric, TextMetric):
-                values = [metric(answer, example) for answer, example in zip(answers, examples, strict=True)]
+                values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
                 scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
         measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
         if measures:

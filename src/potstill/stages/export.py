@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from potstill.core.artifact import Makes, file_hash, write_text
+from potstill.core.artifact import Artifact, Makes, file_hash, write_text
 from potstill.core.errors import Problem, UserError
+from potstill.data.exported import exported_template
+from potstill.data.prompts import Prompts
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import PACKED, load_model, load_tokenizer
 from potstill.exporters import Exporter
@@ -17,6 +19,7 @@ from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import load_packed
 from potstill.report.card import model_card
 from potstill.stages.base import Context, Stage
+from potstill.stages.lineage import as_chosen, places
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
@@ -59,6 +62,7 @@ class Export(Stage, kind="export"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         where = context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
+        _as_trained(context, self.model, tokenizer)
         packed_file = Path(where.removeprefix("path:")) / PACKED
         packed = load_packed(packed_file) if where.startswith("path:") and packed_file.is_file() else {}
         written: list[Path] = []
@@ -73,6 +77,29 @@ class Export(Stage, kind="export"):
                 )
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=_told(row["seeds"], written)))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
+
+
+def _as_trained(context: Context, ref: ModelRef, tokenizer: Any) -> None:
+    """Give the tokenizer the chat template that writes what the model was trained on; a model not made here keeps its own."""
+    artifact = places(context, ref)[0].artifact
+    trained = _trained(artifact).stage.get("prompts") if artifact is not None else None
+    if trained is not None:
+        tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
+
+
+def _trained(artifact: Artifact) -> Artifact:
+    """The artifact whose stage trained a model: itself, or the one that it was made from without training."""
+    source = str(artifact.stage.get("model", ""))
+    if "optim" in artifact.stage or not source:
+        return artifact
+    if source.startswith("path:"):
+        folder = Path(source.removeprefix("path:")).expanduser()
+        return _trained(as_chosen(Artifact.load(folder))) if (folder / "artifact.json").is_file() else artifact
+    for file in artifact.folder.parent.glob("*/artifact.json"):
+        found = Artifact.load(file.parent)
+        if found.makes == "model" and found.fingerprint in artifact.parents.values():
+            return _trained(as_chosen(found))
+    return artifact
 
 
 def _told(seeds: list[Any], written: list[Path]) -> str:

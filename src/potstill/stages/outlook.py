@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
-from potstill.data.prompts import Prompts, Renderer
+from potstill.data.prompts import Prompts, Renderer, template_problems
 from potstill.data.store import Counts, instruction_pairs
-from potstill.edges.models import Size, config_of, size_of
+from potstill.edges.models import Size, config_of, size_of, weight_problems
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.sources import Source
 from potstill.stages.refs import StageRef
@@ -49,7 +49,7 @@ class RowsOf:
         left_out: rows that do not enter, by reason.
         shortened: rows whose context lost its end.
         prompt, response: mean tokens of a kept row.
-        longest: tokens of the longest row that was read, left out or not.
+        longest, longest_prompt: tokens of the longest kept row, and of the longest kept prompt.
         lengths: (prompt, response) tokens of some kept rows.
         keys: different keys of kept rows: the bootstrap's groups.
         counted: whether tokens were counted by the model's own tokenizer, and not guessed from characters.
@@ -63,6 +63,7 @@ class RowsOf:
     prompt: float = 0.0
     response: float = 0.0
     longest: int = 0
+    longest_prompt: int = 0
     lengths: tuple[tuple[int, int], ...] = ()
     keys: int = 0
     counted: bool = True
@@ -203,6 +204,11 @@ class Outlook:
             self._rows[key] = read_rows(data, prompts, tokenizer, split)
         return self._rows[key]
 
+    def template_problems(self, data: Source, prompts: Prompts, ref: StageRef | None, split: Split) -> list[str]:
+        """Every habit of the reader's chat template that breaks the law of prompts on these rows."""
+        tokenizer = self.tokenizer(ref) if ref is not None else None
+        return template_problems(tokenizer, prompts, data.examples(split)) if tokenizer is not None else []
+
     def probe(self, config: Any, rows: RowsOf, precision: str = "auto") -> Probe | None:
         """What a pass of a config takes here; None where it is not to be measured."""
         if not self.measure or not rows.lengths:
@@ -239,6 +245,9 @@ def there(where: str) -> Prospect:
         UserError: it is no model, or cannot be read.
     """
     config = config_of(where, offline_shape=True)
+    if where.startswith("path:"):
+        for problem in weight_problems(where):
+            raise UserError(problem)
     return Prospect(config, size_of(config), _Loaded(where), where)
 
 
@@ -280,6 +289,7 @@ def read_rows(data: Source, prompts: Prompts, tokenizer: Any | None, split: Spli
         _mean([prompt for prompt, _ in lengths]),
         _mean([response for _, response in lengths]),
         max((prompt + response for prompt, response in lengths), default=0),
+        max((prompt for prompt, _ in lengths), default=0),
         tuple(lengths[:256]),
         round(len({example.key for example in seen}) * scale),
         share=1 / scale,
@@ -306,6 +316,7 @@ def _guessed(split: Split, examples: Iterable[Example], prompts: Prompts, left_o
         _mean([prompt for prompt, _ in lengths]),
         _mean([response for _, response in lengths]),
         max((prompt + response for prompt, response in lengths), default=0),
+        max((prompt for prompt, _ in lengths), default=0),
         tuple(lengths[:256]),
         len(keys),
         counted=False,

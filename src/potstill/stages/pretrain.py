@@ -159,6 +159,7 @@ def texts(
     count = 0
     for example in source.examples(split, skipped):
         parts = [*(turn.content for turn in example.history), example.context, example.instruction]
+        parts += [turn.content for turn in example.since]
         yield "\n".join([part for part in parts if part] + ([example.response] if what == "rows" else []))
         count += 1
         if count == limit:

@@ -10,7 +10,7 @@ from potstill.core.errors import Problem, UserError
 from potstill.data.prompts import Prompts
 from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft, check_targets
-from potstill.edges.models import Model, load_model, size_of
+from potstill.edges.models import Model, load_model, positions_of, size_of
 from potstill.edges.vocabulary import check_rows
 from potstill.inits import Init
 from potstill.stages.outlook import Outlook, Prospect, made_from
@@ -65,7 +65,7 @@ def start_problems(
         return
     if adapter is not None:
         yield from _told("adapter", lambda: check_targets(cut.config, adapter.targets))
-    limit = getattr(cut.config, "max_position_embeddings", None)
+    limit = positions_of(cut.config)
     if limit is not None and prompts.max_tokens > limit:
         rule = f"is more than the {limit:,} positions of {ref}; lower it"
         yield Problem("prompts.max_tokens", rule, str(prompts.max_tokens))

@@ -13,13 +13,13 @@ from pydantic import Field, field_validator
 
 from potstill.core.artifact import PRINT, fingerprint
 from potstill.core.component import Settings
-from potstill.core.errors import Problem, UserError
+from potstill.core.errors import Problem
 from potstill.core.numbers import count
 from potstill.core.types import Abstain, Example, Split
-from potstill.data.prompts import Prompts, Renderer
+from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
-from potstill.edges.models import Model, save_model
+from potstill.edges.models import Model, check_positions, save_model
 from potstill.edges.sampling import generate
 from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenizer
 from potstill.inits import Init
@@ -35,6 +35,7 @@ from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, load_student, start_problems, started
 from potstill.study.records import Trained
+from potstill.teachers.teacher import longest
 from potstill.train.loop import Optim, fit
 from potstill.train.team import whole
 from potstill.train.work import Work
@@ -83,7 +84,7 @@ class Validator:
         examples, pairs = [], []
         for example in ranks.on_first(lambda: drawn(source, "validation", settings.rows)):
             for pair in instruction_pairs([example], renderer, Counts()):
-                examples.append(example)
+                examples.append(renderer.scored(example))
                 pairs.append(pair)
         return cls(settings, renderer, work, examples, pairs) if pairs else None
 
@@ -175,9 +176,9 @@ class TrainingStage(DataStage):
         tokenizer = load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
         model, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
-        check_length(model, self.prompts)
         check_vocabulary(model, tokenizer, work.name)
         store = training_rows(work, self.data, renderer)
+        check_positions(model.config, longest(store), work.name)
         objective = self.objective(context, tokenizer, store)
         validate = Validator.on(self.data, self.validation, renderer, work)
         totals = fit(
@@ -258,6 +259,8 @@ def rows_in_words(store: TokenStore, renderer: Renderer) -> dict[str, Any]:
         "prompt_tokens": counts.prompt_tokens,
         "response_tokens": counts.response_tokens,
         "context_shortened": counts.context_shortened,
+        "ends_removed": counts.ends_removed,
+        "begins_with": counts.begins_with,
         "dropped": dict(counts.dropped),
         "end_of_turn": tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id),
         "mask_preview": mask_preview(store, tokenizer),
@@ -297,13 +300,6 @@ def hash_order(example: Example) -> str:
 def drawn(source: Source, split: Split, count: int) -> list[Example]:
     """So many rows of a split, or all, drawn and ordered by `hash_order`."""
     return heapq.nsmallest(count, source.examples(split), key=hash_order)
-
-
-def check_length(model: Model, prompts: Prompts) -> None:
-    """Refuse rows longer than the model has positions."""
-    limit = model.config.max_position_embeddings
-    if prompts.max_tokens > limit:
-        raise UserError(f"prompts.max_tokens = {prompts.max_tokens} is more than the model's {limit} positions; lower it")
 
 
 def _in_words(settings: Settings | None) -> str:
