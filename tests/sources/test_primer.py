@@ -88,7 +88,9 @@ def test_the_stored_facts_are_what_the_script_writes() -> None:
     if babel.__version__ != "2.18.0":
         pytest.skip(f"the facts were taken from Babel 2.18.0, not {babel.__version__}")
     script = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "primer_facts.py"))
-    made = {country: {language: script["facts"](language, country) for language in ("en", "es")} for country in script["known"]()}
+    made = {
+        country: {language: script["facts"](language, country) for language in ("en", "es")} for country in script["known"]()
+    }
     assert made == _facts_of_countries()
 
 

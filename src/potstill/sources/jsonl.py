@@ -1,6 +1,6 @@
 """Any JSON-lines file."""
 
-from collections import Counter
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -8,8 +8,9 @@ from pydantic import Field
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
-from potstill.sources import Source
-from potstill.sources._lines import OnEmpty, Row, answered, column, digest, read, sha256, text, texts, with_first
+from potstill.sources import Skip, Source
+from potstill.sources._lines import OnEmpty, Row, answered, column, read, sha256, text, texts, with_first
+from potstill.sources._survey import asked_key
 
 
 class Jsonl(Source, kind="jsonl"):
@@ -19,7 +20,7 @@ class Jsonl(Source, kind="jsonl"):
         UserError: names the file, the line and the column that is missing or of the wrong type.
     """
 
-    version: ClassVar[int] = 2  # 2: the response is no part of the default key
+    version: ClassVar[int] = 3  # 2: the response is no part of the default key; 3: keys are normalised, a chat is one key
 
     path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
     instruction: str = Field(default="instruction", description="column of what is asked")
@@ -30,15 +31,20 @@ class Jsonl(Source, kind="jsonl"):
     key: str | None = Field(default=None, description="column by which rows are split; default: a hash of what is asked")
     tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
     weight: str | None = Field(default=None, description="column of what a row counts in training, 0 or more; default: 1")
-    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
+    language: str | None = Field(
+        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none; default: told from those rows"
+    )
     language_column: str | None = Field(default=None, description="column of each row's own language code")
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for place, row in read(self.path):
             example = self._example(row, place)
-            if answered(example, place, self.on_empty, skipped):
+            if answered(example, place, self.on_empty, skip):
                 yield example
+
+    def keyed_by_question(self) -> bool:
+        return self.key is None
 
     def content_hash(self) -> str:
         return sha256(self.path)
@@ -50,18 +56,29 @@ class Jsonl(Source, kind="jsonl"):
         else:
             history, instruction, response = [], text(row, self.instruction, place), text(row, self.response, place)
         context = text(row, self.context, place) if self.context else ""
-        asked = [part for turn in history for part in (turn.role, turn.content)] + [context, instruction]
         return Example(
-            key=_key(row, self.key, place) if self.key else digest(*asked),
+            key=_key(row, self.key, place) if self.key else self._asked(instruction, context, history),
             instruction=instruction,
             response=response,
             context=context,
             references=with_first(response, texts(row, self.references, place)) if self.references else (),
             history=tuple(history),
-            language=(text(row, self.language_column, place) if self.language_column else "") or self.language,
+            language=(_language(row, self.language_column, place) if self.language_column else "") or self.language or "",
             tag=text(row, self.tag, place) if self.tag else "",
             weight=_weight(row, self.weight, place) if self.weight else 1.0,
         )
+
+    def _asked(self, instruction: str, context: str, history: list[Turn]) -> str:
+        # of a chat without its context: the rows of its later turns have their first question in their history, and no more
+        return asked_key(instruction, "" if self.messages else context, history)
+
+
+def _language(row: Row, name: str, place: str) -> str:
+    """The code of a row's language without its region, "en" of "en-US" and of "eng"; "" where the row names none."""
+    said = text(row, name, place).strip().lower().replace("_", "-").split("-")[0]
+    if said and not re.fullmatch("[a-z]{2,3}", said):
+        raise UserError(f"{place}: column '{name}' holds {said!r}; write an ISO 639-1 code, such as en")
+    return {"eng": "en"}.get(said, said)
 
 
 def _key(row: Row, name: str, place: str) -> str:

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.types import Example, Split
-from potstill.sources import Source, Splits
+from potstill.sources import Skip, Source, Splits
 from potstill.sources._lines import with_first
 
 Language = Literal["en", "es"]
@@ -116,6 +115,8 @@ class Primer(Source, kind="primer"):
     The key is the country, over all splits: rows of one country are alike, and are drawn together by the bootstrap.
     """
 
+    own_splits: ClassVar[bool] = True
+
     languages: tuple[Language, ...] = Field(default=("en", "es"), min_length=1, description="languages of the questions")
     relations: tuple[Relation, ...] = Field(
         default=("currency", "language", "continent", "code"), min_length=1, description="what is asked about each country"
@@ -138,7 +139,7 @@ class Primer(Source, kind="primer"):
             raise ValueError("primer splits by phrasing; leave splits out")
         return self
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for country in self._countries():
             for relation in self.relations:
                 asked = self.languages[self._draw("asked", country, relation) % len(self.languages)]

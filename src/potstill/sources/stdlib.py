@@ -8,7 +8,6 @@ import sysconfig
 import textwrap
 import tokenize
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,7 @@ from pathlib import Path
 from pydantic import Field
 
 from potstill.core.types import Example
-from potstill.sources import Source
+from potstill.sources import Skip, Source
 from potstill.sources._lines import digest
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -34,14 +33,14 @@ class Stdlib(Source, kind="stdlib"):
 
     max_lines: int = Field(default=40, ge=2, description="longest function, in lines of source without the docstring")
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         seen: set[str] = set()
         for module, name, paragraph, code in _pairs():
             instruction = f"Write a Python function named `{name}`: {paragraph}"
             pair = digest(instruction, code)
             if len(code.splitlines()) <= self.max_lines and pair not in seen:
                 seen.add(pair)
-                yield Example(key=module, instruction=instruction, response=code, tag=module)
+                yield Example(key=module, instruction=instruction, response=code, language="en", tag=module)
 
     def content_hash(self) -> str:
         hashed = hashlib.sha256(sys.version.encode())

@@ -12,7 +12,7 @@ from pydantic import Field
 from potstill.core.artifact import fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
-from potstill.core.types import Example, Split
+from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
@@ -81,8 +81,9 @@ def train(
                 stop_ids=renderer.stop_ids,
                 max_new_tokens=validation.max_new_tokens,
             )
-            scores = [rouge(answer, example) for answer, (example, _) in zip(answers, kept, strict=True)]
-            figures = {"validation_rouge_l": sum(scores) / len(scores)}
+            given = [rouge(answer, example) for answer, (example, _) in zip(answers, kept, strict=True)]
+            scores = [score for score in given if not isinstance(score, Abstain)]
+            figures = {"validation_rouge_l": sum(scores) / len(scores)} if scores else {}
             return {**figures, "validation_nll": mean_nll(model, pairs)} if pairs else figures
 
         validate = measured if kept else None
