@@ -25,7 +25,7 @@ class TextMetric(Metric):
         """The score, or why there can be none: which rows are abstained from depends on the row, never on the answer."""
 
     def unfit(self, language: str) -> str | None:
-        """Why figures on rows of this language (ISO 639-1, or "und") are not what a reader takes them for; None where they are."""
+        """Why figures on rows of this language (ISO 639-1, or "und") may mislead; None where they do not."""
         return None
 
 

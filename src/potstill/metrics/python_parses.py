@@ -16,7 +16,7 @@ _PYTHON = {"", "python", "python3", "py"}
 class PythonParses(TextMetric, kind="python_parses"):
     """100 when the answer parses as the running Python and holds at least one statement, else 0. Nothing is run.
 
-    Where the answer holds fenced blocks (```), what is in those of Python is parsed, and the prose around them is not. A word
+    An answer that does not parse as it stands is read again without what is outside its fenced blocks (```) of Python. A word
     of prose, such as `yes`, is Python too: a name.
     """
 
@@ -25,17 +25,19 @@ class PythonParses(TextMetric, kind="python_parses"):
     title: ClassVar[str] = "Parses"
 
     def __call__(self, answer: str, example: Example) -> float:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # invalid escapes and the like are the model's business
-                return 100.0 * bool(ast.parse(_code(answer)).body)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):  # nested past what Python reads is no program either
-            return 0.0
+        return 100.0 * (_parses(answer) or _parses(_fenced(answer)))
 
 
-def _code(answer: str) -> str:
-    """What is inside the fences, else all of the answer."""
+def _parses(code: str) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes and the like are the model's business
+            return bool(ast.parse(code).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # nested past what Python reads is no program either
+        return False
+
+
+def _fenced(answer: str) -> str:
+    """What is inside the fences of Python."""
     blocks = _FENCED.findall(answer.replace("\r\n", "\n"))
-    if not blocks:
-        return answer
     return "\n".join(code for _, language, code in blocks if language.lower() in _PYTHON)

@@ -34,5 +34,5 @@ class RougeL(TextMetric, kind="rouge_l"):
 
     def unfit(self, language: str) -> str | None:
         if language in ("", UNKNOWN):
-            return "the rows' language is not known, so words are compared unstemmed: of English, figures are lower than rouge-score's"
+            return "the language is not known, so words are not stemmed: figures on English are lower than rouge-score's"
         return None

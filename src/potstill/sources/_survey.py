@@ -10,7 +10,7 @@ import numpy as np
 
 from potstill.core.types import Example, Turn
 from potstill.scorers.language import Guess, guess
-from potstill.scorers.text import exact_form, key_form
+from potstill.scorers.text import key_form
 from potstill.sources._lines import digest
 
 SAMPLE = 256  # rows that the language is told from
@@ -59,15 +59,13 @@ def survey(rows: Iterable[Example], *, join: bool) -> Survey:
 
 
 def asked_key(instruction: str, context: str = "", history: Iterable[Turn] = ()) -> str:
-    """The key of what a row asks: equal for texts that differ only in composition, case, white space, outer quotes or final
-    punctuation.
+    """The key of what a row asks: equal for texts that differ in composition, case, white space or line ends only.
 
     Of a conversation the first question of the user, so that the turns of one conversation have one key, also where each is a
     row of its own with all turns before it.
     """
     opening = next((turn.content for turn in history if turn.role == "user"), None)
-    first, beside = (instruction, context) if opening is None else (opening, "")
-    return digest(key_form(exact_form(first)), key_form(beside))
+    return digest(key_form(instruction), key_form(context)) if opening is None else digest(key_form(opening), "")
 
 
 def place(key: str) -> int:
