@@ -68,7 +68,7 @@ def agrees_with_others(metric: Any) -> bool:
 
     english = RougeScorer(["rougeL"], use_stemmer=True)
     texts = [f"{r['instruction']} {r['response']}" for r in rows(24)]
-    spanish = ["el ron añejo está aquí", "aquí está el ron", "el ñandú corrió", "está el ron añejo", "año tras año"]
+    spanish = ["el ron añejo está aquí", "aquí está el ron", "el ñandú corrió", "está el ron", "año tras año", "ano tras ano"]
     same = True
     for a, b in zip(texts, texts[1:] + texts[:1], strict=True):
         same &= abs(metric(a, row(b)) - 100 * english.score(b, a)["rougeL"].fmeasure) < 1e-9

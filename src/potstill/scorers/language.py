@@ -102,8 +102,9 @@ _LISTS = {
 }
 
 _ENOUGH = 0.15  # of the words must be small ones
-_AHEAD = 1.4  # times as many as the next language's
-_AGREED = 0.9  # of the rows that a language can be told of
+_AGREED = 0.9  # of the rows that tell a language must tell the same
+_TELL = 0.6  # of the rows with a sentence must tell, or half of them may be in a language that has no list
+_SENTENCE = 6  # words
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def guess(rows: Sequence[tuple[str, str]]) -> Guess:
     if count < _AGREED * votes.total():
         shares = ", ".join(f"{name} {n}" for name, n in ordered)
         return Guess(UNKNOWN, f"rows of several languages ({shares})")
+    if count < _TELL * sum(len(_WORD.findall(" ".join(row))) >= _SENTENCE for row in rows):
+        return Guess(UNKNOWN, f"only {count} of {len(rows)} rows tell ({best}); the others may be in another language")
     return Guess(best, f"{count} of {votes.total()} rows that tell")
 
 
@@ -162,5 +165,5 @@ def _by_small_words(text: str, lists: dict[str, frozenset[str]]) -> str:
     hits = {language: sum(n for word, n in found.items() if word in small) for language, small in lists.items()}
     (best, most), (_, next_most) = sorted(hits.items(), key=lambda item: (-item[1], item[0]))[:2]
     kinds = sum(word in lists[best] for word in found)
-    clear = kinds >= 3 and most >= _ENOUGH * found.total() and most >= _AHEAD * next_most
+    clear = kinds >= 3 and most >= _ENOUGH * found.total() and most > next_most
     return best if clear else UNKNOWN
