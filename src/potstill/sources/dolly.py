@@ -6,8 +6,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from potstill.core.types import Example
+from potstill.edges.hub import commit, stream
 from potstill.sources import Skip, Source
-from potstill.sources._hub import commit, stream
 from potstill.sources._lines import OnEmpty, Row, answered, read, sha256, text
 from potstill.sources._survey import asked_key
 

@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
+from potstill.edges.hub import commit, stream
 from potstill.scorers.text import key_form
 from potstill.sources import Skip, Source
-from potstill.sources._hub import commit, stream
 from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text, texts, with_first
 
 

@@ -128,7 +128,12 @@ class Evaluate(DataStage, kind="evaluate"):
         write_json(work.folder / "lineage.json", lineage([(row.name, row.role, place) for row, place in jobs], context))
         for file in work.folder.glob("partial-*.json"):
             file.unlink()
-        return {"test_rows": len(examples), "dropped": dict(counts.dropped), "test_response_tokens": sum(study.tokens)}
+        return {
+            "test_rows": len(examples),
+            "dropped": dict(counts.dropped),
+            "test_response_tokens": sum(study.tokens),
+            "language_in_use": self.data.language_note(),
+        }
 
     def _rows(self, renderer: Renderer, counts: Counts) -> tuple[list[Example], list[list[int]], list[Any]]:
         found: list[tuple[Example, Any]] = []
@@ -253,7 +258,13 @@ class Evaluate(DataStage, kind="evaluate"):
                 max_new_tokens=self.decoding.max_new_tokens,
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
-            data={**self.data.spec(), "split": self.split, "rows": len(examples), "dropped": dict(counts.dropped)},
+            data={
+                **self.data.spec(),
+                "split": self.split,
+                "rows": len(examples),
+                "dropped": dict(counts.dropped),
+                "language_in_use": self.data.language_note(),
+            },
         )
 
 
