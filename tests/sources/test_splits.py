@@ -283,7 +283,7 @@ def test_a_sample_says_that_it_is_one(write_rows: WriteRows) -> None:
     source = Jsonl(path=write_rows(near_rows()))
     found, _ = near_duplicates(source._parted, 0.8, most=100)
     assert 60 < found.compared < 140 < found.rows
-    assert f"(in {found.compared} of {found.rows} training rows, drawn by a hash)" in found.sentence()
+    assert f" (compared: {found.compared} of {found.rows} training rows and 6" in found.sentence()
 
 
 def test_splits_of_a_source_s_own_are_left_alone() -> None:

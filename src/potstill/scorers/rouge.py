@@ -6,7 +6,7 @@ from typing import Any
 
 import regex
 
-from potstill.scorers.text import fold, nfc
+from potstill.scorers.text import fold, nfc, primary
 
 # Scripts that part no words by blanks, so that each letter with its marks stands for itself. Korean parts them.
 _UNSPACED = (
@@ -29,7 +29,7 @@ def words(text: str, language: str = "") -> list[str]:
     with its Porter stemmer; a word with any other letter stays whole.
     """
     found = _WORD.findall(_UNSEEN.sub("", fold(nfc(text), language)))
-    if language != "en":
+    if primary(language) != "en":
         return found
     english = _english()
     return [token for word in found for token in (english.tokenize(word) if word.isascii() else (word,))]

@@ -24,6 +24,7 @@ _QUOTES = {
 _APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _INVISIBLE = "\u200b\u200e\u200f\u061c\u2060\ufeff"  # blanks without width and marks of direction: nobody sees them at an end
 _OUTER = _INVISIBLE + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+_NO_INVISIBLE = dict.fromkeys(map(ord, _INVISIBLE))
 _FINAL, _LEADING = ".,;:!?", "¡¿"
 _TURKIC = {"tr", "az"}  # I is the capital of ı there, and İ that of i
 
@@ -36,13 +37,19 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def primary(language: str) -> str:
+    """The code of a language without its region or script: "en" of "en-US", "EN" and "eng"."""
+    code = language.strip().lower().replace("_", "-").split("-")[0]
+    return {"eng": "en", "tur": "tr", "aze": "az"}.get(code, code)
+
+
 def fold(text: str, language: str = "") -> str:
     """Text without the difference of capital and small letters, one character for one; NFC in, NFC out.
 
     Simple case folding: ß stays apart from ss (Maße is not Masse), ς is σ, and Turkic i and ı stay apart.
     The Unicode Standard, 5.18.
     """
-    if language in _TURKIC:
+    if primary(language) in _TURKIC:
         text = text.replace("İ", "i").replace("I", "ı")
     if text.isascii():
         return text.lower()
@@ -100,4 +107,4 @@ def key_form(text: str) -> str:
     Marks without width (zero-width space, byte-order mark, marks of direction) are left out.
     """
     folded = nfc(nfc(text).casefold())
-    return " ".join(folded.translate(dict.fromkeys(map(ord, _INVISIBLE))).split())
+    return " ".join(folded.translate(_NO_INVISIBLE).split())

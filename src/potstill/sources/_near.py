@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,7 +11,9 @@ from typing import Any, cast
 from potstill.core.types import Example, Split
 from potstill.scorers.text import exact_form, key_form
 
-MOST = 50_000  # training rows that are compared when nothing is dropped: some seconds for each ten thousand
+MOST = 50_000  # training rows that are compared when nothing is dropped: 4 seconds for each ten thousand of Dolly's length
+MOST_HELD_OUT = 20_000
+READ = 20_000  # characters of a prompt that are compared
 SHINGLE = 5  # characters
 _PERMUTATIONS, _SEED = 64, 1
 _SHOWN = 5
@@ -34,7 +37,8 @@ class NearDuplicates:
 
     Attributes:
         count: held-out rows that a training row nearly repeats, by split.
-        held_out: held-out rows in all, by split.
+        held_out: held-out rows compared, by split.
+        held_out_rows: held-out rows in all.
         training: training rows that nearly repeat a held-out row, of those compared.
         compared: training rows compared.
         rows: training rows in all.
@@ -45,6 +49,7 @@ class NearDuplicates:
 
     count: dict[Split, int]
     held_out: dict[Split, int]
+    held_out_rows: int
     training: int
     compared: int
     rows: int
@@ -62,18 +67,25 @@ class NearDuplicates:
         if not self.total:
             return ""
         parts = [f"{n:,} of {self.held_out[split]:,} {split} rows" for split, n in self.count.items() if n]
-        among = "" if self.compared == self.rows else f" (in {self.compared:,} of {self.rows:,} training rows, drawn by a hash)"
-        left_out = "are left out of training" if self.dropped else "stay in training"
-        remedy = "" if self.dropped else '; splits.near_duplicates = "drop" leaves them out'
+        kept = 'stay in training; splits.near_duplicates = "drop" leaves them out'
+        then = "are left out of training" if self.dropped else kept
         return (
-            f"{' and '.join(parts)} are nearly repeated by training rows{among}: {self.training:,} training rows "
-            f"{left_out}{remedy}"
+            f"{' and '.join(parts)} are nearly repeated by training rows{self._part()}: {self.training:,} training rows {then}"
+        )
+
+    def _part(self) -> str:
+        looked = sum(self.held_out.values())
+        if (self.compared, looked) == (self.rows, self.held_out_rows):
+            return ""
+        return (
+            f" (compared: {self.compared:,} of {self.rows:,} training rows and {looked:,} of {self.held_out_rows:,} held-out "
+            "rows, drawn by a hash)"
         )
 
 
 def none_looked_for(similarity: float) -> NearDuplicates:
     """Of a source with splits of its own, which repeats its questions on purpose or was published so."""
-    return NearDuplicates({}, {}, 0, 0, 0, similarity, (), False)
+    return NearDuplicates({}, {}, 0, 0, 0, 0, similarity, (), False)
 
 
 def near_duplicates(
@@ -86,14 +98,18 @@ def near_duplicates(
 
     Args:
         parted: gives each row with its split, from the beginning at every call.
-        most: so many training rows are compared, drawn by a hash; all where they are dropped.
+        most: at most about so many training rows are compared, drawn by a hash; all where they are dropped.
     """
-    held, rows = _HeldOut(similarity), 0
-    for split, row in parted():
-        if split == "train":
-            rows += 1
-        else:
-            held.add(split, row)
+    sizes: Counter[Split] = Counter()
+
+    def held_out() -> Iterator[tuple[bytes, _Held]]:
+        for split, row in parted():
+            sizes[split] += 1
+            if split != "train":
+                yield _order(row), _Held(split, row.instruction, _asked(row), _prompt(row))
+
+    drawn = heapq.nsmallest(MOST_HELD_OUT, held_out()) if not dropped else sorted(held_out())
+    held, rows = _HeldOut(similarity, [row for _, row in drawn]), sizes["train"]
     share = 1.0 if dropped else min(1.0, most / max(rows, 1))
     repeated: set[int] = set()
     identities: set[bytes] = set()
@@ -112,6 +128,7 @@ def near_duplicates(
     found = NearDuplicates(
         count={split: sum(held.rows[i].split == split for i in repeated) for split in splits},
         held_out={split: sum(each.split == split for each in held.rows) for split in splits},
+        held_out_rows=sizes["validation"] + sizes["test"],
         training=training,
         compared=compared,
         rows=rows,
@@ -122,37 +139,34 @@ def near_duplicates(
     return found, frozenset(identities)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class _Held:
     split: Split
     instruction: str
-    asked: set[str]
-    prompt: set[str]
+    asked: str
+    prompt: str
 
 
 class _HeldOut:
     """The held-out rows, found by their likeness to another row."""
 
-    def __init__(self, similarity: float) -> None:
+    def __init__(self, similarity: float, rows: list[_Held]) -> None:
         from datasketch import MinHash, MinHashLSH
 
-        self.rows: list[_Held] = []
+        self.rows = rows
         self._similarity = similarity
         self._blank = MinHash(num_perm=_PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
         # a miss is worse than a second look: every pair that the index proposes is compared in full
         self._index = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
-
-    def add(self, split: Split, row: Example) -> None:
-        held = _Held(split, row.instruction, _shingles(_asked(row)), _shingles(_prompt(row)))
-        self._index.insert(len(self.rows), self._signature(held.prompt))
-        self.rows.append(held)
+        for i, row in enumerate(rows):
+            self._index.insert(i, self._signature(_shingles(row.prompt)))
 
     def near(self, row: Example) -> list[tuple[float, int]]:
         """Likeness and number of each held-out row that this row nearly repeats."""
         asked, prompt = _shingles(_asked(row)), _shingles(_prompt(row))
         found = []
         for i in sorted(cast(list[int], self._index.query(self._signature(prompt)))):
-            alike = min(_jaccard(prompt, self.rows[i].prompt), _jaccard(asked, self.rows[i].asked))
+            alike = min(_jaccard(prompt, _shingles(self.rows[i].prompt)), _jaccard(asked, _shingles(self.rows[i].asked)))
             if alike >= self._similarity:
                 found.append((alike, i))
         return found
@@ -164,7 +178,7 @@ class _HeldOut:
 
 
 def identity(row: Example) -> bytes:
-    """Of all that a row asks."""
+    """Of what is compared of a row."""
     return hashlib.blake2b(_prompt(row).encode(), digest_size=8).digest()
 
 
@@ -173,7 +187,9 @@ def _asked(row: Example) -> str:
 
 
 def _prompt(row: Example) -> str:
-    return key_form("\n".join((*(turn.content for turn in row.history), row.context, exact_form(row.instruction))))
+    """All that a row asks, from its end back."""
+    parts = (*(turn.content for turn in row.history), row.context, exact_form(row.instruction))
+    return key_form("\n".join(parts)[-READ:])
 
 
 def _shingles(text: str) -> set[str]:
@@ -185,6 +201,10 @@ def _jaccard(a: set[str], b: set[str]) -> float:
     return len(a & b) / len(a | b)
 
 
+def _order(row: Example) -> bytes:
+    """An order that no row's place in the file has a part in."""
+    return hashlib.blake2b(_prompt(row).encode(), digest_size=8, person=b"potstill near").digest()
+
+
 def _within(row: Example, share: float) -> bool:
-    hashed = hashlib.blake2b(_prompt(row).encode(), digest_size=8, person=b"potstill near").digest()
-    return share == 1 or int.from_bytes(hashed, "big") / 2**64 < share
+    return share == 1 or int.from_bytes(_order(row), "big") / 2**64 < share

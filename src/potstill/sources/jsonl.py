@@ -8,6 +8,7 @@ from pydantic import Field
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
+from potstill.scorers.text import primary
 from potstill.sources import Skip, Source
 from potstill.sources._lines import OnEmpty, Row, answered, column, read, sha256, text, texts, with_first
 from potstill.sources._survey import asked_key
@@ -75,10 +76,10 @@ class Jsonl(Source, kind="jsonl"):
 
 def _language(row: Row, name: str, place: str) -> str:
     """The code of a row's language without its region, "en" of "en-US" and of "eng"; "" where the row names none."""
-    said = text(row, name, place).strip().lower().replace("_", "-").split("-")[0]
+    said = primary(text(row, name, place))
     if said and not re.fullmatch("[a-z]{2,3}", said):
         raise UserError(f"{place}: column '{name}' holds {said!r}; write an ISO 639-1 code, such as en")
-    return {"eng": "en"}.get(said, said)
+    return said
 
 
 def _key(row: Row, name: str, place: str) -> str:
