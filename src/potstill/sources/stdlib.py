@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -30,6 +31,8 @@ class Stdlib(Source, kind="stdlib"):
     The kind of pairs that PyTorrent (Bahrami et al., 2021) collects from packages. Split by top-level module, so that
     no module straddles splits; the same pair in two modules counts once. Rows depend on the version of Python.
     """
+
+    version: ClassVar[int] = 2  # 2: modules that ask the same are joined
 
     max_lines: int = Field(default=40, ge=2, description="longest function, in lines of source without the docstring")
 
