@@ -12,7 +12,7 @@ from scipy.special import log_softmax
 from tiny_parts import chat_tokenizer, gpt2_tokenizer, rows, tiny_model
 
 from potstill.core.errors import UserError
-from potstill.core.types import Example
+from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.sampling import decode, decode_speed, generate, stream
@@ -68,7 +68,7 @@ def agrees_with_others(metric: Any) -> bool:
 
     english = RougeScorer(["rougeL"], use_stemmer=True)
     texts = [f"{r['instruction']} {r['response']}" for r in rows(24)]
-    spanish = ["el ron añejo está aquí", "aquí está el ron", "el ñandú corrió", "está el ron añejo", "año tras año"]
+    spanish = ["el ron añejo está aquí", "aquí está el ron", "el ñandú corrió", "está el ron", "año tras año", "ano tras ano"]
     same = True
     for a, b in zip(texts, texts[1:] + texts[:1], strict=True):
         same &= abs(metric(a, row(b)) - 100 * english.score(b, a)["rougeL"].fmeasure) < 1e-9
@@ -82,8 +82,9 @@ def test_rouge_l_agrees_with_rouge_score_and_with_the_textbook() -> None:
 
 
 def test_the_oracle_rejects_recall_alone_and_lost_accents() -> None:
-    def unaccented(answer: str, example: Example) -> float:
-        return RougeL()(answer, row(*example.references, language="en"))
+    def unaccented(answer: str, example: Example) -> float | Abstain:
+        plain = [unicodedata.normalize("NFD", text).encode("ascii", "ignore").decode() for text in example.references]
+        return RougeL()(unicodedata.normalize("NFD", answer).encode("ascii", "ignore").decode(), row(*plain))
 
     def recall(answer: str, example: Example) -> float:
         shared = set(answer.split()) & set(example.references[0].split())
@@ -108,10 +109,11 @@ def test_a_text_metric_takes_the_best_reference_and_any_unicode_form(kind: str, 
 @pytest.mark.parametrize(
     "answer, reference, score",
     [
-        ("  The  SOL. ", "the sol", 100),
+        ("  The SOL. ", "the sol", 100),
+        ("The  sol", "the sol", 0),
         ("sol", "the sol", 0),  # articles are words: SQuAD drops them, this does not
         ("El ñandú", "el nandu", 0),
-        ("3.14", "3 14", 100),
+        ("3.14", "3 14", 0),
         ("", "x", 0),
     ],
 )
@@ -137,10 +139,6 @@ def test_exact_match_by_hand(answer: str, reference: str, score: float) -> None:
 )
 def test_exact_match_of_code_by_hand(answer: str, reference: str, score: float) -> None:
     assert ExactMatch(normalisation="whitespace")(answer, row(reference)) == score
-
-
-def test_words_cannot_tell_code_apart() -> None:
-    assert ExactMatch()("return a - b", row("return a + b")) == 100
 
 
 def a_case(family: str) -> tuple[Any, list[Any], list[list[int]], Renderer]:

@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from counting import left_out
 
 from potstill.core.errors import UserError
 from potstill.sources.dolly import Dolly
@@ -50,9 +50,8 @@ def test_a_missing_column_is_named(write_rows: WriteRows) -> None:
 
 def test_empty_responses_are_counted_or_refused(write_rows: WriteRows) -> None:
     path = write_rows([ROW, {**ROW, "response": ""}])
-    skipped: Counter[str] = Counter()
-    assert len(list(Dolly(path=path).rows(skipped))) == 1
-    assert skipped == {"empty response": 1}
+    assert len(list(Dolly(path=path).rows())) == 1
+    assert left_out(Dolly(path=path)) == {"empty response": 1}
     with pytest.raises(UserError, match=f"{path}:2: empty response; fill it in"):
         list(Dolly(path=path, on_empty="refuse").rows())
 

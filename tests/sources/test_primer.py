@@ -2,7 +2,11 @@
 
 import hashlib
 import re
+import runpy
+import subprocess
+import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -10,7 +14,7 @@ from pydantic import ValidationError
 
 from potstill.core.types import Example
 from potstill.sources import Source, Splits
-from potstill.sources.primer import _ANSWERS, _QUESTIONS, Primer, Relation
+from potstill.sources.primer import _ANSWERS, _QUESTIONS, Primer, Relation, _facts_of_countries
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,38 @@ def test_rows_and_splits_are_those_of_the_first_release() -> None:
     """Taken when the key still named the phrasing: to draw by country changed neither texts, order nor splits."""
     shown = repr([(Primer().split_of(row), row.instruction, row.response) for row in Primer().rows()])
     assert hashlib.sha256(shown.encode()).hexdigest().startswith("6f498f5790475e17")
+
+
+@pytest.mark.parametrize(
+    "source, wanted",
+    [
+        (Primer(), "68d080abb73c08ccc69dfa4414db629686f0b1842af07ac5318fbc6462b7e5a4"),
+        (
+            Primer(languages=("es",), seed=3, countries=40),
+            "1ada3e577c37622e3dfba5f1a0683c0c32ba0d3a38095beb22dfa1ad5d35700e",
+        ),
+    ],
+)
+def test_rows_are_those_of_the_stored_facts_and_babel_is_never_asked(source: Primer, wanted: str) -> None:
+    """Taken from the rows that Babel 2.18.0 gave: another Babel must not change a run."""
+    rows = [
+        (row.key, row.instruction, row.response, row.references, row.language, row.tag, source.split_of(row))
+        for row in source.rows()
+    ]
+    assert hashlib.sha256(repr(rows).encode()).hexdigest() == wanted
+    program = "import sys; from potstill.sources.primer import Primer; list(Primer().rows()); print('babel' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_stored_facts_are_what_the_script_writes() -> None:
+    babel = pytest.importorskip("babel")
+    if babel.__version__ != "2.18.0":
+        pytest.skip(f"the facts were taken from Babel 2.18.0, not {babel.__version__}")
+    script = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "primer_facts.py"))
+    made = {
+        country: {language: script["facts"](language, country) for language in ("en", "es")} for country in script["known"]()
+    }
+    assert made == _facts_of_countries()
 
 
 def pattern(question: str, rows: list[Example]) -> str:

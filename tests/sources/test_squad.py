@@ -1,11 +1,11 @@
 """SQuAD in the shape of a file and in the shape of the hub."""
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from counting import left_out
 from pydantic import ValidationError
 
 from potstill.core.errors import UserError
@@ -31,10 +31,9 @@ def test_a_paragraph_without_title_has_one_key(write_rows: WriteRows) -> None:
 
 
 def test_a_question_without_answer_counts_as_empty(write_rows: WriteRows) -> None:
-    skipped: Counter[str] = Counter()
     path = write_rows([{**HUB_ROW, "answers": {"text": []}}, HUB_ROW, {**ROW, "response": "", "responses": []}])
-    assert len(list(Squad(path=path).rows(skipped))) == 1
-    assert skipped == {"empty response": 2}
+    assert len(list(Squad(path=path).rows())) == 1
+    assert left_out(Squad(path=path)) == {"empty response": 2}
 
 
 @pytest.mark.parametrize(("fields", "given"), [({}, "neither"), ({"path": "a.jsonl", "hub": "rajpurkar/squad"}, "both")])

@@ -33,14 +33,15 @@ class Example:
     """One row: what is asked, what may be shortened, what is answered.
 
     Attributes:
-        key: rows with equal keys are kin: they fall into the same split (but for `primer`, which splits by phrasing), and the
-            bootstrap draws them together.
+        key: rows with equal keys are kin: they fall into the same split (but for sources with splits of their own), and the
+            bootstrap draws them together. Equal means equal but for Unicode composition, case and white space.
         instruction: the last user turn without its context; never shortened.
         response: the target text; an end-of-turn marker at its end is taken off when it becomes tokens.
         context: supporting text shown with the instruction; shortened first when the row is too long.
         references: every accepted answer, `response` among them; scored by the best.
         history: earlier turns of the conversation, oldest first.
-        language: ISO 639-1 code; decides, for one, whether Rouge stems.
+        language: ISO 639-1 code; decides, for one, whether Rouge stems. Empty where the row names none: its source
+            then tells it from the rows. "und" where the rows do not tell either.
         tag: a group for breakdowns in the report, such as the category or the phrasing.
         weight: what each of its response tokens counts in a training loss; evaluation counts all rows alike.
         reasoning: what the assistant thought before the response, where the row keeps it apart.
@@ -55,7 +56,7 @@ class Example:
     context: str = ""
     references: tuple[str, ...] = ()
     history: tuple[Turn, ...] = field(default=())
-    language: str = "en"
+    language: str = ""
     tag: str = ""
     weight: float = 1.0
     reasoning: str = ""

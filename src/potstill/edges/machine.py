@@ -20,7 +20,8 @@ PACKAGES = (
     "numpy",
     "rouge-score",
     "gguf",
-    "babel",
+    "regex",
+    "datasketch",
 )
 
 

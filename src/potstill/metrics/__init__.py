@@ -21,7 +21,12 @@ class TextMetric(Metric):
     """Scores one generated answer against a row."""
 
     @abstractmethod
-    def __call__(self, answer: str, example: Example) -> float | Abstain: ...
+    def __call__(self, answer: str, example: Example) -> float | Abstain:
+        """The score, or why there can be none: which rows are abstained from depends on the row, never on the answer."""
+
+    def unfit(self, language: str) -> str | None:
+        """Why figures on rows of this language (ISO 639-1, or "und") may mislead; None where they do not."""
+        return None
 
 
 class TokenMetric(Metric):

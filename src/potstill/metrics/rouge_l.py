@@ -1,43 +1,38 @@
 """Rouge-L."""
 
-import unicodedata
-from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from potstill.core.types import Example
+from potstill.core.types import Abstain, Example
 from potstill.metrics import TextMetric
-
-
-@cache
-def _scorer(stem: bool) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    class Words:
-        """rouge-score's own tokenizer drops every letter outside a-z, so that Spanish loses its accents."""
-
-        def __init__(self) -> None:
-            from rouge_score.tokenizers import DefaultTokenizer
-
-            self.english = DefaultTokenizer(use_stemmer=True)
-
-        def tokenize(self, text: str) -> list[str]:
-            import re
-
-            return self.english.tokenize(text) if stem else re.findall(r"\w+", text.lower())
-
-    return RougeScorer(["rougeL"], tokenizer=Words())
+from potstill.scorers.language import UNKNOWN
+from potstill.scorers.rouge import rouge_l, words
+from potstill.scorers.text import exact_form
 
 
 class RougeL(TextMetric, kind="rouge_l"):
     """F1 of the longest common subsequence of words, 0 to 100, best over the accepted answers. Lin, 2004.
 
-    By the package `rouge-score`; Porter stemmer and its a-z tokenizer in English only, whole Unicode words (NFC) elsewhere.
+    Words by script: what stands between blanks and punctuation, letters with their marks; single letters in scripts without
+    blanks such as Han, Kana and Thai. In English, words of a–z and 0–9 are those of the package `rouge-score` with its Porter
+    stemmer, so that plain English has the package's figure. Punctuation and symbols are no words: a row whose accepted
+    answers hold no word is abstained from.
     """
 
+    version: ClassVar[int] = 2  # 2: words by script
     unit: ClassVar[str] = "0–100"
     title: ClassVar[str] = "Rouge-L"
 
-    def __call__(self, answer: str, example: Example) -> float:
-        scorer = _scorer(example.language == "en")
-        answer, *references = (unicodedata.normalize("NFC", text) for text in (answer, *example.references))
-        return 100 * max(scorer.score(reference, answer)["rougeL"].fmeasure for reference in references)
+    def __call__(self, answer: str, example: Example) -> float | Abstain:
+        said = words(answer, example.language)
+        references = {reference: words(reference, example.language) for reference in example.references}
+        if not any(references.values()):
+            return Abstain("no accepted answer holds a word: only symbols or punctuation")
+        return 100 * max(
+            rouge_l(said, wanted) if wanted else float(exact_form(answer) == exact_form(reference))
+            for reference, wanted in references.items()
+        )
+
+    def unfit(self, language: str) -> str | None:
+        if language in ("", UNKNOWN):
+            return "the language is not known, so words are not stemmed: figures on English are lower than rouge-score's"
+        return None

@@ -1,14 +1,26 @@
 """Where rows come from. One file per source; a new file here is a new `kind` in every recipe."""
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, model_validator
 
 from potstill.core.component import Component, Settings, discover
 from potstill.core.types import Example, Split
+from potstill.scorers.text import key_form
+from potstill.sources._near import NearDuplicates, identity, near_duplicates, none_looked_for
+from potstill.sources._survey import Survey, place, survey
+
+Skip = Callable[[Example, str], None]
+T = TypeVar("T")
+
+NEAR_DUPLICATE = "nearly repeats a held-out row"
 
 
 class Splits(Settings):
@@ -16,6 +28,12 @@ class Splits(Settings):
 
     validation: float = Field(default=0.05, ge=0, lt=1, description="share of keys for validation")
     test: float = Field(default=0.1, ge=0, lt=1, description="share of keys for the test")
+    near_duplicates: Literal["tell", "drop"] = Field(
+        default="tell", description="training rows that nearly repeat a held-out row: count them, or leave them out of training"
+    )
+    similarity: float = Field(
+        default=0.8, ge=0.5, le=1, description="from which on two questions are near: Jaccard index of runs of five characters"
+    )
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> "Splits":
@@ -24,15 +42,21 @@ class Splits(Settings):
         return self
 
     def of(self, key: str) -> Split:
-        """The split of a key: stable when rows are added, removed or reordered."""
-        place = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64
-        if place < self.test:
+        """The split of a key: stable when rows are added, removed or reordered, equal for keys of one `key_form`."""
+        return self.at(place(key))
+
+    def at(self, place: int) -> Split:
+        """The split of one of 2⁶⁴ places."""
+        share = place / 2**64
+        if share < self.test:
             return "test"
-        return "validation" if place < self.test + self.validation else "train"
+        return "validation" if share < self.test + self.validation else "train"
 
 
 class Source(Component):
     """Rows of one data set, as `Example`s, in a fixed order and without loading them all into memory."""
+
+    own_splits: ClassVar[bool] = False  # True where `split_of` is overridden: such splits are left as they are
 
     splits: Splits = Splits()
     share: float = Field(
@@ -43,8 +67,8 @@ class Source(Component):
     )
 
     @abstractmethod
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
-        """Every row, all splits, in a fixed order; rows left out are counted in `skipped` by reason.
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
+        """Every row, all splits, in a fixed order; `skip` hears of each row left out, and why.
 
         Raises:
             UserError: the file is missing, empty, not UTF-8, not what its columns say; names file and line.
@@ -54,17 +78,58 @@ class Source(Component):
     def content_hash(self) -> str:
         """A hex digest that changes whenever `rows` would."""
 
+    def keyed_by_question(self) -> bool:
+        """Whether every row's key is `asked_key` of what it asks, so that no two keys can ask the same."""
+        return False
+
     def split_of(self, example: Example) -> Split:
-        """Sources with splits of their own override this."""
-        return self.splits.of(example.key)
+        """The split of a row of `rows`: rows that share a key, or ask the same, share it. `own_splits` says: overridden."""
+        return self.splits.at(self._place(example))
 
     def examples(self, split: Split, skipped: Counter[str] | None = None) -> Iterator[Example]:
-        """The rows of one split; `skipped` counts the rows left out over all splits, for they have none."""
-        for number, example in enumerate(filter(self._drawn, self.rows(skipped))):
+        """The rows of one split; `skipped` counts the rows of this split that are left out, by reason.
+
+        Each row has its language, and the key that it shares with all rows that must not be parted from it.
+        """
+
+        def skip(example: Example, reason: str) -> None:
+            if skipped is not None and self._drawn(example) and self.split_of(example) == split:
+                skipped[reason] += 1
+
+        near = self._near_dropped() if split == "train" else frozenset()
+        for found, example in self._parted(skip):
+            if found != split:
+                continue
+            if near and identity(example) in near:
+                skip(example, NEAR_DUPLICATE)
+                continue
+            language = example.language or self._survey.language.language
+            yield replace(example, key=self._shared_key(example), language=language)
+
+    def language_in_use(self) -> str:
+        """ISO 639-1 codes of the rows, for a person to read: those they name, and what the others are told to be; or "und"."""
+        told = {self._survey.language.language} if self._survey.unnamed else set()
+        return ", ".join(sorted(self._survey.named | told))
+
+    def language_note(self) -> str:
+        """The languages in use, and how the language of rows that name none was told."""
+        guess = self._survey.language
+        return f"{self.language_in_use()} (told from the rows: {guess.why})" if self._survey.unnamed else self.language_in_use()
+
+    def near_duplicates(self) -> NearDuplicates:
+        """Training rows that nearly repeat a held-out one. Takes seconds for ten thousand rows; counted once a process.
+
+        Raises:
+            UserError: the rows cannot be read.
+        """
+        return self._near[0]
+
+    def _parted(self, skip: Skip | None = None) -> Iterator[tuple[Split, Example]]:
+        """Each row in use with its split."""
+        for number, example in enumerate(filter(self._drawn, self.rows(skip))):
             if self.limit is not None and number >= self.limit:
                 return
-            if self.split_of(example) == split:
-                yield example
+            yield self.split_of(example), example
 
     def _drawn(self, example: Example) -> bool:
         """Whether a row belongs to `share`: by its own texts, and by another hash than the one that splits."""
@@ -75,6 +140,49 @@ class Source(Component):
             data = part.encode()
             hashed.update(len(data).to_bytes(8, "big") + data)
         return int.from_bytes(hashed.digest(), "big") / 2**64 < self.share
+
+    def _place(self, example: Example) -> int:
+        here = place(example.key)
+        return self._kin.get(here, here)
+
+    def _shared_key(self, example: Example) -> str:
+        if self.own_splits:
+            return example.key
+        joined = self._kin.get(place(example.key)) if self._kin else None
+        return key_form(example.key) if joined is None else f"{joined:016x}"
+
+    @property
+    def _kin(self) -> Mapping[int, int]:
+        return self._survey.kin if self._joins else {}
+
+    @property
+    def _joins(self) -> bool:
+        return not (self.own_splits or self.keyed_by_question())
+
+    @cached_property
+    def _survey(self) -> Survey:
+        return _once("survey", self, lambda: survey(self.rows(), join=self._joins))
+
+    @cached_property
+    def _near(self) -> tuple[NearDuplicates, frozenset[bytes]]:
+        if self.own_splits:
+            return none_looked_for(self.splits.similarity), frozenset()
+        dropped = self.splits.near_duplicates == "drop"
+        return _once("near", self, lambda: near_duplicates(self._parted, self.splits.similarity, dropped=dropped))
+
+    def _near_dropped(self) -> frozenset[bytes]:
+        return self._near[1] if self.splits.near_duplicates == "drop" else frozenset()
+
+
+_KNOWN: dict[str, object] = {}
+
+
+def _once(what: str, source: Source, ask: Callable[[], T]) -> T:
+    """What `ask` gives, asked once a process for equal fields and equal rows: stages build their sources anew."""
+    key = json.dumps([what, source.spec(), source.version, source.content_hash()], sort_keys=True)
+    if key not in _KNOWN:
+        _KNOWN[key] = ask()
+    return cast(T, _KNOWN[key])
 
 
 discover(__name__, __path__)

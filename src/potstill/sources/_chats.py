@@ -45,13 +45,6 @@ class Chat:
     weight: float = 1.0
     tools: tuple[dict[str, Any], ...] = ()
 
-    def asked(self) -> list[str]:
-        """All that comes before the question, as texts, so that equal conversations share a key."""
-        parts = [part for turn in self.history for part in (turn.role, turn.content)]
-        more = [[turn.reasoning, turn.tool_calls, turn.name] for turn in self.history if turn.reasoning or turn.tool_calls]
-        more += [[turn.role, turn.content, turn.tool_calls] for turn in self.since]
-        return parts + ([json.dumps([more, self.tools], sort_keys=True)] if more or self.tools else [])
-
 
 def read_chat(row: Row, name: str, tools: str, ignored: tuple[str, ...], place: str) -> Chat:
     """The conversation of a row: perhaps a system turn, then user and assistant by turns, tools after a call of them.

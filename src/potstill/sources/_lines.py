@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Literal
@@ -93,8 +92,8 @@ def texts(row: Row, name: str, place: str) -> tuple[str, ...]:
     return tuple(_text(value, f"{place}: column '{name}', item {number}") for number, value in enumerate(values, 1))
 
 
-def answered(example: Example, place: str, on_empty: OnEmpty, skipped: Counter[str] | None) -> bool:
-    """Whether a row has both a question and an answer; counts it in `skipped` when it does not.
+def answered(example: Example, place: str, on_empty: OnEmpty, skip: Callable[[Example, str], None] | None) -> bool:
+    """Whether a row has both a question and an answer; `skip` hears of it when it does not.
 
     Raises:
         UserError: it does not, and `on_empty` is "refuse".
@@ -103,8 +102,8 @@ def answered(example: Example, place: str, on_empty: OnEmpty, skipped: Counter[s
         if not getattr(example, name).strip() and not (name == "response" and example.tool_calls):
             if on_empty == "refuse":
                 raise UserError(f'{place}: empty {name}; fill it in, or set on_empty = "skip"')
-            if skipped is not None:
-                skipped[f"empty {name}"] += 1
+            if skip is not None:
+                skip(example, f"empty {name}")
             return False
     return True
 

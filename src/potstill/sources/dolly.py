@@ -1,14 +1,15 @@
 """Databricks Dolly, and data sets of its shape."""
 
-from collections import Counter
 from collections.abc import Iterator
+from typing import ClassVar
 
 from pydantic import Field
 
 from potstill.core.types import Example
-from potstill.sources import Source
-from potstill.sources._hub import commit, stream
-from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text
+from potstill.edges.hub_rows import commit, stream
+from potstill.sources import Skip, Source
+from potstill.sources._lines import OnEmpty, Row, answered, read, sha256, text
+from potstill.sources._survey import asked_key
 
 
 class Dolly(Source, kind="dolly"):
@@ -21,23 +22,30 @@ class Dolly(Source, kind="dolly"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
+    version: ClassVar[int] = 2  # 2: the key is that of the normalised question
+
     path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines, instead of the hub")
     hub: str = Field(default="databricks/databricks-dolly-15k", min_length=1, description="name of the data set on the hub")
     revision: str | None = Field(
         default=None, min_length=1, description="branch, tag or commit on the hub; default: the newest"
     )
-    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
+    language: str | None = Field(
+        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows; default: told from the rows"
+    )
     instruction: str = Field(default="instruction", description="column of what is asked")
     context: str = Field(default="context", description="column of the supporting text; empty when there is none")
     response: str = Field(default="response", description="column of the answer")
     category: str = Field(default="category", description="column of the category, the row's tag; empty when there is none")
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for place, row in read(self.path) if self.path else stream(self.hub, self.revision):
             example = self._example(row, place)
-            if answered(example, place, self.on_empty, skipped):
+            if answered(example, place, self.on_empty, skip):
                 yield example
+
+    def keyed_by_question(self) -> bool:
+        return True
 
     def content_hash(self) -> str:
         return sha256(self.path) if self.path else commit(self.hub, self.revision)
@@ -46,10 +54,10 @@ class Dolly(Source, kind="dolly"):
         instruction = text(row, self.instruction, place)
         context = text(row, self.context, place) if self.context else ""
         return Example(
-            key=digest(instruction, context),
+            key=asked_key(instruction, context),
             instruction=instruction,
             response=text(row, self.response, place),
             context=context,
-            language=self.language,
+            language=self.language or "",
             tag=text(row, self.category, place) if self.category else "",
         )

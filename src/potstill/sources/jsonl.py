@@ -1,6 +1,6 @@
 """Any JSON-lines file."""
 
-from collections import Counter
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -8,9 +8,11 @@ from pydantic import Field
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
-from potstill.sources import Source
+from potstill.scorers.text import primary
+from potstill.sources import Skip, Source
 from potstill.sources._chats import Chat, read_chat
-from potstill.sources._lines import OnEmpty, Row, answered, column, digest, read, sha256, text, texts, with_first
+from potstill.sources._lines import OnEmpty, Row, answered, column, read, sha256, text, texts, with_first
+from potstill.sources._survey import asked_key
 
 
 class Jsonl(Source, kind="jsonl"):
@@ -20,7 +22,9 @@ class Jsonl(Source, kind="jsonl"):
         UserError: names the file, the line and the column that is missing or of the wrong type.
     """
 
-    version: ClassVar[int] = 3  # 3: tools, tool calls, reasoning and weights of messages
+    version: ClassVar[int] = (
+        4  # 3: keys are normalised, a chat is one key; 4: tools, tool calls, reasoning, weights of messages
+    )
 
     path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
     instruction: str = Field(default="instruction", description="column of what is asked")
@@ -33,15 +37,20 @@ class Jsonl(Source, kind="jsonl"):
     key: str | None = Field(default=None, description="column by which rows are split; default: a hash of what is asked")
     tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
     weight: str | None = Field(default=None, description="column of what a row counts in training, 0 or more; default: 1")
-    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none")
+    language: str | None = Field(
+        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none; default: told from those rows"
+    )
     language_column: str | None = Field(default=None, description="column of each row's own language code")
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for place, row in read(self.path):
             example = self._example(row, place)
-            if answered(example, place, self.on_empty, skipped):
+            if answered(example, place, self.on_empty, skip):
                 yield example
+
+    def keyed_by_question(self) -> bool:
+        return self.key is None
 
     def content_hash(self) -> str:
         return sha256(self.path)
@@ -55,13 +64,13 @@ class Jsonl(Source, kind="jsonl"):
         response = chat.answer.content
         context = text(row, self.context, place) if self.context else ""
         return Example(
-            key=_key(row, self.key, place) if self.key else digest(*chat.asked(), context, chat.instruction),
+            key=_key(row, self.key, place) if self.key else self._asked(chat, context),
             instruction=chat.instruction,
             response=response,
             context=context,
             references=with_first(response, texts(row, self.references, place)) if self.references else (),
             history=chat.history,
-            language=(text(row, self.language_column, place) if self.language_column else "") or self.language,
+            language=(_language(row, self.language_column, place) if self.language_column else "") or self.language or "",
             tag=text(row, self.tag, place) if self.tag else "",
             weight=(_weight(row, self.weight, place) if self.weight else 1.0) * chat.weight,
             reasoning=chat.answer.reasoning,
@@ -69,6 +78,18 @@ class Jsonl(Source, kind="jsonl"):
             since=chat.since,
             tools=chat.tools,
         )
+
+    def _asked(self, chat: Chat, context: str) -> str:
+        # of a chat without its context: the rows of its later turns have their first question in their history, and no more
+        return asked_key(chat.instruction, "" if self.messages else context, chat.history)
+
+
+def _language(row: Row, name: str, place: str) -> str:
+    """The code of a row's language without its region, "en" of "en-US" and of "eng"; "" where the row names none."""
+    said = primary(text(row, name, place))
+    if said and not re.fullmatch("[a-z]{2,3}", said):
+        raise UserError(f"{place}: column '{name}' holds {said!r}; write an ISO 639-1 code, such as en")
+    return said
 
 
 def _key(row: Row, name: str, place: str) -> str:

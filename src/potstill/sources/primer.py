@@ -1,17 +1,16 @@
-"""Questions about countries in English and Spanish, made from the Unicode CLDR tables that Babel carries."""
+"""Questions about countries in English and Spanish, made from facts of the Unicode CLDR that the package carries."""
 
 import hashlib
-import re
-from collections import Counter
+import json
 from collections.abc import Iterator
-from datetime import date
 from functools import cache
-from typing import Literal, cast
+from importlib.resources import files
+from typing import ClassVar, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.types import Example, Split
-from potstill.sources import Source, Splits
+from potstill.sources import Skip, Source, Splits
 from potstill.sources._lines import with_first
 
 Language = Literal["en", "es"]
@@ -99,19 +98,10 @@ _ANSWERS: dict[tuple[Language, Relation], tuple[str, ...]] = {
     ("es", "code"): ("El código de {c} es {x}.", "{c} tiene el código {x}.", "Es {x}.", "{x}."),
 }
 
-_CONTINENTS = {"Africa": "002", "America": "019", "Asia": "142", "Europe": "150"}  # time zone → CLDR (UN M.49) region
 _ARTICLES = {
     "en": {"DO": "the ", "GB": "the ", "GM": "the "},
     "es": {"DO": "la ", "GB": "el ", "VA": "la "},
 }
-_TODAY = date(2025, 1, 1)  # of the currencies, so that rows do not change with the calendar
-
-_LEFT_OUT = (
-    "AE BS KM MH MV NL SB SC US "  # plural names, whose verbs would have to agree
-    "TR "  # its one time zone lies in Europe, most of its land does not
-    "AI AS AW AX BL BM BQ CK CW FK FO GF GG GI GL GP GS GU HK IM IO JE KY MF MO MQ MS NC NF NU PF PM PN PR RE SH SJ SX TC "
-    "TF TK TW VG VI WF YT XK PS EH EA IC AC TA DG CX CC UM EU EZ UN"  # dependent, disputed, or no country
-)
 
 
 class Primer(Source, kind="primer"):
@@ -124,6 +114,8 @@ class Primer(Source, kind="primer"):
     one language and asked in the other: their tag ends in "new language", that of the others in "new phrasing".
     The key is the country, over all splits: rows of one country are alike, and are drawn together by the bootstrap.
     """
+
+    own_splits: ClassVar[bool] = True
 
     languages: tuple[Language, ...] = Field(default=("en", "es"), min_length=1, description="languages of the questions")
     relations: tuple[Relation, ...] = Field(
@@ -147,7 +139,7 @@ class Primer(Source, kind="primer"):
             raise ValueError("primer splits by phrasing; leave splits out")
         return self
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for country in self._countries():
             for relation in self.relations:
                 asked = self.languages[self._draw("asked", country, relation) % len(self.languages)]
@@ -190,7 +182,7 @@ class Primer(Source, kind="primer"):
 
     def _countries(self) -> list[str]:
         """ISO codes, sorted; which ones, when there are more than asked for, depends on the seed."""
-        return sorted(sorted(_known(), key=lambda country: self._draw("country", country))[: self.countries])
+        return sorted(sorted(_facts_of_countries(), key=lambda country: self._draw("country", country))[: self.countries])
 
     def _draw(self, *parts: str) -> int:
         text = "/".join((str(self.seed), *parts))
@@ -203,67 +195,16 @@ def _sentence(pattern: str, country: str, fact: str = "") -> str:
 
 
 def _name(language: Language, country: str) -> str:
-    return _ARTICLES[language].get(country, "") + _territories(language)[country]
+    return _ARTICLES[language].get(country, "") + _facts_of_countries()[country][language]["name"]
 
 
 def _facts(language: Language, country: str) -> dict[Relation, str]:
-    """The answers in the words of a language, those of one country in `_known`."""
-    from babel import Locale
-    from babel.numbers import get_currency_name
-
-    continent = _territories(language)[_CONTINENTS[_zone_areas(country)[0]]]
-    return {
-        "currency": get_currency_name(_currencies(country)[0], count=1, locale=language),  # count=1: as in a sentence
-        "language": Locale(language).languages[_official(country)[0]],
-        "continent": "the Americas" if continent == "Americas" else continent,
-        "code": country,
-    }
-
-
-def _known() -> list[str]:
-    """Countries with a plain name and, in CLDR, one currency, one official language and one continent."""
-    names = _territories("en"), _territories("es")
-    return [
-        country
-        for country in names[0]
-        if len(country) == 2 and country in names[1] and country not in _LEFT_OUT.split()
-        if all(len(name[country].split()) <= 3 and not re.search(r"[&(]| [-y] ", name[country]) for name in names)
-        if len(_currencies(country)) == len(_official(country)) == len(_zone_areas(country)) == 1
-        if _zone_areas(country)[0] in _CONTINENTS
-    ]
+    """The answers in the words of a language."""
+    facts = _facts_of_countries()[country][language]
+    return {"currency": facts["currency"], "language": facts["language"], "continent": facts["continent"], "code": country}
 
 
 @cache
-def _territories(language: Language) -> dict[str, str]:
-    """Names of countries and regions by their codes."""
-    from babel import Locale
-
-    return {str(code): str(name) for code, name in Locale(language).territories.items()}
-
-
-def _currencies(country: str) -> list[str]:
-    from babel.numbers import get_territory_currencies
-
-    return get_territory_currencies(country, start_date=_TODAY)
-
-
-def _official(country: str) -> list[str]:
-    """Official languages, without script; those of a region too where they are spoken by a fifth of the people."""
-    from babel.core import get_global
-
-    known = get_global("territory_languages").get(country, {})
-    return list(
-        dict.fromkeys(
-            language.split("_")[0]
-            for language, facts in known.items()
-            if facts["official_status"] in ("official", "de_facto_official")
-            or (facts["official_status"] == "official_regional" and facts["population_percent"] >= 20)
-        )
-    )
-
-
-def _zone_areas(country: str) -> list[str]:
-    """First parts of the names of its time zones, such as Africa and Europe: CLDR's other containments are not in Babel."""
-    from babel.core import get_global
-
-    return sorted({zone.split("/")[0] for zone in get_global("territory_zones").get(country, ())})
+def _facts_of_countries() -> dict[str, dict[Language, dict[str, str]]]:
+    """By country and language: its name, currency, official language and continent; written by `tools/primer_facts.py`."""
+    return json.loads(files("potstill.sources").joinpath("primer.json").read_text(encoding="utf-8"))["countries"]

@@ -1,15 +1,15 @@
 """SQuAD: questions answered by a span of a paragraph."""
 
-from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
-from potstill.sources import Source
-from potstill.sources._hub import commit, stream
+from potstill.edges.hub_rows import commit, stream
+from potstill.scorers.text import key_form
+from potstill.sources import Skip, Source
 from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text, texts, with_first
 
 
@@ -24,12 +24,16 @@ class Squad(Source, kind="squad"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
+    version: ClassVar[int] = 2  # 2: titles and paragraphs that ask the same are joined
+
     path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines")
     hub: str | None = Field(default=None, min_length=1, description="name of the data set on the hub, such as rajpurkar/squad")
     revision: str | None = Field(
         default=None, min_length=1, description="branch, tag or commit on the hub; default: the newest"
     )
-    language: str = Field(default="en", pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows")
+    language: str | None = Field(
+        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows; default: told from the rows"
+    )
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
     @model_validator(mode="after")
@@ -39,10 +43,10 @@ class Squad(Source, kind="squad"):
             raise ValueError(f"needs either path (a JSON-lines file) or hub (a data set's name); {given} given")
         return self
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for place, row in read(self.path) if self.path else stream(self.hub or "", self.revision):
             example = self._example(row, place)
-            if answered(example, place, self.on_empty, skipped):
+            if answered(example, place, self.on_empty, skip):
                 yield example
 
     def content_hash(self) -> str:
@@ -52,12 +56,12 @@ class Squad(Source, kind="squad"):
         context, title = text(row, "context", place), text(row, "title", place) if "title" in row else ""
         answers = _answers(row, place)
         return Example(
-            key=title or digest(context),
+            key=title or digest(key_form(context)),
             instruction=text(row, "question" if "question" in row else "instruction", place),
             response=answers[0] if answers else "",
             context=context,
             references=answers,
-            language=self.language,
+            language=self.language or "",
             tag=title,
         )
 

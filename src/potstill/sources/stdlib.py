@@ -8,15 +8,15 @@ import sysconfig
 import textwrap
 import tokenize
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
 from potstill.core.types import Example
-from potstill.sources import Source
+from potstill.sources import Skip, Source
 from potstill.sources._lines import digest
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -32,16 +32,18 @@ class Stdlib(Source, kind="stdlib"):
     no module straddles splits; the same pair in two modules counts once. Rows depend on the version of Python.
     """
 
+    version: ClassVar[int] = 2  # 2: modules that ask the same are joined
+
     max_lines: int = Field(default=40, ge=2, description="longest function, in lines of source without the docstring")
 
-    def rows(self, skipped: Counter[str] | None = None) -> Iterator[Example]:
+    def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         seen: set[str] = set()
         for module, name, paragraph, code in _pairs():
             instruction = f"Write a Python function named `{name}`: {paragraph}"
             pair = digest(instruction, code)
             if len(code.splitlines()) <= self.max_lines and pair not in seen:
                 seen.add(pair)
-                yield Example(key=module, instruction=instruction, response=code, tag=module)
+                yield Example(key=module, instruction=instruction, response=code, language="en", tag=module)
 
     def content_hash(self) -> str:
         hashed = hashlib.sha256(sys.version.encode())

@@ -233,6 +233,7 @@ class Evaluate(DataStage, kind="evaluate"):
             "test_response_tokens": sum(study.tokens),
             "teacher_reads": foreign if self.teacher_reads == "student" else {},
             "left_out": {"kl_to_teacher": foreign} if foreign and self.teacher_reads == "own" else {},
+            "language_in_use": self.data.language_note(),
         }
 
     def _rows(self, models: list[tuple[str, str]], counts: Counts) -> tuple[list[Example], dict[str, "_Read"]]:
@@ -415,7 +416,12 @@ class Evaluate(DataStage, kind="evaluate"):
                 max_new_tokens=self.decoding.max_new_tokens,
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
-            data={**self.data.spec(), "split": self.split, "rows": len(examples)},
+            data={
+                **self.data.spec(),
+                "split": self.split,
+                "rows": len(examples),
+                "language_in_use": self.data.language_note(),
+            },
         )
 
 

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from potstill.core.errors import UserError
-from potstill.sources._lines import Row
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -19,7 +19,7 @@ def commit(hub: str, revision: str | None) -> str:
     return revision if revision and _COMMIT.fullmatch(revision) else _locate(hub, revision)[1]
 
 
-def stream(hub: str, revision: str | None) -> Iterator[tuple[str, Row]]:
+def stream(hub: str, revision: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each row of the split "train" with its place, all of one commit.
 
     Raises:
