@@ -369,7 +369,7 @@ def test_card_tells_how_it_was_quantised(report):
 
 
 def test_amber_looks_amber_everywhere():
-    study = fake_study(60, seeds=(1,), means={"Teacher": 10.0})
+    study = fake_study(seeds=(1,), means={"KD": 55.0, "Teacher": 10.0})
     doubted = build_report(study, fake_answers(study), resamples=200)
     assert (doubted["headline"]["verdict"], doubted["headline"]["shown_as"]) == ("helped", "in doubt")
     page = render_html(doubted)
