@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from potstill.study.records import Decoding, MetricInfo, ModelRow, Study, TestRow
+from potstill.study.records import Decoding, MetricInfo, ModelRow, Study, TestRow, Trained
 
 SCRIPT = "<script>alert(1)</script>"
 METRICS = (
@@ -46,6 +46,22 @@ ROLES = (("Base", "base", 20.0), ("SFT", "sft", 41.0), ("KD", "kd", 44.0), ("KD 
 ROLES += (("KD 4-bit RTN", "rtn", 40.0), ("Teacher", "teacher", 46.0))
 
 
+def trained_record(seed: int | None = 1, **changes: Any) -> Trained:
+    """How one model was trained; all are trained alike but for what is told."""
+    own = {
+        "by": "sft",
+        "seed": seed or 0,
+        "start": "stage:base",
+        "data": "d",
+        "prompts": "p",
+        "rows": 12_000,
+        "order": f"o{seed}",
+    }
+    own |= {"teacher": "stage:teacher"} if changes.get("by") == "distill" else {}
+    amounts = {"steps": 940, "rows_seen": 24_000, "response_tokens": 1_234_567, "tokens": 3_000_000, "epochs": 2.0, "lr": 1e-5}
+    return Trained(**{**own, **amounts, "optim": {"batch_size": 16}, **changes})
+
+
 def fake_study(
     N: int = 120, seeds: tuple[int, ...] = (1, 2, 3), *, seed: int = 0, means: dict[str, float] | None = None, **changes: Any
 ) -> Study:
@@ -76,8 +92,7 @@ def fake_study(
                 parameters=1_540_000_000 if role == "teacher" else 494_000_000,
                 bytes={"teacher": 3_090_000_000, "quantized": 283_000_000, "rtn": 281_000_000}.get(role, 988_000_000),
                 decode_tokens_per_s=None if role == "rtn" else {"teacher": 212.0, "quantized": 741.0}.get(role, 812.3),
-                trained_response_tokens=(1_234_567,) * len(own) if trained else None,
-                optimizer_steps=(940,) * len(own) if trained else None,
+                trained=tuple(trained_record(s, by="distill" if role == "kd" else "sft") for s in own) if trained else None,
                 seeds=own,
                 scores=scores,
             )
@@ -97,9 +112,9 @@ def fake_study(
             "source": {"kind": "jsonl", "path": "dolly.jsonl", "prompt": "instruction"},
             "split": "test",
             "rows": N,
-            "dropped": {"too long": 3},
         },
     }
+    values["left_out"] = {"prompt too long": 3} if N else {}
     return Study(**{**values, **changes})
 
 

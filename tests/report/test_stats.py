@@ -1,13 +1,14 @@
 """Laws of the bootstrap and of the verdicts, an independent oracle, and a broken bootstrap that a law rejects."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from fake_study import fake_study
+from fake_study import fake_study, trained_record
 
 from potstill.study.analysis import analyse
-from potstill.study.bootstrap import Sample, percentile_interval, resample
+from potstill.study.bootstrap import Sample, few_clusters, percentile_interval, resample, student
 from potstill.study.records import MetricInfo, ModelRow, Study, TestRow
 from potstill.study.verdicts import Verdict
 
@@ -110,11 +111,64 @@ def test_interval_over_seeds_covers_and_plain_seed_resampling_would_not():
     assert rows_only / 200 < 0.75
 
 
-def test_variance_over_seeds_is_inflated_to_be_unbiased():
-    deviations = np.array([-1.0, 1.0])
-    sample = Sample(np.zeros(5), np.ones(5), {(1, 2): deviations}, (), 5, 5)
-    variance = resample([sample], resamples=20_000, seed=0).var()
-    assert variance == pytest.approx(deviations.var(ddof=1) / 2, rel=0.03)
+@pytest.mark.parametrize("S", [2, 3, 4, 10])
+def test_the_seeds_part_is_students_t_times_the_standard_error(S: int):
+    from scipy.stats import t
+
+    values_S = np.random.default_rng(S).normal(0, 3, S)
+    sample = Sample(np.zeros(5), np.ones(5), {tuple(range(S)): values_S - values_S.mean()}, (), 5, 5)
+    low, high = np.quantile(resample([sample], resamples=200_000, seed=0)[0], [0.025, 0.975])
+    expected = t.ppf(0.975, S - 1) * values_S.std(ddof=1) / np.sqrt(S)
+    assert high == pytest.approx(expected, rel=0.05)
+    assert low == pytest.approx(-expected, rel=0.05)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 9, 30, 200])
+def test_students_points_are_those_of_scipy(df: int):
+    from scipy.stats import t
+
+    assert student(df) == pytest.approx(t.ppf(0.975, df), rel=2e-3)
+
+
+def seed_coverage(S: int, luck: float, *, paired: bool, K: int = 40, draw: Any = resample) -> float:
+    """How often intervals of 400 studies hold a true difference of 0: rows' noise 1, and training luck in each model."""
+    rng = np.random.default_rng(S)
+    studies = []
+    for _ in range(400):
+        rows_K = rng.normal(0, np.sqrt(K), K)
+        kd_S, sft_S = rng.normal(0, luck, (2, S))
+        groups = {tuple(range(S)): kd_S - sft_S} if paired else {tuple(range(S)): kd_S, tuple(range(S, 2 * S)): -sft_S}
+        deviations = {seeds: values_S - values_S.mean() for seeds, values_S in groups.items()}
+        studies.append(Sample(rows_K + kd_S.mean() - sft_S.mean(), np.ones(K), deviations, (), K, K))
+    intervals = [percentile_interval(values_R) for values_R in draw(studies, resamples=2_000, seed=0)]
+    return float(np.mean([found is not None and found[0] <= 0 <= found[1] for found in intervals]))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("luck", [1, 5, 20])
+@pytest.mark.parametrize("S", [2, 3, 5, 10])
+def test_coverage_law_few_seeds_hold_what_they_say(S: int, luck: float, paired: bool):
+    assert seed_coverage(S, luck, paired=paired) >= 0.93
+
+
+def drawing_seeds(samples: Any, *, resamples: int, seed: int) -> np.ndarray:
+    """The deliberately broken one: it draws the seeds themselves with replacement, as a plain bootstrap does."""
+    rng = np.random.default_rng(seed)
+    values_MR = resample([replace(sample, deviations={}) for sample in samples], resamples=resamples, seed=seed)
+    for sample, values_R in zip(samples, values_MR, strict=True):
+        for seeds, deviation_S in sample.deviations.items():
+            S = len(seeds)
+            values_R += np.sqrt(S / (S - 1)) * (rng.multinomial(S, [1 / S] * S, size=resamples) / S @ deviation_S)
+    return values_MR
+
+
+def test_coverage_law_rejects_drawing_the_seeds_themselves():
+    assert seed_coverage(3, 5, paired=True, draw=drawing_seeds) < 0.90
+
+
+@pytest.mark.parametrize("K", [6, 12, 40])
+def test_coverage_law_few_clusters_hold_what_they_say(K: int):
+    assert seed_coverage(2, 0, paired=True, K=K) >= 0.925
 
 
 def unpaired_interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -177,7 +231,10 @@ def test_with_unique_keys_rows_are_drawn_as_ever():
     w = np.random.default_rng(2).integers(1, 50, 40)
     found = verdict(study_of({"KD": a, "SFT": b}, tokens=w), seed=6)
     drawn = np.random.default_rng([6, 0]).integers(0, 40, size=(1_000, 40))
-    expected = np.quantile((a - b)[drawn].sum(1) / w[drawn].sum(1), [0.025, 0.975])
+    plain = np.quantile((a - b)[drawn].sum(1) / w[drawn].sum(1), [0.025, 0.975])
+    value = (a - b).sum() / w.sum()
+    expected = value + few_clusters(40) * (plain - value)
+    assert few_clusters(40) == pytest.approx(1.0445, abs=1e-3)  # √(40/39) · 2.0227 / 1.96
     assert found.ci == pytest.approx(tuple(expected), rel=1e-9)
     assert (found.rows, found.clusters) == (40, 40)
 
@@ -189,7 +246,8 @@ def test_clusters_may_differ_in_size_and_stand_in_any_order():
     mixed = verdict(study_of({"KD": a, "SFT": b}, tokens=w, keys=keys), resamples=20_000)
     drawn = np.random.default_rng(1).integers(0, 12, size=(20_000, 12))
     sums, weights = np.bincount(keys, a - b), np.bincount(keys, w)
-    expected = np.quantile(sums[drawn].sum(1) / weights[drawn].sum(1), [0.025, 0.975])
+    plain, value = np.quantile(sums[drawn].sum(1) / weights[drawn].sum(1), [0.025, 0.975]), sums.sum() / weights.sum()
+    expected = value + few_clusters(12) * (plain - value)
     assert mixed.difference == pytest.approx((a - b).sum() / w.sum())
     assert mixed.ci == pytest.approx(tuple(expected), abs=0.05 * (expected[1] - expected[0]))
     ordered = verdict(study_of({"KD": a[order], "SFT": b[order]}, tokens=w[order], keys=keys[order]), resamples=20_000)
@@ -200,7 +258,7 @@ def test_rows_of_too_few_clusters_give_no_verdict_however_many_they_are():
     x = scores(60)
     analysis = analyse(study_of({"KD": x + 5, "SFT": x}, keys=np.arange(60) % 5), resamples=100)
     assert analysis.verdicts[0].verdict == "not shown"
-    assert "on 60 test rows in 5 clusters: too few" in analysis.headline[2]
+    assert "on 60 test rows in 5 clusters: too few" in analysis.headline.sentence
     assert analysis.verdicts[0].clusters == 5
     told = " ".join(analysis.caveats)
     assert "60 test rows fall into 5 groups that share a key; the bootstrap draws groups" in told
@@ -229,8 +287,9 @@ def test_agrees_with_scipy():
 
     options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": 20_000, "batch": 2_000}
     theirs = scipy_bootstrap((a, b, w), difference, rng=np.random.default_rng(0), **options).confidence_interval
-    width = theirs.high - theirs.low
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
+    width, value = theirs.high - theirs.low, (a - b).sum() / w.sum()
+    expected = [value + few_clusters(60) * (bound - value) for bound in (theirs.low, theirs.high)]
+    assert ours == pytest.approx(tuple(expected), abs=0.03 * width)
 
 
 def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch):
@@ -268,8 +327,8 @@ def test_abstained_rows_leave_both_sides_and_are_counted():
 def test_a_model_that_never_scored_gives_no_number_and_no_verdict():
     analysis = analyse(study_of({"KD": [np.nan] * 40, "SFT": scores(40)}), resamples=100)
     assert analysis.estimates["KD"]["m"].value is None
-    assert analysis.headline[0] == "not shown"
-    assert "nothing can be said" in analysis.headline[2]
+    assert analysis.headline.verdict == "not shown"
+    assert "nothing can be said" in analysis.headline.sentence
 
 
 @pytest.mark.parametrize("N", [1, 2, 5])
@@ -283,7 +342,7 @@ def test_unanimous_rows_are_no_verdict_when_there_are_too_few(N):
 def test_an_empty_test_set_says_that_it_says_nothing():
     study = fake_study(0)
     analysis = analyse(study, resamples=10)
-    assert analysis.headline[0] == "not shown"
+    assert analysis.headline.verdict == "not shown"
     assert "Only 0 test rows" in " ".join(analysis.caveats)
 
 
@@ -303,91 +362,134 @@ def test_four_bits_falls_back_on_the_model_it_came_from():
     assert verdict(study_of({"SFT": x, "KD 4-bit": x, "KD RTN": x - 1}), "gptq_over_rtn").verdict == "helped"
 
 
-def test_retention_is_a_ratio_of_means_with_an_interval():
+def test_retention_is_a_ratio_of_means_with_an_interval_and_no_difference():
     x = scores(60)
-    found = verdict(study_of({"KD": 0.96 * x, "SFT": x, "Teacher": x}), "retention")
-    assert found.difference == pytest.approx(96)
+    found = verdict(study_of({"KD": 0.96 * x, "SFT": x - 20, "Teacher": x}), "retention")
+    assert (found.difference, found.ratio) == (None, pytest.approx(96))
     assert found.ci == pytest.approx((96, 96))
     assert found.verdict == "measured"
     assert found.sentence == "KD keeps 96.0% [96.0, 96.0] of the teacher's M."
     assert not [v for v in analyse(study_of({"KD": x, "Teacher": 0 * x}), resamples=50).verdicts if v.key == "retention"]
 
 
+def test_a_share_of_a_teacher_that_is_not_ahead_is_no_share_kept():
+    x = scores(60)
+    found = verdict(study_of({"KD": 1.09 * x, "SFT": x + 1, "Teacher": x}), "retention")
+    assert found.label == "teacher not ahead"
+    assert found.sentence.endswith("Teacher is not shown better than SFT, so that is no share kept.")
+    alone = verdict(study_of({"KD": 1.09 * x, "Teacher": x}), "retention")
+    assert (alone.label, "keeps" in alone.sentence) == ("above the teacher", False)
+
+
 def test_without_an_sft_student_distilling_is_not_shown_however_near_the_teacher():
     x = scores(60)
-    outcome, _, sentence = analyse(study_of({"KD": x, "Base": x - 40, "Teacher": x}), resamples=100).headline
-    assert outcome == "not shown"
-    assert "no SFT-only student" in sentence
+    headline = analyse(study_of({"KD": x, "Base": x - 40, "Teacher": x}), resamples=100).headline
+    assert (headline.verdict, headline.about) == ("not shown", None)
+    assert "no SFT-only student" in headline.sentence
 
 
-def with_training(study: Study, **trained: tuple[int | None, int | None]) -> Study:
-    rows = [
-        row.model_copy(
-            update=dict(zip(("trained_response_tokens", "optimizer_steps"), [(t,) for t in trained[row.name]], strict=True))
-        )
-        for row in study.rows
-    ]
+def with_training(study: Study, **changes: dict[str, Any] | None) -> Study:
+    """The same study, its models trained alike but for what is told; None: nobody knows."""
+    rows = []
+    for row in study.rows:
+        own = changes.get(row.name)
+        trained = None if own is None else tuple(trained_record(seed, **own) for seed in row.seeds)
+        rows.append(row.model_copy(update={"trained": trained}))
     return study.model_copy(update={"rows": tuple(rows)})
+
+
+TAUGHT = {"by": "distill", "teacher": "stage:teacher"}
 
 
 def test_unequal_tokens_are_said_in_the_headline():
     study = study_of({"KD": scores(60) + 5, "SFT": scores(60)})
-    unequal = analyse(with_training(study, KD=(4000, 10), SFT=(1000, 10)), resamples=50)
-    assert "NOT at equal tokens: KD trained on 4.00 times the response tokens of SFT" in unequal.headline[2]
+    few, many = {"response_tokens": 1000, "steps": 10}, {"response_tokens": 4000, "steps": 10}
+    unequal = analyse(with_training(study, KD=TAUGHT | many, SFT=few), resamples=50)
+    assert "NOT at equal tokens: KD trained on 4.00 times the response tokens of SFT" in unequal.headline.sentence
+    assert unequal.headline.shown_as == "in doubt"
     assert any("NOT compared at equal tokens: 4,000 against 1,000" in caveat for caveat in unequal.caveats)
-    steps = analyse(with_training(study, KD=(1000, 20), SFT=(1000, 10)), resamples=50)
-    assert "2.00 times the optimizer steps" in steps.headline[2]
-    equal = analyse(with_training(study, KD=(1004, 10), SFT=(1000, 10)), resamples=50)
-    assert "equal" not in equal.headline[2]
-    assert "is not known" in analyse(with_training(study, KD=(1000, 10), SFT=(None, None)), resamples=50).headline[2]
+    steps = analyse(with_training(study, KD=TAUGHT | few | {"steps": 20}, SFT=few), resamples=50)
+    assert "2.00 times the optimizer steps" in steps.headline.sentence
+    equal = analyse(with_training(study, KD=TAUGHT | few | {"response_tokens": 1004}, SFT=few), resamples=50)
+    assert "equal" not in equal.headline.sentence
+    assert "is not known" in analyse(with_training(study, KD=TAUGHT, SFT=None), resamples=50).headline.sentence
 
 
-def trained_alike_but(study: Study, prompts: str | None = None, **told: dict[str, Any] | None) -> Study:
-    common = {"optim.lr": 1e-5, "optim.steps": 9, "data": "d", "prompts": "p", "start": "stage:a"}
-    with_all = {name: None if own is None else common | own for name, own in told.items()}
-    rows = tuple(row.model_copy(update={"trained_with": with_all[row.name]}) for row in study.rows)
-    return study.model_copy(update={"rows": rows, "prompts": prompts})
+@pytest.mark.parametrize("by", ["distill", "gkd", "grpo", "anything"])
+def test_law_nothing_is_decided_by_the_kind_of_a_stage(by: str):
+    study = study_of({"KD": scores(60) + 5, "SFT": scores(60), "Base": scores(60)})
+    told = [
+        analyse(with_training(study, KD=TAUGHT | {"by": kind, "steps": 1880}, SFT={}), resamples=50) for kind in ("distill", by)
+    ]
+    assert told[0].headline == told[1].headline
+    assert told[0].caveats == told[1].caveats
+    assert told[1].verdicts[0].equal_tokens is False
+    assert "2.00 times the optimizer steps" in told[1].headline.sentence
+
+
+def test_tokens_are_compared_seed_by_seed_where_the_seeds_are_the_same():
+    x = np.stack([scores(40, seed=s) for s in (1, 2)])
+    study = study_of({"KD": x, "SFT": x}, seeds=(1, 2))
+    kd = tuple(trained_record(seed, **TAUGHT, response_tokens=tokens) for seed, tokens in ((1, 500), (2, 1500)))
+    sft = tuple(trained_record(seed, response_tokens=1000) for seed in (1, 2))
+    rows = tuple(row.model_copy(update={"trained": t}) for row, t in zip(study.rows, (kd, sft), strict=True))
+    found = analyse(study.model_copy(update={"rows": rows}), resamples=50)
+    assert found.verdicts[0].equal_tokens is False
+
+
+def test_a_control_that_was_taught_or_saw_other_rows_is_none():
+    study = study_of({"KD": scores(60) + 5, "SFT": scores(60)})
+    taught = analyse(with_training(study, KD=TAUGHT, SFT={"teacher": "stage:other"}), resamples=50)
+    assert "SFT is NO control: stage:other taught it." in taught.headline.sentence
+    assert taught.headline.shown_as == "in doubt"
+    untaught = analyse(with_training(study, KD={}, SFT={}), resamples=50)
+    assert "KD was NOT distilled: no teacher taught it." in untaught.headline.sentence
+    fewer = analyse(with_training(study, KD=TAUGHT, SFT={"rows": 1}), resamples=50)
+    assert "differ in the number of training rows" in fewer.headline.sentence
+    order = analyse(with_training(study, KD=TAUGHT, SFT={"order": "other"}), resamples=50)
+    assert "saw their training rows in another order" in " ".join(order.caveats)
+    assert "NOT" not in order.headline.sentence
 
 
 def test_a_control_trained_otherwise_is_told():
     study = study_of({"KD": scores(60) + 5, "SFT": scores(60)})
-    apart = trained_alike_but(study, KD={"optim.lr": 5e-4, "start": "stage:b"}, SFT={})
-    analysis = analyse(apart, resamples=50)
-    expected = "SFT and KD were not trained alike: optim.lr 1e-05 against 0.0005; start stage:a against stage:b"
+    analysis = analyse(with_training(study, KD=TAUGHT | {"lr": 5e-4, "start": "stage:b"}, SFT={}), resamples=50)
+    expected = "SFT and KD were not trained alike: optim.lr 1e-05 against 0.0005; start stage:base against stage:b"
     assert any(caveat.startswith(expected) for caveat in analysis.caveats)
-    assert "NOT like against like: SFT and KD differ in the model that training began from." in analysis.headline[2]
-    tuned = analyse(trained_alike_but(study, KD={"optim.lr": 5e-4}, SFT={}), resamples=50)
+    assert "NOT like against like: SFT and KD differ in the model that training began from." in analysis.headline.sentence
+    tuned = analyse(with_training(study, KD=TAUGHT | {"lr": 5e-4}, SFT={}), resamples=50)
     assert "not trained alike: optim.lr 1e-05 against 0.0005." in " ".join(tuned.caveats)
-    assert "NOT like" not in tuned.headline[2]
-    data = analyse(trained_alike_but(study, KD={}, SFT={"data": "e", "prompts": "q"}), resamples=50)
-    assert "differ in training data and prompts." in data.headline[2]
-    more = analyse(trained_alike_but(study, KD={"optim.new": 1}, SFT={}), resamples=50)
+    assert "NOT like" not in tuned.headline.sentence
+    data = analyse(with_training(study, KD=TAUGHT, SFT={"data": "e", "prompts": "q"}), resamples=50)
+    assert "differ in training data and prompts." in data.headline.sentence
+    more = analyse(with_training(study, KD=TAUGHT | {"optim": {"batch_size": 16, "new": 1}}, SFT={}), resamples=50)
     assert "optim.new unset against 1" in " ".join(more.caveats)
 
 
 @pytest.mark.parametrize("sft", [{}, None])
 def test_a_control_trained_alike_or_elsewhere_is_not_accused(sft):
-    analysis = analyse(trained_alike_but(study_of({"KD": scores(60), "SFT": scores(60)}), KD={}, SFT=sft), resamples=50)
+    study = with_training(study_of({"KD": scores(60), "SFT": scores(60)}), KD=TAUGHT, SFT=sft)
+    analysis = analyse(study, resamples=50)
     assert "alike" not in " ".join(analysis.caveats)
-    assert "NOT like" not in analysis.headline[2]
+    assert "NOT like" not in analysis.headline.sentence
 
 
 def test_prompts_other_than_those_of_training_are_told():
     study = study_of({"KD": scores(60), "SFT": scores(60), "Base": scores(60)})
-    told = {"KD": {}, "SFT": {"prompts": "q"}, "Base": None}
-    asked = analyse(trained_alike_but(study, "p", **told), resamples=50)
+    apart = with_training(study, KD=TAUGHT, SFT={"prompts": "q"})
+    asked = analyse(apart.model_copy(update={"prompts": "p"}), resamples=50)
     assert "not those that SFT trained with" in " ".join(asked.caveats)
-    for prompts, sft in (("p", {}), (None, {"prompts": "q"})):
-        quiet = analyse(trained_alike_but(study, prompts, **{**told, "SFT": sft}), resamples=50)
-        assert "prompts of this evaluation" not in " ".join(quiet.caveats)
+    for quiet in (apart, with_training(study, KD=TAUGHT, SFT={}).model_copy(update={"prompts": "p"})):
+        assert "prompts of this evaluation" not in " ".join(analyse(quiet, resamples=50).caveats)
 
 
-def test_caveats_speak_of_seeds_rows_sampling_and_dropped_rows():
+def test_caveats_speak_of_seeds_rows_sampling_and_rows_left_out():
     one = " ".join(analyse(fake_study(20, seeds=(1,)), resamples=10).caveats)
     assert "trained with one seed" in one
     assert "Only 20 test rows" in one
     two = " ".join(analyse(fake_study(40, seeds=(1, 2)), resamples=10).caveats)
-    assert "Fewer than 4 seeds (KD: 2, SFT: 2)" in two
-    assert "3 test rows were dropped before scoring (3 too long)" in two
+    assert "Fewer than 5 seeds (KD: 2, SFT: 2)" in two
+    assert "12.7 standard errors with 2 seeds" in two
+    assert "3 of 43 test rows were left out before scoring (3 prompt too long)" in two
     sampled = fake_study(40, decoding={"method": "sample", "temperature": 1.0})
     assert "sampled at temperature 1.0" in " ".join(analyse(sampled, resamples=10).caveats)

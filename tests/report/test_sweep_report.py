@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from typing import Any
 
 import pytest
-from fake_study import SCRIPT, fake_answers, fake_study
+from fake_study import SCRIPT, fake_answers, fake_study, trained_record
 from rich.console import Console
 
 from potstill.report.build import build_report, picked_in_words
@@ -123,15 +123,19 @@ def test_hostile_names_are_escaped():
 def compared(kd: dict[str, Any], sft: dict[str, Any]) -> tuple[str, list[str]]:
     """The headline, and the caveats that speak of training, of a KD and an SFT model trained so."""
     study = fake_study(60)
-    common = {"data": "d", "prompts": "p", "start": "s"}
-    with_all = {"KD": common | kd, "SFT": common | sft}
-    rows = tuple(row.model_copy(update={"trained_with": with_all.get(row.name)}) for row in study.rows)
+    own = {"KD": {"by": "distill", **kd}, "SFT": sft}
+    rows = tuple(
+        row.model_copy(update={"trained": tuple(trained_record(seed, **own[row.name]) for seed in row.seeds)})
+        if row.name in own
+        else row
+        for row in study.rows
+    )
     analysis = analyse(study.model_copy(update={"rows": rows}), resamples=50)
-    return analysis.headline[2], [caveat for caveat in analysis.caveats if "searched" in caveat or "alike" in caveat]
+    return analysis.headline.sentence, [c for c in analysis.caveats if "searched" in c or "alike" in c]
 
 
 def searched(lr: float, *values: float, **more: Any) -> dict[str, Any]:
-    return {"optim.lr": lr, **({"searched": {"optim.lr": list(values)}} if values else {}), **more}
+    return {"lr": lr, **({"searched": {"optim.lr": list(values)}} if values else {}), **more}
 
 
 def test_both_searched_over_the_same_values_may_end_with_different_ones():
@@ -142,8 +146,8 @@ def test_both_searched_over_the_same_values_may_end_with_different_ones():
 
 def test_whole_tables_may_be_searched_alike():
     tables = {"searched": {"optim": [{"lr": 1e-5}, {"lr": 5e-4, "warmup": 0.1}]}}
-    kd = {"optim.lr": 5e-4, "optim.warmup": 0.1, **tables}
-    assert compared(kd, {"optim.lr": 1e-5, "optim.warmup": 0.0, **tables})[1] == []
+    kd = {"lr": 5e-4, "optim": {"warmup": 0.1}, **tables}
+    assert compared(kd, {"lr": 1e-5, "optim": {"warmup": 0.0}, **tables})[1] == []
 
 
 def test_a_student_that_alone_was_searched_is_favoured_and_the_headline_says_so():

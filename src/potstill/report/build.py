@@ -14,6 +14,7 @@ from potstill.report.ship import shipped_files, size_of
 from potstill.study.analysis import Analysis, analyse, breakdown
 from potstill.study.bootstrap import LEVEL
 from potstill.study.controls import mean_amount
+from potstill.study.questions import source_of
 from potstill.study.records import ModelRow, Study, load_answers, write_json
 from potstill.study.ship import Advice
 from potstill.study.verdicts import Verdict
@@ -55,7 +56,7 @@ def build_report(
     _check(study, answers)
     clusters = study.cluster_count()
     analysis = analyse(study, resamples=resamples, seed=seed)
-    rows = [_row(row, analysis) for row in study.rows]
+    rows = [_row(study, row, analysis) for row in study.rows]
     headline = analysis.headline
     about = headline.about if headline.about is not None and headline.about.metric == study.primary else None
     report = {
@@ -220,12 +221,14 @@ def _check(study: Study, answers: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
-def _row(row: ModelRow, analysis: Analysis) -> dict[str, Any]:
+def _row(study: Study, row: ModelRow, analysis: Analysis) -> dict[str, Any]:
     """One model's line: its figures, and the files that it is shipped as."""
+    source = source_of(study, row) if row.role in ("quantized", "rtn") else None
     return {
         "name": row.name,
         "role": row.role,
         "model": row.model,
+        "source": source.name if source is not None else None,
         "parameters": row.parameters,
         "bytes": row.bytes,
         "size": asdict(size_of(row)),

@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
 from potstill.report.html import visible
+from potstill.report.ship import ShippedFile, shipped_files
 
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,6 +28,7 @@ def model_card(
     note: str = "",
     title: str | None = None,
     path: str = ".",
+    files: Mapping[str, int] | None = None,
     how_to_load: str | None = None,
     license: str | None = None,
     base_model: str | None = None,
@@ -34,16 +36,17 @@ def model_card(
     languages: Sequence[str] | None = None,
     tags: Sequence[str] = (),
 ) -> str:
-    """README.md for one model of a report: YAML front matter, verdicts, caveats, results, how to load.
+    """README.md for one model of a report: YAML front matter, verdicts, caveats, results, how to run and how it was made.
 
     Args:
         model_row: the model's name in the report.
         note: a sentence about the files beside the card, such as which seed's they are.
         title: heading; the model's name by default.
         path: what `from_pretrained` is to be given in the example.
+        files: the files beside the card, name -> bytes; by default those that the report knows of.
         how_to_load: Markdown instead of the `transformers` example, for weights that it cannot load.
-        license: SPDX identifier; left out of the front matter when not known.
-        base_model: Hub name of the model that was trained.
+        license: SPDX identifier of the base model; not known: the card says so and asks for it.
+        base_model: Hub name of the model that was trained; by default what training began from, where that is on the Hub.
         datasets: Hub names of the training data.
         languages: ISO 639-1 codes; by default those of the test rows.
 
@@ -54,17 +57,42 @@ def model_card(
     if row is None:
         known = ", ".join(row["name"] for row in report["rows"])
         raise UserError(f"the report has no model '{model_row}' (it has: {known})")
-    if languages is None:
-        languages = sorted({group["group"] for group in report["breakdown"]["language"] if group["group"]})
     metrics = sorted(report["metrics"], key=lambda metric: metric["name"] != report["primary"])
     metrics = [m for m in metrics if any(m["name"] in other["metrics"] for other in report["rows"])]
     heading = title or row["name"]
+    beside = shipped_files({file["name"]: file["bytes"] for file in row["files"]} if files is None else files)
+    made = _trained(report, row)
+    base = base_model or _hub_name(made.get("start"))
+    front = _front(report, row, metrics, heading, license, base, datasets, languages, tags)
+    parts = ["---", *_yaml(front), "---", "", f"# {_inline(heading)}", ""]
+    parts += ["Made with potstill, which distils a language model and tests whether distilling helped.", ""]
+    parts += [note, ""] if note else []
+    parts += _shown(report, row)
+    parts += ["## Results", "", *_table(report, metrics, model_row), "", _of_the_intervals(report), ""]
+    parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load)]
+    parts += ["## How it was made", "", *_how_made(report, row, made, base), ""]
+    parts += ["## Licence", "", _licence(license, base or made.get("start"), made.get("teacher")), ""]
+    return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
 
+
+def _front(
+    report: Mapping[str, Any],
+    row: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    heading: str,
+    license: str | None,
+    base: str | None,
+    datasets: Sequence[str],
+    languages: Sequence[str] | None,
+    tags: Sequence[str],
+) -> dict[str, Any]:
+    """The fields that the Hub reads."""
+    if languages is None:
+        languages = sorted({group["group"] for group in report["breakdown"]["language"] if group["group"]})
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    if license:
-        front["license"] = license
-    if base_model:
-        front["base_model"] = base_model
+    front |= {"license": license} if license else {"license": "other", "license_name": "unknown"}
+    if base:
+        front["base_model"] = base
     if languages:
         front["language"] = list(languages)
     if datasets:
@@ -77,34 +105,90 @@ def model_card(
         task = {"type": "text-generation"}
         test = {"type": "test", "name": f"held-out test rows ({report['test_set']['rows']})"}
         front["model-index"] = [{"name": heading, "results": [{"task": task, "dataset": test, "metrics": results}]}]
+    return front
 
-    # A verdict that compares this model with another, whichever side it stands on; the headline for a KD model and its kin.
-    verdicts = [v for v in report["verdicts"] if v["metric"] == report["primary"] and model_row in (v["a"], v["b"])]
+
+def _shown(report: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """Verdicts that compare this model, whichever side it stands on, the headline for a KD model and its kin; caveats."""
+    verdicts = [v for v in report["verdicts"] if v["metric"] == report["primary"] and row["name"] in (v["a"], v["b"])]
     headline = report["headline"]
     kin = row["role"] in ("kd", "sft", "quantized", "rtn")
     sentences = ([headline["sentence"]] if kin else []) + [v["sentence"] for v in verdicts if v != headline["about"]]
-
-    parts = ["---", *_yaml(front), "---", "", f"# {_inline(heading)}", ""]
-    parts += ["Made with potstill, which distils a language model and tests whether distilling helped.", ""]
-    parts += [note, ""] if note else []
+    sentences += [report["ship"]["sentence"]] if kin else []
+    parts = []
     if sentences:
         parts += ["## What was shown", "", *(f"- {_inline(sentence)}" for sentence in dict.fromkeys(sentences)), ""]
     if report["caveats"]:
         parts += ["Before you believe it:", "", *(f"- {_inline(caveat)}" for caveat in report["caveats"]), ""]
-    rows, resamples = report["test_set"]["rows"], report["bootstrap"]["resamples"]
-    parts += ["## Results", "", *_table(report, metrics, model_row), ""]
-    clusters = report["bootstrap"]["clusters"]
+    return parts
+
+
+def _of_the_intervals(report: Mapping[str, Any]) -> str:
+    rows, clusters = report["test_set"]["rows"], report["bootstrap"]["clusters"]
     drawn = f"{rows} test rows" if clusters == rows else f"{clusters} clusters of {rows} test rows"
-    parts += [f"95% intervals in brackets: paired bootstrap over {drawn} and the seeds, {resamples:,} resamples.", ""]
-    max_new_tokens = report["decoding"].get("max_new_tokens") or 256
-    asked = next((example["prompt"] for example in report["examples"] if len(example["prompt"]) <= 200), "Hello")
-    question = json.dumps(visible(asked), ensure_ascii=False)  # JSON's text is Python's too
-    code = how_to_load or "```python\n" + _LOAD.format(path=path, max_new_tokens=max_new_tokens, question=question) + "```"
-    parts += ["## How to load", "", code, ""]
-    made = {key: report["provenance"].get(key) for key in ("recipe", "command", "created")}
-    if any(made.values()):
-        parts += ["## How it was made", "", *(f"- {key}: {_code(value)}" for key, value in made.items() if value), ""]
-    return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
+    resamples = f"{report['bootstrap']['resamples']:,} resamples"
+    return f"95% intervals in brackets: paired bootstrap over {drawn}, Student's t over seeds, {resamples}."
+
+
+def _how_to_run(report: Mapping[str, Any], files: Sequence[ShippedFile], path: str, how_to_load: str | None) -> Iterator[str]:
+    """llama.cpp for GGUF files, transformers for the folder; the latter alone where no file is known."""
+    ggufs = [file for file in files if file.name.endswith(".gguf")]
+    if ggufs:
+        yield from ("With llama.cpp:", "", "```sh", *(f"{file.command}  # {size(file.bytes)}" for file in ggufs), "```", "")
+    if how_to_load:
+        yield from (how_to_load, "")
+    elif not files or len(ggufs) < len(files):
+        asked = next((example["prompt"] for example in report["examples"] if len(example["prompt"]) <= 200), "Hello")
+        question = json.dumps(visible(asked), ensure_ascii=False)  # JSON's text is Python's too
+        most = report["decoding"].get("max_new_tokens") or 256
+        code = _LOAD.format(path=path, max_new_tokens=most, question=question)
+        yield from ("With transformers:", "", f"```python\n{code}```", "")
+
+
+def _how_made(report: Mapping[str, Any], row: Mapping[str, Any], made: Mapping[str, Any], base: str | None) -> Iterator[str]:
+    """What it was trained from, by what, on what, with what settings, how it was quantised, and by which recipe."""
+    known = {
+        "base": base or made.get("start"),
+        "teacher": made.get("teacher"),
+        "cut": made.get("init"),
+        "adapter": made.get("adapter"),
+    }
+    for key, value in known.items():
+        if value not in (None, "none"):
+            yield f"- {key}: {_code(value)}"
+    if made:
+        optim = {"lr": made["lr"], **made["optim"]}
+        yield f"- training: {made['rows']:,} rows, {made['steps']:,} steps, {made['response_tokens']:,} response tokens"
+        yield f"- settings: {', '.join(f'{key} {_code(value)}' for key, value in optim.items() if value is not None)}"
+    for quantized in report["quantization"]:
+        if row["model"] == f"stage:{str(quantized.get('stage', '')).partition('@')[0]}":
+            bits = quantized.get("bits_per_weight")
+            method = _inline(quantized.get("method") or "rounding")
+            yield f"- quantised: {method}" + (f", {bits:.2f} bits per weight" if bits is not None else "")
+            break
+    for key in ("recipe", "command", "created"):
+        if report["provenance"].get(key):
+            yield f"- {key}: {_code(report['provenance'][key])}"
+
+
+def _trained(report: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The record of training of a model's first seed, of a quantised one that of the model it came from; empty if unknown."""
+    source = next((other for other in report["rows"] if other["name"] == row["source"]), None)
+    records = row["trained"] or (source["trained"] if source is not None else [])
+    return records[0] if records else {}
+
+
+def _hub_name(start: str | None) -> str | None:
+    """`Qwen/Qwen2.5-0.5B` of `hf:Qwen/Qwen2.5-0.5B`; None of what lies elsewhere."""
+    return start.removeprefix("hf:").partition("@")[0] if start is not None and start.startswith("hf:") else None
+
+
+def _licence(license: str | None, base: str | None, teacher: str | None) -> str:
+    of_teacher = f" The terms of its teacher, {_code(teacher)}, may bind it too." if teacher else ""
+    if license:
+        return f"{_code(license)}, that of the base model.{of_teacher}"
+    whose = f"of its base model, {_code(base)}," if base else "of its base model"
+    return f"Not known. Before you publish this model, look up the licence {whose} and name it in `license` above.{of_teacher}"
 
 
 def _table(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], model_row: str) -> list[str]:
@@ -122,8 +206,14 @@ def _table(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], mode
             digits = decimals(metric["unit"], found["ci"])
             cells.append(number(found["value"], digits) + (f" {interval(found['ci'], digits)}" if found["ci"] else ""))
         seeds = MISSING if row["seeds"] == [None] else str(len(row["seeds"]))
-        lines.append(_line([*cells, size(row["bytes"]), count(row["parameters"]), count(row["response_tokens"]), seeds]))
+        lines.append(_line([*cells, _size(row), count(row["parameters"]), count(row["response_tokens"]), seeds]))
     return lines
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    """A size, and the file that has it."""
+    found = row["size"]
+    return MISSING if found["bytes"] is None else f"{size(found['bytes'])} ({_inline(found['of'])})"
 
 
 def _line(cells: Sequence[str]) -> str:

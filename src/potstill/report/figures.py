@@ -157,18 +157,18 @@ def _step(at: int, count: int) -> str:
 
 
 def size_quality(report: Report) -> str:
-    """Bytes on disk (log) against the primary metric."""
+    """Bytes (log) of the shipped file, or of the weights where nothing is exported, against the primary metric."""
     primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
     points = [
         (row, found)
         for row in report["rows"]
-        if row["bytes"] and (found := row["metrics"].get(primary["name"])) and found["value"] is not None
+        if row["size"]["bytes"] and (found := row["metrics"].get(primary["name"])) and found["value"] is not None
     ]
     if len(points) < 2:
         return ""
     with _figure(_WIDTH * 0.62, 3.3, 1, 1) as (figure, axes):
         axis = axes[0]
-        places = _side_by_side([row["bytes"] for row, _ in points])
+        places = _side_by_side([row["size"]["bytes"] for row, _ in points])
         for (row, found), x in zip(points, places, strict=True):
             ink = colour(row["role"])
             if found["ci"]:
@@ -178,15 +178,15 @@ def size_quality(report: Report) -> str:
             place = {"xytext": (9, shift), "textcoords": "offset points", "va": "center"}
             axis.annotate(_short(row["name"]), (x, found["value"]), color=INK, fontsize=9, **place)
         axis.set_xscale("log")
-        low, high = min(row["bytes"] for row, _ in points), max(row["bytes"] for row, _ in points)
+        low, high = min(row["size"]["bytes"] for row, _ in points), max(row["size"]["bytes"] for row, _ in points)
         axis.set_xlim(low / 1.25, high * max(1.9, (high / low) ** 0.35))
         ticks = _size_ticks(low, high)
         axis.set_xticks(ticks, [re.sub(r"\.0+ ", " ", size(tick)) for tick in ticks])
         axis.minorticks_off()
-        axis.set_xlabel("size on disk, logarithmic")
+        axis.set_xlabel("size of the shipped file, or of the weights where none is exported; logarithmic")
         axis.set_title(f"{_short(primary['title'])} against size", loc="left")
         axis.grid(axis="y")
-        told = "; ".join(f"{row['name']} {size(row['bytes'])}, {number(found['value'], 1)}" for row, found in points)
+        told = "; ".join(f"{row['name']} {size(row['size']['bytes'])}, {number(found['value'], 1)}" for row, found in points)
         return _svg(figure, "size", f"Size against {primary['title']}: {told}.")
 
 
@@ -275,7 +275,7 @@ def _label_shifts(points: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]])
     placed: list[tuple[float, float]] = []
     shifts = [0.0] * len(points)
     for i in sorted(range(len(points)), key=lambda i: values[i]):
-        x, y = points[i][0]["bytes"], values[i] * per_unit
+        x, y = points[i][0]["size"]["bytes"], values[i] * per_unit
         near = [top for other, top in placed if 0.35 < other / x < 2.9]
         top = max([y, *(top + gap for top in near)])
         shifts[i] = top - y

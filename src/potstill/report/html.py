@@ -10,8 +10,8 @@ from potstill.report import figures
 SHORT_TEXT = 240  # characters of an answer shown before "more"
 MOST_GROUPS = 20
 MOST_PREVIEW = 400  # tokens of a mask preview
-MARKS = {"right": "✓", "close": "≈", "wrong": "✗", "unscored": "·"}
-BADGES = {"helped": "✓", "hurt": "✗", "not shown": "≈", "measured": "%"}
+MARKS = {"right": "✓", "partly": "≈", "wrong": "✗", "differs": "≠", "unscored": "·"}
+BADGES = {"helped": "✓", "hurt": "✗", "not shown": "≈", "measured": "%", "in doubt": "?"}
 
 
 def render_html(report: Mapping[str, Any]) -> str:
@@ -114,7 +114,7 @@ def _change(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """`+2.1 [1.2, 3.0]`, a ratio with its percent sign."""
     if verdict["key"] == "retention":
         digits = decimals("%", verdict["ci"])
-        shown = f"{number(verdict['difference'], digits)}%"
+        shown = f"{number(verdict['ratio'], digits)}%"
         return shown + (f" {interval(verdict['ci'], digits)}" if verdict["ci"] else "")
     return estimate(verdict["difference"], verdict["ci"], metrics[verdict["metric"]]["unit"], signed=True)
 
@@ -126,7 +126,8 @@ def _strip(verdict: Mapping[str, Any] | None, metrics: Mapping[str, Any]) -> dic
     shift, sign = (100.0, 1) if verdict["key"] == "retention" else (0.0, 1)
     if not metrics[verdict["metric"]]["higher_is_better"]:
         sign = -1
-    low, value, high = sorted(sign * (x - shift) for x in (*verdict["ci"], verdict["difference"]))
+    value = verdict["ratio"] if verdict["key"] == "retention" else verdict["difference"]
+    low, value, high = sorted(sign * (x - shift) for x in (*verdict["ci"], value))
     reach = max(abs(low), abs(high)) * 1.12 or 1.0
     at = [round(50 + 50 * x / reach, 2) for x in (low, value, high)]
     return {"low": at[0], "value": at[1], "high": at[2]}

@@ -10,8 +10,8 @@ from potstill.study.records import ModelRow
 
 WEIGHTS = (".gguf", ".safetensors")
 _ASK = (
-    "from transformers import pipeline; chat = pipeline('text-generation', {folder}); "
-    "print(chat([{{'role': 'user', 'content': 'Hello'}}])[0]['generated_text'][-1]['content'])"
+    'from transformers import pipeline; chat = pipeline("text-generation", {folder}); '
+    'print(chat([{{"role": "user", "content": "Hello"}}])[0]["generated_text"][-1]["content"])'
 )
 
 

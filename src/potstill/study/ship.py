@@ -33,6 +33,8 @@ def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> A
     full, why = _at_full_precision(study, own, estimates)
     if full is None:
         return Advice(None, why)
+    if _gain(study, full, estimates) == -inf:
+        return Advice(None, f"Nothing can be recommended: {full.name} has no score by {study.metric(study.primary).title}.")
     for base in study.with_role("base"):
         if full.role != "base" and _no_larger(base, full) and _gain(study, base, estimates) > _gain(study, full, estimates):
             return Advice(base.name, f"Ship {base.name}: it scores higher than {full.name}, the best of the trained students.")
