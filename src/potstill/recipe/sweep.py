@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from potstill.core.artifact import fingerprint
-from potstill.core.component import suggest
+from potstill.core.component import Component, suggest
 from potstill.core.errors import Problem
+from potstill.recipe.places import labels_of, within
+from potstill.recipe.wording import shown as written
 from potstill.stages.base import Stage
 from potstill.stages.best import Best, By, TrainedRef, shown
 
-KINDS = ("distill", "sft")  # validated while training, so that there is something to pick by
 FIXED = {
     "seed": "seeds are not swept, for the best of several is luck; give the recipe's own `seeds`, and per_seed = true",
     **dict.fromkeys(("name", "kind", "per_seed"), "says which stage this is, and is not swept"),
@@ -33,11 +34,11 @@ class Sweep:
     """The swept fields of one stage.
 
     Attributes:
-        number: of the stage in the file.
+        label: what messages call the stage.
         fields: place within the stage, such as `optim.lr` -> its values.
     """
 
-    number: int
+    label: str
     stage: str
     fields: Mapping[str, Sequence[Any]]
     by: By
@@ -61,13 +62,18 @@ class Sweep:
 
     def told(self, problem: Problem, field: str, number: int) -> Problem:
         """A problem of the stage at its place in the sweep, if it is one of this field; else as it is."""
-        at = f"stage[{self.number}].{field}"
-        rest = problem.place.removeprefix(at)
-        if not problem.place.startswith(at) or rest[:1] not in ("", ".", "["):
+        at = f"{self.label}.{field}"
+        if not within(problem.place, at):
             return problem
+        rest = problem.place.removeprefix(at)
         if problem.rule.startswith("no such field") and not rest:
             return replace(problem, place=self.place(field), value=None)
         return replace(problem, place=f"{self.place(field)}[{number}]{rest}")
+
+    def touched(self, field: str, problems: Sequence[Problem]) -> bool:
+        """Whether a field of the stage, or what it lies in, is wrong."""
+        place = f"{self.label}.{field}"
+        return any(within(problem.place, place) or within(place, problem.place) for problem in problems)
 
     def expand(self, raw: dict[str, Any], judge: Judge) -> tuple[list[Stage], list[Problem]]:
         """One stage for each value (for each combination, where several fields are swept), then the one that picks.
@@ -78,7 +84,7 @@ class Sweep:
         base, known = judge(self.table(raw))  # with every field's first value; its mistakes are told by the caller
         problems: list[Problem] = []
         for field, values in self.fields.items():
-            seen = [base]
+            seen = [base if not self.touched(field, known) else None]
             for number, value in enumerate(values[1:], 1):
                 stage, wrong = judge(self.table(raw, {**self.first(), field: value}))
                 for problem in wrong:
@@ -86,7 +92,9 @@ class Sweep:
                     if problem not in known and moved.place != self.place(field):  # "no such field", whatever the value
                         here = moved if moved != problem else replace(problem, place=f"{self.place(field)}[{number}]")
                         problems.append(here)
-                if stage is not None and stage in seen:
+                if self.touched(field, wrong):
+                    stage = None  # a default stands for the value
+                elif stage is not None and stage in seen:
                     rule = f"stands there already, as number {seen.index(stage)}"
                     problems.append(Problem(f"{self.place(field)}[{number}]", rule, _told(value)))
                 seen.append(stage)
@@ -142,6 +150,7 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
     fields: dict[int, dict[str, Sequence[Any]]] = {}
     stages = [raw if isinstance(raw, dict) else {} for raw in raw_stages]
     called = [str(raw.get("name")) for raw in stages]
+    labels = labels_of(raw_stages)
     for place, values in sweep.items():
         if place == "by":
             if values in get_args(By):
@@ -174,8 +183,8 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
         validation = stages[number].get("validation")
         if isinstance(validation, dict) and validation.get("times") == 0:
             rule = f"must be at least 1: the sweep of '{called[number]}' picks by its validations"
-            problems.append(Problem(f"stage[{number}].validation.times", rule, "0"))
-    return {number: Sweep(number, called[number], swept, by) for number, swept in fields.items()}, problems
+            problems.append(Problem(f"{labels[number]}.validation.times", rule, "0"))
+    return {number: Sweep(labels[number], called[number], swept, by) for number, swept in fields.items()}, problems
 
 
 def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages: Sequence[dict[str, Any]]) -> str | None:
@@ -183,8 +192,10 @@ def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages:
     if stage not in called:
         return f"no such stage{suggest(stage, called)}"
     kind = stages[called.index(stage)].get("kind")
-    if isinstance(kind, str) and kind in Stage.kinds and kind not in KINDS:
-        return f"'{stage}' is of kind {kind}; what is validated while training can be swept: {', '.join(KINDS)}"
+    cls = Stage.kinds.get(kind) if isinstance(kind, str) else None
+    if cls is not None and not _validated(cls):
+        known = sorted(name for name, other in Stage.kinds.items() if _validated(other))
+        return f"'{stage}' is of kind {kind}; what is validated while training can be swept: {', '.join(known)}"
     if not all(field.split(".")):
         return f"name a field of the stage, such as {stage}.optim.lr"
     if field.partition(".")[0] in FIXED:
@@ -192,6 +203,10 @@ def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages:
     if not isinstance(values, list):
         return "must be a list: [ … ]"
     return None if values else "needs at least 1"
+
+
+def _validated(cls: type[Component]) -> bool:
+    return issubclass(cls, Stage) and cls.validated
 
 
 def set_twice(sweeps: Mapping[int, Sweep], place: str) -> str | None:
@@ -219,7 +234,7 @@ def names(stage: str, combined: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _told(value: Any) -> str:
     """A value as it stands in the message of a mistake."""
-    return repr(value) if isinstance(value, str) else shown(value)
+    return written(value) if isinstance(value, str) else shown(value)
 
 
 def _word(value: Any) -> str:

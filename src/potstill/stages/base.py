@@ -119,6 +119,7 @@ class Stage(Component):
     gathers: ClassVar[bool] = False  # sees all seeds of its inputs at once, instead of being repeated for each
     across_seeds: ClassVar[bool] = False  # is repeated for each seed, and yet sees all: its own first
     shared: ClassVar[bool] = False  # under torchrun all processes run it together, instead of the first alone
+    validated: ClassVar[bool] = False  # validates while it trains, so that a sweep can pick by that
     ignored: ClassVar[tuple[str, ...]] = ("name", "per_seed")  # fields that cannot change the result
 
     name: str = Field(default="", description="how later stages refer to it")

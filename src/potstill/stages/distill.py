@@ -33,6 +33,7 @@ class Distill(DataStage, kind="distill"):
 
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
     shared: ClassVar[bool] = True
+    validated: ClassVar[bool] = True
     ignored: ClassVar[tuple[str, ...]] = (*DataStage.ignored, "shard_teacher")
 
     student: ModelRef = Field(description="what is trained")

@@ -20,6 +20,7 @@ class SFT(DataStage, kind="sft"):
     """
 
     shared: ClassVar[bool] = True
+    validated: ClassVar[bool] = True
 
     model: ModelRef = Field(description="what is tuned")
     init: Init | None = Field(default=None, description="how it is cut first; default: not at all")
