@@ -115,7 +115,8 @@ def hint(word: str, inside: Loc, cls: type[Settings], raw: Any, label: str) -> H
     here = list(nested(owner, at(raw, inside)))
     elsewhere = [named for named in nested(cls, raw) if named.path[: len(inside)] != inside]
     word = _plain(word)
-    if found := _exact(word, here) + _aliases(word, here):
+    table = tuple(part for part in inside if isinstance(part, str))
+    if found := _exact(word, here) + _aliases(word, here, table):
         return _meant(found, inside, "")
     if label and not inside and word in Header.model_fields:
         return Hint(f"; '{word}' is a field of the recipe: write it above the first [[stage]]")
@@ -144,7 +145,8 @@ def _close(word: str, inside: Loc, here: Sequence[Named], elsewhere: Sequence[Na
     if found := _closest(word, here, CLOSER):
         return _meant([found], inside, "")
     alias = difflib.get_close_matches(word, [other for names in ELSEWHERE.values() for other in names.split()], 1, CLOSER)
-    if alias and (several := _aliases(alias[0], here)):
+    table = tuple(part for part in inside if isinstance(part, str))
+    if alias and (several := _aliases(alias[0], here, table)):
         return _meant(several, inside, "")
     if found := _closest(word, elsewhere, CLOSER):
         return _meant([found], (), label)
@@ -166,10 +168,10 @@ def _exact(word: str, among: Iterator[Named] | Sequence[Named]) -> list[Named]:
     return [named for named in among if _plain(named.name) == word]
 
 
-def _aliases(word: str, among: Sequence[Named]) -> list[Named]:
-    """Fields that other programs call so."""
-    ours = [place.split(".") for place, names in ELSEWHERE.items() if word in names.split()]
-    return [named for place in ours for named in among if list(named.path[-len(place) :]) == place]
+def _aliases(word: str, among: Sequence[Named], table: tuple[str, ...] = ()) -> list[Named]:
+    """Fields that other programs call so; `table`: where the fields' paths begin."""
+    ours = [tuple(place.split(".")) for place, names in ELSEWHERE.items() if word in names.split()]
+    return [named for place in ours for named in among if (*table, *named.path)[-len(place) :] == place]
 
 
 def _closest(word: str, among: Sequence[Named], cutoff: float) -> Named | None:

@@ -14,7 +14,7 @@ from potstill.recipe.header import Header, Parsed, Recipe
 from potstill.recipe.healing import Healed
 from potstill.recipe.judged import Context, Judged, judge_header, judge_stage
 from potstill.recipe.places import by_file, within
-from potstill.recipe.references import mismatches, path_problems, reference_problems, stage_paths, twice_named
+from potstill.recipe.references import header_path, mismatches, reference_problems, stage_paths, twice_named
 from potstill.recipe.sweep import Sweep
 from potstill.stages.base import Stage
 
@@ -75,8 +75,8 @@ def parse(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, .
         judge_stage(sweeps[i].table(raw) if i in sweeps else raw, i, context) for i, raw in enumerate(context.raw_stages)
     ]
     beside = Path(source).parent if Path(source).suffix == ".toml" else None
-    of_stages = [problem for i in range(len(stages)) for problem in _problems_of(stages, i)]
-    of_stages += [*twice_named(stages), *path_problems(header, stages, beside)]
+    of_stages = [*twice_named(stages), *header_path(header, beside)]
+    of_stages += [problem for i in range(len(stages)) for problem in _problems_of(stages, i, beside)]
     of_stages = [_in_sweep(problem, sweeps.values()) for problem in of_stages]
     expanded, of_values = _expanded(stages, sweeps, context, beside)
     problems = [*header_problems, *_no_stages(table), *sweep_problems, *of_stages, *of_values, *_idle_seeds(header, stages)]
@@ -113,9 +113,12 @@ def _no_stages(table: dict[str, Any]) -> list[Problem]:
     return [] if "stages" in table else [Problem("stage", "a recipe needs at least one [[stage]]")]
 
 
-def _problems_of(stages: Sequence[Judged], number: int) -> list[Problem]:
-    """What is wrong with one stage, in itself and in what it needs of others."""
-    return [*stages[number].problems, *reference_problems(stages, number), *mismatches(stages, number)]
+def _problems_of(stages: Sequence[Judged], number: int, beside: Path | None) -> list[Problem]:
+    """What is wrong with one stage, in itself and in what it needs of others and of the disk."""
+    judged = stages[number]
+    found = [*judged.problems, *reference_problems(stages, number), *stage_paths(judged, beside)]
+    places = {problem.place for problem in found}
+    return [*found, *(problem for problem in mismatches(stages, number) if problem.place not in places)]
 
 
 def _in_sweep(problem: Problem, sweeps: Iterable[Sweep]) -> Problem:
@@ -135,8 +138,7 @@ def _expanded(
             def judge(raw: dict[str, Any], i: int = i) -> tuple[Stage | None, list[Problem]]:
                 variant = judge_stage(raw, i, context)
                 others = [*stages[:i], variant, *stages[i + 1 :]]
-                found = [*_problems_of(others, i), *stage_paths(variant, beside)]
-                return variant.stage if not variant.healed.holes else None, found
+                return variant.stage if not variant.healed.holes else None, _problems_of(others, i, beside)
 
             made, wrong = sweeps[i].expand(context.raw_stages[i], judge)
             expanded += made

@@ -52,6 +52,8 @@ def _order(place: str, labels: Sequence[str], table: dict[str, Any]) -> tuple[in
     for part in parts:
         if isinstance(raw, dict):
             found.append(list(raw).index(part) if part in raw else -1)
+            if raw is table and part == "stage":
+                found[0] = len(table)  # the header comes first, wherever an override has put it
             raw = raw.get(part)
         elif isinstance(part, int):
             found.append(part)

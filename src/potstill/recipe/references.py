@@ -85,18 +85,16 @@ def mismatches(stages: Sequence[Judged], number: int) -> Iterator[Problem]:
             yield Problem(f"{judged.label}.{place}", rule)
 
 
-def path_problems(header: Healed[Header], stages: Sequence[Judged], beside: Path | None) -> Iterator[Problem]:
-    """Files and folders that are not there.
+def header_path(header: Healed[Header], beside: Path | None) -> Iterator[Problem]:
+    """The file of the recipe's own `data`, if it is not there.
 
     Args:
         beside: the recipe's own folder, where a path that counts from the current one may have been meant to start.
     """
     data = header.value.data if header.value is not None else None
-    shared = getattr(data, "path", None)
-    if isinstance(shared, str) and not header.wounded("data.path") and (rule := _missing(shared, beside)):
-        yield Problem("data.path", rule, repr(shared))
-    for judged in stages:
-        yield from stage_paths(judged, beside)
+    path = getattr(data, "path", None)
+    if isinstance(path, str) and not header.wounded("data.path") and (rule := _missing(path, beside)):
+        yield Problem("data.path", rule, repr(path))
 
 
 def stage_paths(judged: Judged, beside: Path | None) -> Iterator[Problem]:
