@@ -114,7 +114,7 @@ ONE_MISTAKE = {
     ),
     "divergence of odd kind": (
         DISTILLED + "divergence = { kind = [] }",
-        f"kd.divergence  no divergence of kind '[]' (known: {DIVERGENCES})",
+        f"kd.divergence  needs a kind in quotes: one of {DIVERGENCES}",
     ),
     "unknown init": (
         DISTILLED + 'init = { kind = "layer", keep = [0] }',

@@ -115,6 +115,8 @@ def hint(word: str, inside: Loc, cls: type[Settings], raw: Any, label: str) -> H
     here = list(nested(owner, at(raw, inside)))
     elsewhere = [named for named in nested(cls, raw) if named.path[: len(inside)] != inside]
     word = _plain(word)
+    if not label and not inside and word == "stages":
+        return Hint("; did you mean [[stage]]?")
     table = tuple(part for part in inside if isinstance(part, str))
     if found := _exact(word, here) + _aliases(word, here, table):
         return _meant(found, inside, "")
@@ -139,6 +141,10 @@ def hint(word: str, inside: Loc, cls: type[Settings], raw: Any, label: str) -> H
 def _close(word: str, inside: Loc, here: Sequence[Named], elsewhere: Sequence[Named], label: str) -> Hint:
     """The name that is spelt most like the word, one of the same table first."""
     own = [named for named in here if len(named.path) == 1]
+    above = [Named((name,)) for name in Header.model_fields] if label and not inside else []
+    of_header = _closest(word, above, CLOSER)
+    if of_header and _likeness(word, of_header.name) > max((_likeness(word, named.name) for named in here), default=0):
+        return Hint(f"; did you mean '{of_header.name}'? It is a field of the recipe: write it above the first [[stage]]")
     if found := _closest(word, own, CLOSE):
         rival = _closest(word, here, CLOSER)
         return _meant([rival if rival and _likeness(word, rival.name) > _likeness(word, found.name) else found], inside, "")
@@ -150,8 +156,8 @@ def _close(word: str, inside: Loc, here: Sequence[Named], elsewhere: Sequence[Na
         return _meant(several, inside, "")
     if found := _closest(word, elsewhere, CLOSER):
         return _meant([found], (), label)
-    if label and not inside and (field := difflib.get_close_matches(word, Header.model_fields, 1, CLOSER)):
-        return Hint(f"; did you mean '{field[0]}'? It is a field of the recipe: write it above the first [[stage]]")
+    if of_header:
+        return Hint(f"; did you mean '{of_header.name}'? It is a field of the recipe: write it above the first [[stage]]")
     if not label and not inside and (place := _of_stages(word, CLOSER)):
         return Hint(f"; did you mean '{place}'? It belongs in a stage: write it below its [[stage]]")
     return Hint()

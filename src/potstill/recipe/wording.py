@@ -128,7 +128,7 @@ def _rule(error: ErrorDetails, found: Spot, stages: Sequence[str]) -> str:
             return str(context["error"])
         case "reference":
             return f"{error['msg']}{_reference(error.get('input'), found.annotation, stages)}"
-        case "table" | "no_kind" | "unknown_kind":
+        case "table" | "no_kind" | "unknown_kind" | "truth_for_number":
             return error["msg"]
     return f"must be {expected(found.annotation)}"
 
