@@ -205,6 +205,34 @@ def test_a_default_in_place_of_a_wrong_value_is_no_mismatch():
     assert [problem.place for problem in caught.value.problems] == ["said.temprature"]
 
 
+def test_a_misspelt_kind_hides_nothing_that_is_wrong_beside_it():
+    table = good()
+    table["data"] = {"kind": "prime", "limit": 0}
+    table["stage"][1] |= {"kind": "sfft", "stepz": 3, "model": "stage:bse"}
+    table["stage"][3] |= {"divergence": {"kind": "generalized_jsd", "beta": 2}}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(table)
+    assert [problem.place for problem in caught.value.problems] == [
+        *("data", "data.limit", "sft.kind", "sft.model", "sft.stepz", "kd.divergence", "kd.divergence.beta")
+    ]
+
+
+def test_references_and_files_of_a_stage_of_no_known_kind_are_looked_at(tmp_path: Path):
+    table = good()
+    table["stage"][3] |= {"kind": "teach", "student": "path:" + str(tmp_path / "none"), "teacher": "stage:techer"}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(table)
+    assert [problem.place for problem in caught.value.problems] == ["kd.kind", "kd.student", "kd.teacher"]
+
+
+def test_references_beside_a_rule_that_is_broken_are_looked_at():
+    table = good()
+    table["stage"][4]["study"] = [{"name": "KD", "model": "stage:kd"}, {"name": "KD", "model": "stage:kdd"}]
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(table)
+    assert [problem.place for problem in caught.value.problems] == ["study.study", "study.study[1].model"]
+
+
 def test_a_swept_value_that_does_not_fit_the_cache_is_told():
     table = good()
     table["sweep"] = {"kd.temperature": [2.0, 4.0]}

@@ -95,8 +95,8 @@ ONE_MISTAKE = {
     "less than": (TUNED + "seed = 3000000000", "sft.seed = 3000000000  must be less than 2147483648"),
     # kinds, names, needed fields
     "unknown stage": (
-        'name = "t"\n[[stage]]\nname = "a"\nkind = "sfft"',
-        f"a.kind = 'sfft'  no such stage; did you mean 'sft'? (known: {STAGES})",
+        TUNED.replace('kind = "sft"', 'kind = "sfft"'),
+        f"sft.kind = 'sfft'  no such stage; did you mean 'sft'? (known: {STAGES})",
     ),
     "stage that is no text": (
         'name = "t"\n[[stage]]\nname = "a"\nkind = ["sft"]',
@@ -105,8 +105,7 @@ ONE_MISTAKE = {
     "no kind": ('name = "t"\n[[stage]]\nname = "a"', f"a.kind  is needed: one of {STAGES}"),
     "unknown divergence": (
         DISTILLED + 'divergence = "forward_lk"',
-        "kd.divergence = 'forward_lk'  no divergence of kind 'forward_lk'; did you mean 'forward_kl'? "
-        f"(known: {DIVERGENCES})",
+        f"kd.divergence = 'forward_lk'  no divergence of kind 'forward_lk'; did you mean 'forward_kl'? (known: {DIVERGENCES})",
     ),
     "divergence without kind": (
         DISTILLED + "divergence = { beta = 0.5 }",
@@ -440,9 +439,7 @@ def test_an_override_of_a_recipe_without_stages():
 
 
 def test_an_override_is_checked_like_the_file():
-    assert message(TUNED, "sft.optim.lrr=1") == (
-        "t.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?"
-    )
+    assert message(TUNED, "sft.optim.lrr=1") == ("t.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?")
 
 
 def stage_of(kind, toml: str, *overrides: str):

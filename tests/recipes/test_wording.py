@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import itertools
 import math
 import re
 import tomllib
@@ -39,10 +40,11 @@ def subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 
 CLASSES = {cls.__name__ for cls in subclasses(Settings) if cls.__module__.startswith("potstill.")}
+WORDS = {"Source", "Shape", "Row", "Best", "Report", "Cache"}  # English as well
 FOREIGN = re.compile(
     r"Input|should be|[Ll]iteral|function|plain|[Uu]nion|validat(or|ion error)|Value error|[Pp]ydantic|tuple|dict|NoneType|"
     r"datetime\.|<class|type=|\^|\{\d|\\A|_type\b|_parsing|ctx|"
-    rf"\b({'|'.join(sorted(CLASSES - {'Source', 'Shape', 'Row', 'Best', 'Report', 'Cache'}))}|ModelRef|StageRef|StudyRef|CacheRef)\b"
+    rf"\b({'|'.join(sorted(CLASSES - WORDS))}|ModelRef|StageRef|StudyRef|CacheRef)\b"
 )
 
 
@@ -82,7 +84,7 @@ def places(cls: type[Settings]) -> Iterator[Loc]:
 
 def put(table: dict[str, Any], loc: Loc, value: Any) -> None:
     inner: Any = table
-    for part, after in zip(loc[:-1], loc[1:], strict=True):
+    for part, after in itertools.pairwise(loc):
         if isinstance(inner, dict):
             inner = inner.setdefault(part, [] if isinstance(after, int) else {})
         else:
@@ -102,8 +104,12 @@ def problems(table: dict[str, Any]) -> list[Any]:
 
 
 ROLES: dict[str, type[Component]] = {
-    **{"stage": Stage, "source": Source, "divergence": Divergence},
-    **{"init": Init, "metric": Metric, "exporter": Exporter},
+    "stage": Stage,
+    "source": Source,
+    "divergence": Divergence,
+    "init": Init,
+    "metric": Metric,
+    "exporter": Exporter,
 }
 COMPONENTS = [(role, kind) for role, of in ROLES.items() for kind in of.kinds]
 

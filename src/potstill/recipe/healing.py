@@ -5,10 +5,11 @@ gets a placeholder, so that what comes after can look at everything else.
 """
 
 import copy
+import difflib
 import itertools
 import re
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +22,7 @@ from potstill.recipe.spots import Loc, at, inside, is_role, is_settings, item_of
 from potstill.recipe.wording import Told
 from potstill.stages.base import StageRef
 
+SAME = 0.8  # difflib's ratio, from which on a misspelt kind is judged by the rules of the one that was meant
 ROUNDS = 12  # each one mends what the one before it found; a table is small
 
 S = TypeVar("S", bound=Settings)
@@ -56,6 +58,7 @@ def heal(cls: type[S], raw: dict[str, Any], tell: Tell) -> Healed[S]:
     raw = copy.deepcopy(raw)
     told: list[Told] = []
     wounds: list[str] = []
+    guessed: list[str] = []
     holes: set[Loc] = set()
     names = (f"unknown-{number}" for number in itertools.count())
     for number in range(ROUNDS):
@@ -64,12 +67,31 @@ def heal(cls: type[S], raw: dict[str, Any], tell: Tell) -> Healed[S]:
         except ValidationError as error:
             found = tell(error.errors(), raw)
         else:
-            return Healed(value, told, tuple(dict.fromkeys(wounds)), bool(holes))
+            return Healed(value, told, tuple(dict.fromkeys([*wounds, *guessed])), bool(holes))
         told += [each for each in found if number == 0 or not _follows(each, wounds)]
         for each in found:
-            if not _mend(cls, raw, each, wounds, holes, names):
-                return Healed(None, told, tuple(dict.fromkeys(wounds)), True)
-    return Healed(None, told, tuple(dict.fromkeys(wounds)), True)
+            if each.error["type"] == "unknown_kind" and _guess_kind(raw, each):
+                guessed.append(place_of("", each.spot.loc))
+            elif not _mend(cls, raw, each, wounds, holes, names):
+                return Healed(None, told, tuple(dict.fromkeys([*wounds, *guessed])), True)
+    return Healed(None, told, tuple(dict.fromkeys([*wounds, *guessed])), True)
+
+
+def kind_meant(kind: Any, kinds: Iterable[str]) -> str | None:
+    """The kind that is all but spelt so, by which the rest of a table can be judged."""
+    close = difflib.get_close_matches(kind, list(kinds), n=1, cutoff=SAME) if isinstance(kind, str) else []
+    return close[0] if close else None
+
+
+def _guess_kind(raw: dict[str, Any], told: Told) -> bool:
+    """Give a component the kind that was meant, so that its fields are judged too; false where none is near."""
+    role, value = members(told.spot.annotation)[0], at(raw, told.spot.loc)
+    if not is_role(role):
+        return False
+    meant = kind_meant(value.get("kind") if isinstance(value, dict) else value, role.kinds)
+    if meant is None:
+        return False
+    return _fill(raw, told.spot.loc, {**value, "kind": meant} if isinstance(value, dict) else meant)
 
 
 def _follows(told: Told, wounds: Sequence[str]) -> bool:
@@ -195,5 +217,3 @@ def _parent(raw: Any, loc: Loc) -> Any:
     for part in loc[:-1]:
         raw = inside(raw, part)
     return raw
-
-

@@ -191,14 +191,13 @@ def _likeness(word: str, other: str) -> float:
 
 def _of_stages(word: str, cutoff: float | None = None) -> str | None:
     """The place that a name, or one like it, has in some kind of stage."""
-    for kind in ("distill", "sft", *sorted(Stage.kinds)):
-        fields = list(nested(Stage.kinds[kind], {})) if kind in Stage.kinds else []
-        found = _exact(word, fields) or _aliases(word, fields)
-        if not found and cutoff is not None and (close := _closest(word, fields, cutoff)):
-            found = [close]
-        if found:
-            return place_of("", min(found, key=lambda named: len(named.path)).path)
-    return None
+    if word == "kind":
+        return word
+    fields = [named for cls in Stage.kinds.values() for named in nested(cls, {})]
+    found = _exact(word, fields) or _aliases(word, fields)
+    if not found and cutoff is not None and (close := _closest(word, fields, cutoff)):
+        found = [close]
+    return place_of("", min(found, key=lambda named: len(named.path)).path) if found else None
 
 
 def _of_header(word: str) -> str | None:

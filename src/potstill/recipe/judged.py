@@ -1,14 +1,14 @@
 """A recipe's header and each of its stages, read in spite of their mistakes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from potstill.core.component import suggest
 from potstill.core.errors import Problem
 from potstill.recipe.header import Header
-from potstill.recipe.healing import Healed, heal
-from potstill.recipe.places import labels_of, place_of
+from potstill.recipe.healing import Healed, heal, kind_meant
+from potstill.recipe.places import labels_of, place_of, usable
 from potstill.recipe.spots import at
 from potstill.recipe.wording import Told, shown, told_of
 from potstill.stages.base import NAME_RULE, DataStage, Stage
@@ -67,7 +67,7 @@ def judge_stage(raw: Any, number: int, context: Context) -> Judged:
     named = _name_problems(raw, label)
     kind = raw.get("kind")
     if not isinstance(kind, str) or kind not in Stage.kinds:
-        return Judged(None, raw, label, problems=(*named, _unknown_kind(kind, label)))
+        return _of_unknown_kind(raw, number, context, named)
     cls = Stage.kinds[kind]
     assert issubclass(cls, Stage)
     fields = {key: value for key, value in raw.items() if key != "kind"}
@@ -79,6 +79,20 @@ def judge_stage(raw: Any, number: int, context: Context) -> Judged:
     healed = heal(cls, fields, lambda errors, raw: told_of(errors, cls, raw, label, stages))
     told = [_needed_data(each, label) for each in healed.told if not _told_in_header(each, raw, context.header_places)]
     return Judged(healed.value, raw, label, healed, (*named, *told))
+
+
+def _of_unknown_kind(raw: dict[str, Any], number: int, context: Context, named: list[Problem]) -> Judged:
+    """A stage whose kind is missing or misspelt: judged as the kind that was meant, where that is plain."""
+    label, kind = context.labels[number], raw.get("kind")
+    unknown = _unknown_kind(kind, label)
+    meant = kind_meant(kind, Stage.kinds)
+    if meant is not None:
+        guess = judge_stage({**raw, "kind": meant}, number, context)
+        return replace(guess, raw=raw, healed=replace(guess.healed, holes=True), problems=(unknown, *guess.problems))
+    name = raw.get("name")
+    if not named and not usable(name):
+        named = [Problem(f"{label}.name", NAME_RULE if isinstance(name, str) else "must be text in quotes", shown(name))]
+    return Judged(None, raw, label, problems=(*named, unknown))
 
 
 def _name_problems(raw: dict[str, Any], label: str) -> list[Problem]:

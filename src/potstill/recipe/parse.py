@@ -71,9 +71,7 @@ def parse(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, .
     context = Context.of(table, header_problems)
     sweeps, sweep_problems = sweeping.read(table.get("sweep", {}), context.raw_stages)
     setting.refuse_twice(sweeps, overrides)
-    stages = [
-        judge_stage(sweeps[i].table(raw) if i in sweeps else raw, i, context) for i, raw in enumerate(context.raw_stages)
-    ]
+    stages = [judge_stage(sweeps[i].table(raw) if i in sweeps else raw, i, context) for i, raw in enumerate(context.raw_stages)]
     beside = Path(source).parent if Path(source).suffix == ".toml" else None
     of_stages = [*twice_named(stages), *header_path(header, beside)]
     of_stages += [problem for i in range(len(stages)) for problem in _problems_of(stages, i, beside)]
@@ -156,5 +154,3 @@ def _idle_seeds(header: Healed[Header], stages: Sequence[Judged]) -> list[Proble
         return []
     seeds = str(list(header.value.seeds))
     return [Problem("seeds", "no stage has per_seed = true, so more than one seed changes nothing", seeds)]
-
-

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from potstill.core.errors import Problem
 from potstill.recipe.spots import Loc
@@ -14,10 +14,11 @@ _PARTS = re.compile(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)')
 def labels_of(raw_stages: Sequence[Any]) -> list[str]:
     """What each stage is called in messages: its name, or `stage[2]` where it has none of its own."""
     names = [raw.get("name") if isinstance(raw, dict) else None for raw in raw_stages]
-    return [name if _usable(name) and names.count(name) == 1 else f"stage[{i}]" for i, name in enumerate(names)]
+    return [name if usable(name) and names.count(name) == 1 else f"stage[{i}]" for i, name in enumerate(names)]
 
 
-def _usable(name: Any) -> bool:
+def usable(name: Any) -> TypeGuard[str]:
+    """Whether a stage may be called so."""
     return isinstance(name, str) and NAME.fullmatch(name) is not None and name not in RESERVED
 
 
@@ -41,9 +42,7 @@ def by_file(problems: Iterable[Problem], table: dict[str, Any]) -> list[Problem]
 
 
 def _order(place: str, labels: Sequence[str], table: dict[str, Any]) -> tuple[int, ...]:
-    parts: list[int | str] = [
-        int(number) if number else quoted or plain for quoted, number, plain in _PARTS.findall(place)
-    ]
+    parts: list[int | str] = [int(number) if number else quoted or plain for quoted, number, plain in _PARTS.findall(place)]
     number = next((i for i, label in enumerate(labels) if within(place, label)), None)
     if number is not None:
         parts = ["stage", number, *parts[len(_PARTS.findall(labels[number])) :]]

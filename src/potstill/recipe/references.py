@@ -28,8 +28,6 @@ def reference_problems(stages: Sequence[Judged], number: int) -> Iterator[Proble
     """What is wrong with the references of one stage to others."""
     names, judged = _names(stages), stages[number]
     for place, target, ref in _references(judged):
-        if judged.wounded(place):
-            continue
         where, shown = f"{judged.label}.{place}", repr(f"stage:{target}")
         if target in names[:number]:
             made = stages[names.index(target)].stage
@@ -50,22 +48,27 @@ def _not_earlier(target: str, names: Sequence[Any], number: int, stages: Sequenc
     return f"no earlier stage of that name{suggest(target, [name for name in names[:number] if isinstance(name, str)])}"
 
 
-def _references(judged: Judged) -> Iterator[tuple[str, str, StageRef | None]]:
-    """Place and target of each `stage:NAME`; read off the bare table where it could not be made into a stage."""
-    if judged.stage is None:
-        yield from ((place, target, None) for place, target in _bare_references(judged.raw, ()))
-        return
-    for place, ref in judged.stage.references():
-        if ref.scheme == "stage":
-            yield place, ref.target, ref
+def _references(judged: Judged, scheme: str = "stage") -> Iterator[tuple[str, str, StageRef | None]]:
+    """Place and target of each `stage:NAME` (or `path:FOLDER`) of the file.
+
+    Where a default or a placeholder stands for what the file says, references are read off the bare table.
+    """
+    if judged.stage is not None:
+        for place, ref in judged.stage.references():
+            if ref.scheme == scheme and not judged.wounded(place):
+                yield place, ref.target, ref
+    known = {problem.place for problem in judged.problems}
+    for place, target in _bare_references(judged.raw, (), scheme):
+        if (judged.stage is None or judged.wounded(place)) and f"{judged.label}.{place}" not in known:
+            yield place, target, None
 
 
-def _bare_references(raw: Any, loc: tuple[int | str, ...]) -> Iterator[tuple[str, str]]:
+def _bare_references(raw: Any, loc: tuple[int | str, ...], scheme: str) -> Iterator[tuple[str, str]]:
     items = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
     for key, value in items:
-        if isinstance(value, str) and (found := re.fullmatch(r"stage:(\S+)", value)):
+        if isinstance(value, str) and (found := re.fullmatch(rf"{scheme}:(\S+)", value)):
             yield place_of("", (*loc, key)), found[1]
-        yield from _bare_references(value, (*loc, key))
+        yield from _bare_references(value, (*loc, key), scheme)
 
 
 def mismatches(stages: Sequence[Judged], number: int) -> Iterator[Problem]:
@@ -99,16 +102,16 @@ def header_path(header: Healed[Header], beside: Path | None) -> Iterator[Problem
 
 def stage_paths(judged: Judged, beside: Path | None) -> Iterator[Problem]:
     """Files and folders that one stage names itself, and that are not there."""
-    if judged.stage is None:
-        return
-    own = judged.raw.get("data")
+    known = {problem.place for problem in judged.problems}
+    own = judged.raw.get("data") if isinstance(judged.raw, dict) else None
     path = own.get("path") if isinstance(own, dict) else getattr(own, "path", None)
-    reads = isinstance(path, str) and bool(judged.stage.sources()) and not judged.wounded("data.path")
-    if reads and (rule := _missing(path, beside)):
+    reads = judged.stage is None or bool(judged.stage.sources())
+    told = bool(known & {f"{judged.label}.data.path", f"{judged.label}.data"})
+    if isinstance(path, str) and reads and not told and (rule := _missing(path, beside)):
         yield Problem(f"{judged.label}.data.path", rule, repr(path))
-    for place, ref in judged.stage.references():
-        if ref.scheme == "path" and not judged.wounded(place) and (rule := _missing(ref.target, beside)):
-            yield Problem(f"{judged.label}.{place}", rule, repr(str(ref)))
+    for place, target, _ in _references(judged, "path"):
+        if rule := _missing(target, beside):
+            yield Problem(f"{judged.label}.{place}", rule, repr(f"path:{target}"))
 
 
 def _missing(path: str, beside: Path | None) -> str | None:

@@ -138,7 +138,7 @@ def expected(annotation: Any) -> str:
     several = members(annotation)
     if len(several) > 1:
         return " or ".join(expected(member) for member in several)
-    (only,) = several
+    only: Any = several[0] if several else None
     origin, args = typing.get_origin(only), typing.get_args(only)
     if origin is typing.Literal:
         return f"'{args[0]}'" if len(args) == 1 else f"one of {', '.join(map(str, args))}"
@@ -186,7 +186,8 @@ def _is_folder(text: str) -> bool:
 def _like_hub(text: str) -> bool:
     """ORG/NAME, perhaps with @REVISION."""
     org, slash, name = text.partition("/")
-    return bool(slash and org and name) and "/" not in name and not any(c.isspace() for c in text) and org not in (".", "..", "~")
+    two_parts = bool(slash and org and name) and "/" not in name and org not in (".", "..", "~")
+    return two_parts and not any(character.isspace() for character in text)
 
 
 def shown(value: Any) -> str:
