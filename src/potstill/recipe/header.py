@@ -93,7 +93,7 @@ class Parsed:
         Raises:
             RecipeError: all problems, in the order of the file.
         """
-        known = {problem.place for problem in self.problems}
+        known = {problem.place for problem in self.problems} - set(self.labels)
         fresh = [problem for problem in more if problem.place not in known and not self._wounded(problem.place)]
         problems = by_file([*self.problems, *fresh], self.table)
         if problems or self.recipe is None:
