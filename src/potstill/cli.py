@@ -171,16 +171,20 @@ def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: i
 
 
 @main.command(name="list")
-@click.argument("role", required=False)
+@click.argument("name", required=False)
 @JSON
 @guarded
-def list_components(role: str | None, as_json: bool) -> None:
-    """Every stage, divergence, source, metric and exporter with its fields, or those of one ROLE."""
-    from potstill.commands.list import components, print_components
+def list_components(name: str | None, as_json: bool) -> None:
+    """What a recipe can name, one line each; with NAME, a role or a kind such as sft, its fields too."""
+    import shutil
 
-    found = components(role)
+    from potstill.commands.list import components, print_components, print_overview
+
+    found = components(name)
     if as_json:
         click.echo(json.dumps(found, indent=2))
+    elif name is None:
+        print_overview(found, shutil.get_terminal_size().columns)
     else:
         print_components(found)
 

@@ -66,7 +66,7 @@ def test_check_for_programs(place):
 def test_check_finds_mistakes(place):
     result = call("check", place.recipe, "--set", "sft.optim.lrr=1")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == "tiny.toml: 1 problem\n  stage[1].optim.lrr = 1  no such field; did you mean 'lr'?\n"
+    assert result.stderr == "tiny.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?\n"
 
 
 def test_check_tells_programs_its_mistakes(place):
@@ -74,7 +74,7 @@ def test_check_tells_programs_its_mistakes(place):
     assert result.exit_code == 2
     assert json.loads(result.stdout) == {
         "ok": False,
-        "problems": [{"place": "stage[1].optim.lrr", "value": "1", "rule": "no such field; did you mean 'lr'?"}],
+        "problems": [{"place": "sft.optim.lrr", "value": "1", "rule": "no such field; did you mean 'lr'?"}],
     }
 
 
@@ -145,11 +145,37 @@ def test_list_one_role(role):
     assert "pretrain" not in result.output
 
 
+def test_list_is_one_screen(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("list").output.splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 80
+    for kinds in json.loads(call("list", "--json").stdout).values():
+        assert all(any(line.startswith(f"  {kind} ") for line in lines) for kind in kinds)
+
+
+def test_list_of_a_kind_shows_its_fields():
+    result = call("list", "sft")
+    assert result.exit_code == 0
+    assert all(field in result.output for field in ("model", "optim.lr", "adapter.targets", "validation.times"))
+    assert "distill" not in result.output
+    found = json.loads(call("list", "sft", "--json").stdout)
+    assert {role: list(kinds) for role, kinds in found.items()} == {"stage": ["sft"]}
+
+
+@pytest.mark.parametrize("wrong, meant", [("distil", "distill"), ("ggfu", "gguf"), ("stagez", "stage"), ("rouge", "rouge_l")])
+def test_list_suggests_roles_and_kinds(wrong, meant):
+    result = call("list", wrong)
+    assert result.exit_code == 2
+    assert f"did you mean '{meant}'?" in result.stderr
+
+
 def test_list_nonsense():
     result = call("list", "divergance")
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: no role 'divergance'; did you mean 'divergence'? (known: stage, source, divergence, init, metric, exporter)\n"
+        "error: no role and no kind 'divergance'; did you mean 'divergence'? "
+        "(roles: stage, source, divergence, init, metric, exporter)\n"
     )
 
 
@@ -382,4 +408,4 @@ def test_a_crash_of_ours_shows_where(place):
 def test_a_mistake_of_the_users_shows_no_traceback(place):
     done = command("run", place.recipe, "--set", "sft.optim.lrr=1")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "tiny.toml: 1 problem\n  stage[1].optim.lrr = 1  no such field; did you mean 'lr'?\n"
+    assert done.stderr == "tiny.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?\n"

@@ -170,7 +170,7 @@ def test_a_mistake_met_by_one_process_is_told_once_and_ends_both(folder: Path) -
 def test_a_mistake_met_by_both_is_told_once(folder: Path, tmp_path: Path) -> None:
     done = run(*potstill(folder / "two.toml", tmp_path / "out", "--set", "kd.optim.lr=99"))
     assert done.returncode == 2
-    assert done.stderr == "two.toml: 1 problem\n  stage[0].optim.lr = 99  must be at most 1\n"
+    assert done.stderr == "two.toml: 1 problem\n  kd.optim.lr = 99  must be at most 1\n"
 
 
 def interrupted(words: tuple[str, ...], out: Path, lines: int, how: signal.Signals) -> tuple[int, str]:

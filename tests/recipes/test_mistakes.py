@@ -37,115 +37,114 @@ ONE_MISTAKE = {
     # unknown fields, at every depth
     "top level": ("sedes = [1]\n" + BASE, "sedes = [1]  no such field; did you mean 'seeds'?"),
     "nothing alike": ("zzz = 1\n" + BASE, "zzz = 1  no such field"),
-    "in a stage": (TUNED + "optimm = 1", "stage[1].optimm = 1  no such field; did you mean 'optim'?"),
-    "in settings": (TUNED + "optim = { lrr = 1 }", "stage[1].optim.lrr = 1  no such field; did you mean 'lr'?"),
+    "in a stage": (TUNED + "optimm = 1", "sft.optimm = 1  no such field; did you mean 'optim'?"),
+    "in settings": (TUNED + "optim = { lrr = 1 }", "sft.optim.lrr = 1  no such field; did you mean 'lr'?"),
     "in a header's settings": (
         "checkpoint = { every_minuts = 1 }\n" + BASE,
         "checkpoint.every_minuts = 1  no such field; did you mean 'every_minutes'?",
     ),
     "in a component": (
         DISTILLED + 'divergence = { kind = "generalised_jsd", bta = 0.5 }',
-        "stage[1].divergence.bta = 0.5  no such field; did you mean 'beta'?",
+        "kd.divergence.bta = 0.5  no such field; did you mean 'beta'?",
     ),
     "in a component's settings": (
         BASE + 'data = { kind = "primer", splits = { tset = 0.1 } }',
-        "stage[0].data.splits.tset = 0.1  no such field; did you mean 'test'?",
+        "base.data.splits.tset = 0.1  no such field; did you mean 'test'?",
     ),
     "in a list": (
         STUDIED.replace("model =", "modle ="),
-        "stage[1].study[0].model                 is needed\n"
-        "  stage[1].study[0].modle = 'stage:base'  no such field; did you mean 'model'?",
+        "study.study[0].model                 is needed\n"
+        "  study.study[0].modle = 'stage:base'  no such field; did you mean 'model'?",
     ),
     # types
-    "whole number": (TUNED + "optim = { steps = 1.5 }", "stage[1].optim.steps = 1.5  must be a whole number"),
-    "whole number, text": (TUNED + 'optim = { steps = "ten" }', "stage[1].optim.steps = 'ten'  must be a whole number"),
-    "number": (TUNED + 'optim = { lr = "fast" }', "stage[1].optim.lr = 'fast'  must be a number"),
-    "finite": (TUNED + "optim = { lr = nan }", "stage[1].optim.lr = nan  must be a finite number"),
-    "truth": (TUNED + 'per_seed = "maybe"', "stage[1].per_seed = 'maybe'  must be true or false"),
-    "text": (TUNED + "prompts = { system = 4 }", "stage[1].prompts.system = 4  must be text in quotes"),
-    "table": (TUNED + "validation = 4", "stage[1].validation = 4  must be a table"),
+    "whole number": (TUNED + "optim = { steps = 1.5 }", "sft.optim.steps = 1.5  must be a whole number"),
+    "whole number, text": (TUNED + 'optim = { steps = "ten" }', "sft.optim.steps = 'ten'  must be a whole number"),
+    "number": (TUNED + 'optim = { lr = "fast" }', "sft.optim.lr = 'fast'  must be a number"),
+    "finite": (TUNED + "optim = { lr = nan }", "sft.optim.lr = nan  must be a finite number"),
+    "truth": (TUNED + 'per_seed = "maybe"', "sft.per_seed = 'maybe'  must be true or false"),
+    "text": (TUNED + "prompts = { system = 4 }", "sft.prompts.system = 4  must be text in quotes"),
+    "table": (TUNED + "validation = 4", "sft.validation = 4  must be a table"),
     "list": ("seeds = 3\n" + BASE, "seeds = 3  must be a list: [ … ]"),
-    "too short": (TUNED + "optim = { betas = [0.9] }", "stage[1].optim.betas[1]  is needed"),
-    "too long": (TUNED + "optim = { betas = [0.9, 0.9, 0.9] }", "stage[1].optim.betas = [0.9, 0.9, 0.9]  holds at most 2"),
+    "too short": (TUNED + "optim = { betas = [0.9] }", "sft.optim.betas[1]  is needed"),
+    "too long": (TUNED + "optim = { betas = [0.9, 0.9, 0.9] }", "sft.optim.betas = [0.9, 0.9, 0.9]  holds at most 2"),
     "choice": (
         TUNED + 'optim = { schedule = "cosin" }',
-        "stage[1].optim.schedule = 'cosin'  must be one of cosine, constant; did you mean 'cosine'?",
+        "sft.optim.schedule = 'cosin'  must be one of cosine, constant; did you mean 'cosine'?",
     ),
     "pattern": (
         BASE + 'data = { kind = "jsonl", path = "pyproject.toml", language = "english" }',
-        "stage[0].data.language = 'english'  must match ^[a-z]{2}$",
+        "base.data.language = 'english'  must be a two-letter language code such as en",
     ),
-    "empty text": (BASE + 'data = { kind = "jsonl", path = "" }', "stage[0].data.path = ''  must not be empty"),
+    "empty text": (BASE + 'data = { kind = "jsonl", path = "" }', "base.data.path = ''  must not be empty"),
     "long text": (
         STUDIED.replace('name = "Base"', f'name = "{"x" * 41}"'),
-        f"stage[1].study[0].name = '{'x' * 36}…  must be at most 40 characters",
+        f"study.study[0].name = '{'x' * 36}…  must be at most 40 characters",
     ),
     "component": (
         DISTILLED + "divergence = 4",
-        f"stage[1].divergence = 4  must be a table with a kind, or the kind alone: one of {DIVERGENCES}",
+        f"kd.divergence = 4  must be a table with a kind, or the kind alone: one of {DIVERGENCES}",
     ),
     "reference": (
         TUNED.replace("stage:base", "base"),
-        "stage[1].model = 'base'  must begin with 'stage:…' or 'hf:…' or 'path:…'",
+        "sft.model = 'base'  must begin with 'stage:…' or 'hf:…' or 'path:…'; did you mean 'stage:base'?",
     ),
     # ranges
-    "too small": (DISTILLED + "temperature = 0", "stage[1].temperature = 0  must be more than 0"),
-    "too large": (DISTILLED + "ratio = 1.5", "stage[1].ratio = 1.5  must be at most 1"),
-    "at least": (TUNED + "optim = { batch_size = 0 }", "stage[1].optim.batch_size = 0  must be at least 1"),
-    "less than": (TUNED + "seed = 3000000000", "stage[1].seed = 3000000000  must be less than 2147483648"),
+    "too small": (DISTILLED + "temperature = 0", "kd.temperature = 0  must be more than 0"),
+    "too large": (DISTILLED + "ratio = 1.5", "kd.ratio = 1.5  must be at most 1"),
+    "at least": (TUNED + "optim = { batch_size = 0 }", "sft.optim.batch_size = 0  must be at least 1"),
+    "less than": (TUNED + "seed = 3000000000", "sft.seed = 3000000000  must be less than 2147483648"),
     # kinds, names, needed fields
     "unknown stage": (
-        'name = "t"\n[[stage]]\nname = "a"\nkind = "sfft"',
-        f"stage[0].kind = 'sfft'  no such stage; did you mean 'sft'? (known: {STAGES})",
+        TUNED.replace('kind = "sft"', 'kind = "sfft"'),
+        f"sft.kind = 'sfft'  no such stage; did you mean 'sft'? (known: {STAGES})",
     ),
     "stage that is no text": (
         'name = "t"\n[[stage]]\nname = "a"\nkind = ["sft"]',
-        f"stage[0].kind = ['sft']  no such stage; did you mean 'sft'? (known: {STAGES})",
+        f"a.kind = ['sft']  no such stage; did you mean 'sft'? (known: {STAGES})",
     ),
-    "no kind": ('name = "t"\n[[stage]]\nname = "a"', f"stage[0].kind  is needed: one of {STAGES}"),
+    "no kind": ('name = "t"\n[[stage]]\nname = "a"', f"a.kind  is needed: one of {STAGES}"),
     "unknown divergence": (
         DISTILLED + 'divergence = "forward_lk"',
-        "stage[1].divergence = 'forward_lk'  no divergence of kind 'forward_lk'; did you mean 'forward_kl'? "
-        f"(known: {DIVERGENCES})",
+        f"kd.divergence = 'forward_lk'  no divergence of kind 'forward_lk'; did you mean 'forward_kl'? (known: {DIVERGENCES})",
     ),
     "divergence without kind": (
         DISTILLED + "divergence = { beta = 0.5 }",
-        f"stage[1].divergence  needs a kind: one of {DIVERGENCES}",
+        f"kd.divergence  needs a kind: one of {DIVERGENCES}",
     ),
     "divergence of odd kind": (
         DISTILLED + "divergence = { kind = [] }",
-        f"stage[1].divergence  no divergence of kind '[]' (known: {DIVERGENCES})",
+        f"kd.divergence  needs a kind in quotes: one of {DIVERGENCES}",
     ),
     "unknown init": (
         DISTILLED + 'init = { kind = "layer", keep = [0] }',
-        "stage[1].init  no init of kind 'layer'; did you mean 'layers'? (known: layers, width)",
+        "kd.init  no init of kind 'layer'; did you mean 'layers'? (known: layers, width)",
     ),
     "no layers named": (
         TUNED + 'init = { kind = "layers" }',
-        "stage[1].init.keep  is needed: layers to keep, counted from 0, in the order they have",
+        "sft.init.keep  is needed: layers to keep, counted from 0, in the order they have",
     ),
-    "no layers": (TUNED + 'init = { kind = "layers", keep = [] }', "stage[1].init.keep = []  needs at least 1"),
+    "no layers": (TUNED + 'init = { kind = "layers", keep = [] }', "sft.init.keep = []  needs at least 1"),
     "layers out of order": (
         TUNED + 'init = { kind = "layers", keep = [2, 0] }',
-        "stage[1].init.keep = [2, 0]  must be layers counted from 0, each after the one before it, such as [0, 2, 4]",
+        "sft.init.keep = [2, 0]  must be layers counted from 0, each after the one before it, such as [0, 2, 4]",
     ),
     "half a layer": (
         TUNED + 'init = { kind = "layers", keep = [0, 1.5] }',
-        "stage[1].init.keep[1] = 1.5  must be a whole number",
+        "sft.init.keep[1] = 1.5  must be a whole number",
     ),
     "a width of nothing": (
         TUNED + 'init = { kind = "width" }',
-        "stage[1].init  needs hidden_size, intermediate_size or heads",
+        "sft.init  needs hidden_size, intermediate_size or heads",
     ),
     "in an optional group": (
         TUNED + "adapter = { alpah = 4 }",
-        "stage[1].adapter.alpah = 4  no such field; did you mean 'alpha'?",
+        "sft.adapter.alpah = 4  no such field; did you mean 'alpha'?",
     ),
-    "an adapter's range": (DISTILLED + "adapter = { dropout = 1 }", "stage[1].adapter.dropout = 1  must be less than 1"),
-    "an adapter for nothing": (TUNED + "adapter = { targets = [] }", "stage[1].adapter.targets = []  needs at least 1"),
+    "an adapter's range": (DISTILLED + "adapter = { dropout = 1 }", "kd.adapter.dropout = 1  must be less than 1"),
+    "an adapter for nothing": (TUNED + "adapter = { targets = [] }", "sft.adapter.targets = []  needs at least 1"),
     "an odd precision": (
         DISTILLED + 'teacher_precision = "int4"',
-        "stage[1].teacher_precision = 'int4'  must be one of auto, fp32, bf16, int8; did you mean 'int8'?",
+        "kd.teacher_precision = 'int4'  must be one of auto, fp32, bf16, int8; did you mean 'int8'?",
     ),
     "unknown source": (
         BASE.replace("primer", "prime"),
@@ -166,10 +165,10 @@ ONE_MISTAKE = {
         "stage[0].name = 'data'  must be letters, digits, '-' or '_', begin with a letter, and not be one of "
         "checkpoint, data, description, log, name, prompts, seeds, stage, sweep",
     ),
-    "no model": (TUNED.replace('model = "stage:base"', ""), "stage[1].model  is needed: what is tuned"),
+    "no model": (TUNED.replace('model = "stage:base"', ""), "sft.model  is needed: what is tuned"),
     "no data": (
         BASE.replace('data = "primer"', ""),
-        "stage[0].data  is needed: rows for this stage, here or once as the recipe's own `data`",
+        "base.data  is needed: rows for this stage, here or once as the recipe's own `data`",
     ),
     "same name twice": (TUNED.replace('"sft"\nkind', '"base"\nkind'), "stage[1].name = 'base'  stage[0] already has this name"),
     "no stage": ('name = "t"', "stage  a recipe needs at least one [[stage]]"),
@@ -192,49 +191,49 @@ ONE_MISTAKE = {
     "later stage": (
         'name = "t"\ndata = "primer"\n[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:base"\n'
         '[[stage]]\nname = "base"\nkind = "pretrain"',
-        "stage[0].model = 'stage:base'  'base' comes later; move it before this stage",
+        "sft.model = 'stage:base'  'base' comes later; move it before this stage",
     ),
     "itself": (
         TUNED.replace("stage:base", "stage:sft"),
-        "stage[1].model = 'stage:sft'  refers to its own stage; a stage can only use earlier ones",
+        "sft.model = 'stage:sft'  refers to its own stage; a stage can only use earlier ones",
     ),
     "each other": (
         TUNED.replace("stage:base", "stage:b") + '[[stage]]\nname = "b"\nkind = "sft"\nmodel = "stage:sft"',
-        "stage[1].model = 'stage:b'  'b' in turn needs 'sft'; stages cannot need each other",
+        "sft.model = 'stage:b'  'b' in turn needs 'sft'; stages cannot need each other",
     ),
     "nobody": (
         TUNED.replace("stage:base", "stage:bse"),
-        "stage[1].model = 'stage:bse'  no earlier stage of that name; did you mean 'base'?",
+        "sft.model = 'stage:bse'  no earlier stage of that name; did you mean 'base'?",
     ),
     "a study for a model": (
         STUDIED + '[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:study"',
-        "stage[2].model = 'stage:study'  'study' makes an evaluation, and this needs a model",
+        "sft.model = 'stage:study'  'study' makes an evaluation, and this needs a model",
     ),
     "a model for a study": (
         BASE + '[[stage]]\nname = "report"\nkind = "report"\nstudy = "stage:base"',
-        "stage[1].study = 'stage:base'  'base' makes a model, and this needs an evaluation",
+        "report.study = 'stage:base'  'base' makes a model, and this needs an evaluation",
     ),
     # files
     "the home of nobody": (
         TUNED.replace("stage:base", "path:~nobody-at-all/model"),
-        "stage[1].model = 'path:~nobody-at-all/model'  no such folder",
+        "sft.model = 'path:~nobody-at-all/model'  no such folder",
     ),
     "a name too long for any disk": (
         BASE + f'data = {{ kind = "jsonl", path = "{"x" * 300}.jsonl" }}',
-        f"stage[0].data.path = '{'x' * 300}.jsonl'  no such file",
+        f"base.data.path = '{'x' * 300}.jsonl'  no such file (relative to the current directory {Path.cwd()})",
     ),
     # rules between fields
     "no room for answers": (
         TUNED + "prompts = { max_tokens = 64, max_prompt_tokens = 64 }",
-        "stage[1].prompts  max_prompt_tokens = 64 leaves no room for a response in max_tokens = 64",
+        "sft.prompts  max_prompt_tokens = 64 leaves no room for a response in max_tokens = 64",
     ),
     "nothing to train on": (
         BASE + 'data = { kind = "primer", splits = { validation = 0.5, test = 0.5 } }',
-        "stage[0].data.splits  validation + test = 1 leaves no row to train on",
+        "base.data.splits  validation + test = 1 leaves no row to train on",
     ),
     "unmeasured verdict": (
         STUDIED + 'primary = "bleu"',
-        "stage[1]  primary = 'bleu' is none of the metrics (rouge_l, exact_match, nll, kl_to_teacher)",
+        "study  primary = 'bleu' is none of the metrics (rouge_l, exact_match, nll, kl_to_teacher)",
     ),
 }
 
@@ -252,12 +251,13 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file_and_in_two_columns()
         '[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:bse"\n[[stage]]\nkind = "pretrian"\n'
     )
     assert message(toml) == (
-        "t.toml: 6 problems\n"
+        "t.toml: 7 problems\n"
         "  sedes = [1]                   no such field; did you mean 'seeds'?\n"
-        "  stage[1].optim.lr = 2.0       must be at most 1\n"
         "  stage[1].optim.lrr = 1        no such field; did you mean 'lr'?\n"
+        "  stage[1].optim.lr = 2.0       must be at most 1\n"
         "  stage[2].name = 'sft'         stage[1] already has this name\n"
         "  stage[2].model = 'stage:bse'  no earlier stage of that name; did you mean 'base'?\n"
+        "  stage[3].name                 is needed: later stages refer to it\n"
         f"  stage[3].kind = 'pretrian'    no such stage; did you mean 'pretrain'? (known: {STAGES})"
     )
 
@@ -282,16 +282,16 @@ def test_a_stage_with_data_of_its_own_is_told_its_own_mistake():
     )
     assert message(toml) == (
         "t.toml: 2 problems\n"
-        "  data.limt = 5           no such field; did you mean 'limit'?\n"
-        "  stage[0].data.limt = 6  no such field; did you mean 'limit'?"
+        "  data.limt = 5    no such field; did you mean 'limit'?\n"
+        "  a.data.limt = 6  no such field; did you mean 'limit'?"
     )
 
 
 def test_a_name_that_is_no_text_breaks_no_suggestion():
     assert message(TUNED.replace('name = "base"', "name = 5")) == (
         "t.toml: 2 problems\n"
-        "  stage[0].name = 5              must be text in quotes\n"
-        "  stage[1].model = 'stage:base'  no earlier stage of that name"
+        "  stage[0].name = 5         must be text in quotes\n"
+        "  sft.model = 'stage:base'  no earlier stage of that name"
     )
 
 
@@ -356,13 +356,13 @@ def test_no_such_data_file(rows_file):
     told = "no such file; did you mean 'rows.jsonl'?"
     assert message(shared + again) == f"t.toml: 1 problem\n  data.path = '{wrong}'  {told}"
     own = BASE + f'data = {{ kind = "jsonl", path = "{wrong}" }}'
-    assert message(own) == f"t.toml: 1 problem\n  stage[0].data.path = '{wrong}'  {told}"
+    assert message(own) == f"t.toml: 1 problem\n  base.data.path = '{wrong}'  {told}"
 
 
 def test_no_such_model_folder(tmp_path):
     (tmp_path / "teacher").mkdir()
     toml = TUNED.replace("stage:base", f"path:{tmp_path}/techer")
-    place = f"stage[1].model = 'path:{tmp_path}/techer'"
+    place = f"sft.model = 'path:{tmp_path}/techer'"
     assert message(toml) == f"t.toml: 1 problem\n  {place}  no such folder; did you mean 'teacher'?"
 
 
@@ -411,7 +411,7 @@ def test_recipe_error_keeps_its_problems_for_programs():
     with pytest.raises(RecipeError) as caught:
         parsed(TUNED + "optim = { lrr = 1 }")
     problem = caught.value.problems[0]
-    assert (problem.place, problem.value, problem.rule) == ("stage[1].optim.lrr", "1", "no such field; did you mean 'lr'?")
+    assert (problem.place, problem.value, problem.rule) == ("sft.optim.lrr", "1", "no such field; did you mean 'lr'?")
 
 
 # Overrides
@@ -439,9 +439,7 @@ def test_an_override_of_a_recipe_without_stages():
 
 
 def test_an_override_is_checked_like_the_file():
-    assert message(TUNED, "sft.optim.lrr=1") == (
-        "t.toml: 1 problem\n  stage[1].optim.lrr = 1  no such field; did you mean 'lr'?"
-    )
+    assert message(TUNED, "sft.optim.lrr=1") == ("t.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?")
 
 
 def stage_of(kind, toml: str, *overrides: str):

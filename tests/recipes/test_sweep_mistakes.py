@@ -66,7 +66,7 @@ MISTAKES = {
     "no table": ("3", "sweep = 3  must be a table"),
     "unknown stage": ('{ "kdd.optim.lr" = [1e-4] }', "sweep.\"kdd.optim.lr\"  no such stage; did you mean 'kd'?"),
     "unknown field": ('{ "kd.optim.lrr" = [1, 2] }', "sweep.\"kd.optim.lrr\"  no such field; did you mean 'lr'?"),
-    "unknown field of the stage": ('{ "kd.tmp" = [1, 2] }', 'sweep."kd.tmp"  no such field'),
+    "unknown field of the stage": ('{ "kd.tmp" = [1, 2] }', "sweep.\"kd.tmp\"  no such field; did you mean 'temperature'?"),
     "no field": ('{ "kd" = [1] }', 'sweep."kd"  name a field of the stage, such as kd.optim.lr'),
     "no list": ('{ "kd.optim.lr" = 1e-4 }', 'sweep."kd.optim.lr" = 0.0001  must be a list: [ … ]'),
     "empty list": ('{ "kd.optim.lr" = [] }', 'sweep."kd.optim.lr" = []  needs at least 1'),
@@ -121,7 +121,7 @@ MISTAKES = {
     ),
     "a part of a component without its kind": (
         '{ "kd.divergence.beta" = [0.1, 0.5] }',
-        "stage[2].divergence  needs a kind: one of forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, "
+        "kd.divergence  needs a kind: one of forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, "
         "total_variation, weighted_sum",
     ),
 }
@@ -145,7 +145,7 @@ def test_all_values_that_are_wrong_are_told_at_once() -> None:
 
 def test_a_sweep_without_validation_is_refused() -> None:
     stages = STAGES.replace("temperature = 1.0", "validation = { times = 0 }")
-    told = "  stage[2].validation.times = 0  must be at least 1: the sweep of 'kd' picks by its validations"
+    told = "  kd.validation.times = 0  must be at least 1: the sweep of 'kd' picks by its validations"
     assert message('{ "kd.ratio" = [0.1, 0.5] }', stages=stages) == f"t.toml: 1 problem\n{told}"
 
 
@@ -154,12 +154,12 @@ def test_a_combination_that_cannot_be_is_told() -> None:
     base = recipe.stages[2]
 
     def judge(raw: dict[str, Any]) -> tuple[Stage, list[Problem]]:
-        wrong = [Problem("stage[2]", "too hot for it")] if (raw["ratio"], raw["temperature"]) == (0.5, 4.0) else []
+        wrong = [Problem("kd", "too hot for it")] if (raw["ratio"], raw["temperature"]) == (0.5, 4.0) else []
         return base.model_copy(update={"ratio": raw["ratio"], "temperature": raw["temperature"]}), wrong
 
-    sweep = Sweep(2, "kd", {"ratio": [0.1, 0.5], "temperature": [1.0, 4.0]}, "validation_nll")
+    sweep = Sweep("kd", "kd", {"ratio": [0.1, 0.5], "temperature": [1.0, 4.0]}, "validation_nll")
     _, problems = sweep.expand({}, judge)
-    assert problems == [Problem("sweep", "with kd.ratio = 0.5, kd.temperature = 4.0: stage[2] too hot for it")]
+    assert problems == [Problem("sweep", "with kd.ratio = 0.5, kd.temperature = 4.0: kd too hot for it")]
 
 
 def test_nobody_may_write_the_name_of_a_swept_value() -> None:

@@ -307,7 +307,7 @@ def saved(folder: Path, layers: int = 2) -> str:
 def test_layers_that_make_no_sense_are_refused_when_the_recipe_is_read(keep: list[int], told: str, rows_file: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipe(recipe(rows_file, {**SFT, "init": {"kind": "layers", "keep": keep}}))
-    assert f"stage[2].init.keep = {keep}  {told}" in str(caught.value)
+    assert f"sft.init.keep = {keep}  {told}" in str(caught.value)
 
 
 def test_a_layer_too_far_is_refused_before_anything_runs(rows_file: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What recipes can name, read off the classes themselves."""
 
+import re
 import typing
 from typing import Any
 
@@ -15,19 +16,25 @@ from potstill.stages import Stage
 ROLES: dict[str, type[Component]] = {role.role: role for role in (Stage, Source, Divergence, Init, Metric, Exporter)}
 
 
-def components(role: str | None = None) -> dict[str, dict[str, Any]]:
-    """Role -> kind -> its summary and fields.
+def components(name: str | None = None) -> dict[str, dict[str, Any]]:
+    """Role -> kind -> its summary and fields: of all roles, of one, or of one kind in every role that has it.
 
     Raises:
-        UserError: no such role.
+        UserError: no such role and no such kind.
     """
-    if role is not None and role not in ROLES:
-        singular = role.removesuffix("s")
-        if singular not in ROLES:
-            raise UserError(f"no role '{role}'{suggest(role, ROLES)} (known: {', '.join(ROLES)})")
-        role = singular
-    chosen = {role: ROLES[role]} if role else ROLES
-    return {name: {kind: _described(cls) for kind, cls in sorted(of.kinds.items())} for name, of in chosen.items()}
+    if name is None:
+        return {role: _kinds(of) for role, of in ROLES.items()}
+    if (role := name.removesuffix("s") if name not in ROLES else name) in ROLES:
+        return {role: _kinds(ROLES[role])}
+    found = {role: {name: _described(of.kinds[name])} for role, of in ROLES.items() if name in of.kinds}
+    if not found:
+        known = [*ROLES, *(kind for of in ROLES.values() for kind in of.kinds)]
+        raise UserError(f"no role and no kind '{name}'{suggest(name, known)} (roles: {', '.join(ROLES)})")
+    return found
+
+
+def _kinds(role: type[Component]) -> dict[str, Any]:
+    return {kind: _described(cls) for kind, cls in sorted(role.kinds.items())}
 
 
 def _described(cls: type[Component]) -> dict[str, Any]:
@@ -98,14 +105,36 @@ def _type(annotation: Any) -> str:
 
 def _bounds(metadata: list[Any]) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [
-        f"{sign} {getattr(m, key):g}" for m in metadata for key, sign in signs.items() if getattr(m, key, None) is not None
-    ]
+    given = [(sign, getattr(m, key)) for m in metadata for key, sign in signs.items() if getattr(m, key, None) is not None]
+    found = [f"{sign} {bound}" if isinstance(bound, int) else f"{sign} {bound:g}" for sign, bound in given]
     return f" ({', '.join(found)})" if found else ""
 
 
+def print_overview(found: dict[str, dict[str, Any]], width: int) -> None:
+    """Every kind in one line, for a terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console(highlight=False, soft_wrap=True)
+    column = max(len(kind) for kinds in found.values() for kind in kinds) + 4
+    for role, kinds in found.items():
+        console.print(f"[bold]{role}[/]")
+        for kind, described in kinds.items():
+            summary = _first_sentence(described["summary"], width - column)
+            console.print(f"  [bold cyan]{kind}[/]{' ' * (column - 2 - len(kind))}{escape(summary)}")
+    console.print("\nFields of a kind, or of all kinds of a role: potstill list NAME")
+
+
+def _first_sentence(summary: str, width: int) -> str:
+    """A summary's first sentence or clause, cut at a word where it is longer than the line."""
+    sentence = re.split(r"(?<=[^.\d])[.:;] ", summary)[0].rstrip(".")
+    if len(sentence) <= width:
+        return sentence
+    return f"{sentence[: width - 1].rsplit(' ', 1)[0].rstrip(',')} …"
+
+
 def print_components(found: dict[str, dict[str, Any]]) -> None:
-    """For a terminal."""
+    """Kinds with their fields, for a terminal."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -116,9 +145,9 @@ def print_components(found: dict[str, dict[str, Any]]) -> None:
             console.print(f"\n  [bold cyan]{kind}[/]  {escape(described['summary'])}")
             for field in described["fields"]:
                 default = "needed" if field["required"] else f"= {toml(field['default'])}"
-                told = f"  {field['description']}" if field["description"] else ""
+                meaning = f"  {field['description']}" if field["description"] else ""
                 console.print(
-                    f"    {field['name']:<28} [dim]{escape(field['type'])}[/]  {escape(default)}[dim]{escape(told)}[/]"
+                    f"    {field['name']:<28} [dim]{escape(field['type'])}[/]  {escape(default)}[dim]{escape(meaning)}[/]"
                 )
         console.print()
 

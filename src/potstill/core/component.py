@@ -3,10 +3,11 @@
 import difflib
 import importlib
 import pkgutil
+import typing
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 
@@ -20,6 +21,24 @@ class Settings(BaseModel):
     """A frozen, validated group of fields; unknown ones are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Python counts `true` as 1: a ratio of `true` would train with 1 and tell nobody."""
+        if _numbers_only(cls.model_fields[info.field_name or ""].annotation) and _holds_truth(value):
+            raise PydanticCustomError("truth_for_number", "must be a number, not true or false")
+        return value
+
+
+def _holds_truth(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_truth, value)))
+
+
+def _numbers_only(annotation: Any) -> bool:
+    """Whether a field takes numbers, or lists of numbers, and nothing else but to be left out."""
+    args = [arg for arg in typing.get_args(annotation) if arg not in (type(None), ...)]
+    return all(map(_numbers_only, args)) if args else annotation in (int, float)
 
 
 class Component(Settings):
@@ -83,14 +102,17 @@ class Component(Settings):
         kind = fields.pop("kind", None)
         if kind is None:
             raise PydanticCustomError("no_kind", "needs a kind: one of {known}", {"known": ", ".join(sorted(cls.kinds))})
-        if not isinstance(kind, str) or kind not in cls.kinds:
+        if not isinstance(kind, str):
+            known = ", ".join(sorted(cls.kinds))
+            raise PydanticCustomError("no_kind", "needs a kind in quotes: one of {known}", {"known": known})
+        if kind not in cls.kinds:
             raise PydanticCustomError(
                 "unknown_kind",
                 "no {role} of kind '{kind}'{hint} (known: {known})",
                 {
                     "role": cls.role,
-                    "kind": str(kind),
-                    "hint": suggest(str(kind), cls.kinds),
+                    "kind": kind,
+                    "hint": suggest(kind, cls.kinds),
                     "known": ", ".join(sorted(cls.kinds)),
                 },
             )

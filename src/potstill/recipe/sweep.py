@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill.core.artifact import fingerprint
-from potstill.core.component import suggest
+from potstill.core.component import Component, suggest
 from potstill.core.errors import Problem
 from potstill.metrics import Metric
+from potstill.recipe.places import labels_of, within
+from potstill.recipe.wording import shown as written
 from potstill.stages.base import Stage
 from potstill.stages.best import Best, TrainedRef, shown
 from potstill.stages.training import FIGURE
@@ -34,11 +36,11 @@ class Sweep:
     """The swept fields of one stage.
 
     Attributes:
-        number: of the stage in the file.
+        label: what messages call the stage.
         fields: place within the stage, such as `optim.lr` -> its values.
     """
 
-    number: int
+    label: str
     stage: str
     fields: Mapping[str, Sequence[Any]]
     by: str
@@ -62,13 +64,18 @@ class Sweep:
 
     def told(self, problem: Problem, field: str, number: int) -> Problem:
         """A problem of the stage at its place in the sweep, if it is one of this field; else as it is."""
-        at = f"stage[{self.number}].{field}"
-        rest = problem.place.removeprefix(at)
-        if not problem.place.startswith(at) or rest[:1] not in ("", ".", "["):
+        at = f"{self.label}.{field}"
+        if not within(problem.place, at):
             return problem
+        rest = problem.place.removeprefix(at)
         if problem.rule.startswith("no such field") and not rest:
             return replace(problem, place=self.place(field), value=None)
         return replace(problem, place=f"{self.place(field)}[{number}]{rest}")
+
+    def touched(self, field: str, problems: Sequence[Problem]) -> bool:
+        """Whether a field of the stage, or what it lies in, is wrong."""
+        place = f"{self.label}.{field}"
+        return any(within(problem.place, place) or within(place, problem.place) for problem in problems)
 
     def expand(self, raw: dict[str, Any], judge: Judge) -> tuple[list[Stage], list[Problem]]:
         """One stage for each value (for each combination, where several fields are swept), then the one that picks.
@@ -79,7 +86,7 @@ class Sweep:
         base, known = judge(self.table(raw))  # with every field's first value; its mistakes are told by the caller
         problems: list[Problem] = []
         for field, values in self.fields.items():
-            seen = [base]
+            seen = [base if not self.touched(field, known) else None]
             for number, value in enumerate(values[1:], 1):
                 stage, wrong = judge(self.table(raw, {**self.first(), field: value}))
                 for problem in wrong:
@@ -87,7 +94,9 @@ class Sweep:
                     if problem not in known and moved.place != self.place(field):  # "no such field", whatever the value
                         here = moved if moved != problem else replace(problem, place=f"{self.place(field)}[{number}]")
                         problems.append(here)
-                if stage is not None and stage in seen:
+                if self.touched(field, wrong):
+                    stage = None  # a default stands for the value
+                elif stage is not None and stage in seen:
                     rule = f"stands there already, as number {seen.index(stage)}"
                     problems.append(Problem(f"{self.place(field)}[{number}]", rule, _told(value)))
                 seen.append(stage)
@@ -146,6 +155,7 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
     fields: dict[int, dict[str, Sequence[Any]]] = {}
     stages = [raw if isinstance(raw, dict) else {} for raw in raw_stages]
     called = [str(raw.get("name")) for raw in stages]
+    labels = labels_of(raw_stages)
     for place, values in sweep.items():
         if place == "by":
             known = sorted(f"{FIGURE}{kind}" for kind in Metric.kinds)
@@ -178,8 +188,8 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
         validation = stages[number].get("validation")
         if isinstance(validation, dict) and validation.get("times") == 0:
             rule = f"must be at least 1: the sweep of '{called[number]}' picks by its validations"
-            problems.append(Problem(f"stage[{number}].validation.times", rule, "0"))
-    return {number: Sweep(number, called[number], swept, by) for number, swept in fields.items()}, problems
+            problems.append(Problem(f"{labels[number]}.validation.times", rule, "0"))
+    return {number: Sweep(labels[number], called[number], swept, by) for number, swept in fields.items()}, problems
 
 
 def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages: Sequence[dict[str, Any]]) -> str | None:
@@ -187,9 +197,10 @@ def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages:
     if stage not in called:
         return f"no such stage{suggest(stage, called)}"
     kind = stages[called.index(stage)].get("kind")
-    if isinstance(kind, str) and kind in Stage.kinds and not getattr(Stage.kinds[kind], "validated", False):
-        known = ", ".join(sorted(name for name, cls in Stage.kinds.items() if getattr(cls, "validated", False)))
-        return f"'{stage}' is of kind {kind}; what is validated while training can be swept: {known}"
+    cls = Stage.kinds.get(kind) if isinstance(kind, str) else None
+    if cls is not None and not _validated(cls):
+        known = sorted(name for name, other in Stage.kinds.items() if _validated(other))
+        return f"'{stage}' is of kind {kind}; what is validated while training can be swept: {', '.join(known)}"
     if not all(field.split(".")):
         return f"name a field of the stage, such as {stage}.optim.lr"
     if field.partition(".")[0] in FIXED:
@@ -197,6 +208,10 @@ def _refused(stage: str, field: str, values: Any, called: Sequence[str], stages:
     if not isinstance(values, list):
         return "must be a list: [ … ]"
     return None if values else "needs at least 1"
+
+
+def _validated(cls: type[Component]) -> bool:
+    return issubclass(cls, Stage) and cls.validated
 
 
 def set_twice(sweeps: Mapping[int, Sweep], place: str) -> str | None:
@@ -224,7 +239,7 @@ def names(stage: str, combined: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _told(value: Any) -> str:
     """A value as it stands in the message of a mistake."""
-    return repr(value) if isinstance(value, str) else shown(value)
+    return written(value) if isinstance(value, str) else shown(value)
 
 
 def _word(value: Any) -> str:
