@@ -330,3 +330,27 @@ def test_a_trained_end_of_turn_ends_the_answer(tmp_path: Path) -> None:
     fit(model, store, CrossEntropy(), Optim(steps=40, lr=1e-2), Work(tmp_path / "work", "here"), seed=0)
     answers = generate(model, tokenizer, [pairs[0][0]], stop_ids=renderer.stop_ids, max_new_tokens=60)
     assert answers == ["peat and tun"]
+
+
+def test_a_streamed_answer_keeps_added_tokens_and_hides_those_of_turns() -> None:
+    """The pieces of an answer, joined, are what `generate` gives for the same prompt."""
+    from habits import CHATML, tokenizer_with
+
+    from potstill.edges.sampling import stream
+
+    tokenizer = tokenizer_with(CHATML, special=("<joy>",))
+    joy = tokenizer.convert_tokens_to_ids("<joy>")
+    model = tiny_model("qwen2", len(tokenizer))
+    with torch.no_grad():  # one token answers everything
+        model.get_output_embeddings().weight.fill_(0.01)
+        model.get_output_embeddings().weight[joy] = 1
+        model.model.norm.weight.fill_(1)
+    for sign in (1, -1):
+        with torch.no_grad():
+            model.get_output_embeddings().weight[joy] = sign
+        pieces = stream(model, tokenizer, [5, 6], stop_ids=[2], max_new_tokens=3, temperature=0.0)
+        said = "".join(pieces).strip()
+        assert said == generate(model, tokenizer, [[5, 6]], stop_ids=[2], max_new_tokens=3)[0]
+        if said:
+            break
+    assert "<joy>" in said
