@@ -112,12 +112,24 @@ def hand_over(found: dict[str, Any], rounds: Any, words: argparse.Namespace) -> 
         print(json.dumps(found))
 
 
+def synchronize(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def resident() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 class Memory:
     """Peak bytes above what was there when measuring began: of the GPU where there is one, else resident."""
 
     def __init__(self) -> None:
         import torch
-        from kd_step import resident
 
         self._gpu = torch.cuda.is_available()
         self.again()

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _bench import add_output, hand_over, shown, table
-from kd_step import synchronize
+from _bench import add_output, hand_over, shown, synchronize, table
 from torch import Tensor
 
 from potstill.edges.packed import attend_within

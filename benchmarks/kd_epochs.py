@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _bench import Memory, add_output, facts, hand_over, in_turn, left_out, runner, shown, spread, table
-from kd_step import SHAPES, build
+from _models import SHAPES, build
 
 
 class Run(NamedTuple):

@@ -28,39 +28,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _bench import facts, hand_over, in_a_process, left_out, shown
+from _bench import facts, hand_over, in_a_process, left_out, resident, shown, synchronize
+from _models import SHAPES, build
 
 # (prompt, response) tokens of eight instruction rows: 984 real tokens, 386 of them response, padded to 2,312
 ROWS = [(24, 58), (201, 88), (12, 20), (150, 30), (38, 70), (90, 40), (48, 60), (35, 20)]
-SHAPES = {
-    "quick": {"vocab": 32_768, "student": (256, 4), "teacher": (512, 6)},
-    "cpu": {"vocab": 151_936, "student": (512, 2), "teacher": (1024, 8)},
-    "gpu": {"vocab": 151_936, "student": (896, 24), "teacher": (2048, 36)},
-}
 OURS = ("live", "cached", "topk")
 PEERS = ("triton", "trl", "liger", "paper")  # triton: our own kernel, on a GPU, against `live` without it
 ENGINES = (*OURS, *PEERS, "matmul")
 TOP_K = 64
 NEEDS = {"trl": "trl", "liger": "liger_kernel"}
-
-
-def build(shape: dict[str, Any], which: str, seed: int) -> Any:
-    import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    width, layers = shape[which]
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=shape["vocab"],
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(1, width // 128),
-        intermediate_size=4 * width,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config)
 
 
 def padded(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
@@ -134,13 +111,6 @@ def matmul(shape: dict[str, Any], repeats: int) -> dict[str, float]:
             seconds += products.count(product) * min(times)
         found[name] = sum(2.0 * m * k * n for m, k, n in products) / seconds
     return found
-
-
-def synchronize(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]]) -> Any:
@@ -238,12 +208,6 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def resident() -> int:
-    import psutil
-
-    return psutil.Process().memory_info().rss
 
 
 def main() -> None:

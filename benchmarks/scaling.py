@@ -26,8 +26,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _bench import Measure, Memory, add_output, facts, hand_over, in_turn, runner, shown, spread, table
-from kd_step import SHAPES, build
+from _bench import Measure, Memory, add_output, facts, hand_over, in_turn, resident, runner, shown, spread, table
+from _models import SHAPES, build
 
 POINTS = {  # by size: tiny is for tests
     "length": {"tiny": [8, 16], "quick": [32, 128, 512], "full": [32, 64, 128, 256, 512, 960]},
@@ -113,7 +113,6 @@ def write(folder: str, rows: int) -> dict[str, Any]:
 def read(folder: str, rows: int) -> dict[str, Any]:
     """Seconds to open both; lookups per second; peak resident bytes above the process before, and what stays."""
     import numpy as np
-    from kd_step import resident
 
     from potstill.data.store import Counts, TokenStore
     from potstill.teachers.cache import RowCache, row_key

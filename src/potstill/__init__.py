@@ -4,9 +4,63 @@ The names below are the public API; each is imported when it is first used, so t
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
+    from potstill.core.artifact import Artifact as Artifact
+    from potstill.core.errors import Interrupted as Interrupted
+    from potstill.core.errors import RecipeError as RecipeError
+    from potstill.core.errors import UserError as UserError
+    from potstill.core.progress import Progress as Progress
+    from potstill.core.types import Example as Example
+    from potstill.data.prompts import Prompts as Prompts
+    from potstill.divergences import Divergence as Divergence
+    from potstill.divergences.forward_kl import ForwardKL as ForwardKL
+    from potstill.divergences.generalised_jsd import GeneralisedJSD as GeneralisedJSD
+    from potstill.divergences.reverse_kl import ReverseKL as ReverseKL
+    from potstill.divergences.skew_kl import SkewKL as SkewKL
+    from potstill.divergences.skew_reverse_kl import SkewReverseKL as SkewReverseKL
+    from potstill.divergences.total_variation import TotalVariation as TotalVariation
+    from potstill.divergences.weighted_sum import WeightedSum as WeightedSum
+    from potstill.edges.models import load_model as load_model
+    from potstill.edges.models import load_tokenizer as load_tokenizer
+    from potstill.exporters import Exporter as Exporter
+    from potstill.exporters.gguf import Gguf as Gguf
+    from potstill.exporters.safetensors import Safetensors as Safetensors
+    from potstill.inits import Init as Init
+    from potstill.inits.layers import Layers as Layers
+    from potstill.inits.width import Width as Width
+    from potstill.metrics import Metric as Metric
+    from potstill.recipe.header import Recipe as Recipe
+    from potstill.recipe.parse import load_recipe as load_recipe
+    from potstill.recipe.parse import parse_recipe as parse_recipe
+    from potstill.run.runner import run_recipe as run_recipe
+    from potstill.run.runner import run_stage as run_stage
+    from potstill.sources import Source as Source
+    from potstill.sources import Splits as Splits
+    from potstill.sources.dolly import Dolly as Dolly
+    from potstill.sources.jsonl import Jsonl as Jsonl
+    from potstill.sources.primer import Primer as Primer
+    from potstill.sources.squad import Squad as Squad
+    from potstill.sources.stdlib import Stdlib as Stdlib
+    from potstill.stages import Stage as Stage
+    from potstill.stages.best import Best as Best
+    from potstill.stages.cache import Cache as Cache
+    from potstill.stages.distill import Distill as Distill
+    from potstill.stages.evaluate import Decoding as Decoding
+    from potstill.stages.evaluate import Evaluate as Evaluate
+    from potstill.stages.evaluate import Row as Row
+    from potstill.stages.export import Export as Export
+    from potstill.stages.pretrain import Pretrain as Pretrain
+    from potstill.stages.pretrain import Shape as Shape
+    from potstill.stages.quantize import Quantize as Quantize
+    from potstill.stages.report import Report as Report
+    from potstill.stages.sft import SFT as SFT
+    from potstill.stages.start import Adapter as Adapter
+    from potstill.stages.training import Validation as Validation
+    from potstill.train.loop import Optim as Optim
 
 _WHERE = {
     "Artifact": "potstill.core.artifact",
@@ -66,10 +120,12 @@ _WHERE = {
 __all__ = [*_WHERE, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'potstill' has no attribute '{name}'")
-    return getattr(import_module(_WHERE[name]), name)
+if not TYPE_CHECKING:  # or an editor would take every name for a public one
+
+    def __getattr__(name: str) -> Any:
+        if name not in _WHERE:
+            raise AttributeError(f"module 'potstill' has no attribute '{name}'")
+        return getattr(import_module(_WHERE[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,6 @@
 """The shape of the package: imports point down only, and nothing heavy comes before it is needed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,33 @@ def test_the_core_costs_nothing():
 def test_every_public_name_is_there(name):
     assert getattr(potstill, name) is not None
     assert name in dir(potstill)
+
+
+def test_an_editor_sees_the_same_public_names():
+    import ast
+
+    tree = ast.parse((ROOT / "src" / "potstill" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names if alias.asname == alias.name}
+    assert seen == potstill._WHERE
+
+
+def test_an_editor_sees_misspelt_fields_and_names(tmp_path):
+    pyright = Path(sys.executable).with_name("pyright")
+    if not pyright.is_file():
+        pytest.skip("pyright is not installed")
+    script = tmp_path / "script.py"
+    script.write_text("import potstill\npotstill.SFT(modle='x')\npotstill.Destil\npotstill.Optim(lr=1e-3)\n")
+    done = subprocess.run(
+        [pyright, "--outputjson", "--pythonpath", sys.executable, script], capture_output=True, text=True, cwd=tmp_path
+    )
+    if not done.stdout.startswith("{"):
+        pytest.skip("pyright cannot run here")
+    told = [(d["range"]["start"]["line"], d["message"]) for d in json.loads(done.stdout)["generalDiagnostics"]]
+    assert (1, 'No parameter named "modle"') in told
+    assert any(line == 2 and '"Destil" is not a known attribute' in message for line, message in told)
+    assert not [line for line, _ in told if line == 3]
 
 
 def test_public_names_have_docstrings():

@@ -1,0 +1,43 @@
+"""Leaving a conversation, and text in brackets that must not be taken for markup."""
+
+import io
+
+import pytest
+
+
+@pytest.mark.parametrize("word", ["quit", "exit", "QUIT", ":q", ""])
+def test_leaving_a_conversation_asks_the_model_nothing(finished, word, monkeypatch, capsys):
+    from potstill.commands.chat import chat_with
+
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{word}\nWhat is 1 plus 1?\n"))
+    chat_with(f"{finished.out}:sft", temperature=0.0, max_new_tokens=2, question=None)
+    told = capsys.readouterr().out
+    assert "an empty line, quit, exit or Ctrl-D ends the conversation; Ctrl-C ends an answer\n" in told
+    assert told.count("> ") == 1
+
+
+def test_an_interrupted_answer_ends_and_the_conversation_goes_on(capsys):
+    from potstill.commands.chat import _spoken
+
+    closed = []
+
+    def pieces():
+        try:
+            yield "so far"
+            raise KeyboardInterrupt
+        finally:
+            closed.append(True)
+
+    assert _spoken(pieces(), may_stop=True) == "so far"
+    assert closed == [True]
+    with pytest.raises(KeyboardInterrupt):
+        _spoken(pieces(), may_stop=False)
+
+
+def test_doctor_prints_brackets_as_they_are(capsys):
+    from potstill.commands.doctor import print_findings
+
+    remedy = "pip install 'potstill[tensorboard]'"
+    print_findings([{"name": "[red]", "ok": None, "found": "log = ['tensorboard']", "remedy": remedy}])
+    told = capsys.readouterr().out
+    assert all(text in told for text in ("[red]", "log = ['tensorboard']", remedy))
