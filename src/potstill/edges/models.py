@@ -284,8 +284,47 @@ def check_rows(rows: int, tokenizer: Tokenizer, where: str) -> None:
         )
 
 
-def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int] | None = None) -> None:
-    """As any Hub model is saved: config, safetensors, tokenizer with its chat template.
+def stored_dtype(where: str) -> Any:
+    """The torch dtype of a folder's weights: what all of them share, else float32; of a hub name what its config says.
+
+    Raises:
+        UserError: as `weight_files`.
+    """
+    import torch
+
+    folder = _folder(where)
+    if folder is None:
+        return getattr(config_of(where), "dtype", None)
+    known = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    stored = {entry["dtype"] for file in weight_files(folder) for entry in _safetensors_header(file).values()}
+    return known.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
+
+
+def as_dtype(model: Model, dtype: Any) -> Model:
+    """The model itself where it has this dtype, else a copy of it in this dtype.
+
+    Raises:
+        UserError: a weight is too large for the dtype.
+    """
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return model
+    cast = copy.deepcopy(model).to(dtype)
+    for (name, parameter), before in zip(cast.named_parameters(), model.parameters(), strict=True):
+        if bool((parameter.isinf() & before.isfinite()).any()):
+            raise UserError(f"the weight '{name}' is too large for {str(dtype).removeprefix('torch.')}; use float32")
+    return cast
+
+
+def skeleton(config: Any) -> Model:
+    """The modules of a model of this config, with shapes and without weights."""
+    import torch
+
+    with torch.device("meta"):
+        return _transformers().AutoModelForCausalLM.from_config(config)
+
+
+def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int] | None = None, dtype: Any = None) -> None:
+    """As any Hub model is saved: config, safetensors, tokenizer with its chat template; weights in `dtype`, default: theirs.
 
     With `stop_ids` plain transformers' `generate` stops where the model was trained to, and is greedy: what a checkpoint
     brought along (sampling, a repetition penalty, another end) was not what it was measured with.
@@ -295,7 +334,7 @@ def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[
         model.generation_config = transformers.GenerationConfig(
             eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, do_sample=False
         )
-    model.save_pretrained(str(folder), safe_serialization=True)
+    (model if dtype is None else as_dtype(model, dtype)).save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 
 

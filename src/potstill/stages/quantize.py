@@ -1,14 +1,16 @@
 """Four-bit weights."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from potstill.core.errors import UserError
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
-from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
-from potstill.quant.layers import quantise_model
+from potstill.edges.models import PACKED, config_of, load_model, load_tokenizer, save_model
+from potstill.quant.layers import LayerError, quantise_model, width_problems
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.training import drawn
@@ -20,6 +22,8 @@ class Quantize(DataStage, kind="quantize"):
     Calibrated on training rows that went through the chat template, never on evaluation rows. The artifact holds the codes
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
+
+    version: ClassVar[int] = 2  # 2: no output row is worse than rounding to nearest
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
@@ -37,10 +41,24 @@ class Quantize(DataStage, kind="quantize"):
             raise ValueError("must be a multiple of 32, such as 32, 64 or 128")
         return group
 
+    def problems(self, config: Any) -> list[str]:
+        """Why this model could not be quantised so, as far as its config tells."""
+        return width_problems(config, self.group)
+
+    def preflight(self) -> None:
+        super().preflight()
+        if self.model.scheme != "stage":
+            self._refuse(config_of(str(self.model)))
+
+    def _refuse(self, config: Any) -> None:
+        for problem in self.problems(config):
+            raise UserError(f"{self.name or self.kind}: {problem}")
+
     def run(self, context: Context) -> dict[str, Any]:
         import torch
 
         work, where = context.work, context.where(self.model)
+        self._refuse(config_of(where))
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
         rows = drawn(self.data, "train", self.rows)
@@ -68,15 +86,55 @@ class Quantize(DataStage, kind="quantize"):
                 i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"
             ),
         )
-        save_model(model, tokenizer, work.folder, renderer.stop_ids)
+        if not result.packed:
+            raise UserError(
+                f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
+            )
+        # dequantised weights are exact in float32 alone, whatever dtype the model came in
+        save_model(model, tokenizer, work.folder, renderer.stop_ids, dtype=torch.float32)
         save_packed(result.packed, work.folder / PACKED)
-        quantised = sum(packed.codes_OI.numel() for packed in result.packed.values())
+        notes = notes_on(result.errors, self.damping)
+        for note in notes:
+            work.note(note)
         return {
             "method": self.method,
-            "layers": [{"name": name, "gptq_error": e.gptq, "rtn_error": e.rtn} for name, e in result.errors.items()],
+            "layers": [_layer(name, error) for name, error in result.errors.items()],
             "kept": list(result.kept),
-            "quantised_parameters": quantised,
+            "notes": notes,
+            "quantised_parameters": sum(packed.codes_OI.numel() for packed in result.packed.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
             "bits_per_weight": 4 + 16 / self.group,
             "calibration_tokens": sum(map(len, pairs)),
         }
+
+
+def _layer(name: str, error: LayerError) -> dict[str, Any]:
+    figures = asdict(error)
+    return {"name": name, "gptq_error": figures.pop("gptq"), "rtn_error": figures.pop("rtn"), **figures}
+
+
+def notes_on(errors: Mapping[str, LayerError], damping: float) -> list[str]:
+    """What a reader must know of how the layers were rounded, beyond their errors."""
+    notes = []
+    raised = {name: e.damping for name, e in errors.items() if e.damping is not None and e.damping > damping}
+    if raised:
+        worst = max(raised, key=lambda name: raised[name])
+        notes.append(
+            f"damping raised in {len(raised)} of {len(errors)} layers, to {raised[worst]:g} in '{worst}' (asked: {damping:g}): "
+            "their calibration inputs depend on one another; calibrate on more rows"
+        )
+    dead = {name: e.dead_columns for name, e in errors.items() if e.dead_columns}
+    if dead:
+        worst = max(dead, key=lambda name: dead[name])
+        notes.append(
+            f"{sum(dead.values()):,} inputs of {len(dead)} layers were zero in every calibration row, "
+            f"{dead[worst]:,} of them in '{worst}': their weights are rounded to nearest"
+        )
+    rounded = sum(e.rounded_rows for e in errors.values())
+    if rounded:
+        notes.append(f"{rounded:,} outputs are rounded to nearest, because GPTQ was no better on the calibration rows")
+    vanished = [name for name, e in errors.items() if e.vanished]
+    if vanished:
+        first = f"'{vanished[0]}'" + (f" and {len(vanished) - 1} more" if len(vanished) > 1 else "")
+        notes.append(f"all weights of {first} became zero: they are too small for a float16 scale")
+    return notes
