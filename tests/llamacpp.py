@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,19 @@ class Refused(Exception):
     """llama.cpp did not take the file; holds its last words."""
 
 
-def ask(file: Path, prompts: list[list[int]] = [], texts: list[str] = [], words: int = 0) -> dict[str, Any]:  # noqa: B006
-    """`logp`: for each prompt of ids, log-probabilities by id of the next token, from f32 weights exact to about 1e-5.
-    `ids`: of each text, as the tokenizer in the file gives them, special tokens read. `props`: the server's own account.
-    `answers`: `words` tokens after each prompt, most probable first.
-    """  # fmt: skip
-    question = json.dumps({"file": str(file), "prompts": prompts, "texts": texts, "words": words})
+def ask(file: Path, prompts: Sequence[list[int]] = (), texts: Sequence[str] = (), words: int = 0) -> dict[str, Any]:
+    """What llama.cpp answers.
+
+    Args:
+        prompts: token ids; `logp` of the answer holds for each the next token's log-probabilities by id.
+        texts: `ids` of the answer holds for each its token ids, special tokens read as such.
+        words: when set, `answers` holds instead of `logp` the greedy text of so many tokens after each prompt, and why
+            it ended: "stop" or "length".
+
+    Raises:
+        Refused: llama.cpp could not open the file, or died.
+    """
+    question = json.dumps({"file": str(file), "prompts": list(prompts), "texts": list(texts), "words": words})
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
         [sys.executable, __file__], input=question, text=True, capture_output=True, env={**os.environ, "PYTHONPATH": path}
@@ -67,7 +75,8 @@ def _main() -> None:
     letter = post("/tokenize", {"content": "a"})["tokens"][0]
     for prompt in question["prompts"]:
         if question["words"]:
-            answer["answers"].append(complete(prompt, max_tokens=question["words"])["text"])
+            found = complete(prompt, max_tokens=question["words"])
+            answer["answers"].append([found["text"], found["finish_reason"]])
             continue
         # a printable token is forced, because ends and tokens without text come without their distribution; what is
         # reported is the model's own, before the bias

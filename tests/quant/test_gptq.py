@@ -314,7 +314,9 @@ def test_errors_name_the_remedy() -> None:
     with pytest.raises(UserError, match="weights hold NaN"):
         group_scales(weight * torch.inf, 32)
     weight[0, 0] = 1e6
-    with pytest.raises(UserError, match="a weight of 1,000,000 needs a scale that float16 cannot hold; four bits reach 524,032"):
+    with pytest.raises(
+        UserError, match="a weight of 1,000,000 needs a scale that float16 cannot hold; four bits reach 524,032"
+    ):
         round_to_nearest(weight)
 
 

@@ -300,6 +300,15 @@ def stored_dtype(where: str) -> Any:
     return known.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
 
 
+def load_stored(where: str) -> Model:
+    """`load_model`, its parameters in the dtype in which they are stored, where that holds each exactly; else in float32."""
+    model, dtype = load_model(where), stored_dtype(where)
+    if dtype is not None and all(bool((p == p.to(dtype).to(p.dtype)).all()) for p in model.parameters()):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
 def as_dtype(model: Model, dtype: Any) -> Model:
     """The model itself where it has this dtype, else a copy of it in this dtype.
 

@@ -21,5 +21,5 @@ def _end_of_turn(tokenizer: Any) -> list[int]:
         return []
     try:
         return [Renderer(tokenizer, Prompts()).end_of_turn_id]
-    except UserError:  # a template that renders no plain question and answer, so no training went through it either
+    except (UserError, ValueError):  # a template that shows no plain question and answer, so nothing was trained on it either
         return []

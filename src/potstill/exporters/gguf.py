@@ -1,7 +1,10 @@
 """The one-file format of llama.cpp and the programs built on it."""
 
+import errno
+import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,10 +66,17 @@ class Gguf(Exporter, kind="gguf"):
         write_keys(writer, keys | {"general.file_type": _FILE_TYPES[type], "general.quantization_version": 2})
         for name, bytes_or_floats, raw_type in found:
             writer.add_tensor(name, bytes_or_floats, raw_dtype=raw_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        try:
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        except OSError as error:
+            for file in writer.fout or ():
+                with suppress(OSError):  # what is not written yet fails again
+                    file.close()
+            # NumPy says how many bytes went missing, and not why
+            raise error if error.errno else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         return path
 
 

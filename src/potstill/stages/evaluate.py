@@ -23,6 +23,7 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
+from potstill.quant.packed import packed_of
 from potstill.stages.base import Context, DataStage, ModelRef
 from potstill.stages.lineage import PRINT, Place, lineage, places
 from potstill.stages.training import hash_order
@@ -160,6 +161,7 @@ class Evaluate(DataStage, kind="evaluate"):
         pairs: list[Any],
     ) -> dict[str, Any]:
         model = load_model(place.where)
+        packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
         check_vocabulary(model, renderer.tokenizer, place.where)
         # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
         answers = [

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from potstill.core.artifact import MANIFEST, Artifact, Makes, file_hash, write_text
 from potstill.core.errors import UserError
-from potstill.edges.models import load_model, load_tokenizer, stored_dtype
+from potstill.edges.models import load_stored, load_tokenizer
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.exporters.safetensors import Safetensors
@@ -32,30 +32,48 @@ class Export(Stage, kind="export"):
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
     study: StudyRef | None = Field(default=None, description="an evaluation whose table goes on the model card")
 
+    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+        """Why the formats would refuse a model, all of them, as far as its config and tokenizer tell."""
+        found = [exporter.problems(config, tokenizer, quantised=quantised) for exporter in self.formats]
+        return list(dict.fromkeys(problem for problems in found for problem in problems))
+
     def run(self, context: Context) -> dict[str, Any]:
-        folder = context.work.folder
+        folder, name = context.work.folder, context.work.name
         for left in folder.iterdir():  # by a run that was killed: every file here is to be this one's
             shutil.rmtree(left) if left.is_dir() else left.unlink()
+        report = self._report(context)
         where = context.where(self.model)
-        model, tokenizer = load_model(where, stored_dtype(where)), load_tokenizer(where)
+        model, tokenizer = load_stored(where), load_tokenizer(where)
         packed = packed_of(model, where)
-        name = _name_of(where, context)
+        problems = self.problems(model.config, tokenizer, quantised=bool(packed))
+        if problems:
+            raise UserError("\n".join(f"{name}: {problem}" for problem in problems))
         written: list[Path] = []
         for exporter in self.formats:
-            written += exporter.write(model, tokenizer, packed, folder, name=name)
-        if self.study is not None:
-            report = report_from(context.artifacts(self.study)[0].folder)
-            row = next((row for row in report["rows"] if row["model"] == str(self.model)), None)
-            if row is None:
-                raise UserError(
-                    f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures"
-                )
+            files = exporter.write(model, tokenizer, packed, folder, name=_name_of(where))
+            twice = sorted(file.name for file in files if file in written)
+            if twice:
+                raise UserError(f"{name}: two of its formats write {twice[0]}; leave one out, or give it other types")
+            written += files
+        if report is not None:
+            row = next(row for row in report["rows"] if row["model"] == str(self.model))
             note = _told(row["seeds"], written, bool(packed))
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
 
+    def _report(self, context: Context) -> dict[str, Any] | None:
+        """The study's report, which must have measured the model."""
+        if self.study is None:
+            return None
+        report = report_from(context.artifacts(self.study)[0].folder)
+        if not any(row["model"] == str(self.model) for row in report["rows"]):
+            raise UserError(
+                f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures"
+            )
+        return report
 
-def _name_of(where: str, context: Context) -> str:
+
+def _name_of(where: str) -> str:
     """What people call the model: recipe and stage of one that was made here, else its folder's or the hub's name."""
     scheme, _, target = where.partition(":")
     if scheme == "hf":
