@@ -58,6 +58,21 @@ def test_numbers_that_float16_cannot_hold_are_refused(exporter: Exporter, match:
     refused(exporter, model, tokenizer, {}, tmp_path, match)
 
 
+@pytest.mark.parametrize("exporter", [Gguf(types=("f16",)), Safetensors(dtype="float16")])
+def test_numbers_that_float16_flushes_to_zero_are_refused(exporter: Exporter, tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    model.model.layers[0].mlp.up_proj.weight.data *= 1e-8
+    refused(exporter, model, tokenizer, {}, tmp_path, "'model.layers.0.mlp.up_proj.weight' is too small for float16")
+    model.model.layers[0].mlp.up_proj.weight.data.zero_()
+    assert exporter.write(model, tokenizer, {}, tmp_path), "zeros are zeros"
+
+
+def test_more_ends_than_the_file_can_name_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    model = tiny_model("qwen2")
+    model.generation_config.eos_token_id = [1, 2, 3]
+    refused(Gguf(), model, tokenizer, {}, tmp_path, "answers end at 4 tokens .* and a gguf file names 3; name fewer")
+
+
 def test_eight_bit_embeddings_have_a_scale_in_float16_too(tokenizer: Any, tmp_path: Path) -> None:
     model = tiny_model("qwen2")
     model.model.embed_tokens.weight.data[0, 0] = 1e7

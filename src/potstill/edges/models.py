@@ -313,14 +313,16 @@ def as_dtype(model: Model, dtype: Any) -> Model:
     """The model itself where it has this dtype, else a copy of it in this dtype.
 
     Raises:
-        UserError: a weight is too large for the dtype.
+        UserError: a weight is too large or too small for the dtype.
     """
     if all(parameter.dtype == dtype for parameter in model.parameters()):
         return model
     cast = copy.deepcopy(model).to(dtype)
-    for (name, parameter), before in zip(cast.named_parameters(), model.parameters(), strict=True):
-        if bool((parameter.isinf() & before.isfinite()).any()):
-            raise UserError(f"the weight '{name}' is too large for {str(dtype).removeprefix('torch.')}; use float32")
+    for (name, stored), own in zip(cast.named_parameters(), model.parameters(), strict=True):
+        values, lost = own.detach().double(), stored.detach().double() - own.detach().double()
+        if not lost.isfinite().all() or lost.norm() > 0.05 * values.norm():  # overflowed, or flushed to zero
+            size = "large" if stored.isinf().any() else "small"
+            raise UserError(f"the weight '{name}' is too {size} for {str(dtype).removeprefix('torch.')}; use float32")
     return cast
 
 

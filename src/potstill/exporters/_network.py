@@ -165,7 +165,7 @@ def tensors(model: Any, packed: Mapping[str, Any], type: str, embeddings: str) -
     """
     import numpy as np
     from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
-    from gguf.quants import quantize
+    from gguf.quants import dequantize, quantize
 
     config = model.config
     architecture = {name: arch for arch, name in MODEL_ARCH_NAMES.items()}[architecture_of(config)]
@@ -189,18 +189,27 @@ def tensors(model: Any, packed: Mapping[str, Any], type: str, embeddings: str) -
         is_embedding = any(parameter is weight for weight in input_outputs)
         if type == "f32" or values.ndim == 1 or new_name.startswith("position_embd"):
             written.append((new_name, values, GGMLQuantizationType.F32))
-        elif is_embedding and type == "q4_0" and embeddings == "q8_0":
-            _check_float16(name, np.abs(values).max() / 127)
-            written.append((new_name, quantize(values, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0))
-        else:
-            _check_float16(name, np.abs(values).max())
-            written.append((new_name, values.astype(np.float16), GGMLQuantizationType.F16))
+            continue
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
+            if is_embedding and type == "q4_0" and embeddings == "q8_0":
+                stored, raw = quantize(values, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0
+                _check_range(name, values, dequantize(stored, raw))
+            else:
+                stored, raw = values.astype(np.float16), GGMLQuantizationType.F16
+                _check_range(name, values, stored)
+        written.append((new_name, stored, raw))
     return written
 
 
-def _check_float16(name: str, largest: float) -> None:
-    if largest > 65504:
+def _check_range(name: str, values: Any, stored: Any) -> None:
+    """Refuse what float16 overflows or flushes to zero; rounding alone stays far below the limit."""
+    import numpy as np
+
+    largest = np.abs(values).max(initial=0.0)
+    if not np.isfinite(stored).all():
         raise UserError(f"the tensor '{name}' is too large for float16; set types = ['f32']")
+    if largest > 0 and np.linalg.norm((stored - values) / largest) > 0.05 * np.linalg.norm(values / largest):
+        raise UserError(f"the tensor '{name}' is too small for float16; set types = ['f32']")
 
 
 def row_order(name: str, config: Any) -> Callable[[Any], Any]:

@@ -3,7 +3,7 @@
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.exporters._keys import Keys
@@ -18,6 +18,7 @@ PRE_TOKENIZERS = {
     ("bytes", ""): "gpt-2",
     ("digits", ""): "smollm",
 }
+MOST_ENDS = 3  # a file's places for them: end of sequence, of turn, of message; llama.cpp stops at each
 _INSTEAD = "export 'safetensors' instead"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # llama.cpp's token types
 
@@ -47,7 +48,7 @@ def vocabulary_problems(tokenizer: Any, rows: int) -> list[str]:
     return found
 
 
-def vocabulary_keys(tokenizer: Any, rows: int, ends: Iterable[int] = ()) -> Keys:
+def vocabulary_keys(tokenizer: Any, rows: int, ends: Sequence[int] = ()) -> Keys:
     """Vocabulary, merges and special tokens, the vocabulary padded to the model's `rows` with unused entries.
 
     Args:
@@ -69,8 +70,8 @@ def vocabulary_keys(tokenizer: Any, rows: int, ends: Iterable[int] = ()) -> Keys
         "tokenizer.ggml.add_bos_token": begins,
         "tokenizer.ggml.add_eos_token": stops,
     }
+    assert len({*ends, tokenizer.eos_token_id}) <= MOST_ENDS
     others = [end for end in dict.fromkeys(ends) if end != tokenizer.eos_token_id]
-    # the format has three places for ends; llama.cpp stops at each
     keys |= dict(zip(("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"), others, strict=False))
     if tokenizer.bos_token_id is not None:
         keys["tokenizer.ggml.bos_token_id"] = tokenizer.bos_token_id

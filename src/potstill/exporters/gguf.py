@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from potstill.core.errors import UserError
 from potstill.exporters import Exporter
 from potstill.exporters._ends import end_ids
 from potstill.exporters._keys import Keys, write_keys
 from potstill.exporters._network import BLOCK, architecture_of, network_keys, network_problems, tensors
-from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
+from potstill.exporters._vocabulary import MOST_ENDS, vocabulary_keys, vocabulary_problems
 
 Type = Literal["f32", "f16", "q4_0"]
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2}
@@ -45,10 +46,17 @@ class Gguf(Exporter, kind="gguf"):
         return found + vocabulary_problems(tokenizer, config.vocab_size)
 
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+        ends = end_ids(model, tokenizer)
+        if len(ends) > MOST_ENDS:
+            told = ", ".join(tokenizer.convert_ids_to_tokens(ends))
+            raise UserError(
+                f"answers end at {len(ends)} tokens ({told}) and a gguf file names {MOST_ENDS}; "
+                "name fewer in the eos_token_id of generation_config.json"
+            )
         keys: Keys = {
             "general.name": _harmless(self.name or name or Path(model.config._name_or_path).name or model.config.model_type),
             **network_keys(model.config),
-            **vocabulary_keys(tokenizer, model.config.vocab_size, end_ids(model, tokenizer)),
+            **vocabulary_keys(tokenizer, model.config.vocab_size, ends),
         }
         types = self._types(bool(packed))
         return [self._write_file(model, packed, type, keys, folder / _file_name(type, bool(packed))) for type in types]
