@@ -9,7 +9,9 @@ from tiny_export import QWEN2_REGEX, ROWS, TEMPLATE, split_then_bytes, train_tok
 
 from potstill.core.errors import UserError
 from potstill.exporters import Exporter
-from potstill.exporters.gguf import Gguf, q4_0_bytes, tokenizer_metadata
+from potstill.exporters._network import q4_0_bytes, row_order
+from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
+from potstill.exporters.gguf import Gguf
 from potstill.quant.gptq import round_to_nearest
 from potstill.quant.layers import quantise_model
 from potstill.quant.packed import Packed
@@ -93,7 +95,7 @@ def test_every_tensor_is_there_in_its_type_with_its_values(family, tied, embeddi
     model = build(family, tied=tied)
     packed = quantised(model)
     files = Gguf(types=("f32", "f16", "q4_0"), embeddings=embeddings).write(model, tokenizer, packed, tmp_path)
-    assert [file.name for file in files] == ["model-f32.gguf", "model-f16.gguf", "model-q4_0.gguf"]
+    assert [file.name for file in files] == ["model-q4_0-as-f32.gguf", "model-q4_0-as-f16.gguf", "model-q4_0.gguf"]
     expected = expected_tensors(model, family)
     assert ("output.weight" in expected) is not tied
     solved = {gguf_name(f"{name}.weight", family) for name in packed}
@@ -102,7 +104,7 @@ def test_every_tensor_is_there_in_its_type_with_its_values(family, tied, embeddi
         _, tensors = read(file)
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
-            if file.name == "model-f32.gguf" or tensor.data.ndim == 1 or name == "position_embd.weight":
+            if file.name == "model-q4_0-as-f32.gguf" or tensor.data.ndim == 1 or name == "position_embd.weight":
                 wanted = F32
             elif file.name == "model-q4_0.gguf" and name in solved:
                 wanted = Q4_0
@@ -151,7 +153,6 @@ def quantised_layer_with_a_group_that_misses_minus_eight() -> Packed:
 
 def test_paired_rotary_rows_give_the_attention_of_halves() -> None:
     """llama.cpp rotates rows 2i and 2i + 1; on the reordered rows that is transformers' rotation of i and i + d/2."""
-    from potstill.exporters.gguf import _row_order
 
     class Config:
         model_type, num_attention_heads, num_key_value_heads = "llama", 2, 2
@@ -170,7 +171,7 @@ def test_paired_rotary_rows_give_the_attention_of_halves() -> None:
     def scores(rotated_q, rotated_k):
         return np.einsum("hdt,hds->hts", rotated_q.reshape(2, 8, 5), rotated_k.reshape(2, 8, 5))
 
-    reorder_q, reorder_k = (_row_order(f"model.layers.0.self_attn.{part}.weight", Config) for part in ("q_proj", "k_proj"))
+    reorder_q, reorder_k = (row_order(f"model.layers.0.self_attn.{part}.weight", Config) for part in ("q_proj", "k_proj"))
     halves = scores(rotate_halves(q), rotate_halves(k))
     np.testing.assert_allclose(scores(rotate_pairs(reorder_q(q)), rotate_pairs(reorder_k(k))), halves, atol=1e-12)
     assert not np.allclose(scores(rotate_pairs(q), rotate_pairs(k)), halves)
@@ -180,8 +181,8 @@ def test_paired_rotary_rows_give_the_attention_of_halves() -> None:
 def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
     model = build(family)
     packed = quantised(model)
-    files = Gguf(name="my student").write(model, tokenizer, packed, tmp_path)
-    assert [file.name for file in files] == ["model-f16.gguf", "model-q4_0.gguf"]
+    files = Gguf(types=("f16", "q4_0")).write(model, tokenizer, packed, tmp_path, name="my student")
+    assert [file.name for file in files] == ["model-q4_0-as-f16.gguf", "model-q4_0.gguf"]
     for file, file_type in zip(files, (1, 2), strict=True):
         keys, _ = read(file)
         tokens, types, merges = (keys.pop(f"tokenizer.ggml.{part}") for part in ("tokens", "token_type", "merges"))
@@ -216,6 +217,7 @@ def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
             "tokenizer.ggml.eos_token_id": vocabulary["<|im_end|>"],
             "tokenizer.ggml.padding_token_id": vocabulary["<|endoftext|>"],
             "tokenizer.ggml.add_bos_token": False,
+            "tokenizer.ggml.add_eos_token": False,
             "tokenizer.chat_template": TEMPLATE,
         } | {f"{family}.{key}": value for key, value in own.items()}
 
@@ -255,7 +257,8 @@ def digits() -> Any:
     ],
 )
 def test_the_way_of_cutting_is_read_off_the_tokenizer(make, pre) -> None:
-    assert dict(tokenizer_metadata(make(), ROWS))["tokenizer_pre"] == pre
+    assert vocabulary_problems(make(), ROWS) == []
+    assert vocabulary_keys(make(), ROWS)["tokenizer.ggml.pre"] == pre
 
 
 @pytest.mark.parametrize(
@@ -271,8 +274,7 @@ def test_the_way_of_cutting_is_read_off_the_tokenizer(make, pre) -> None:
     ],
 )
 def test_an_unknown_way_of_cutting_is_refused(make) -> None:
-    with pytest.raises(UserError, match="does not recognise how this tokenizer cuts text"):
-        tokenizer_metadata(make(), ROWS)
+    assert "does not recognise how this tokenizer cuts text" in vocabulary_problems(make(), ROWS)[0]
 
 
 def lowercase() -> Any:
@@ -286,12 +288,13 @@ def test_a_beginning_of_sequence_token_is_added_where_the_tokenizer_adds_it() ->
 
     tokenizer = train_tokenizer([byte_level()])
     tokenizer.bos_token = "<|im_start|>"
-    silent = dict(tokenizer_metadata(tokenizer, ROWS))
-    assert (silent["bos_token_id"], silent["add_bos_token"]) == (tokenizer.bos_token_id, False)
+    silent = vocabulary_keys(tokenizer, ROWS)
+    assert silent["tokenizer.ggml.bos_token_id"] == tokenizer.bos_token_id
+    assert silent["tokenizer.ggml.add_bos_token"] is False
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<|im_start|> $A", special_tokens=[("<|im_start|>", tokenizer.bos_token_id)]
     )
-    assert dict(tokenizer_metadata(tokenizer, ROWS))["add_bos_token"] is True
+    assert vocabulary_keys(tokenizer, ROWS)["tokenizer.ggml.add_bos_token"] is True
 
 
 def test_what_the_format_cannot_hold_is_refused(build, tokenizer, tmp_path) -> None:
@@ -300,9 +303,9 @@ def test_what_the_format_cannot_hold_is_refused(build, tokenizer, tmp_path) -> N
             Gguf(**fields).write(model, tokenizer, packed or {}, tmp_path)
         assert list(tmp_path.iterdir()) == []
 
-    scaled = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0}
+    scaled = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
     refused(build("qwen2"), "types name 'q4_0' but the model is not quantised", types=("q4_0",))
-    refused(build("llama", rope_parameters=scaled), "cannot express rotary embeddings of type 'linear'")
+    refused(build("llama", rope_parameters=scaled), "cannot express rotary embeddings of type 'dynamic'")
     refused(build("llama", hidden_act="gelu"), "cannot express the activation 'gelu'")
     refused(build("gpt2", activation_function="relu"), "cannot express the activation 'relu'")
     refused(build("gpt2", scale_attn_by_inverse_layer_idx=True), "attention scaled in another way")
@@ -323,9 +326,10 @@ def test_sentencepiece_and_endless_tokenizers_are_refused() -> None:
     from transformers import PreTrainedTokenizerFast
 
     sentencepiece = Tokenizer(models.BPE({"<0x00>": 0, "a": 1}, [], byte_fallback=True))
-    with pytest.raises(UserError, match="byte-level BPE tokenizers, not SentencePiece"):
-        tokenizer_metadata(PreTrainedTokenizerFast(tokenizer_object=sentencepiece), ROWS)
+    problems = vocabulary_problems(PreTrainedTokenizerFast(tokenizer_object=sentencepiece), ROWS)
+    assert "byte-level BPE tokenizers, not SentencePiece" in problems[0]
     endless = train_tokenizer([byte_level()])
     endless.eos_token = None
-    with pytest.raises(UserError, match=r"end-of-sequence token; set tokenizer\.eos_token"):
-        tokenizer_metadata(endless, ROWS)
+    assert vocabulary_problems(endless, ROWS) == [
+        "the gguf exporter needs the tokenizer to have an end-of-sequence token; set tokenizer.eos_token"
+    ]

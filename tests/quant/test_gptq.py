@@ -6,7 +6,16 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.quant.gptq import Hessian, gptq, group_scales, output_error, round_to_nearest
+from potstill.quant.gptq import (
+    Hessian,
+    _column_by_column,
+    _inverse_cholesky,
+    gptq,
+    group_scales,
+    output_error,
+    round_to_nearest,
+    solve,
+)
 from potstill.quant.packed import Packed, load_packed, pack_nibbles, save_packed, unpack_nibbles
 
 
@@ -147,7 +156,10 @@ def test_codes_equal_those_of_repeated_least_squares() -> None:
             missed = target[:, :i] - fixed[:, :i]
             wanted = wanted + torch.linalg.solve(damped[i:, i:], damped[i:, :i] @ missed.T).T[:, 0]
         fixed[:, i] = scale[:, i] * (wanted / scale[:, i]).round().clamp(-8, 7)
-    assert torch.equal(packed.dequantise().double(), fixed)
+    nearest = scale * (weight.double() / scale).round().clamp(-8, 7)
+    worse = row_error(weight, fixed, hessian) >= row_error(weight, nearest, hessian)
+    assert 0 < worse.sum() < 3, "both kinds of row are seen"
+    assert torch.equal(packed.dequantise().double(), torch.where(worse[:, None], nearest, fixed))
 
 
 def test_close_to_the_best_of_all_codes() -> None:
@@ -176,13 +188,81 @@ def test_hessian_and_output_error_by_hand() -> None:
     assert output_error(torch.ones(1, 2), packed, hessian.sum_II) == pytest.approx(1.5 / 14)
 
 
+# No row is worse than rounding to nearest
+
+
+def row_error(weight_OI: Tensor, rounded_OI: Tensor, hessian_II: Tensor) -> Tensor:
+    error_OI = weight_OI.double() - rounded_OI.double()
+    return torch.einsum("oi,ij,oj->o", error_OI, hessian_II, error_OI)
+
+
+def inputs_that_mislead(kind: str, seed: int) -> Tensor:
+    """Rows of calibration inputs [N, 64] on which spreading errors column by column can go wrong."""
+    random = torch.Generator().manual_seed(seed)
+    if kind == "few rows":
+        return torch.randn(3, 64, generator=random, dtype=torch.float64)
+    x = torch.randn(256, 64, generator=random, dtype=torch.float64)
+    match kind:
+        case "outlier":
+            x[:, 5] *= 1e4
+        case "duplicates":
+            x[:, 32:] = x[:, :32]
+        case "opposites":
+            x[:, 32:] = -x[:, :32] + 1e-3 * x[:, 32:]
+        case "rank one":
+            x = x[:, :1] @ x[:1]
+        case "dead":
+            x[:, ::3] = 0
+        case "tiny":
+            x *= 1e-12
+    return x
+
+
+def never_worse(solver) -> bool:
+    """The law, by the outputs themselves: ‖X (w − q)‖² of each output row is at most that of rounding to nearest."""
+    for kind in ("few rows", "plain", "outlier", "duplicates", "opposites", "rank one", "dead", "tiny"):
+        for seed in range(12):
+            x_NI = inputs_that_mislead(kind, seed)
+            weight_OI = torch.randn(24, 64, generator=torch.Generator().manual_seed(seed + 100)) * 0.05
+            solved, nearest = solver(weight_OI, x_NI.T @ x_NI), round_to_nearest(weight_OI)
+            energy_O = (x_NI @ weight_OI.double().T).square().sum(0)
+            errors = [(x_NI @ (weight_OI - p.dequantise()).double().T).square().sum(0) for p in (solved, nearest)]
+            if (errors[0] > errors[1] + 1e-12 * energy_O).any():
+                return False
+    return True
+
+
+def greedy_alone(weight_OI: Tensor, hessian_II: Tensor) -> Packed:
+    """A broken GPTQ that keeps its codes whatever they do: the paper's."""
+    scales_OG = group_scales(weight_OI, 32)
+    upper_II, _ = _inverse_cholesky(hessian_II, 0.01)
+    scales_OI = scales_OG.double().repeat_interleave(32, 1)
+    return Packed(_column_by_column(weight_OI.double(), scales_OI, upper_II, 128).to(torch.int8), scales_OG, 32)
+
+
+def test_no_output_row_is_worse_than_rounding_and_the_greedy_codes_alone_are() -> None:
+    assert never_worse(gptq)
+    assert not never_worse(greedy_alone)
+
+
+def test_what_the_solver_did_is_reported() -> None:
+    weight, hessian = correlated_layer(13)
+    assert solve(weight, hessian).damping == 0.01
+    assert (solve(weight, hessian).dead_columns, solve(weight, hessian).rounded_rows) == (0, 0)
+    hessian[7], hessian[:, 7] = 0, 0
+    assert solve(weight, hessian).dead_columns == 1
+    slightly_indefinite = torch.eye(64, dtype=torch.float64)
+    slightly_indefinite[0, 1] = slightly_indefinite[1, 0] = 1.05
+    assert solve(weight, slightly_indefinite).damping == pytest.approx(0.1)
+
+
 # Edges
 
 
 @pytest.mark.parametrize("clip_search", [False, True])
 def test_zero_huge_and_vanishing_groups(clip_search: bool) -> None:
     _, hessian = correlated_layer(9, inputs=16)
-    weight = torch.tensor([[0.0] * 4 + [1e9, -1e9, 1.0, 0.0] + [1e-12] * 4 + [1e-6] * 4])
+    weight = torch.tensor([[0.0] * 4 + [524_000, -524_000, 1.0, 0.0] + [1e-12] * 4 + [1e-6] * 4])
     for packed in (
         round_to_nearest(weight, 4, clip_search=clip_search),
         gptq(weight, hessian, group=4, clip_search=clip_search),
@@ -233,6 +313,11 @@ def test_errors_name_the_remedy() -> None:
         gptq(weight, hessian * torch.nan)
     with pytest.raises(UserError, match="weights hold NaN"):
         group_scales(weight * torch.inf, 32)
+    weight[0, 0] = 1e6
+    with pytest.raises(
+        UserError, match="a weight of 1,000,000 needs a scale that float16 cannot hold; four bits reach 524,032"
+    ):
+        round_to_nearest(weight)
 
 
 # Storing

@@ -11,7 +11,7 @@ from potstill.core.errors import UserError
 from potstill.edges.hub import INDEX, WEIGHTS, commit_of, files_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
 from potstill.edges.known import KNOWN
 from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, form_of, load_tokenizer, shared_vocabulary
-from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, stored_in, weight_files
+from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
 
 ARCHITECTURES = ("qwen2", "llama", "gpt2")
 PLAIN = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
@@ -295,8 +295,58 @@ def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
     return made.train(model.training)
 
 
-def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int] | None = None) -> None:
-    """As any Hub model is saved: config, safetensors, tokenizer with its chat template.
+def stored_dtype(where: str) -> Any:
+    """The torch dtype of a folder's weights: what all of them share, else float32; of a hub name what its config says.
+
+    Raises:
+        UserError: as `weight_files`.
+    """
+    import torch
+
+    folder = folder_of(where)
+    if folder is None:
+        return getattr(config_of(where), "dtype", None)
+    known = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    stored = {entry["dtype"] for file in weight_files(folder) for entry in header_of(file).values()}
+    return known.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
+
+
+def load_stored(where: str) -> Model:
+    """`load_model`, its parameters in the dtype in which they are stored, where that holds each exactly; else in float32."""
+    model, dtype = load_model(where), stored_dtype(where)
+    if dtype is not None and all(bool((p == p.to(dtype).to(p.dtype)).all()) for p in model.parameters()):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def as_dtype(model: Model, dtype: Any) -> Model:
+    """The model itself where it has this dtype, else a copy of it in this dtype.
+
+    Raises:
+        UserError: a weight is too large or too small for the dtype.
+    """
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return model
+    cast = copy.deepcopy(model).to(dtype)
+    for (name, stored), own in zip(cast.named_parameters(), model.parameters(), strict=True):
+        values, lost = own.detach().double(), stored.detach().double() - own.detach().double()
+        if not lost.isfinite().all() or lost.norm() > 0.05 * values.norm():  # overflowed, or flushed to zero
+            size = "large" if stored.isinf().any() else "small"
+            raise UserError(f"the weight '{name}' is too {size} for {str(dtype).removeprefix('torch.')}; use float32")
+    return cast
+
+
+def skeleton(config: Any) -> Model:
+    """The modules of a model of this config, with shapes and without weights."""
+    import torch
+
+    with torch.device("meta"):
+        return library().AutoModelForCausalLM.from_config(config)
+
+
+def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int] | None = None, dtype: Any = None) -> None:
+    """As any Hub model is saved: config, safetensors, tokenizer with its chat template; weights in `dtype`, default: theirs.
 
     With `stop_ids` plain transformers' `generate` stops where the model was trained to, and is greedy: what a checkpoint
     brought along (sampling, a repetition penalty, another end) was not what it was measured with.
@@ -306,7 +356,7 @@ def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[
         model.generation_config = transformers.GenerationConfig(
             eos_token_id=stop_ids, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, do_sample=False
         )
-    model.save_pretrained(str(folder), safe_serialization=True)
+    (model if dtype is None else as_dtype(model, dtype)).save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
 
 

@@ -1,11 +1,15 @@
 """A plain folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.core.errors import UserError
+from pydantic import Field
+
+from potstill.edges.models import as_dtype
 from potstill.exporters import Exporter
+from potstill.exporters._ends import end_ids
 
 
 class Safetensors(Exporter, kind="safetensors"):
@@ -15,20 +19,25 @@ class Safetensors(Exporter, kind="safetensors"):
     the folder answers just as the GGUF's grid does, and is no smaller than before.
     """
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: as the model is
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the weights; auto: as the model is stored"
+    )
 
-    def write(self, model: Any, tokenizer: Any, packed: Any, folder: Path) -> list[Path]:
+    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+        if not quantised or self.dtype in ("auto", "float32"):
+            return []
+        return [
+            f"the safetensors exporter's dtype = '{self.dtype}' cannot hold quantised weights exactly; "
+            "use 'auto' or 'float32', or export 'gguf' for a small file"
+        ]
+
+    def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
         import torch
 
-        if packed and self.dtype not in ("auto", "float32"):
-            raise UserError(
-                f"the safetensors exporter's dtype = '{self.dtype}' cannot hold quantised weights exactly; "
-                "use 'auto' or 'float32', or export 'gguf' for a small file"
-            )
-        dtype = model.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-        if dtype != model.dtype:
-            model = copy.deepcopy(model).to(dtype)  # a copy: the exporters after this one want the model as it was
-        before = set(folder.iterdir())
-        model.save_pretrained(folder)
+        written = model if self.dtype == "auto" else as_dtype(model, getattr(torch, self.dtype))
+        written = copy.copy(written)  # shallow: only the generation config differs from the caller's
+        written.generation_config = copy.deepcopy(model.generation_config)
+        written.generation_config.eos_token_id = end_ids(model, tokenizer)
+        written.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        return sorted(set(folder.iterdir()) - before)
+        return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.edges.codes import weight_of
 from potstill.edges.models import linears_in
-from potstill.quant.layers import weight_of
 
 LARGEST = 127
 

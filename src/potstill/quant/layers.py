@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from potstill.core.errors import UserError
-from potstill.edges.models import blocks_of, linears_in
-from potstill.quant.gptq import Hessian, gptq, output_error, round_to_nearest
+from potstill.edges.codes import weight_of
+from potstill.edges.models import blocks_of, linears_in, skeleton
+from potstill.quant.gptq import Hessian, output_error, round_to_nearest, solve
 from potstill.quant.packed import Packed
 
 Batch = dict[str, Tensor]
@@ -20,10 +21,23 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class LayerError:
-    """`output_error` of one layer on one and the same Hessian; `gptq` is None where GPTQ was not asked for."""
+    """How one layer was rounded.
+
+    Attributes:
+        gptq: `output_error` of the solver's codes; None where rounding to nearest was asked for.
+        rtn: `output_error` of rounding to nearest, on the same Hessian.
+        damping: λ that the solver used; None without it.
+        dead_columns: inputs that were zero in every calibration row.
+        rounded_rows: outputs for which the solver was no better than rounding, which was taken.
+        vanished: whether weights that were not zero all became zero.
+    """
 
     gptq: float | None
     rtn: float
+    damping: float | None = None
+    dead_columns: int = 0
+    rounded_rows: int = 0
+    vanished: bool = False
 
 
 @dataclass
@@ -104,17 +118,37 @@ def _round(
     weight_OI: Tensor, hessian_II: Tensor, method: str, group: int, damping: float, clip_search: bool
 ) -> tuple[Packed, LayerError]:
     weight_OI = weight_OI.to(hessian_II.device)
-    packed = round_to_nearest(weight_OI, group, clip_search=clip_search)
-    rtn = output_error(weight_OI, packed, hessian_II)
+    nearest = round_to_nearest(weight_OI, group, clip_search=clip_search)
+    rtn, dead = output_error(weight_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
     if method == "rtn":
-        return packed.cpu(), LayerError(gptq=None, rtn=rtn)
-    packed = gptq(weight_OI, hessian_II, group=group, damping=damping, clip_search=clip_search)
-    return packed.cpu(), LayerError(output_error(weight_OI, packed, hessian_II), rtn)
+        return nearest.cpu(), LayerError(None, rtn, dead_columns=dead, vanished=_vanished(weight_OI, nearest))
+    solved = solve(weight_OI, hessian_II, group=group, damping=damping, clip_search=clip_search)
+    error = LayerError(
+        gptq=output_error(weight_OI, solved.packed, hessian_II),
+        rtn=rtn,
+        damping=solved.damping,
+        dead_columns=solved.dead_columns,
+        rounded_rows=solved.rounded_rows,
+        vanished=_vanished(weight_OI, solved.packed),
+    )
+    return solved.packed.cpu(), error
 
 
-def weight_of(layer: Any) -> Tensor:
-    """A view of the layer's matrix as [out, in]."""
-    return layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+def _vanished(weight_OI: Tensor, packed: Packed) -> bool:
+    return bool(weight_OI.any()) and not packed.dequantise().any()
+
+
+def width_problems(config: Any, group: int) -> list[str]:
+    """Why no linear layer of a model could be quantised, as far as its config tells; empty where some could."""
+    layers = [layer for block in blocks_of(skeleton(config)) for layer in linears_in(block).values()]
+    widths = sorted({weight_of(layer).shape[1] for layer in layers})
+    if any(width % group == 0 for width in widths):
+        return []
+    smaller = next((size for size in (64, 32) if size < group and any(width % size == 0 for width in widths)), None)
+    remedy = f"set group = {smaller}" if smaller else "leave this model unquantised"
+    return [
+        f"no layer's width ({', '.join(map(str, widths))}) divides into groups of {group}, so none can be quantised; {remedy}"
+    ]
 
 
 @contextmanager

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from potstill.core.errors import UserError
+from potstill.edges.codes import check_codes
+from potstill.edges.models import PACKED, Model
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -54,12 +58,40 @@ def save_packed(packed: Mapping[str, Packed], path: Path) -> None:
 
 
 def load_packed(path: Path) -> dict[str, Packed]:
-    """Read what `save_packed` wrote, in the file's order of names."""
-    from safetensors import safe_open
+    """Read what `save_packed` wrote, in the file's order of names.
 
-    with safe_open(path, framework="pt") as file:
-        groups = {key.removesuffix(".group"): int(group) for key, group in file.metadata().items() if key != "empty"}
-        return {
-            name: Packed(unpack_nibbles(file.get_tensor(f"{name}.codes")), file.get_tensor(f"{name}.scales"), group)
-            for name, group in sorted(groups.items())
-        }
+    Raises:
+        UserError: the file is damaged, or something else wrote it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            groups = {key.removesuffix(".group"): int(group) for key, group in file.metadata().items() if key != "empty"}
+            return {
+                name: Packed(unpack_nibbles(file.get_tensor(f"{name}.codes")), file.get_tensor(f"{name}.scales"), group)
+                for name, group in sorted(groups.items())
+            }
+    except (SafetensorError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: not the codes of a quantised model ({error}); quantise the model again") from error
+
+
+def packed_of(model: Model, where: str) -> dict[str, Packed]:
+    """The codes beside a model's weights, compared with them exactly; {} where it is not quantised.
+
+    Args:
+        model: loaded from `where` in float32, which alone holds dequantised weights exactly.
+        where: `path:…` or `hf:…`.
+
+    Raises:
+        UserError: the weights were changed after they were quantised; names the layer and the remedy.
+    """
+    file = Path(where.removeprefix("path:")).expanduser() / PACKED
+    if not where.startswith("path:") or not file.is_file():
+        return {}
+    packed = load_packed(file)
+    try:
+        check_codes(model, packed)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return packed

@@ -35,6 +35,7 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
+from potstill.quant.packed import packed_of
 from potstill.stages.base import Context, DataStage, reasons
 from potstill.stages.cost import head_memory
 from potstill.stages.lineage import Place, lineage, places
@@ -323,6 +324,7 @@ class Evaluate(DataStage, kind="evaluate"):
     ) -> dict[str, Any]:
         """Answers and scores of one model, asked in its own form and stopped at its own ends."""
         model, renderer = load_model(place.where), read.renderer
+        packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
         check_vocabulary(model, renderer.tokenizer, place.where)
         # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
         answers = [

@@ -7,16 +7,16 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from potstill.core.artifact import Artifact, Makes, file_hash, write_text
+from potstill.core.artifact import MANIFEST, Artifact, Makes, file_hash, write_text
 from potstill.core.errors import Problem, UserError
 from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import PACKED, load_model, load_tokenizer
+from potstill.edges.models import load_stored, load_tokenizer
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.exporters.safetensors import Safetensors
-from potstill.quant.packed import load_packed
+from potstill.quant.packed import packed_of
 from potstill.report.card import model_card
 from potstill.stages.base import Context, Stage
 from potstill.stages.lineage import as_chosen, places
@@ -33,6 +33,7 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # 2: dtype as stored, ends of turn, a name for people, only q4_0 of a quantised model
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
@@ -40,9 +41,14 @@ class Export(Stage, kind="export"):
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         try:
-            outlook.model(self.model)
+            found = outlook.model(self.model)
+            tokenizer = found.tokenizer() if found is not None else None
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
+            return
+        if found is not None and tokenizer is not None:
+            refused = self.refusals(found.config, tokenizer, quantised=found.quantised)
+            yield from (Problem("formats", rule) for rule in refused)
 
     def cost(self, outlook: Outlook) -> Cost:
         found = outlook.model(self.model)
@@ -56,27 +62,46 @@ class Export(Stage, kind="export"):
     def closing(self, summary: dict[str, Any]) -> str:
         return ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
 
+    def refusals(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+        """Why the formats would refuse a model, all of them, as far as its config and tokenizer tell."""
+        found = [exporter.problems(config, tokenizer, quantised=quantised) for exporter in self.formats]
+        return list(dict.fromkeys(problem for problems in found for problem in problems))
+
     def run(self, context: Context) -> dict[str, Any]:
-        folder = context.work.folder
+        folder, name = context.work.folder, context.work.name
         for left in folder.iterdir():  # by a run that was killed: every file here is to be this one's
             shutil.rmtree(left) if left.is_dir() else left.unlink()
+        report = self._report(context)
         where = context.where(self.model)
-        model, tokenizer = load_model(where), load_tokenizer(where)
+        model, tokenizer = load_stored(where), load_tokenizer(where)
         _as_trained(context, self.model, tokenizer)
-        packed_file = Path(where.removeprefix("path:")) / PACKED
-        packed = load_packed(packed_file) if where.startswith("path:") and packed_file.is_file() else {}
+        packed = packed_of(model, where)
+        refused = self.refusals(model.config, tokenizer, quantised=bool(packed))
+        if refused:
+            raise UserError("\n".join(f"{name}: {rule}" for rule in refused))
         written: list[Path] = []
         for exporter in self.formats:
-            written += exporter.write(model, tokenizer, packed, folder)
-        if self.study is not None:
-            report = report_from(context.artifacts(self.study)[0].folder)
-            row = next((row for row in report["rows"] if row["model"] == str(self.model)), None)
-            if row is None:
-                raise UserError(
-                    f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures"
-                )
-            write_text(folder / "README.md", model_card(report, model_row=row["name"], note=_told(row["seeds"], written)))
+            files = exporter.write(model, tokenizer, packed, folder, name=_name_of(where))
+            twice = sorted(file.name for file in files if file in written)
+            if twice:
+                raise UserError(f"{name}: two of its formats write {twice[0]}; leave one out, or give it other types")
+            written += files
+        if report is not None:
+            row = next(row for row in report["rows"] if row["model"] == str(self.model))
+            note = _told(row["seeds"], written, bool(packed))
+            write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
+
+    def _report(self, context: Context) -> dict[str, Any] | None:
+        """The study's report, which must have measured the model."""
+        if self.study is None:
+            return None
+        report = report_from(context.artifacts(self.study)[0].folder)
+        if not any(row["model"] == str(self.model) for row in report["rows"]):
+            raise UserError(
+                f"{context.work.name}: {self.study} did not measure {self.model}, so its card would have no figures"
+            )
+        return report
 
 
 def _as_trained(context: Context, ref: ModelRef, tokenizer: Any) -> None:
@@ -102,9 +127,26 @@ def _trained(artifact: Artifact) -> Artifact:
     return artifact
 
 
-def _told(seeds: list[Any], written: list[Path]) -> str:
+def _name_of(where: str) -> str:
+    """What people call the model: recipe and stage of one that was made here, else its folder's or the hub's name."""
+    scheme, _, target = where.partition(":")
+    if scheme == "hf":
+        return target.partition("@")[0].rpartition("/")[2]
+    folder = Path(target).expanduser().resolve()
+    if not (folder / MANIFEST).is_file():
+        return folder.name
+    artifact = Artifact.load(folder)
+    return " ".join(part for part in (artifact.recipe, artifact.name.partition("@")[0]) if part) or folder.name
+
+
+def _told(seeds: list[Any], written: list[Path], quantised: bool) -> str:
     """What the card says of these very files."""
-    files = ", ".join(f"`{path.name}`" for path in written if path.suffix in (".gguf", ".safetensors"))
-    if len(seeds) < 2:
-        return f"Weights: {files}."
-    return f"Weights: {files}, of seed {seeds[0]}. The figures below are means over the seeds {', '.join(map(str, seeds))}."
+    files = [path.name for path in written if path.suffix in (".gguf", ".safetensors")]
+    told = f"Weights: {', '.join(f'`{name}`' for name in files)}"
+    told += f", of seed {seeds[0]}." if len(seeds) > 1 else "."
+    wide = [f"`{name}`" for name in files if "q4_0." not in name]
+    if quantised and wide:
+        told += f" This is a model of four-bit weights, which stand in a wider type in {', '.join(wide)}."
+    if len(seeds) > 1:
+        told += f" The figures below are means over the seeds {', '.join(map(str, seeds))}."
+    return told

@@ -1,7 +1,8 @@
 """Four-bit weights."""
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -10,7 +11,7 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
-from potstill.quant.layers import quantise_model
+from potstill.quant.layers import LayerError, quantise_model, width_problems
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
@@ -26,6 +27,8 @@ class Quantize(DataStage, kind="quantize"):
     Calibrated on training rows that went through the chat template, never on evaluation rows. The artifact holds the codes
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
+
+    version: ClassVar[int] = 2  # 2: no output row is worse than rounding to nearest
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
@@ -49,9 +52,12 @@ class Quantize(DataStage, kind="quantize"):
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
         try:
-            outlook.model(self.model)
+            found = outlook.model(self.model)
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
+            return
+        if found is not None:
+            yield from (Problem("group", rule) for rule in width_problems(found.config, self.group))
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
         return made_from(outlook.model(self.model), quantised=True)
@@ -109,16 +115,56 @@ class Quantize(DataStage, kind="quantize"):
                 i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"
             ),
         )
-        save_model(model, tokenizer, work.folder, renderer.stop_ids)
+        if not result.packed:
+            raise UserError(
+                f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
+            )
+        # dequantised weights are exact in float32 alone, whatever dtype the model came in
+        save_model(model, tokenizer, work.folder, renderer.stop_ids, dtype=torch.float32)
         save_packed(result.packed, work.folder / PACKED)
-        quantised = sum(packed.codes_OI.numel() for packed in result.packed.values())
+        notes = notes_on(result.errors, self.damping)
+        for note in notes:
+            work.note(note)
         return {
             "made_from": str(self.model),
             "method": self.method,
-            "layers": [{"name": name, "gptq_error": e.gptq, "rtn_error": e.rtn} for name, e in result.errors.items()],
+            "layers": [_layer(name, error) for name, error in result.errors.items()],
             "kept": list(result.kept),
-            "quantised_parameters": quantised,
+            "notes": notes,
+            "quantised_parameters": sum(packed.codes_OI.numel() for packed in result.packed.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
             "bits_per_weight": 4 + 16 / self.group,
             "calibration_tokens": sum(map(len, pairs)),
         }
+
+
+def _layer(name: str, error: LayerError) -> dict[str, Any]:
+    figures = asdict(error)
+    return {"name": name, "gptq_error": figures.pop("gptq"), "rtn_error": figures.pop("rtn"), **figures}
+
+
+def notes_on(errors: Mapping[str, LayerError], damping: float) -> list[str]:
+    """What a reader must know of how the layers were rounded, beyond their errors."""
+    notes = []
+    raised = {name: e.damping for name, e in errors.items() if e.damping is not None and e.damping > damping}
+    if raised:
+        worst = max(raised, key=lambda name: raised[name])
+        notes.append(
+            f"damping raised in {len(raised)} of {len(errors)} layers, to {raised[worst]:g} in '{worst}' (asked: {damping:g}): "
+            "their calibration inputs depend on one another; calibrate on more rows"
+        )
+    dead = {name: e.dead_columns for name, e in errors.items() if e.dead_columns}
+    if dead:
+        worst = max(dead, key=lambda name: dead[name])
+        notes.append(
+            f"{sum(dead.values()):,} inputs of {len(dead)} layers were zero in every calibration row, "
+            f"{dead[worst]:,} of them in '{worst}': their weights are rounded to nearest"
+        )
+    rounded = sum(e.rounded_rows for e in errors.values())
+    if rounded:
+        notes.append(f"{rounded:,} outputs are rounded to nearest, because GPTQ was no better on the calibration rows")
+    vanished = [name for name, e in errors.items() if e.vanished]
+    if vanished:
+        first = f"'{vanished[0]}'" + (f" and {len(vanished) - 1} more" if len(vanished) > 1 else "")
+        notes.append(f"all weights of {first} became zero: they are too small for a float16 scale")
+    return notes

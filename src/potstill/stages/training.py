@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -19,7 +19,7 @@ from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
-from potstill.edges.models import Model, check_positions, save_model
+from potstill.edges.models import Model, check_positions, save_model, stored_dtype
 from potstill.edges.sampling import generate
 from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenizer
 from potstill.inits import Init
@@ -130,6 +130,9 @@ class TrainingStage(DataStage):
     adapter: Adapter | None = Field(default=None, description="train low-rank adapters only; default: every weight")
     optim: Optim = Optim()
     validation: Validation = Validation()
+    save_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="of the weights that are saved; auto: as they came. Training keeps them in float32"
+    )
 
     @abstractmethod
     def learner(self) -> tuple[str, ModelRef]:
@@ -171,6 +174,13 @@ class TrainingStage(DataStage):
     def closing(self, summary: dict[str, Any]) -> str:
         return trained_in_words(summary)
 
+    def saved_in(self, where: str) -> Any:
+        """The torch dtype of the saved weights."""
+        import torch
+
+        named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return named[self.save_dtype] if self.save_dtype != "auto" else stored_dtype(where)
+
     def run(self, context: Context) -> dict[str, Any]:
         work, where = context.work, context.where(self.learner()[1])
         tokenizer = load_tokenizer(where)
@@ -188,7 +198,7 @@ class TrainingStage(DataStage):
         merge()
         with whole(model) as plain:
             if plain is not None:
-                save_model(plain, tokenizer, work.folder, renderer.stop_ids)
+                save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in(where))
         teacher = self.taught_by()
         record = trained_record(self, store, totals, str(self.learner()[1]), str(teacher) if teacher is not None else None)
         summary = {

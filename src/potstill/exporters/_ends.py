@@ -1,0 +1,25 @@
+"""The tokens after which a program must stop generating."""
+
+from typing import Any
+
+from potstill.core.errors import UserError
+from potstill.data.prompts import Prompts, Renderer
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end an answer, most specific first: the chat template's end of turn, the model's own, end of sequence.
+
+    A model that was never trained here often names its end of sequence alone, and would talk past its turn.
+    """
+    own = model.generation_config.eos_token_id
+    ends = [*_end_of_turn(tokenizer), *(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return list(dict.fromkeys(end for end in ends if end is not None))
+
+
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    if not tokenizer.chat_template:
+        return []
+    try:
+        return [Renderer(tokenizer, Prompts()).end_of_turn_id]
+    except (UserError, ValueError):  # a template that shows no plain question and answer, so nothing was trained on it either
+        return []

@@ -1,0 +1,49 @@
+"""A pretrained model through the exporter and llama.cpp."""
+
+import os
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from llamacpp import ask, needs_llamacpp
+
+from potstill.edges.models import load_stored, load_tokenizer
+from potstill.exporters.gguf import Gguf
+
+REAL = os.environ.get("POTSTILL_REAL_MODELS", "")
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not REAL, reason="set POTSTILL_REAL_MODELS to a folder that holds smollm2"),
+    needs_llamacpp,
+]
+TEXTS = [
+    "It's 12 o'clock: don't wait!", "naïve café e\u0301 日本語 สวัสดี مرحبا 👍🏽", "a\x04b in\x04g", "\U000f0000", " \n\n\t x  ",
+    "", "<|im_start|>user\nhi<|im_end|>\n", "x <file_sep> y", "1234567 3.14 x²", "def f(x):\n\treturn x+1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> tuple[Any, Any]:
+    where = f"path:{REAL}/smollm2"
+    return load_stored(where), load_tokenizer(where)
+
+
+def test_smollm2_says_the_same_in_llamacpp(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
+    model, tokenizer = smollm2
+    (file,) = Gguf(types=("f32",)).write(model, tokenizer, {}, tmp_path)
+    messages = [{"role": "user", "content": "What is the capital of Peru?"}]
+    prompt = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)).input_ids
+    lengths = (5, len(prompt))
+    texts = [unicodedata.normalize("NFC", text) for text in TEXTS]
+    answer = ask(file, [prompt[:length] for length in lengths], texts)
+    assert answer["ids"] == [tokenizer(text).input_ids for text in texts]
+    with torch.no_grad():
+        logp_TV = model.float()(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    for length, found in zip(lengths, answer["logp"], strict=True):
+        assert len(found) == 49_152
+        assert max(abs(float(logp_TV[length - 1, id]) - value) for id, value in found.items()) < 1e-3
+    ((text, reason),) = ask(file, [prompt], words=40)["answers"]
+    assert text == "The capital of Peru is Lima."
+    assert reason == "stop"
