@@ -199,7 +199,7 @@ class Outlook:
             UserError: a row cannot be read or rendered; names it.
         """
         tokenizer = self.tokenizer(ref) if ref is not None else None
-        key = (str(data.spec()), prompts, split, id(tokenizer) if tokenizer is not None else None)
+        key = (str(data.spec()), prompts.model_dump_json(), split, id(tokenizer) if tokenizer is not None else None)
         if key not in self._rows:
             self._rows[key] = read_rows(data, prompts, tokenizer, split)
         return self._rows[key]
