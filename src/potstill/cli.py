@@ -89,18 +89,16 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
     from potstill.core.errors import RecipeError
-    from potstill.recipe.parse import load_recipe
+    from potstill.run import preflight
 
     try:
-        found = load_recipe(_recipe_path(recipe), overrides)
+        found = preflight.check(_recipe_path(recipe), overrides)
     except RecipeError as error:
         if not as_json:
             raise
         problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in error.problems]
         click.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
         sys.exit(2)
-    for source in {str(s): s for stage in found.stages for s in stage.sources() if getattr(s, "path", None)}.values():
-        next(iter(source.rows()), None)  # a wrong column shows in the first row
     if as_json:
         click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
     else:
@@ -142,9 +140,9 @@ def plan(
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
     from potstill.commands.plan import estimate, print_plan
     from potstill.commands.spread import Cluster, print_spread
-    from potstill.recipe.parse import load_recipe
+    from potstill.run import preflight
 
-    found = load_recipe(_recipe_path(recipe), overrides)
+    found = preflight.load(_recipe_path(recipe), overrides)
     cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
     planned = estimate(found, out or Path("runs") / found.name, cluster, measure=cluster is None)
     if as_json:
@@ -270,12 +268,12 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
 
     from potstill.core.progress import Progress
     from potstill.edges import ranks
-    from potstill.recipe.parse import load_recipe
+    from potstill.run import preflight
     from potstill.run.runner import run_recipe
 
     command = shlex.join(["potstill", *sys.argv[1:]])
     with ranks.joined():  # under torchrun a mistake in the recipe, too, is told once
-        found = load_recipe(recipe, overrides)
+        found = preflight.load(recipe, overrides)
         folder = out or Path("runs") / found.name
         progress = Progress("quiet" if quiet else "auto")
         done = run_recipe(found, folder, progress=progress, command=command, stopper=click.get_current_context().obj)

@@ -10,6 +10,8 @@ from potstill.core.errors import Problem, RecipeError, UserError
 from potstill.core.numbers import size
 from potstill.edges.machine import total_memory
 from potstill.recipe.header import Recipe
+from potstill.recipe.parse import read
+from potstill.recipe.places import by_file
 from potstill.run.graph import Planned
 from potstill.stages.base import Stage
 from potstill.stages.outlook import Cost, Outlook
@@ -33,11 +35,12 @@ def problems_of(stages: Sequence[Stage], outlook: Outlook) -> Iterator[Problem]:
     for stage in stages:
         for problem in stage.problems(outlook) if stage.name not in outlook.done else ():
             shared = problem.place.partition(".")[0]
-            where = str(getattr(stage, shared)) if shared in ("data", "prompts") else f"{stage.name}.{problem.place}"
+            own = f"{stage.name.partition('.')[0]}.{problem.place}"
+            where = str(getattr(stage, shared)) if shared in ("data", "prompts") else own
             key = (where, problem.rule)
             if key not in said:
                 said.add(key)
-                yield _placed(stage.name, problem)
+                yield _placed(stage.name.partition(".")[0], problem)  # of a swept value, as the stage that the file names
         outlook.add(stage)
 
 
@@ -75,6 +78,31 @@ def cost_of(stage: Stage, outlook: Outlook) -> Cost:
         return Cost(note=str(error))
 
 
+def check(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and find everything that is known to fail, in the file and beyond it.
+
+    Raises:
+        RecipeError: with every problem, in the order of the file.
+        UserError: no such file, or not TOML.
+    """
+    parsed = read(path, overrides)
+    outlook = Outlook()
+    found = [*problems_of(parsed.expanded, outlook)]
+    if parsed.recipe is not None:
+        found += room_problems(parsed.expanded, outlook, Path("runs") / parsed.recipe.name)
+    return parsed.checked(found)
+
+
+def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe to run it, which looks at what is still to do by itself; a mistake in the file brings all others along.
+
+    Raises:
+        RecipeError, UserError: as `check`.
+    """
+    parsed = read(path, overrides)
+    return parsed.recipe if parsed.recipe is not None else check(path, overrides)
+
+
 def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
     """Stop before the first step when something is known to fail.
 
@@ -85,7 +113,7 @@ def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
     found = [*problems_of(recipe.stages, outlook)]
     found += room_problems(recipe.stages, outlook, out)
     if found:
-        raise RecipeError(Path(recipe.source).name, found)
+        raise RecipeError(Path(recipe.source).name, by_file(found, recipe.table))
 
 
 def refuse_stage(stage: Stage) -> None:
