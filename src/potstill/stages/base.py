@@ -148,6 +148,9 @@ class DataStage(Stage):
         return ("train",)
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        reader = self.reader()
+        if reader is not None and any(model_problems(outlook, "", reader)):
+            return  # the stage says so at its own field
         for number, split in enumerate(self.splits()):
             try:
                 rows = outlook.rows(self.data, self.prompts, self.reader(), split)
@@ -166,6 +169,14 @@ class DataStage(Stage):
         yield from (Problem("prompts", habit) for habit in habits)
         if not habits:
             yield Problem("data", str(error))
+
+
+def model_problems(outlook: Outlook, place: str, ref: StageRef) -> Iterator[Problem]:
+    """Why the model that a field names, or its tokenizer, cannot be read."""
+    try:
+        outlook.tokenizer(ref)
+    except UserError as error:
+        yield Problem(place, str(error), repr(str(ref)))
 
 
 def empty_split(rows: RowsOf) -> str:

@@ -248,7 +248,9 @@ def there(where: str) -> Prospect:
     if where.startswith("path:"):
         for problem in weight_problems(where):
             raise UserError(problem)
-    return Prospect(config, size_of(config), _Loaded(where), where)
+    tokenizer = _Loaded(where)
+    tokenizer()  # or a stage would find out after hours that there is none
+    return Prospect(config, size_of(config), tokenizer, where)
 
 
 def made_from(found: Prospect | None, **changed: Any) -> Prospect | None:
