@@ -1,5 +1,7 @@
 """What this machine and its packages are, and how much memory a stage took."""
 
+import ctypes
+import gc
 import platform
 import resource
 import sys
@@ -88,8 +90,16 @@ def resting_memory() -> int:
     return psutil.Process().memory_info().rss
 
 
+def give_back_memory() -> None:
+    """Return freed memory to the system: the C library keeps it otherwise, and a later stage would seem to need it."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def reset_peak_memory() -> None:
-    """Start measuring a stage's peak memory anew, where the system can."""
+    """Start measuring a stage's peak memory, where the system can; memory of earlier stages is given back first."""
+    give_back_memory()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.reset_peak_memory_stats()
     with suppress(OSError):
