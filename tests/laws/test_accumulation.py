@@ -201,9 +201,9 @@ def test_fine_tuning_and_distillation_see_the_same_rows_and_tokens(store: TokenS
         totals.append(fit(model_of(tokenizer), store, objective, optim, Work(tmp_path / name, name), seed=3))
     assert all(torch.equal(a, b) for a, b in zip(sft.ids, kd.ids, strict=True))
     for key in ("steps", "rows", "response_tokens", "tokens", "epochs"):
-        assert totals[0][key] == totals[1][key]
-    assert totals[0]["rows"] == round(21 * 1.5)
-    assert totals[0]["epochs"] == pytest.approx(totals[0]["rows"] / 21)
+        assert getattr(totals[0], key) == getattr(totals[1], key)
+    assert totals[0].rows == round(21 * 1.5)
+    assert totals[0].epochs == pytest.approx(totals[0].rows / 21)
 
 
 def taken(order: Any, steps: int, last: int | None) -> list[int]:
@@ -251,7 +251,7 @@ def test_orders_differ_by_epoch_and_by_seed() -> None:
 
 def test_less_than_a_row_of_epochs_is_still_a_row(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     summary = fit(model_of(tokenizer), store, CrossEntropy(), Optim(epochs=0.001, batch_size=8), Work(tmp_path, "here"), seed=0)
-    assert (summary["steps"], summary["rows"]) == (1, 1)
+    assert (summary.steps, summary.rows) == (1, 1)
 
 
 @given(size=st.integers(1, 2000), seed=st.integers(0, 100))

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cache as cached
 from typing import Any, ClassVar, Literal
 
@@ -136,15 +137,15 @@ class Pretrain(DataStage, kind="pretrain"):
         torch.manual_seed(self.seed)
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
         model = new_model(self.shape.config(len(tokenizer), **ids)).to(device())
-        summary = fit(model, store, CrossEntropy(), self.optim, work, seed=self.seed)
+        totals = fit(model, store, CrossEntropy(), self.optim, work, seed=self.seed)
         with whole(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, [tokenizer.eos_token_id])
-        record = trained_record(self, store, summary, start="new weights")
+        record = trained_record(self, store, totals, start="new weights")
         tidy(context)
         parameters = sum(p.numel() for p in model.parameters())
         told = {"parameters": parameters, "vocabulary": len(tokenizer), "trained": record.model_dump(mode="json")}
-        return {**summary, **told}
+        return {**asdict(totals), **told}
 
 
 def texts(

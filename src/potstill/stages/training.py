@@ -5,7 +5,7 @@ import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -36,7 +36,7 @@ from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
-from potstill.train.loop import Optim, fit
+from potstill.train.loop import Optim, Totals, fit
 from potstill.train.team import whole
 from potstill.train.work import Work
 
@@ -202,7 +202,7 @@ class TrainingStage(DataStage):
         teacher = self.taught_by()
         record = trained_record(self, store, totals, str(self.learner()[1]), str(teacher) if teacher is not None else None)
         summary = {
-            **totals,
+            **asdict(totals),
             "trained_parameters": trained_parameters,
             "parameters": sum(p.numel() for p in model.parameters()),
             "data": rows_in_words(store, renderer),
@@ -213,7 +213,7 @@ class TrainingStage(DataStage):
         return summary
 
 
-def trained_record(stage: Any, store: TokenStore, totals: dict[str, Any], start: str, teacher: str | None = None) -> Trained:
+def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, teacher: str | None = None) -> Trained:
     """How a stage trained its model, for whoever compares it with another one.
 
     Args:
@@ -231,12 +231,12 @@ def trained_record(stage: Any, store: TokenStore, totals: dict[str, Any], start:
         data=fingerprint(stage.data.spec())[:PRINT],
         prompts=fingerprint(stage.prompts.model_dump(mode="json"))[:PRINT],
         rows=store.counts.rows,
-        order=fingerprint([store.digest(), stage.seed, stage.optim.batch_size, totals["rows"]])[:PRINT],
-        steps=totals["steps"],
-        rows_seen=totals["rows"],
-        response_tokens=totals["response_tokens"],
-        tokens=totals["tokens"],
-        epochs=totals["epochs"],
+        order=fingerprint([store.digest(), stage.seed, stage.optim.batch_size, totals.rows])[:PRINT],
+        steps=totals.steps,
+        rows_seen=totals.rows,
+        response_tokens=totals.response_tokens,
+        tokens=totals.tokens,
+        epochs=totals.epochs,
         lr=settings.pop("lr"),
         optim=settings,
         left_out=dict(store.counts.dropped),

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -82,6 +83,30 @@ def optimizer_for(model: Any, optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=optim.lr, betas=optim.betas, fused=True)
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What training amounted to, over all epochs and processes.
+
+    Attributes:
+        rows: rows seen, each counted every time.
+        response_tokens: tokens that entered the loss.
+        tokens: tokens read, every one of them real.
+        padded_tokens: what each step's rows would be if they were padded to its longest.
+        training_seconds: of this process, since it began or went on.
+    """
+
+    steps: int
+    rows: int
+    response_tokens: int
+    tokens: int
+    padded_tokens: int
+    epochs: float
+    training_seconds: float
+
+
+Validate = Callable[[Any], dict[str, float]]
+
+
 def fit(
     model: Any,
     store: TokenStore,
@@ -90,9 +115,9 @@ def fit(
     work: Work,
     *,
     seed: int,
-    validate: Callable[[Any], dict[str, float]] | None = None,
+    validate: Validate | None = None,
     validations: int = 0,
-) -> dict[str, Any]:
+) -> Totals:
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
     The loss of a step is the sum over its micro-batches divided by the step's response tokens, each counted by its row's
@@ -100,106 +125,139 @@ def fit(
     bit-identical whether or not it was interrupted. `validate` is given a model with all its weights, in the first process
     only.
 
-    Returns:
-        Totals: steps, rows, response_tokens, tokens (every one of them real), padded_tokens (what each step's rows would be
-        if they were padded to its longest), epochs, seconds of this process.
-
     Raises:
         UserError: a loss or gradient that is not finite; the last good checkpoint stays.
         Interrupted: asked to stop; a checkpoint was written.
     """
-    total = optim.total_steps(len(store))
-    last_row = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
-    order = Order(len(store), optim.batch_size, seed)
-    team = team_of(model, objective, in_bf16(optim.precision))
-    optimizer = optimizer_for(model, optim)
-    checkpoints = Checkpoints(work, model, optimizer)
-    torch.manual_seed(seed + 2**31 * ranks.rank())
-    state = checkpoints.restore() or {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0, "padded_tokens": 0}
-    start = state["step"]
-    work.metrics.rewind(start)
-    if start:
-        work.progress.note(f"{work.name:<14} continues from step {start} of {total}")
-    when = {round(total * n / validations) for n in range(validations + 1)} if validate is not None and validations else set()
-    measured = ranks.on_first(lambda: any(line["step"] == start and "loss" not in line for line in work.metrics.read()))
+    return _Fit(model, store, objective, optim, work, seed, validate, validations).run()
 
-    def stopped(step: int) -> Interrupted:
-        saved = "saved, " if step else ""
-        return Interrupted(f"{work.name}: stopped at step {step} of {total}; {saved}run the same command again to go on")
 
-    def report_validation(step: int) -> None:
-        if step not in when or validate is None:
-            return
-        model.eval()
-        try:
-            with work.interruptible(), whole(model) as plain:
-                if plain is not None:
-                    work.metrics.write(step, epoch=state["rows"] / len(store), **validate(plain))
-        except KeyboardInterrupt:  # the validation is measured when the stage goes on
-            if not work.stop_requested() or ranks.several():
-                raise
-            if step > start:
-                checkpoints.save(state)
-            raise stopped(step) from None
-        model.train()
+class _Fit:
+    """One training, from its last checkpoint to its end."""
 
-    work.hold()
-    if not measured:  # at the very beginning, or stopped in the middle of it
-        report_validation(start)
-    model.train()
-    begun = time.monotonic()
-    seen = 0
-    for step in range(start, total):
-        rows = order.step(step, last_row)
-        tokens = sum(store.response_length(row) for row in rows)
-        weight = math.fsum(store.weight(row) * store.response_length(row) for row in rows)
-        lr = optim.lr_at(step, total)
-        for group in optimizer.param_groups:
+    def __init__(
+        self,
+        model: Any,
+        store: TokenStore,
+        objective: Objective,
+        optim: Optim,
+        work: Work,
+        seed: int,
+        validate: Validate | None,
+        validations: int,
+    ) -> None:
+        self.model, self.store, self.optim, self.work, self.validate = model, store, optim, work, validate
+        self.total = optim.total_steps(len(store))
+        self.last_row = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
+        self.order = Order(len(store), optim.batch_size, seed)
+        self.team = team_of(model, objective, in_bf16(optim.precision))
+        self.optimizer = optimizer_for(model, optim)
+        self.checkpoints = Checkpoints(work, model, self.optimizer)
+        torch.manual_seed(seed + 2**31 * ranks.rank())
+        fresh = {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0, "padded_tokens": 0}
+        self.state: dict[str, Any] = self.checkpoints.restore() or fresh
+        self.start: int = self.state["step"]
+        evenly = (round(self.total * n / validations) for n in range(validations + 1)) if validations else ()
+        self.when = set(evenly) if validate is not None else set()
+
+    def run(self) -> Totals:
+        work, state = self.work, self.state
+        work.metrics.rewind(self.start)
+        if self.start:
+            work.progress.note(f"{work.name:<14} continues from step {self.start} of {self.total}")
+        work.hold()
+        if not self._validated_at_start():  # at the very beginning, or stopped in the middle of it
+            self._report_validation(self.start)
+        self.model.train()
+        self.begun, self.seen = time.monotonic(), 0
+        for step in range(self.start, self.total):
+            self._step(step)
+        self.model.eval()
+        counted = {name: state[name] for name in ("rows", "response_tokens", "tokens", "padded_tokens")}
+        return Totals(self.total, **counted, epochs=self._epoch(), training_seconds=time.monotonic() - self.begun)
+
+    def _step(self, step: int) -> None:
+        """One optimiser step, its figures, and what is due after it."""
+        store, state = self.store, self.state
+        rows = self.order.step(step, self.last_row)
+        lr = self.optim.lr_at(step, self.total)
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
+        weight = math.fsum(store.weight(row) * store.response_length(row) for row in rows)
+        sums, asked = self.team.agree(
+            self._gradients(rows, weight), lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1))
+        )
+        norm = self.team.clip(self.optim.clip)
+        means = {name: value / weight for name, value in sums.items()}
+        self._refuse_not_finite(step, rows, means["loss"], norm, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        length = sum(store.length(row) for row in rows)
+        state["step"], state["rows"] = step + 1, state["rows"] + len(rows)
+        state["response_tokens"] += sum(store.response_length(row) for row in rows)
+        state["tokens"] += length
+        state["padded_tokens"] += len(rows) * max(store.length(row) for row in rows)
+        self.seen += length
+        self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, grad_norm=norm, **means)
+        rate = self.seen / max(time.monotonic() - self.begun, 1e-9)
+        told = {"loss": f"{means['loss']:.4f}", "tokens": f"{rate:,.0f}/s"}
+        self.work.progress.update(step + 1, self.total, start=self.start, **told)
+        self._report_validation(step + 1)
+        stop, due = asked()
+        if stop or due:
+            self.checkpoints.save(state)
+        if stop:
+            raise self._stopped(step + 1)
+
+    def _gradients(self, rows: list[int], weight: float) -> dict[str, float]:
+        """Backward passes over a step's micro-batches; the sums of the loss and of its parts."""
         sums: dict[str, float] = {}
-        for batch in team.batches(store, rows, optim.micro_batch_tokens):
-            with autocast(optim.precision):
-                loss = team.loss(batch)
+        for batch in self.team.batches(self.store, rows, self.optim.micro_batch_tokens):
+            with autocast(self.optim.precision):
+                loss = self.team.loss(batch)
             (loss.total / weight).backward()
             for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        length = sum(store.length(row) for row in rows)
-        state["tokens"] += length
-        state["padded_tokens"] += len(rows) * max(store.length(row) for row in rows)
-        seen += length
-        sums, asked = team.agree(sums, lambda done=step + 1: (work.stop_requested(), checkpoints.due(done)))
-        norm = team.clip(optim.clip)
-        means = {name: value / weight for name, value in sums.items()}
-        epoch = (state["rows"] + len(rows)) / len(store)
-        if not math.isfinite(means["loss"]) or not math.isfinite(norm):
-            what = "gradient" if math.isfinite(means["loss"]) else "loss"
-            kept = checkpoints.latest_step()
-            raise UserError(
-                f"{work.name}: the {what} is not finite at step {step + 1} of {total} "
-                f"(epoch {epoch:.2f}, lr {lr:.3g}, data rows {rows[:4]}…); "
-                f"{f'the checkpoint of step {kept} is kept' if kept else 'no checkpoint was due yet'}; "
-                "lower optim.lr, add optim.warmup, or look at those rows"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        state["step"], state["rows"] = step + 1, state["rows"] + len(rows)
-        state["response_tokens"] += tokens
-        work.metrics.write(step + 1, epoch=epoch, lr=lr, grad_norm=norm, **means)
-        rate = seen / max(time.monotonic() - begun, 1e-9)
-        work.progress.update(step + 1, total, start=start, loss=f"{means['loss']:.4f}", tokens=f"{rate:,.0f}/s")
-        report_validation(step + 1)
-        stop, due = asked()
-        if stop or due:
-            checkpoints.save(state)
-        if stop:
-            raise stopped(step + 1)
-    model.eval()
-    return {
-        "steps": total,
-        "rows": state["rows"],
-        "response_tokens": state["response_tokens"],
-        "tokens": state["tokens"],
-        "padded_tokens": state["padded_tokens"],
-        "epochs": state["rows"] / len(store),
-        "training_seconds": time.monotonic() - begun,
-    }
+        return sums
+
+    def _refuse_not_finite(self, step: int, rows: list[int], loss: float, norm: float, lr: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = "gradient" if math.isfinite(loss) else "loss"
+        kept = self.checkpoints.latest_step()
+        epoch = (self.state["rows"] + len(rows)) / len(self.store)
+        raise UserError(
+            f"{self.work.name}: the {what} is not finite at step {step + 1} of {self.total} "
+            f"(epoch {epoch:.2f}, lr {lr:.3g}, data rows {rows[:4]}…); "
+            f"{f'the checkpoint of step {kept} is kept' if kept else 'no checkpoint was due yet'}; "
+            "lower optim.lr, add optim.warmup, or look at those rows"
+        )
+
+    def _validated_at_start(self) -> bool:
+        """Whether the validation of the step that training goes on from was written before it stopped."""
+        lines = self.work.metrics.read
+        return ranks.on_first(lambda: any(line["step"] == self.start and "loss" not in line for line in lines()))
+
+    def _report_validation(self, step: int) -> None:
+        if step not in self.when or self.validate is None:
+            return
+        self.model.eval()
+        try:
+            with self.work.interruptible(), whole(self.model) as plain:
+                if plain is not None:
+                    self.work.metrics.write(step, epoch=self._epoch(), **self.validate(plain))
+        except KeyboardInterrupt:  # the validation is measured when the stage goes on
+            if not self.work.stop_requested() or ranks.several():
+                raise
+            if step > self.start:
+                self.checkpoints.save(self.state)
+            raise self._stopped(step) from None
+        self.model.train()
+
+    def _epoch(self) -> float:
+        return self.state["rows"] / len(self.store)
+
+    def _stopped(self, step: int) -> Interrupted:
+        saved = "saved, " if step else ""
+        where = f"stopped at step {step} of {self.total}"
+        return Interrupted(f"{self.work.name}: {where}; {saved}run the same command again to go on")
