@@ -10,12 +10,16 @@ LOWEST ?= transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0
 LOW := $(VENV)-lowest
 LOW_TESTS ?= tests/laws/test_prompts.py tests/laws/test_masking.py tests/oracles/test_metrics.py tests/sources/test_jsonl.py
 
-.PHONY: quickstart test lowest lint check fix examples docs clean
+.PHONY: quickstart test lowest models lint check fix examples docs clean
 quickstart: $(READY)
 	$(BIN)/potstill quickstart
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# real pretrained models for the tests marked `real`: export POTSTILL_REAL_MODELS=$PWD/.models before make test
+models: $(READY)
+	$(BIN)/python tools/smollm2.py .models
 
 lowest: $(LOW)/.ready
 	$(LOW)/bin/python -m pytest $(LOW_TESTS)
@@ -50,7 +54,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 
 $(LOW)/.ready: $(READY) Makefile
 	$(PYTHON) -m venv $(LOW)
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	$(BIN)/python -c "import sysconfig; print(f'import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})')" > \
 		$$($(LOW)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beneath.pth
 	$(LOW)/bin/pip install --quiet --disable-pip-version-check --no-deps --ignore-installed $(LOWEST)
 	touch $@

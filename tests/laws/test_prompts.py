@@ -557,6 +557,9 @@ def real() -> Path:
     folder = os.environ.get("POTSTILL_REAL_MODELS")
     if not folder:
         pytest.skip("POTSTILL_REAL_MODELS names no folder of real models")
+    missing = [name for name in ("gemma3", "smollm2") if not (Path(folder) / name).is_dir()]
+    if missing:
+        pytest.skip(f"{folder} lacks {', '.join(missing)}")
     return Path(folder)
 
 

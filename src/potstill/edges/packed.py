@@ -131,7 +131,8 @@ def _plain_attention(module: Any) -> Callable[..., Any]:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS.get_interface(module.config.plain._attn_implementation, eager)
+    named = module.config.plain._attn_implementation
+    return eager if named == "eager" else ALL_ATTENTION_FUNCTIONS[named]
 
 
 def _attend(
