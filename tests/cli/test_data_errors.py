@@ -32,28 +32,36 @@ def refusal(place: Place, rows: str | bytes, *words: str) -> str:
     return result.stderr.removeprefix("error: ").removesuffix("\n").replace(str(place.rows), "FILE")
 
 
+def unread(place: Place, rows: str | bytes, *words: str) -> str:
+    """What the preflight says of rows that cannot be read: once, at the data that all stages share."""
+    head, told = refusal(place, rows, *words).split("\n", 1)
+    assert head == "tiny.toml: 1 problem"
+    assert not place.artifacts(), "before anything was trained"
+    return told.removeprefix("  base.data  ")
+
+
 def test_a_missing_column(place):
-    told = refusal(place, lines(ROW, {"instruction": "What?", "reponse": "That."}))
+    told = unread(place, lines(ROW, {"instruction": "What?", "reponse": "That."}))
     assert told == "FILE:2: no column 'response'; did you mean 'reponse'? (columns: instruction, reponse)"
 
 
 def test_an_empty_file(place):
-    assert refusal(place, "") == "FILE: has no rows; write one JSON object per line"
-    assert refusal(place, "\n\n") == "FILE: has no rows; write one JSON object per line"
+    assert unread(place, "") == "FILE: has no rows; write one JSON object per line"
+    assert unread(place, "\n\n") == "FILE: has no rows; write one JSON object per line"
 
 
 def test_not_utf8(place):
-    told = refusal(place, lines(ROW).encode() + '{"instruction": "¿Qué?"}'.encode("latin-1"))
+    told = unread(place, lines(ROW).encode() + '{"instruction": "¿Qué?"}'.encode("latin-1"))
     assert told == "FILE:2: not UTF-8 (byte 0xbf in column 18); save the file as UTF-8"
 
 
 def test_a_broken_line(place):
-    told = refusal(place, lines(*numbered(3)) + '{"instruction": "What?"\n')
+    told = unread(place, lines(*numbered(3)) + '{"instruction": "What?"\n')
     assert told == "FILE:4: not valid JSON (Expecting ',' delimiter in column 24); write one JSON object per line"
 
 
 def test_no_text(place):
-    assert refusal(place, lines({**ROW, "response": 2})) == "FILE:1: column 'response' holds a number, not text"
+    assert unread(place, lines({**ROW, "response": 2})) == "FILE:1: column 'response' holds a number, not text"
 
 
 def test_a_folder(place):

@@ -117,7 +117,8 @@ MISTAKES = {
     ),
     "picked by what": (
         '{ by = "validation_nl" }',
-        "sweep.by = 'validation_nl'  must be one of validation_rouge_l, validation_nll; did you mean 'validation_nll'?",
+        "sweep.by = 'validation_nl'  must be one of validation_exact_match, validation_nll, validation_python_parses, "
+        "validation_rouge_l; did you mean 'validation_nll'?",
     ),
     "a part of a component without its kind": (
         '{ "kd.divergence.beta" = [0.1, 0.5] }',

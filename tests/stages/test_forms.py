@@ -175,7 +175,9 @@ def kd(root: Path, student: str, teacher: str, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("teacher", ["letters", "ended"])
 @pytest.mark.parametrize("signal", ["hidden", "live"])
 def test_a_teacher_of_another_form_is_refused_or_told_of(root: Path, tmp_path: Path, teacher: str, signal: str) -> None:
-    with pytest.raises(UserError, match=r"^kd: teacher and student read the rows in different forms: at token 1 of the prompt"):
+    with pytest.raises(
+        UserError, match=r"kd\.teacher  teacher and student read the rows in different forms: at token 1 of the prompt"
+    ):
         run_recipe(recipe(root, kd(root, "chatml", teacher, signal=signal)), tmp_path / "refused")
     done = run_recipe(recipe(root, kd(root, "chatml", teacher, signal=signal, teacher_reads="student")), tmp_path / "forced")[
         "kd"
@@ -209,21 +211,27 @@ def test_a_cache_is_of_the_teachers_own_form(root: Path) -> None:
 
 @pytest.mark.parametrize("signal", ["hidden", "live"])
 def test_a_teacher_with_fewer_positions_than_the_rows_is_refused_with_numbers(root: Path, tmp_path: Path, signal: str) -> None:
-    with pytest.raises(UserError, match=r"^kd: teacher: a row has \d\d tokens and the model 32 positions; lower prompts"):
+    with pytest.raises(
+        UserError, match=r"kd\.prompts\.max_tokens = 160  a row has \d\d tokens, and the teacher path:\S+ has 32 positions"
+    ):
         run_recipe(recipe(root, kd(root, "chatml", "short", signal=signal)), tmp_path)
 
 
 def test_a_cache_of_a_teacher_with_fewer_positions_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^said: teacher: a row has \d\d tokens and the model 32 positions"):
+    with pytest.raises(
+        UserError, match=r"said\.prompts\.max_tokens = 160  a row has \d\d tokens, and path:\S+ has 32 positions"
+    ):
         run_recipe(recipe(root, {"name": "said", "kind": "cache", "teacher": f"path:{root / 'short'}"}), tmp_path)
 
 
 def test_a_study_refuses_short_models_before_it_loads_any(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^short: a row has \d\d tokens and the model 32 positions"):
+    with pytest.raises(
+        UserError, match=r"eval\.study\[1\]\.model = \S+  short: a row has \d\d tokens and the model 32 positions"
+    ):
         run_recipe(recipe(root, study(root, [("chatml", "sft"), ("short", "kd")])), tmp_path / "rows")
     table = study(root, [("chatml", "sft"), ("twin", "kd")], decoding={"max_new_tokens": 250})
     with pytest.raises(
-        UserError, match=r"^chatml: a prompt of \d\d tokens .* decoding.max_new_tokens = 250 are more than .* 256"
+        UserError, match=r"chatml: a prompt of \d\d tokens .* decoding.max_new_tokens = 250 are more than .* 256"
     ):
         run_recipe(recipe(root, table), tmp_path / "answers")
     assert not list(tmp_path.rglob("partial-*.json"))

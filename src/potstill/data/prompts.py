@@ -535,6 +535,25 @@ class Renderer:
         return None
 
 
+def end_of_turn(tokenizer: Any) -> int | None:
+    """The first control token that the chat template writes after an answer, whatever its other habits; None: it writes none.
+
+    For models that were not trained here: a template that breaks the law of prompts still says where its turns end.
+    """
+    if not tokenizer.chat_template:
+        return None
+    control = control_tokens(tokenizer)
+    spelt = Marks(control, set()).spelt
+    try:
+        template = ChatTemplate(tokenizer, date(2000, 1, 1), {}, None)
+        finished = template([Turn("user", "x"), Turn("assistant", MARK)], (), False, as_it_is)
+    except UserError:
+        return None
+    at = finished.lower().rfind(MARK)
+    found = spelt.search(finished, at + len(MARK)) if at >= 0 else None
+    return control[found[0]] if found is not None else None
+
+
 def template_problems(tokenizer: Any, prompts: Prompts, examples: Iterable[Example]) -> list[str]:
     """Each habit of the template that breaks the law of prompts on these rows, once, with the number of rows it touches.
 

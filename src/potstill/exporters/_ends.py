@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from potstill.core.errors import UserError
-from potstill.data.prompts import Prompts, Renderer
+from potstill.data.prompts import end_of_turn
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -12,14 +11,5 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     A model that was never trained here often names its end of sequence alone, and would talk past its turn.
     """
     own = model.generation_config.eos_token_id
-    ends = [*_end_of_turn(tokenizer), *(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    ends = [end_of_turn(tokenizer), *(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
     return list(dict.fromkeys(end for end in ends if end is not None))
-
-
-def _end_of_turn(tokenizer: Any) -> list[int]:
-    if not tokenizer.chat_template:
-        return []
-    try:
-        return [Renderer(tokenizer, Prompts()).end_of_turn_id]
-    except (UserError, ValueError):  # a template that shows no plain question and answer, so nothing was trained on it either
-        return []

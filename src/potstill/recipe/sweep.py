@@ -14,12 +14,11 @@ from typing import Any
 from potstill.core.artifact import fingerprint
 from potstill.core.component import Component, suggest
 from potstill.core.errors import Problem
-from potstill.metrics import Metric
 from potstill.recipe.places import labels_of, within
 from potstill.recipe.wording import shown as written
 from potstill.stages.base import Stage
 from potstill.stages.best import Best, TrainedRef, shown
-from potstill.stages.training import FIGURE
+from potstill.stages.training import known_figures
 
 FIXED = {
     "seed": "seeds are not swept, for the best of several is luck; give the recipe's own `seeds`, and per_seed = true",
@@ -158,7 +157,7 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
     labels = labels_of(raw_stages)
     for place, values in sweep.items():
         if place == "by":
-            known = sorted(f"{FIGURE}{kind}" for kind in Metric.kinds)
+            known = known_figures()
             if values in known:
                 by = values
             else:

@@ -14,6 +14,7 @@ from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Split
 from potstill.data.prompts import Prompts
+from potstill.edges.models import positions_of
 from potstill.sources import Source
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef, StageRef
@@ -177,6 +178,19 @@ def model_problems(outlook: Outlook, place: str, ref: StageRef) -> Iterator[Prob
         outlook.tokenizer(ref)
     except UserError as error:
         yield Problem(place, str(error), repr(str(ref)))
+
+
+def position_problems(outlook: Outlook, stage: "DataStage", config: Any, who: str) -> Iterator[Problem]:
+    """Rows that run past a model's positions."""
+    limit = positions_of(config)
+    try:
+        read = [outlook.rows(stage.data, stage.prompts, stage.reader(), split) for split in stage.splits()]
+    except UserError:  # the rows' own problem
+        return
+    longest = max((rows.longest for rows in read), default=0)
+    if limit is not None and longest > limit:
+        rule = f"a row has {longest:,} tokens, and {who} has {limit:,} positions; set it to at most {limit:,}"
+        yield Problem("prompts.max_tokens", rule, str(stage.prompts.max_tokens))
 
 
 def empty_split(rows: RowsOf) -> str:

@@ -19,7 +19,7 @@ from potstill.stages.base import Context, Stage
 from potstill.stages.lineage import SWEEP, Place, as_chosen, points
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import StageRef
-from potstill.stages.training import FIGURE
+from potstill.stages.training import FIGURE, known_figures
 
 CURVE = 40  # points of a candidate's loss that the report draws
 
@@ -56,7 +56,7 @@ class Best(Stage, kind="best"):
     @field_validator("by")
     @classmethod
     def _of_a_metric(cls, by: str) -> str:
-        known = sorted(f"{FIGURE}{kind}" for kind in Metric.kinds)
+        known = known_figures()
         if by not in known:
             raise ValueError(f"must be one of {', '.join(known)}{suggest(by, known)}")
         return by

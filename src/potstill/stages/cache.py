@@ -13,8 +13,8 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import Size, check_positions, check_rows, config_of, device, load_tokenizer, positions_of
-from potstill.stages.base import Context, DataStage, reasons
+from potstill.edges.models import Size, check_positions, check_rows, config_of, device, load_tokenizer
+from potstill.stages.base import Context, DataStage, position_problems, reasons
 from potstill.stages.cost import teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
@@ -64,10 +64,8 @@ class Cache(DataStage, kind="cache"):
         except UserError as error:
             yield Problem("teacher", str(error), repr(str(self.teacher)))
             return
-        limit = positions_of(teacher.config) if teacher is not None else None
-        if limit is not None and self.prompts.max_tokens > limit:
-            rule = f"is more than the {limit:,} positions of {self.teacher}; lower it"
-            yield Problem("prompts.max_tokens", rule, str(self.prompts.max_tokens))
+        if teacher is not None:
+            yield from position_problems(outlook, self, teacher.config, str(self.teacher))
         if self.signal == "topk" and tokenizer is not None and self.top_k > max(tokenizer.get_vocab().values()) + 1:
             yield Problem("top_k", f"is more than the {len(tokenizer):,} tokens of the vocabulary; lower it", str(self.top_k))
 

@@ -13,12 +13,12 @@ from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
-from potstill.edges.models import check_positions, config_of, positions_of
+from potstill.edges.models import check_positions, config_of
 from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
 from potstill.losses.distillation import Distillation
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
-from potstill.stages.base import Context, DataStage, Stage
+from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import Cache, width
 from potstill.stages.cost import head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
@@ -109,10 +109,8 @@ class Distill(TrainingStage, kind="distill"):
         ours = outlook.tokenizer(self.student)
         if teacher is not None and theirs is not None and ours is not None:
             yield from self._pair_problems(teacher.size.vocab, theirs, ours)
-        limit = positions_of(teacher.config) if teacher is not None else None
-        if limit is not None and self.prompts.max_tokens > limit:
-            rule = f"is more than the {limit:,} positions of the teacher {self.teacher}; lower it"
-            yield Problem("prompts.max_tokens", rule, str(self.prompts.max_tokens))
+        if teacher is not None:
+            yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
             made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"

@@ -150,9 +150,7 @@ class Evaluate(DataStage, kind="evaluate"):
             try:
                 rows = outlook.rows(self.data, self.prompts, row.model, self.split)
                 check_positions(model.config, rows.longest, row.name)
-                check_positions(
-                    model.config, rows.longest_prompt + self.decoding.max_new_tokens, f"{row.name}, answers included"
-                )
+                self._check_answers(model.config, rows.longest_prompt, row.name)
             except UserError as error:
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
 
@@ -284,15 +282,19 @@ class Evaluate(DataStage, kind="evaluate"):
             own = read[place.where]
             longest = max(len(prompt) + len(response) for prompt, response in own.pairs)
             check_positions(config_of(place.where), longest, row.name)
-            prompt, limit = max(len(prompt) for prompt, _ in own.pairs), positions_of(config_of(place.where))
-            if limit is not None and prompt + self.decoding.max_new_tokens > limit:
-                raise UserError(
-                    f"{row.name}: a prompt of {prompt} tokens and an answer of up to decoding.max_new_tokens = "
-                    f"{self.decoding.max_new_tokens} are more than the model's {limit} positions; lower "
-                    "decoding.max_new_tokens or prompts.max_prompt_tokens"
-                )
+            self._check_answers(config_of(place.where), max(len(prompt) for prompt, _ in own.pairs), row.name)
             if teacher:
                 check_positions(config_of(teacher), longest, f"the teacher, on the rows of {row.name}")
+
+    def _check_answers(self, config: Any, prompt: int, who: str) -> None:
+        """Refuse answers that would run past a model's positions."""
+        limit = positions_of(config)
+        if limit is not None and prompt + self.decoding.max_new_tokens > limit:
+            raise UserError(
+                f"{who}: a prompt of {prompt} tokens and an answer of up to decoding.max_new_tokens = "
+                f"{self.decoding.max_new_tokens} are more than the model's {limit} positions; lower "
+                "decoding.max_new_tokens or prompts.max_prompt_tokens"
+            )
 
     def _foreign(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> dict[str, str]:
         """Models that read the rows otherwise than their teacher does, by name, each with the first difference.

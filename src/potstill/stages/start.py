@@ -7,10 +7,9 @@ from pydantic import Field, field_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
-from potstill.data.prompts import Prompts
 from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft, check_targets
-from potstill.edges.models import Model, load_model, positions_of, size_of
+from potstill.edges.models import Model, load_model, size_of
 from potstill.edges.vocabulary import check_rows
 from potstill.inits import Init
 from potstill.stages.outlook import Outlook, Prospect, made_from
@@ -46,7 +45,7 @@ def started(model: Prospect | None, init: Init | None) -> Prospect | None:
 
 
 def start_problems(
-    outlook: Outlook, place: str, ref: ModelRef, init: Init | None, adapter: Adapter | None, prompts: Prompts
+    outlook: Outlook, place: str, ref: ModelRef, init: Init | None, adapter: Adapter | None
 ) -> Iterator[Problem]:
     """Why training cannot begin so: the model, its cut, its adapters, its vocabulary, its positions."""
     try:
@@ -65,10 +64,6 @@ def start_problems(
         return
     if adapter is not None:
         yield from _told("adapter", lambda: check_targets(cut.config, adapter.targets))
-    limit = positions_of(cut.config)
-    if limit is not None and prompts.max_tokens > limit:
-        rule = f"is more than the {limit:,} positions of {ref}; lower it"
-        yield Problem("prompts.max_tokens", rule, str(prompts.max_tokens))
     tokenizer = cut.tokenizer()
     if tokenizer is not None:
         yield from _told(place, lambda: check_rows(cut.size.vocab, tokenizer, str(ref)))

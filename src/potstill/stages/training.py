@@ -5,15 +5,16 @@ import math
 import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator
 
 from potstill.core.artifact import PRINT, fingerprint
 from potstill.core.component import Settings
-from potstill.core.errors import Problem
+from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
 from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Renderer
@@ -29,7 +30,7 @@ from potstill.metrics import Metric, TextMetric, TokenMetric
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
-from potstill.stages.base import Context, DataStage
+from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import training_cost
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
@@ -41,6 +42,17 @@ from potstill.train.team import whole
 from potstill.train.work import Work
 
 FIGURE = "validation_"  # before a metric's kind: the name of its figure in metrics.jsonl
+
+
+def of_the_model_alone(metric: type[Metric] | Metric) -> bool:
+    """Whether a metric can be measured while training: from answers, or from the model's own probabilities."""
+    cls = metric if isinstance(metric, type) else type(metric)
+    return issubclass(cls, TextMetric) or (issubclass(cls, TokenMetric) and not cls.needs_teacher)
+
+
+def known_figures() -> list[str]:
+    """Every name that a validation can give a figure."""
+    return sorted(f"{FIGURE}{kind}" for kind, metric in Metric.kinds.items() if of_the_model_alone(cast(type[Metric], metric)))
 
 
 class Validation(Settings):
@@ -57,7 +69,7 @@ class Validation(Settings):
     @classmethod
     def _of_the_model_alone(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
         for metric in metrics:
-            if not isinstance(metric, TextMetric) and not (isinstance(metric, TokenMetric) and not metric.needs_teacher):
+            if not of_the_model_alone(metric):
                 raise ValueError(f"'{metric.kind}' cannot be measured while training; name text metrics, or nll")
         return metrics
 
@@ -159,7 +171,11 @@ class TrainingStage(DataStage):
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
         place, ref = self.learner()
-        yield from start_problems(outlook, place, ref, self.init, self.adapter, self.prompts)
+        yield from start_problems(outlook, place, ref, self.init, self.adapter)
+        with suppress(UserError):  # said by `start_problems`
+            found = self.prospect(outlook)
+            if found is not None:
+                yield from position_problems(outlook, self, found.config, str(ref))
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
         return made_from(started(outlook.model(self.learner()[1]), self.init), quantised=False)
