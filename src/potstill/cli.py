@@ -40,7 +40,10 @@ def guarded(verb: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         from potstill.run.stopper import Stopper
 
-        stopper = click.get_current_context().obj = Stopper(at_once=True)
+        stopper = Stopper(at_once=True)
+        context = click.get_current_context(silent=True)
+        if context is not None:
+            context.obj = stopper
         try:
             with stopper.listening():
                 verb(*args, **kwargs)

@@ -91,10 +91,12 @@ def test_check_knows_shipped_recipes_by_name():
 # plan
 
 
-def test_check_reads_the_first_row(place):
+def test_check_reads_the_rows(place):
     result = call("check", place.recipe, "--set", "data.instruction=qestion")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"error: {place.rows}:1: no column 'qestion'")
+    assert f"base.data  {place.rows}:1: no column 'qestion'" in result.stderr
+    place.rows.write_text(place.rows.read_text().replace("What is 50", "\\n", 1).replace('"It is 51."', "51", 1))
+    assert f"  base.data  {place.rows}:51: " in call("check", place.recipe).stderr, "row 51 as well as the first"
 
 
 # show

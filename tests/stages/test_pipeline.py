@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,13 +223,16 @@ def test_a_hostile_answer_is_shown_and_not_run(chain: Chain, tmp_path: Path) -> 
 
     import potstill as ps
 
-    copied = shutil.copytree(chain[1]["study"].folder, tmp_path / "study")
+    made = chain[1]["study"]
+    copied = shutil.copytree(made.folder, tmp_path / "copied")
+    (copied / "artifact.json").unlink()
     lines = [json.loads(line) for line in (copied / "answers.jsonl").read_text().splitlines()]
     answer = "<img src=x onerror=alert(2)>"
     for line in lines:
         line["answers"] = {name: [answer] * len(texts) for name, texts in line["answers"].items()}
     (copied / "answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report = ps.run_stage(ps.Report.model_validate({"study": f"path:{copied}"}), tmp_path / "report")
+    study = replace(made, folder=tmp_path / "study").commit(copied)
+    report = ps.run_stage(ps.Report.model_validate({"study": study}), tmp_path / "report")
     page = (report.folder / "report.html").read_text(encoding="utf-8")
     assert answer not in page
     assert "&lt;img src=x onerror=alert(2)&gt;" in page
