@@ -99,7 +99,7 @@ def report_of(
     quantization: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
     sweeps: Sequence[Mapping[str, Any]] = (),
-    shipped: Mapping[str, tuple[str, Mapping[str, int]]] | None = None,
+    shipped: Mapping[str, tuple[str, dict[str, int]]] | None = None,
 ) -> dict[str, Any]:
     """The report of the study in a folder: `study.json` and `answers.jsonl`. Other arguments and errors as in `build_report`.
 
@@ -108,8 +108,8 @@ def report_of(
     """
     study = Study.load(folder)
     for row in study.rows:
-        if row.model in (shipped or {}):
-            study = study.with_files(row.name, *(shipped or {})[row.model])
+        if shipped and row.model in shipped:
+            study = study.with_files(row.name, *shipped[row.model])
     return build_report(study, load_answers(folder), curves, data, quantization, provenance, sweeps=sweeps)
 
 

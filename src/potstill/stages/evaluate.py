@@ -81,9 +81,7 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    version: ClassVar[int] = (
-        4  # 4: what was cut, abstained from, unfit and nearly repeated; 3: each model in its own form; 2: the teacher of the same seed
-    )
+    version: ClassVar[int] = 4  # 4: records what was cut and left out; 3: each model in its own form; 2: each seed's teacher
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -373,8 +371,8 @@ class Evaluate(DataStage, kind="evaluate"):
             if isinstance(metric, TextMetric):
                 values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
                 scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
-                reasons = Counter(v.reason for v in values if isinstance(v, Abstain))
-                abstentions |= {str(metric.kind): dict(reasons)} if reasons else {}
+                whys = Counter(v.reason for v in values if isinstance(v, Abstain))
+                abstentions |= {str(metric.kind): dict(whys)} if whys else {}
         measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
         if measures:
             beside = teacher if any(map(_needs_teacher, metrics)) else None
@@ -510,9 +508,9 @@ def _summed(each: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[s
     """Abstentions of all seeds: metric -> reason -> answers."""
     total: dict[str, Counter[str]] = {}
     for abstentions in each:
-        for metric, reasons in abstentions.items():
-            total.setdefault(metric, Counter()).update(reasons)
-    return {metric: dict(reasons) for metric, reasons in total.items()}
+        for metric, counts in abstentions.items():
+            total.setdefault(metric, Counter()).update(counts)
+    return {metric: dict(counts) for metric, counts in total.items()}
 
 
 @contextmanager

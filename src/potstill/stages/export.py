@@ -33,9 +33,7 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = (
-        3  # 3: a card that names its files; 2: dtype as stored, ends of turn, a name for people, only q4_0 of a quantised model
-    )
+    version: ClassVar[int] = 3  # 3: its card names its files; 2: dtype as stored, only q4_0 of a quantised model
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
