@@ -122,10 +122,11 @@ def test_a_teacher_that_was_made_to_read_another_form_is_a_caveat(root: Path, tm
 def test_test_rows_that_training_nearly_repeats_are_a_caveat_of_models_trained_on_them(tmp_path: Path) -> None:
     save_model(tiny_model("qwen2", len(chat_tokenizer())), chat_tokenizer(), tmp_path / "small")
     asked = [
-        f"Which of the {i} casks of the north cellar holds the oldest spirit of all{end}" for i in range(60) for end in "!…"
+        text
+        for i in range(60)
+        for text in (f"Say amber barley and copper draff {i}.", f"Say amber barley and copper drafts {i}.")
     ]
-    asked = [text.replace("oldest", "eldest") if text.endswith("…") else text for text in asked]
-    lines = (json.dumps({"instruction": text, "response": "peat"}) + "\n" for text in asked)
+    lines = (json.dumps({"instruction": text, "response": "peat", "context": "", "language": "en"}) + "\n" for text in asked)
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     model = f"path:{tmp_path / 'small'}"
     sft = {"name": "sft", "kind": "sft", "model": model, **QUIET}
