@@ -292,6 +292,7 @@ def _test_set(study: Study) -> dict[str, Any]:
         "clusters": study.cluster_count(),
         "languages": study.languages,
         "left_out": study.left_out,
+        "of_rows": study.of_rows,
         "contexts_shortened": study.shortened,
     }
 

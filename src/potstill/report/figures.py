@@ -235,6 +235,7 @@ def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
             axis.set_xticks(range(len(layers)), [_short(name, 22) for name in names], rotation=30, ha="right")
         else:
             axis.set_xlabel("linear layer, in the model's order")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title("Reconstruction error per layer (lower is better)", loc="left")
         axis.grid(axis="y")
         axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
