@@ -54,9 +54,16 @@ class Report(Stage, kind="report"):
 
 
 def report_from(evaluation: Path, exports: Sequence[Artifact] = ()) -> dict[str, Any]:
-    """The report of an evaluation artifact, with what it kept of how its models were made, and the files of `exports`."""
+    """The report of an evaluation artifact, with what it kept of how its models were made, and the files of `exports`.
+
+    Raises:
+        UserError: the evaluation is damaged, or another version of potstill made it.
+    """
+    made = read_json(evaluation / "lineage.json")
+    if any("unit" not in sweep for sweep in made.get("sweeps", ())):
+        raise UserError(f"{evaluation} was made by an older potstill: run the recipe again")
     shipped = {
         str(export.stage["model"]): (str(export.folder), {name: size for name, (size, _) in export.summary["files"].items()})
         for export in exports
     }
-    return report_of(evaluation, **read_json(evaluation / "lineage.json"), shipped=shipped)
+    return report_of(evaluation, **made, shipped=shipped)

@@ -291,7 +291,10 @@ class Study(_Record):
         except ValidationError as e:
             first = e.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path} is not a study: {place + ': ' if place else ''}{first['msg']}") from None
+            raise UserError(
+                f"{path} is not a study: {place + ': ' if place else ''}{first['msg']}; "
+                "where an older potstill made it, run the recipe again"
+            ) from None
 
 
 def load_answers(folder: Path | str) -> list[dict[str, Any]]:
