@@ -219,8 +219,7 @@ class Evaluate(DataStage, kind="evaluate"):
         jobs = [(row, place) for row in self.study for place in places(context, row.model)]
         teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(_needs_teacher, metrics)) else []
         against = [teacher_of(place, teachers) for _, place in jobs]
-        counts = Counts()
-        found = self._rows([(row.name, place.where) for row, place in jobs], counts)
+        found = self._rows([(row.name, place.where) for row, place in jobs])
         examples, read = found.examples, found.read
         vocab = self._shared_tokens(jobs, read)
         self._check_room(jobs, read, against)
@@ -243,7 +242,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [read_json(file) for file in files]
-        study = self._study(jobs, results, metrics, found, counts, foreign, self._near_duplicates(jobs, work))
+        study = self._study(jobs, results, metrics, found, foreign, self._near_duplicates(jobs, work))
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
@@ -256,14 +255,14 @@ class Evaluate(DataStage, kind="evaluate"):
             file.unlink()
         return {
             "test_rows": len(examples),
-            "dropped": dict(counts.dropped),
+            "dropped": found.left_out,
             "test_response_tokens": sum(study.tokens),
             "teacher_reads": foreign if self.teacher_reads == "student" else {},
             "left_out": {"kl_to_teacher": foreign} if foreign and self.teacher_reads == "own" else {},
             "language_in_use": self.data.language_note(),
         }
 
-    def _rows(self, models: list[tuple[str, str]], counts: Counts) -> "_Rows":
+    def _rows(self, models: list[tuple[str, str]]) -> "_Rows":
         """The rows that every model can read, and how each reads them; models are given by name and place."""
         readers: dict[str, tuple[str, Renderer]] = {}
         form_at: dict[str, str] = {}
@@ -273,7 +272,8 @@ class Evaluate(DataStage, kind="evaluate"):
             with _told_of(name):
                 readers.setdefault(form_at[where], (name, Renderer(tokenizer, self.prompts)))
         found: list[tuple[Example, dict[str, Pair], int]] = []
-        for example in self.data.examples(self.split, counts.dropped):
+        left_out: Counter[str] = Counter()
+        for example in self.data.examples(self.split, left_out):
             pairs: dict[str, Pair] = {}
             reasons: set[str] = set()
             shortened = 0
@@ -286,18 +286,23 @@ class Evaluate(DataStage, kind="evaluate"):
                 reasons |= mine.dropped.keys()
                 shortened = max(shortened, mine.context_shortened)
             if len(pairs) < len(readers):
-                counts.dropped[min(reasons)] += 1  # once, whichever models cannot read it
+                left_out[min(reasons)] += 1  # once, whichever models cannot read it
                 continue
             found.append((example, pairs, shortened))
-        of_rows = len(found) + sum(counts.dropped.values())
+        of_rows = len(found) + sum(left_out.values())
         found.sort(key=lambda row: hash_order(row[0]))
         found = found[: self.rows]
-        counts.context_shortened = sum(shortened for *_, shortened in found)  # of the rows that are asked
         if not found:
-            why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
+            why = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or "the split is empty"
             raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
         read = {form: _Read(renderer, [pairs[form] for _, pairs, _ in found]) for form, (_, renderer) in readers.items()}
-        return _Rows([example for example, *_ in found], {where: read[form] for where, form in form_at.items()}, of_rows)
+        return _Rows(
+            [example for example, *_ in found],
+            {where: read[form] for where, form in form_at.items()},
+            of_rows,
+            dict(left_out),
+            sum(shortened for *_, shortened in found),
+        )
 
     def _shared_tokens(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"]) -> int:
         """Leading token ids that mean the same to all models: their scores are of the same tokens."""
@@ -404,7 +409,6 @@ class Evaluate(DataStage, kind="evaluate"):
         results: list[dict[str, Any]],
         metrics: list[Metric],
         found: "_Rows",
-        counts: Counts,
         foreign: dict[str, str],
         near_duplicates: str,
     ) -> Study:
@@ -457,8 +461,8 @@ class Evaluate(DataStage, kind="evaluate"):
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
             languages=(languages := dict(Counter(example.language or UNKNOWN for example in examples).most_common())),
-            shortened=counts.context_shortened,
-            left_out=dict(counts.dropped),
+            shortened=found.shortened,
+            left_out=found.left_out,
             of_rows=found.of_rows,
             near_duplicates=near_duplicates,
             unfit={str(m.kind): why for m in metrics if isinstance(m, TextMetric) and (why := unfit(m, languages))},
@@ -486,11 +490,15 @@ class _Rows:
     Attributes:
         read: how each model reads them, by its place.
         of_rows: rows of the split, those left out and those not drawn included.
+        left_out: rows of the split that some model cannot read, by reason.
+        shortened: of `examples`, those whose context was cut for some model.
     """
 
     examples: list[Example]
     read: dict[str, _Read]
     of_rows: int
+    left_out: dict[str, int]
+    shortened: int
 
 
 def unfit(metric: TextMetric, languages: Mapping[str, int]) -> str:
