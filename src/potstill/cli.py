@@ -300,7 +300,6 @@ def _say_leftovers(recipe: "Recipe", out: Path) -> None:
 
 
 def _show_report(folder: Path, as_json: bool) -> None:
-    from potstill.run.folder import artifacts_of
     from potstill.run.reports import report_of
 
     found, page = report_of(folder)
@@ -313,7 +312,3 @@ def _show_report(folder: Path, as_json: bool) -> None:
 
     print_table(found, Console(width=None if sys.stdout.isatty() else 110))
     click.echo(f"\n{page}")
-    for artifact in artifacts_of(folder).values():
-        for name in artifact.summary.get("files", {}) if artifact.makes == "export" else ():
-            if name.endswith((".safetensors", ".gguf")):
-                click.echo(f"export  {artifact.folder / name}")

@@ -203,7 +203,7 @@ def plain_answers(model: Any, tokenizer: Any, prompts: list[list[int]], stop_ids
 
 
 def without_left_padding_harm(model: Any, tokenizer: Any, prompts: list[list[int]], stop_ids: list[int], **more: Any) -> bool:
-    found = generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=8, **more)
+    found = generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=8, **more).texts
     wanted = plain_answers(model, tokenizer, prompts, stop_ids, 8)
     assert len(set(wanted)) > 1
     return found == wanted
@@ -235,7 +235,7 @@ def test_decoding_defaults_of_a_checkpoint_change_nothing_and_are_kept() -> None
     own = GenerationConfig(**hub, no_repeat_ngram_size=1, num_beams=3, min_length=30, suppress_tokens=list(range(3, 200)))
     model.generation_config = own
     before = json.dumps(own.to_dict(), default=str)
-    assert generate(model, tokenizer, prompts, stop_ids=renderer.stop_ids, max_new_tokens=8) == wanted
+    assert generate(model, tokenizer, prompts, stop_ids=renderer.stop_ids, max_new_tokens=8).texts == wanted
     assert decode_speed(model, prompts[0], new_tokens=2, repeats=1) > 0
     assert model.generation_config is own
     assert json.dumps(own.to_dict(), default=str) == before
@@ -246,7 +246,8 @@ def test_sampling_is_reproducible_and_touches_no_other_randomness() -> None:
     model = tiny_model("qwen2", len(tokenizer), seed=3, **LIVELY)
 
     def sampled(seed: int) -> list[str]:
-        return generate(model, tokenizer, prompts, stop_ids=renderer.stop_ids, max_new_tokens=8, temperature=1.0, seed=seed)
+        found = generate(model, tokenizer, prompts, stop_ids=renderer.stop_ids, max_new_tokens=8, temperature=1.0, seed=seed)
+        return found.texts
 
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -276,7 +277,7 @@ def test_samples_come_from_the_whole_vocabulary_at_the_temperature() -> None:
                 temperature=3.0,
                 seed=seed,
                 batch_rows=300,
-            )
+            ).texts
         )
     assert len(seen) > 100
 
@@ -286,7 +287,7 @@ def test_a_stream_is_the_same_answer_in_pieces() -> None:
     model = tiny_model("qwen2", len(tokenizer), seed=3, **LIVELY)
     arguments: dict[str, Any] = {"stop_ids": renderer.stop_ids, "max_new_tokens": 8}
     pieces = list(stream(model, tokenizer, prompts[0], temperature=0.0, **arguments))
-    assert "".join(pieces).strip() == generate(model, tokenizer, prompts[:1], **arguments)[0]
+    assert "".join(pieces).strip() == generate(model, tokenizer, prompts[:1], **arguments).texts[0]
     with pytest.raises(IndexError):  # an id that the model does not know: the reader hears of it, and does not wait for ever
         list(stream(model, tokenizer, [len(tokenizer) + 50], temperature=0.0, **arguments))
 
@@ -295,7 +296,7 @@ def test_a_stream_is_the_same_answer_in_pieces() -> None:
 def test_an_answer_past_the_models_positions_is_refused(family: str) -> None:
     tokenizer, *_ = a_case(family)
     model = tiny_model(family, len(tokenizer))
-    assert len(generate(model, tokenizer, [[5] * 250], stop_ids=[0], max_new_tokens=6)) == 1
+    assert len(generate(model, tokenizer, [[5] * 250], stop_ids=[0], max_new_tokens=6).texts) == 1
     with pytest.raises(UserError) as caught:
         generate(model, tokenizer, [[5], [5] * 250], stop_ids=[0], max_new_tokens=7)
     assert str(caught.value) == (
@@ -329,7 +330,12 @@ def test_a_trained_end_of_turn_ends_the_answer(tmp_path: Path) -> None:
     model = tiny_model("qwen2", len(tokenizer))
     fit(model, store, CrossEntropy(), Optim(steps=40, lr=1e-2), Work(tmp_path / "work", "here"), seed=0)
     answers = generate(model, tokenizer, [pairs[0][0]], stop_ids=renderer.stop_ids, max_new_tokens=60)
-    assert answers == ["peat and tun"]
+    assert answers.texts == ["peat and tun"]
+    assert answers.cut == [False]
+    words = tokenizer.encode("peat and tun", add_special_tokens=False)
+    for most in (len(words), len(words) + 1):  # without and with room for the end of turn
+        found = generate(model, tokenizer, [pairs[0][0]], stop_ids=renderer.stop_ids, max_new_tokens=most)
+        assert (found.texts, found.cut) == (["peat and tun"], [most == len(words)])
 
 
 def test_a_streamed_answer_keeps_added_tokens_and_hides_those_of_turns() -> None:
@@ -350,7 +356,7 @@ def test_a_streamed_answer_keeps_added_tokens_and_hides_those_of_turns() -> None
             model.get_output_embeddings().weight[joy] = sign
         pieces = stream(model, tokenizer, [5, 6], stop_ids=[2], max_new_tokens=3, temperature=0.0)
         said = "".join(pieces).strip()
-        assert said == generate(model, tokenizer, [[5, 6]], stop_ids=[2], max_new_tokens=3)[0]
+        assert said == generate(model, tokenizer, [[5, 6]], stop_ids=[2], max_new_tokens=3).texts[0]
         if said:
             break
     assert "<joy>" in said

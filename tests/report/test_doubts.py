@@ -187,6 +187,9 @@ def test_rows_contexts_and_answers_that_were_lost_are_told():
     assert "Training rows were left out: KD 247 of 248 (247 longer than max_tokens)." in told
     assert "Contexts of training rows were shortened: KD 1 of 1." in told
     assert "20 of 80 test rows were left out before scoring (20 prompt too long)." in told
+    drawn = analysed(study.model_copy(update={"of_rows": 900, "near_duplicates": "3 of 60 test rows are nearly repeated"}))
+    assert "20 of 900 test rows were left out before scoring (20 prompt too long)." in drawn.caveats
+    assert any("3 of 60 test rows are nearly repeated. A model may know" in caveat for caveat in drawn.caveats)
     assert "The contexts of 7 of 60 test rows were shortened" in told
     assert "Answers reached the limit of 16 tokens and were cut there: KD 12 of 300." in told
     quiet = " ".join(analysed(study_of(GOOD)).caveats)
@@ -197,10 +200,15 @@ def test_forms_that_differ_are_told():
     study = study_of(GOOD)
     for name, template in (("KD", "a"), ("SFT", "a"), ("Base", "a"), ("Teacher", "b")):
         study = with_row(study, name, template=template)
-    study = with_row(study, "KD", teacher_reads="b")
+    kl = MetricInfo(name="kl", title="KL", unit="nats/token", against_teacher=True)
+    study = with_row(study, "KD", teacher_reads="at token 1", apart="at token 2")
+    study = with_row(study, "SFT", apart="at token 2", scores={**study.row("SFT").scores, "kl": study.row("SFT").scores["m"]})
+    study = study.model_copy(update={"metrics": (*study.metrics, kl)})
     told = " ".join(analysed(study).caveats)
     assert "asked in different forms, each in that of its own template (KD, SFT and Base; Teacher)" in told
-    assert "The teacher of KD read the rows in another form than its student is asked in." in told
+    assert "The teacher of KD was made to read the rows in the student's form, which is not its own: at token 1." in told
+    assert "KL was not taken of KD, which the teacher reads in another form: at token 2." in told
+    assert "For KL of SFT the teacher was made to read the rows in a form that is not its own: at token 2." in told
 
 
 def test_abstentions_are_told_with_their_reasons():

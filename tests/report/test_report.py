@@ -252,6 +252,44 @@ def test_marks_claim_no_more_than_the_wording(
     assert mark(answer, [reference], rouge_l, exact_match) == expected
 
 
+def test_marks_follow_the_rule_of_exact_match_where_it_was_not_measured():
+    assert mark("Maße", ["Masse"], None) == "wrong"  # ß is not ss
+    assert mark("ISIR", ["ısır"], None, language="tr") == "right"
+    assert mark("«Madrid».", ["madrid"], None) == "right"
+
+
+def test_a_card_names_no_language_that_nobody_knows(report):
+    groups = [{"group": group, "rows": 1, "values": {}} for group in ("und", "", "es")]
+    own = {**report, "breakdown": {**report["breakdown"], "language": groups}}
+    assert 'language:\n- "es"\ntags:' in model_card(own, model_row="KD")
+    assert 'language:\n- "en"\ntags:' in model_card(own, model_row="KD", languages=["und", "en"])
+    own["breakdown"]["language"] = groups[:2]
+    assert "language:" not in model_card(own, model_row="KD").partition("\n---\n")[0]
+
+
+def test_every_figure_on_validation_rows_has_its_curve():
+    study = fake_study(12)
+    points = [
+        {"epoch": e, "step": e, "loss": 1.0, "validation_exact_match": 9.0 + e, "validation_novel": 1.0} for e in range(3)
+    ]
+    curves = [{"name": "KD", "role": "kd", "seed": 1, "points": points}]
+    page = render_html(build_report(study, fake_answers(study), curves=curves, resamples=50))
+    for title in ("Training loss", "Exact match on the validation rows", "validation novel"):
+        assert title in page
+
+
+def test_files_that_are_not_the_advised_ones_are_told_too():
+    study = fake_study(120, means={"KD": 60.0}).with_files(
+        "SFT", "runs/x/export", {"model-f16.gguf": 2_000_000, "config.json": 9}
+    )
+    report = build_report(study, fake_answers(study), resamples=50)
+    assert report["ship"]["name"] != "SFT"
+    assert "Also exported, SFT: <code>runs/x/export/model-f16.gguf</code> (2.00 MB)." in render_html(report)
+    told = io.StringIO()
+    print_table(report, Console(width=100, file=told))
+    assert "  SFT: runs/x/export/model-f16.gguf  2.00 MB" in told.getvalue()
+
+
 @pytest.mark.parametrize("N", [0, 1, 11, 12, 13, 500])
 def test_shown_rows_are_spread_evenly(N):
     rows = representative(N)

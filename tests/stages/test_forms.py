@@ -93,7 +93,7 @@ def own_form(root: Path, name: str) -> tuple[list[str], float]:
     pairs = list(instruction_pairs(examples, renderer, Counts()))
     asked = [prompt for prompt, _ in pairs]
     answers = generate(model, tokenizer, asked, stop_ids=renderer.stop_ids, max_new_tokens=DECODING["max_new_tokens"])
-    return sorted(answers), mean_nll(model, pairs)
+    return sorted(answers.texts), mean_nll(model, pairs)
 
 
 def test_each_model_is_asked_in_its_own_form_and_stops_at_its_own_ends(root: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def recipe(path: Path, ratio: float = 0.9) -> dict[str, Any]:
             {"name": "rtn4", "kind": "quantize", "model": "stage:kd", "rows": 8, "method": "rtn"},
             {"name": "study", "kind": "evaluate", "study": study, "metrics": METRICS, "decoding": {"max_new_tokens": 6}},
             {"name": "export", "kind": "export", "model": "stage:kd4", "study": "stage:study"},
-            {"name": "report", "kind": "report", "study": "stage:study"},
+            {"name": "report", "kind": "report", "study": "stage:study", "exports": ["stage:export"]},
         ],
     }
 
@@ -281,6 +281,21 @@ def test_the_export_is_the_first_seeds_model_and_opens_elsewhere(chain: Chain) -
     assert "| **KD 4-bit** |" in card
     assert "| Teacher |" in card
     assert HOSTILE not in card
+    assert "llama-cli -m model-q4_0.gguf -cnv" in card
+
+
+def test_the_report_names_the_files_that_were_exported(chain: Chain) -> None:
+    _, done = chain
+    report = read_json(done["report"].folder / "report.json")
+    assert done["report"].parents["export"] == done["export"].fingerprint
+    files = {
+        path.name: path.stat().st_size for path in done["export"].folder.iterdir() if path.suffix in (".gguf", ".safetensors")
+    }
+    shipped = {row["name"]: row for row in report["rows"]}["KD 4-bit"]
+    assert {file["name"]: file["bytes"] for file in shipped["files"]} == files
+    assert [Path(file["path"]).is_file() for file in shipped["files"]] == [True] * len(files)
+    assert shipped["size"] == {"bytes": files["model-q4_0.gguf"], "of": "model-q4_0.gguf"}
+    assert {row["size"]["of"] for row in report["rows"] if row["name"] != "KD 4-bit"} == {"not exported"}
 
 
 def saved(folder: Path, family: str, tokenizer: Any, **more: Any) -> str:

@@ -66,7 +66,7 @@ def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None, *, measu
     """What each node of a recipe would take; passes are timed on this machine with `measure`, which takes seconds."""
     planned = plan(recipe, out, offline=True)
     done = done_models(planned)
-    outlook = Outlook(done, measure=measure)
+    outlook = Outlook(done, measure=measure, seeds=len(recipe.header.seeds))
     problems = [f"{problem}: {problem.rule}" for problem in problems_of(recipe.stages, outlook)]
     pending = Outlook(done, measure=measure)
     pending.share(outlook)

@@ -2,11 +2,25 @@
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.edges import tokens
 from potstill.edges.models import Model, Tokenizer, positions_of
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One answer per prompt, in the order of the prompts.
+
+    Attributes:
+        texts: without the stop token.
+        cut: whether an answer reached `max_new_tokens` without a stop token.
+    """
+
+    texts: list[str]
+    cut: list[bool]
 
 
 def _arguments(max_new_tokens: int, stop_ids: list[int], temperature: float, pad_id: int) -> dict[str, Any]:
@@ -50,7 +64,7 @@ def generate(
     seed: int = 0,
     batch_rows: int = 64,
     on_rows: Callable[[int, int], None] | None = None,
-) -> list[str]:
+) -> Answers:
     """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.
 
     Prompts are batched by length and padded on the left. Sampling uses a random state of its own, so that the caller's
@@ -64,7 +78,7 @@ def generate(
     _check_room(model, max(map(len, prompts), default=0), max_new_tokens)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
+    answers = Answers([""] * len(prompts), [False] * len(prompts))
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.inference_mode(), _plain(model):
         torch.manual_seed(seed)
@@ -84,7 +98,9 @@ def generate(
                 **_arguments(max_new_tokens, stop_ids, temperature, pad_id),
             )
             for b, i in enumerate(rows):
-                answers[i] = decode(tokenizer, out_BT[b, width:].tolist(), stop_ids)
+                ids = out_BT[b, width:].tolist()
+                answers.texts[i] = decode(tokenizer, ids, stop_ids)
+                answers.cut[i] = not any(token in stop_ids for token in ids)
             if on_rows is not None:
                 on_rows(begin + len(rows), len(order))
     return answers

@@ -1,16 +1,17 @@
 """From scores to `report.json` and `report.html`. The page and the card are drawn from the JSON's content alone."""
 
+import json
 import math
 import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
-from potstill.core.numbers import number
+from potstill.core.numbers import decimals, number
 from potstill.report.ship import shipped_files, size_of
+from potstill.scorers.text import exact_form
 from potstill.study.analysis import Analysis, analyse, breakdown
 from potstill.study.bootstrap import LEVEL
 from potstill.study.controls import mean_amount
@@ -19,6 +20,7 @@ from potstill.study.records import ModelRow, Study, load_answers, write_json
 from potstill.study.ship import Advice
 from potstill.study.verdicts import Verdict
 
+SCHEMA = 2  # of report.json
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
 HALF_THE_WORDS = 50.0  # Rouge-L
@@ -45,8 +47,9 @@ def build_report(
         data: per training stage and seed, what it saw, with a `mask_preview` of [token, counts in the loss].
         quantization: per quantised model, {"stage", "layers": [{"name", "gptq_error", "rtn_error"}], "bits_per_weight"}.
         provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
-        sweeps: per swept stage, {"name", "role", "stage", "by", "fields", "chosen": its number, "candidates": [{"label",
-            "values", "mean", "by_seed": [[seed, figure]], "curves": [{"seed", "points"}]}]}.
+        sweeps: per swept stage, {"name", "role", "stage", "by", "title", "unit", "higher_is_better": of the figure that picked,
+            "fields", "chosen": its number, "candidates": [{"label", "values", "mean", "by_seed": [[seed, figure]], "curves":
+            [{"seed", "points"}]}]}.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
@@ -60,7 +63,7 @@ def build_report(
     headline = analysis.headline
     about = headline.about if headline.about is not None and headline.about.metric == study.primary else None
     report = {
-        "schema": 2,
+        "schema": SCHEMA,
         "primary": study.primary,
         "metrics": [metric.model_dump(mode="json") for metric in study.metrics],
         "headline": {
@@ -82,7 +85,7 @@ def build_report(
         "curves": curves,
         "data": data,
         "quantization": quantization,
-        "sweeps": [{**sweep, "sentence": picked_in_words(sweep), "title": _PICKED_BY[sweep["by"]][0]} for sweep in sweeps],
+        "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in sweeps],
         "provenance": provenance or {},
         "stages": _stages(provenance or {}),
     }
@@ -96,17 +99,44 @@ def report_of(
     quantization: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
     sweeps: Sequence[Mapping[str, Any]] = (),
+    shipped: Mapping[str, tuple[str, dict[str, int]]] | None = None,
 ) -> dict[str, Any]:
-    """The report of the study in a folder: `study.json` and `answers.jsonl`. Arguments and errors as in `build_report`."""
-    return build_report(Study.load(folder), load_answers(folder), curves, data, quantization, provenance, sweeps=sweeps)
+    """The report of the study in a folder: `study.json` and `answers.jsonl`. Other arguments and errors as in `build_report`.
+
+    Args:
+        shipped: models that were exported: as the study refers to them -> folder, and its files with their bytes.
+    """
+    study = Study.load(folder)
+    for row in study.rows:
+        if shipped and row.model in shipped:
+            study = study.with_files(row.name, *shipped[row.model])
+    return build_report(study, load_answers(folder), curves, data, quantization, provenance, sweeps=sweeps)
 
 
-_PICKED_BY = {"validation_rouge_l": ("Rouge-L", "highest", 1), "validation_nll": ("NLL", "lowest", 3)}
+def read_report(folder: Path | str) -> dict[str, Any]:
+    """Read `report.json` from a folder.
+
+    Raises:
+        UserError: there is none, it is damaged, or another version of potstill wrote it.
+    """
+    path = Path(folder) / "report.json"
+    try:
+        report = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: run the report stage first") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): run the recipe again") from None
+    schema = report.get("schema") if isinstance(report, dict) else None
+    if schema != SCHEMA:
+        older = not isinstance(schema, int) or schema < SCHEMA
+        raise UserError(f"{path} was made by {'an older' if older else 'a newer'} potstill: run the recipe again")
+    return report
 
 
 def picked_in_words(sweep: Mapping[str, Any]) -> str:
     """Which value a sweep picked, by what, out of which, and whether it lies at their edge."""
-    title, order, digits = _PICKED_BY[sweep["by"]]
+    title, digits = sweep["title"], decimals(sweep["unit"])
+    order = "highest" if sweep["higher_is_better"] else "lowest"
     candidates = sweep["candidates"]
     chosen = candidates[sweep["chosen"]]
     seeds = len(chosen["by_seed"])
@@ -153,7 +183,13 @@ def representative(N: int, shown: int = SHOWN_ROWS) -> list[int]:
     return list(range(N)) if shown >= N else [(2 * i + 1) * N // (2 * shown) for i in range(shown)]
 
 
-def mark(answer: str, references: Sequence[str], rouge_l: float | None, exact_match: float | None = None) -> str:
+def mark(
+    answer: str,
+    references: Sequence[str],
+    rouge_l: float | None,
+    exact_match: float | None = None,
+    language: str = "",
+) -> str:
     """What wording can say of an answer, and no more.
 
     - right: equal to an accepted answer (by exact match, where it was measured).
@@ -162,7 +198,7 @@ def mark(answer: str, references: Sequence[str], rouge_l: float | None, exact_ma
     - differs: neither, of long answers, which can be said in many ways.
     - unscored: not equal, and there is nothing to compare by.
     """
-    if exact_match == 100 if exact_match is not None else _equal(answer, references):
+    if exact_match == 100 if exact_match is not None else _equal(answer, references, language):
         return "right"
     short = [reference for reference in references if 0 < _length(reference) <= LONG_ANSWER]
     if any(_contains(answer, reference) for reference in short):
@@ -174,9 +210,9 @@ def mark(answer: str, references: Sequence[str], rouge_l: float | None, exact_ma
     return "partly" if rouge_l >= HALF_THE_WORDS else "differs"
 
 
-def _equal(answer: str, references: Sequence[str]) -> bool:
+def _equal(answer: str, references: Sequence[str], language: str) -> bool:
     """Where the study did not measure exact match: the same rule."""
-    return exact_form(answer) in {exact_form(reference) for reference in references}
+    return exact_form(answer, language=language) in {exact_form(reference, language=language) for reference in references}
 
 
 def _contains(answer: str, reference: str) -> bool:
@@ -203,12 +239,6 @@ def _stages(provenance: Mapping[str, Any]) -> list[str]:
     """The stages in the order they were told, which sorted keys would lose."""
     tables = [provenance.get(key) or {} for key in ("seconds", "peak_memory_bytes", "fingerprints")]
     return list(dict.fromkeys(str(name) for table in tables for name in table))
-
-
-def exact_form(text: str) -> str:
-    """The form in which two answers are compared: NFC, case folded, without outer blanks and quotes and a final stop."""
-    text = unicodedata.normalize("NFC", text).casefold()
-    return " ".join(text.strip(" \t\r\n\"'“”‘’«»").rstrip(" .,;:!?").lstrip(" ¡¿").strip(" \t\r\n\"'“”‘’«»").split())
 
 
 def _check(study: Study, answers: Sequence[Mapping[str, Any]]) -> None:
@@ -262,6 +292,7 @@ def _test_set(study: Study) -> dict[str, Any]:
         "clusters": study.cluster_count(),
         "languages": study.languages,
         "left_out": study.left_out,
+        "of_rows": study.of_rows,
         "contexts_shortened": study.shortened,
     }
 
@@ -280,7 +311,7 @@ def _examples(study: Study, answers: Sequence[Mapping[str, Any]]) -> list[dict[s
                 found[row.name] = {
                     "text": _cut(texts[0]),
                     "rouge_l": rouge_l,
-                    "mark": mark(texts[0], example.references, rouge_l, _score(row, "exact_match", n)),
+                    "mark": mark(texts[0], example.references, rouge_l, _score(row, "exact_match", n), example.language),
                 }
         examples.append(
             {

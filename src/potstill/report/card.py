@@ -9,6 +9,7 @@ from potstill.core.errors import UserError
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
 from potstill.report.html import visible
 from potstill.report.ship import ShippedFile, shipped_files
+from potstill.scorers.language import UNKNOWN
 
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -88,7 +89,8 @@ def _front(
 ) -> dict[str, Any]:
     """The fields that the Hub reads."""
     if languages is None:
-        languages = sorted({group["group"] for group in report["breakdown"]["language"] if group["group"]})
+        languages = sorted({group["group"] for group in report["breakdown"]["language"]})
+    languages = [language for language in languages if language not in ("", UNKNOWN)]  # the Hub knows no such language
     front: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation"}
     front |= {"license": license} if license else {"license": "other", "license_name": "unknown"}
     if base:

@@ -79,9 +79,8 @@ def learning_curves(report: Report) -> str:
     curves = [curve for curve in report["curves"] if curve.get("points")]
     primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
     drawn = [curve for curve in curves if curve.get("role") != "teacher"] or curves
-    titles = {f"validation_{m['name']}": f"{_short(m['title'])} on the validation rows" for m in report["metrics"]}
-    names = ["loss", f"validation_{primary['name']}", "validation_rouge_l", "validation_nll"]
-    panels = [name for name in dict.fromkeys(names) if any(_points(curve, name) for curve in drawn)]
+    titles = _curve_titles(report)
+    panels = _curve_names(drawn, f"{_VALIDATION}{primary['name']}")
     if not panels:
         return ""
     with _figure(_WIDTH, 3.0, 1, len(panels)) as (figure, axes):
@@ -100,7 +99,7 @@ def learning_curves(report: Report) -> str:
             teacher = _teacher(report, curves, name)
             if teacher is not None:
                 axis.axhline(teacher[0], color=colour("teacher"), linewidth=1.3, linestyle=(0, (5, 3)), label=teacher[1])
-            axis.set_title("Training loss" if name == "loss" else titles.get(name, name.replace("_", " ")), loc="left")
+            axis.set_title(titles.get(name, name.replace("_", " ")), loc="left")
             axis.set_xlabel("epoch")
             axis.grid(axis="y")
         named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -108,16 +107,29 @@ def learning_curves(report: Report) -> str:
         return _svg(figure, "curves", "Training loss and validation scores by epoch, one line per model.")
 
 
-def sweep_curves(sweep: Mapping[str, Any], ident: str) -> str:
+_VALIDATION = "validation_"  # begins the name of each figure that was taken on validation rows
+
+
+def _curve_titles(report: Report) -> dict[str, str]:
+    """Titles of the figures that were followed, as far as they are known: metrics of the study, and what sweeps picked by."""
+    titles = {f"{_VALIDATION}{m['name']}": m["title"] for m in report["metrics"]}
+    titles |= {sweep["by"]: sweep["title"] for sweep in report["sweeps"]}
+    return {"loss": "Training loss", **{name: f"{_short(title)} on the validation rows" for name, title in titles.items()}}
+
+
+def _curve_names(curves: Sequence[Mapping[str, Any]], first: str) -> list[str]:
+    """The loss, then every figure on validation rows that some curve has, `first` before the others."""
+    found = dict.fromkeys(name for curve in curves for point in curve["points"] for name in point)
+    validated = sorted(name for name in found if name.startswith(_VALIDATION))
+    names = dict.fromkeys(["loss", first, *validated])
+    return [name for name in names if any(_points(curve, name) for curve in curves)]
+
+
+def sweep_curves(report: Report, sweep: Mapping[str, Any], ident: str) -> str:
     """Loss and validation scores by epoch, a line for each value tried (figure 2): thin per seed, thick their mean."""
     candidates = sweep["candidates"]
-    titles = {
-        "loss": "Training loss",
-        "validation_rouge_l": "Rouge-L on the validation rows",
-        "validation_nll": "NLL on the validation rows",
-    }
-    curves = [curve for candidate in candidates for curve in candidate["curves"]]
-    panels = [name for name in titles if any(_points(curve, name) for curve in curves)]
+    titles = _curve_titles(report)
+    panels = _curve_names([curve for candidate in candidates for curve in candidate["curves"]], sweep["by"])
     if not panels:
         return ""
     with _figure(_WIDTH, 3.3, 1, len(panels)) as (figure, axes):
@@ -139,7 +151,7 @@ def sweep_curves(sweep: Mapping[str, Any], ident: str) -> str:
                 if chosen:
                     ring = {"markersize": 12, "markerfacecolor": "none", "markeredgecolor": INK, "markeredgewidth": 1.2}
                     axis.plot(*mean[-1], "o", zorder=5, clip_on=False, **ring)
-            axis.set_title(titles[name], loc="left")
+            axis.set_title(titles.get(name, name.replace("_", " ")), loc="left")
             axis.set_xlabel("epoch")
             axis.grid(axis="y")
         named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -223,6 +235,7 @@ def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
             axis.set_xticks(range(len(layers)), [_short(name, 22) for name in names], rotation=30, ha="right")
         else:
             axis.set_xlabel("linear layer, in the model's order")
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title("Reconstruction error per layer (lower is better)", loc="left")
         axis.grid(axis="y")
         axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)

@@ -43,9 +43,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         for i, quantized in enumerate(report["quantization"])
     ]
     metrics = {metric["name"]: metric for metric in report["metrics"]}
-    return environment.get_template(
-        "template.html.j2"
-    ).render(
+    return environment.get_template("template.html.j2").render(
         report=report,
         metrics=metrics,
         shown_metrics=[m for m in report["metrics"] if any(m["name"] in row["metrics"] for row in report["rows"])],
@@ -56,8 +54,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         intervals=Markup(figures.intervals(report)),
         curves=Markup(figures.learning_curves(report)),
         sweeps=[
-            (sweep, Markup(figures.sweep_curves(sweep, f"sweep{i}")), 1 if "rouge" in sweep["by"] else 3)
-            for i, sweep in enumerate(report.get("sweeps", ()))  # reports of older versions have none
+            (sweep, Markup(figures.sweep_curves(report, sweep, f"sweep{i}")), decimals(sweep["unit"]))
+            for i, sweep in enumerate(report["sweeps"])
         ],
         size_quality=Markup(figures.size_quality(report)),
         answering=[row for row in report["rows"] if row["role"] != "rtn" and _answers(report, row)],

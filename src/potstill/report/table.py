@@ -150,7 +150,7 @@ def _print_words(report: Report, console: "Console", width: int) -> None:
     for verdict in report["verdicts"]:
         if verdict["metric"] == report["primary"] and verdict != headline["about"]:
             _add_verdict(grid, console, verdict["shown_as"], verdict["sentence"], "")
-    for sweep in report.get("sweeps", ()):
+    for sweep in report["sweeps"]:
         grid.add_row(_text(console, "·"), _text(console, sweep["sentence"], "dim"))
     for caveat in report["caveats"]:
         grid.add_row(_text(console, "!", "yellow"), _text(console, caveat, "dim"))
@@ -161,6 +161,9 @@ def _print_words(report: Report, console: "Console", width: int) -> None:
         console.print(_text(console, f"  {file['path']}  {size(file['bytes'])}"), soft_wrap=True)
         if file["command"]:
             console.print(_text(console, f"  {file['command']}", "dim"), soft_wrap=True)
+    for row in report["rows"]:
+        for file in row["files"] if row["name"] != report["ship"]["name"] else ():
+            console.print(_text(console, f"  {row['name']}: {file['path']}  {size(file['bytes'])}", "dim"), soft_wrap=True)
 
 
 def _add_verdict(grid: "Table", console: "Console", shown_as: str, sentence: str, style: str) -> None:

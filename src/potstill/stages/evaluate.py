@@ -3,7 +3,7 @@
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -36,15 +36,18 @@ from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.quant.packed import packed_of
+from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
 from potstill.stages.cost import head_memory
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
+from potstill.study.power import TYPICAL_SD, smallest_difference
 from potstill.study.records import Decoding as StudyDecoding
 from potstill.study.records import MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.teachers.reading import TeacherReads, difference
+from potstill.train.work import Work
 
 DECODED_ROWS = 64  # answers that are generated together
 
@@ -78,7 +81,7 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    version: ClassVar[int] = 3  # 3: each model in its own form; 2: the teacher of the same seed
+    version: ClassVar[int] = 4  # 4: records what was cut and left out; 3: each model in its own form; 2: each seed's teacher
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -179,6 +182,28 @@ class Evaluate(DataStage, kind="evaluate"):
             rows=(rows,),
         )
 
+    def could_show(self, outlook: Outlook) -> str:
+        compared = [row for row in self.study if row.role in ("kd", "sft")] or list(self.study)
+        metric = next(metric for metric in self.metrics if metric.kind == self.primary)
+        if len(self.study) < 2:
+            return ""
+        try:
+            rows = outlook.rows(self.data, self.prompts, self.reader(), self.split)
+        except UserError:  # told among the problems
+            return ""
+        asked = min(self.rows or rows.kept, rows.kept)
+        if not asked:
+            return ""
+        if metric.unit not in TYPICAL_SD:
+            return f"{self.name}: how much rows differ by {metric.title} is not known, so not what could be shown."
+        reach = smallest_difference(
+            rows=asked,
+            clusters=_clusters_drawn(asked, rows.kept, rows.keys),
+            seeds=max(outlook.seeds_of(row.model) for row in compared),
+            sd_rows=TYPICAL_SD[metric.unit],
+        )
+        return f"{self.name}: {reach.sentence(_info(metric))}"
+
     def closing(self, summary: dict[str, Any]) -> str:
         left = sum(summary["dropped"].values())
         return f"{summary['test_rows']:,} {self.split} rows" + (
@@ -192,8 +217,8 @@ class Evaluate(DataStage, kind="evaluate"):
         jobs = [(row, place) for row in self.study for place in places(context, row.model)]
         teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(_needs_teacher, metrics)) else []
         against = [teacher_of(place, teachers) for _, place in jobs]
-        counts = Counts()
-        examples, read = self._rows([(row.name, place.where) for row, place in jobs], counts)
+        found = self._rows([(row.name, place.where) for row, place in jobs])
+        examples, read = found.examples, found.read
         vocab = self._shared_tokens(jobs, read)
         self._check_room(jobs, read, against)
         foreign = self._foreign(jobs, read, against)
@@ -215,7 +240,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [read_json(file) for file in files]
-        study = self._study(jobs, results, metrics, examples, _shortest([read[place.where].pairs for _, place in jobs]), counts)
+        study = self._study(jobs, results, metrics, found, foreign, self._near_duplicates(jobs, work))
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
@@ -228,14 +253,14 @@ class Evaluate(DataStage, kind="evaluate"):
             file.unlink()
         return {
             "test_rows": len(examples),
-            "dropped": dict(counts.dropped),
+            "dropped": found.left_out,
             "test_response_tokens": sum(study.tokens),
             "teacher_reads": foreign if self.teacher_reads == "student" else {},
             "left_out": {"kl_to_teacher": foreign} if foreign and self.teacher_reads == "own" else {},
             "language_in_use": self.data.language_note(),
         }
 
-    def _rows(self, models: list[tuple[str, str]], counts: Counts) -> tuple[list[Example], dict[str, "_Read"]]:
+    def _rows(self, models: list[tuple[str, str]]) -> "_Rows":
         """The rows that every model can read, and how each reads them; models are given by name and place."""
         readers: dict[str, tuple[str, Renderer]] = {}
         form_at: dict[str, str] = {}
@@ -244,8 +269,9 @@ class Evaluate(DataStage, kind="evaluate"):
             form_at[where] = form_of(tokenizer)
             with _told_of(name):
                 readers.setdefault(form_at[where], (name, Renderer(tokenizer, self.prompts)))
-        found: list[tuple[Example, dict[str, Pair]]] = []
-        for example in self.data.examples(self.split, counts.dropped):
+        found: list[tuple[Example, dict[str, Pair], int]] = []
+        left_out: Counter[str] = Counter()
+        for example in self.data.examples(self.split, left_out):
             pairs: dict[str, Pair] = {}
             reasons: set[str] = set()
             shortened = 0
@@ -258,17 +284,23 @@ class Evaluate(DataStage, kind="evaluate"):
                 reasons |= mine.dropped.keys()
                 shortened = max(shortened, mine.context_shortened)
             if len(pairs) < len(readers):
-                counts.dropped[min(reasons)] += 1  # once, whichever models cannot read it
+                left_out[min(reasons)] += 1  # once, whichever models cannot read it
                 continue
-            counts.context_shortened += shortened
-            found.append((example, pairs))
+            found.append((example, pairs, shortened))
+        of_rows = len(found) + sum(left_out.values())
         found.sort(key=lambda row: hash_order(row[0]))
         found = found[: self.rows]
         if not found:
-            why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
+            why = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or "the split is empty"
             raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
-        read = {form: _Read(renderer, [pairs[form] for _, pairs in found]) for form, (_, renderer) in readers.items()}
-        return [example for example, _ in found], {where: read[form] for where, form in form_at.items()}
+        read = {form: _Read(renderer, [pairs[form] for _, pairs, _ in found]) for form, (_, renderer) in readers.items()}
+        return _Rows(
+            [example for example, *_ in found],
+            {where: read[form] for where, form in form_at.items()},
+            of_rows,
+            dict(left_out),
+            sum(shortened for *_, shortened in found),
+        )
 
     def _shared_tokens(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"]) -> int:
         """Leading token ids that mean the same to all models: their scores are of the same tokens."""
@@ -329,24 +361,25 @@ class Evaluate(DataStage, kind="evaluate"):
         packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
         check_vocabulary(model, renderer.tokenizer, place.where)
         # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
-        answers = [
-            unicodedata.normalize("NFC", answer)
-            for answer in generate(
-                model,
-                renderer.tokenizer,
-                [prompt for prompt, _ in read.pairs],
-                stop_ids=renderer.stop_ids,
-                max_new_tokens=self.decoding.max_new_tokens,
-                temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
-                seed=self.decoding.seed,
-            )
-        ]
+        given = generate(
+            model,
+            renderer.tokenizer,
+            [prompt for prompt, _ in read.pairs],
+            stop_ids=renderer.stop_ids,
+            max_new_tokens=self.decoding.max_new_tokens,
+            temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
+            seed=self.decoding.seed,
+        )
+        answers = [unicodedata.normalize("NFC", answer) for answer in given.texts]
         scores: dict[str, Sequence[float | None]] = {}
+        abstentions: dict[str, dict[str, int]] = {}
         accepted = [renderer.scored(example) for example in examples]
         for metric in metrics:
             if isinstance(metric, TextMetric):
                 values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
                 scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
+                whys = Counter(v.reason for v in values if isinstance(v, Abstain))
+                abstentions |= {str(metric.kind): dict(whys)} if whys else {}
         measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
         if measures:
             beside = teacher if any(map(_needs_teacher, metrics)) else None
@@ -354,21 +387,35 @@ class Evaluate(DataStage, kind="evaluate"):
         of_model = {str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)}
         return {
             "answers": answers,
+            "cut": sum(given.cut),
             "scores": scores,
+            "abstentions": abstentions,
             "of_model": of_model,
             "parameters": sum(p.numel() for p in model.parameters()),
             "bytes": place.bytes(model),
         }
+
+    def _near_duplicates(self, jobs: list[tuple[Row, Place]], work: Work) -> str:
+        """What is to be said of test rows that training rows of these data nearly repeat; empty where no model read them."""
+        own = fingerprint(self.data.spec())[:PRINT]
+        if not any(place.trained is not None and place.trained.data == own for _, place in jobs):
+            return ""
+        work.progress.update(0, 1, "near-duplicates")
+        found = self.data.near_duplicates()
+        work.progress.update(1, 1, "near-duplicates")
+        return found.sentence() if found.count.get(self.split) and not found.dropped else ""
 
     def _study(
         self,
         jobs: list[tuple[Row, Place]],
         results: list[dict[str, Any]],
         metrics: list[Metric],
-        examples: list[Example],
-        pairs: list[Any],
-        counts: Counts,
+        found: "_Rows",
+        foreign: dict[str, str],
+        near_duplicates: str,
     ) -> Study:
+        examples = found.examples
+        pairs = _shortest([found.read[place.where].pairs for _, place in jobs])
         rows = []
         for row in self.study:
             mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
@@ -385,22 +432,17 @@ class Evaluate(DataStage, kind="evaluate"):
                     bytes=mine[0][1]["bytes"],
                     decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
                     trained=trained,
+                    abstentions=_summed([result["abstentions"] for _, result in mine]),
+                    cut_answers=tuple(result["cut"] for _, result in mine),
+                    template=fingerprint(found.read[mine[0][0].where].pairs)[:PRINT],
+                    teacher_reads=next((words for place, _ in mine if (words := place.teacher_reads)), None),
+                    apart=foreign.get(row.name),
                     seeds=tuple(place.seed for place, _ in mine),
                     scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
                 )
             )
         return Study(
-            metrics=tuple(
-                MetricInfo(
-                    name=str(m.kind),
-                    title=m.title,
-                    unit=m.unit,
-                    higher_is_better=m.higher_is_better,
-                    over="tokens" if isinstance(m, TokenMetric) else "rows",
-                )
-                for m in metrics
-                if not isinstance(m, ModelMetric)
-            ),
+            metrics=tuple(_info(metric) for metric in metrics if not isinstance(metric, ModelMetric)),
             primary=self.primary,
             rows=tuple(rows),
             tokens=tuple(len(response) for _, response in pairs),
@@ -420,6 +462,12 @@ class Evaluate(DataStage, kind="evaluate"):
                 max_new_tokens=self.decoding.max_new_tokens,
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
+            languages=(languages := dict(Counter(example.language or UNKNOWN for example in examples).most_common())),
+            shortened=found.shortened,
+            left_out=found.left_out,
+            of_rows=found.of_rows,
+            near_duplicates=near_duplicates,
+            unfit={str(m.kind): why for m in metrics if isinstance(m, TextMetric) and (why := unfit(m, languages))},
             data={
                 **self.data.spec(),
                 "split": self.split,
@@ -437,6 +485,44 @@ class _Read:
     pairs: list[Pair]
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The test rows that every model can read.
+
+    Attributes:
+        read: how each model reads them, by its place.
+        of_rows: rows of the split, those left out and those not drawn included.
+        left_out: rows of the split that some model cannot read, by reason.
+        shortened: of `examples`, those whose context was cut for some model.
+    """
+
+    examples: list[Example]
+    read: dict[str, _Read]
+    of_rows: int
+    left_out: dict[str, int]
+    shortened: int
+
+
+def unfit(metric: TextMetric, languages: Mapping[str, int]) -> str:
+    """Why a metric's figures may mislead on some of these rows, given by language, with their share; empty: they do not."""
+    rows = sum(languages.values())
+    told = {language: why for language in languages if (why := metric.unfit(language))}
+    parts = [
+        why if languages[language] == rows else f"on {languages[language]:,} of {rows:,} rows ({language}), {why}"
+        for language, why in told.items()
+    ]
+    return "; ".join(parts)
+
+
+def _summed(each: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Abstentions of all seeds: metric -> reason -> answers."""
+    total: dict[str, Counter[str]] = {}
+    for abstentions in each:
+        for metric, counts in abstentions.items():
+            total.setdefault(metric, Counter()).update(counts)
+    return {metric: dict(counts) for metric, counts in total.items()}
+
+
 @contextmanager
 def _told_of(name: str) -> Iterator[None]:
     """A refusal inside says whose it is."""
@@ -449,6 +535,24 @@ def _told_of(name: str) -> Iterator[None]:
 def _shortest(forms: list[list[Pair]]) -> list[Pair]:
     """Of each row the rendering with the fewest response tokens: one count for all models, whatever their order."""
     return [min(pairs, key=lambda pair: len(pair[1])) for pairs in zip(*forms, strict=True)]
+
+
+def _info(metric: Metric) -> MetricInfo:
+    return MetricInfo(
+        name=str(metric.kind),
+        title=metric.title,
+        unit=metric.unit,
+        higher_is_better=metric.higher_is_better,
+        over="tokens" if isinstance(metric, TokenMetric) else "rows",
+        against_teacher=_needs_teacher(metric),
+    )
+
+
+def _clusters_drawn(asked: int, rows: int, keys: int) -> int:
+    """Different keys to be expected among rows drawn from all, whose keys have equally many: K · (1 − (1 − f)^(rows/K))."""
+    if not keys:
+        return asked
+    return max(1, round(keys * (1 - (1 - asked / rows) ** (rows / keys))))
 
 
 def _needs_teacher(metric: Metric) -> bool:

@@ -33,7 +33,7 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # 2: dtype as stored, ends of turn, a name for people, only q4_0 of a quantised model
+    version: ClassVar[int] = 3  # 3: its card names its files; 2: dtype as stored, only q4_0 of a quantised model
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
@@ -89,7 +89,8 @@ class Export(Stage, kind="export"):
         if report is not None:
             row = next(row for row in report["rows"] if row["model"] == str(self.model))
             note = _told(row["seeds"], written, bool(packed))
-            write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note))
+            beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
+            write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
 
     def _report(self, context: Context) -> dict[str, Any] | None:

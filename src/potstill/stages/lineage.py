@@ -31,6 +31,8 @@ class Place:
         self.origin = str(self.summary.get("made_from", ""))  # of a model that was changed without training
         told = self.summary.get("trained")
         self.trained = Trained.model_validate(told) if told is not None else None
+        reads = self.summary.get("teacher_reads") if told is not None else None
+        self.teacher_reads: str | None = reads if isinstance(reads, str) else None
         self.seed: int | None = self.trained.seed if self.trained is not None else None
         if artifact and "@" in artifact.name:
             self.seed = int(artifact.name.rpartition("@")[2])

@@ -142,10 +142,12 @@ class Outlook:
     Args:
         done: folders of stages that are done already, by name: what they made is looked at instead of guessed.
         measure: whether passes may be timed, which takes seconds for each config.
+        seeds: how many seeds a stage with `per_seed` is repeated for.
     """
 
-    def __init__(self, done: Mapping[str, str] | None = None, *, measure: bool = False) -> None:
+    def __init__(self, done: Mapping[str, str] | None = None, *, measure: bool = False, seeds: int = 1) -> None:
         self.done = dict(done or {})
+        self.seeds = seeds
         self.measure = measure
         self.stages: dict[str, Any] = {}
         self.kept: set[str] = set()  # teachers' targets that an earlier stage will have kept
@@ -186,6 +188,15 @@ class Outlook:
         if isinstance(found, UserError):
             raise found
         return found
+
+    def seeds_of(self, ref: StageRef) -> int:
+        """How many seeds the models behind a reference will have: a stage is repeated for its own sake or for its inputs'."""
+        stage = self.stages.get(ref.target) if ref.scheme == "stage" else None
+        if stage is None:
+            return 1
+        if stage.per_seed:
+            return self.seeds
+        return 1 if stage.gathers else max((self.seeds_of(inner) for _, inner in stage.references()), default=1)
 
     def tokenizer(self, ref: StageRef) -> Any | None:
         """The tokenizer of a model; None where it cannot be had yet."""

@@ -56,6 +56,13 @@ class CacheRef(StageRef):
     accepts = ("cache",)
 
 
+class ExportRef(StageRef):
+    """`stage:NAME` or `path:FOLDER`: what an `export` stage wrote."""
+
+    schemes = ("stage", "path")
+    accepts: ClassVar[tuple[Makes, ...]] = ("export",)
+
+
 class StudyRef(StageRef):
     """`stage:NAME` or `path:FOLDER`: an evaluation."""
 

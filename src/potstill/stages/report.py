@@ -1,14 +1,16 @@
 """The page that says whether distilling helped."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from potstill.core.artifact import Makes, read_json
+from potstill.core.artifact import Artifact, Makes, read_json
+from potstill.core.errors import UserError
 from potstill.report.build import report_of, write_report
 from potstill.stages.base import Context, Stage
-from potstill.stages.refs import StudyRef
+from potstill.stages.refs import ExportRef, StudyRef
 
 
 class Report(Stage, kind="report"):
@@ -16,15 +18,52 @@ class Report(Stage, kind="report"):
 
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # 2: files that were exported; what was cut, left out and abstained from
 
     study: StudyRef = Field(description="the evaluation that is reported")
+    exports: tuple[ExportRef, ...] = Field(
+        default=(), description="exports of models of the study: the report names their files, sizes and commands"
+    )
+
+    def mismatches(self, earlier: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
+        study = earlier.get(self.study.target) if self.study.scheme == "stage" else None
+        measured = {str(row.model) for row in getattr(study, "study", ())}
+        for number, ref in enumerate(self.exports):
+            export = earlier.get(ref.target) if ref.scheme == "stage" else None
+            model = getattr(export, "model", None)
+            if measured and model is not None and str(model) not in measured:
+                yield f"exports[{number}]", f"'{ref.target}' exports {model}, which '{self.study.target}' does not measure"
 
     def run(self, context: Context) -> dict[str, Any]:
-        report = report_from(context.artifacts(self.study)[0].folder)
+        exports = [context.artifacts(ref)[0] for ref in self.exports]
+        report = report_from(context.artifacts(self.study)[0].folder, exports)
+        self._check(exports, [row["model"] for row in report["rows"]], context.work.name)
         write_report(report, context.work.folder)
         return {"verdicts": [verdict["sentence"] for verdict in report["verdicts"]]}
 
+    def _check(self, exports: Sequence[Artifact], measured: Sequence[str], who: str) -> None:
+        """Refuse an export of a model that was not measured, and a second one of the same model."""
+        models = [str(export.stage.get("model")) for export in exports]
+        for number, (ref, model) in enumerate(zip(self.exports, models, strict=True)):
+            if model not in measured:
+                raise UserError(f"{who}: {ref} exports {model}, which {self.study} does not measure; leave it out of exports")
+            if model in models[:number]:
+                raise UserError(
+                    f"{who}: {self.exports[models.index(model)]} and {ref} both export {model}; name one in exports"
+                )
 
-def report_from(evaluation: Path) -> dict[str, Any]:
-    """The report of an evaluation artifact, with what it kept of how its models were made."""
-    return report_of(evaluation, **read_json(evaluation / "lineage.json"))
+
+def report_from(evaluation: Path, exports: Sequence[Artifact] = ()) -> dict[str, Any]:
+    """The report of an evaluation artifact, with what it kept of how its models were made, and the files of `exports`.
+
+    Raises:
+        UserError: the evaluation is damaged, or another version of potstill made it.
+    """
+    made = read_json(evaluation / "lineage.json")
+    if any("unit" not in sweep for sweep in made.get("sweeps", ())):
+        raise UserError(f"{evaluation} was made by an older potstill: run the recipe again")
+    shipped = {
+        str(export.stage["model"]): (str(export.folder), {name: size for name, (size, _) in export.summary["files"].items()})
+        for export in exports
+    }
+    return report_of(evaluation, **made, shipped=shipped)

@@ -117,7 +117,7 @@ class Validator:
         )
         found = {}
         for name, metric in wanted.items():
-            scores = [metric(answer, example) for answer, example in zip(answers, self.examples, strict=True)]
+            scores = [metric(answer, example) for answer, example in zip(answers.texts, self.examples, strict=True)]
             given = [score for score in scores if not isinstance(score, Abstain)]
             if given:
                 found[name] = sum(given) / len(given)

@@ -1,7 +1,7 @@
 """What a reader must know before believing the verdicts."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from potstill.core.numbers import decimals, number
 from potstill.study.bootstrap import student
@@ -28,6 +28,7 @@ def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> 
     yield from _of_what_was_compared(study)
     yield from _of_training_rows(study)
     yield from _of_test_rows(study)
+    yield from _of_repeats(study)
     yield from _of_answers(study, estimates)
 
 
@@ -125,9 +126,25 @@ def _of_the_form(study: Study) -> Iterator[str]:
     if len(forms) > 1:
         groups = "; ".join(joined(names) for names in forms.values())
         yield f"The models were asked in different forms, each in that of its own template ({groups})."
-    other = [row.name for row in study.rows if row.template and row.teacher_reads not in (None, row.template)]
-    if other:
-        yield f"The teacher of {joined(other)} read the rows in another form than its student is asked in."
+    for words, names in _alike((row.name, row.teacher_reads) for row in study.rows):
+        yield f"The teacher of {joined(names)} was made to read the rows in the student's form, which is not its own: {words}."
+    for metric in (metric for metric in study.metrics if metric.against_teacher):
+        for words, names in _alike((row.name, row.apart) for row in study.rows if metric.name in row.scores):
+            yield (
+                f"For {metric.title} of {joined(names)} the teacher was made to read the rows in a form that is not its own: "
+                f"{words}."
+            )
+        for words, names in _alike((row.name, row.apart) for row in study.rows if metric.name not in row.scores):
+            yield f"{metric.title} was not taken of {joined(names)}, which the teacher reads in another form: {words}."
+
+
+def _alike(told: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, list[str]]]:
+    """What was said of some models, once, with all the models that it was said of."""
+    found: dict[str, list[str]] = {}
+    for name, words in told:
+        if words is not None:
+            found.setdefault(words, []).append(name)
+    yield from found.items()
 
 
 def _of_what_was_compared(study: Study) -> Iterator[str]:
@@ -171,9 +188,15 @@ def _of_test_rows(study: Study) -> Iterator[str]:
         yield f"Only {what}: {none}." if K < MIN_CLUSTERS else f"Only {what}: the intervals are rough, and {none}."
     lost = sum(study.left_out.values())
     if lost:
-        yield f"{lost:,} of {N + lost:,} test rows were left out before scoring ({reasons(study.left_out)})."
+        of = N + lost if study.of_rows is None else study.of_rows
+        yield f"{lost:,} of {of:,} test rows were left out before scoring ({reasons(study.left_out)})."
     if study.shortened:
         yield f"The contexts of {study.shortened:,} of {N:,} test rows were shortened: what answers them may have been cut off."
+
+
+def _of_repeats(study: Study) -> Iterator[str]:
+    if study.near_duplicates:
+        yield f"{study.near_duplicates}. A model may know the answers to such rows by heart."
 
 
 def _of_answers(study: Study, estimates: Estimates) -> Iterator[str]:

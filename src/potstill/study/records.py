@@ -24,6 +24,7 @@ class MetricInfo(_Record):
 
     Attributes:
         over: "rows" averages the scores over test rows; "tokens" divides the summed scores by the response tokens.
+        against_teacher: whether it compares a model with the teacher token by token, so that both must read one form.
     """
 
     name: str
@@ -31,6 +32,7 @@ class MetricInfo(_Record):
     unit: str = ""
     higher_is_better: bool = True
     over: Literal["rows", "tokens"] = "rows"
+    against_teacher: bool = False
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -132,8 +134,11 @@ class ModelRow(_Record):
         trained: how it was trained, one record per seed; None where nothing was trained or nobody knows.
         abstentions: metric -> why it gave no score -> answers, over all seeds.
         cut_answers: per seed, answers that reached `max_new_tokens`; None: not counted.
-        template: fingerprint of the form that the model was asked in; None: unknown.
-        teacher_reads: fingerprint of the form in which its teacher read the rows; None: no teacher, or unknown.
+        template: fingerprint of the tokens that the model read the test rows as; None: unknown.
+        teacher_reads: how the student's form of the rows, in which its teacher was made to read them in training, differs from
+            the teacher's own; None: not at all, no teacher, or unknown.
+        apart: how the form that it was asked in differs from the form of the teacher that it is compared with token by token;
+            None: not at all, or not compared.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.
@@ -153,6 +158,7 @@ class ModelRow(_Record):
     cut_answers: tuple[int, ...] | None = None
     template: str | None = None
     teacher_reads: str | None = None
+    apart: str | None = None
     seeds: tuple[int | None, ...] = (None,)
     scores: dict[str, tuple[tuple[float | None, ...], ...]]
 
@@ -184,6 +190,8 @@ class Study(_Record):
         languages: language -> test rows.
         shortened: test rows whose context was cut.
         left_out: test rows that were left out, by reason; of no other split.
+        of_rows: rows of the split, before some were left out or only a part was drawn; None: those scored and those left out.
+        near_duplicates: how many held-out rows are nearly repeated in training, in words; empty: none, or not looked for.
         unfit: metric -> why its figures cannot be trusted on the language of these rows.
     """
 
@@ -197,6 +205,8 @@ class Study(_Record):
     languages: dict[str, int] = {}
     shortened: int = 0
     left_out: dict[str, int] = {}
+    of_rows: int | None = None
+    near_duplicates: str = ""
     unfit: dict[str, str] = {}
     data: dict[str, Any] = {}
 
@@ -281,7 +291,10 @@ class Study(_Record):
         except ValidationError as e:
             first = e.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise UserError(f"{path} is not a study: {place + ': ' if place else ''}{first['msg']}") from None
+            raise UserError(
+                f"{path} is not a study: {place + ': ' if place else ''}{first['msg']}; "
+                "where an older potstill made it, run the recipe again"
+            ) from None
 
 
 def load_answers(folder: Path | str) -> list[dict[str, Any]]:
