@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from potstill.edges.hub import cached_models
 from potstill.edges.machine import PACKAGES
 
 # package, module, what it is for, what to install
@@ -57,11 +58,7 @@ def findings() -> list[dict[str, Any]]:
     else:
         add("GPU", None, "none: small models train on the CPU; the recipes under paper/ want one")
     try:
-        from huggingface_hub import constants
-
-        cache = Path(constants.HF_HUB_CACHE)
-        cached = len(list(cache.glob("models--*"))) if cache.is_dir() else 0
-        offline = constants.HF_HUB_OFFLINE
+        cache, cached, offline = cached_models()
         add("hub cache", None, f"{cache}: {cached} models{', offline by HF_HUB_OFFLINE' if offline else ''}")
     except ImportError:
         add("hub cache", False, "huggingface_hub is missing", "pip install huggingface_hub")

@@ -58,8 +58,10 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder where a file must be; delete it and run again") from None
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); delete its folder and run again") from None
 

@@ -136,3 +136,11 @@ def refuse_adapter(folder: Path, where: str) -> None:
             "or move the adapter's files out of the folder to use the model without it"
         )
     raise UserError(f"{where}: holds an adapter ({', '.join(found)}) and no model; {merge}, or name the base model itself")
+
+
+def cached_models() -> tuple[Path, int, bool]:
+    """The hub's cache on this machine, how many models it holds, and whether the hub is switched off."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    return cache, len(list(cache.glob("models--*"))) if cache.is_dir() else 0, bool(constants.HF_HUB_OFFLINE)

@@ -36,8 +36,15 @@ def write_run(run: Path, folders: dict[str, str]) -> None:
 
 
 def stages_of(run: Path) -> dict[str, Artifact | None]:
-    """A run's artifacts by node id, in its order; None: not finished, or its manifest is damaged."""
-    return {ident: _readable(run / "artifacts" / name) for ident, name in read_json(run / RUN).items()}
+    """A run's artifacts by node id, in its order; None: not finished, or its manifest is damaged.
+
+    Raises:
+        UserError: the list of stages is damaged.
+    """
+    listed = read_json(run / RUN)
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError(f"{run / RUN}: damaged (no list of stages); run the recipe again, which writes it")
+    return {ident: _readable(run / "artifacts" / name) for ident, name in listed.items()}
 
 
 def artifacts_of(run: Path) -> dict[str, Artifact]:

@@ -146,18 +146,18 @@ def made_of(item: Planned, inputs: Mapping[str, Artifact | None]) -> Planned:
 
 
 def read_through(planned: Sequence[Planned], hashes: Hashes, say: Callable[[str], None] = lambda line: None) -> list[Planned]:
-    """The same, once the contents of all that the stages to do will read were compared with the manifests."""
-    read: set[str] = set()
+    """The same, once the contents of all that is done were compared with the manifests.
+
+    Files that have not changed since they were hashed are not read, so that a run that is done costs nothing again.
+    """
     checked: list[Planned] = []
-    for item in reversed(planned):
-        if item.done and item.artifact is not None and item.node.id in read:
+    for item in planned:
+        if item.done and item.artifact is not None:
             if (size := item.artifact.unread(hashes)) > SAID_ABOVE:
                 say(f"{item.node.id:<14} comparing {size / 1e9:.1f} GB with the manifest")
             item = _damaged(item, damage) if (damage := item.artifact.damage(hashes)) else item
-        if not item.done:
-            read.update(item.inputs)
         checked.append(item)
-    return checked[::-1]
+    return checked
 
 
 def in_use(planned: Sequence[Planned]) -> list[Path]:

@@ -19,7 +19,7 @@ from potstill.losses.distillation import Distillation
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
 from potstill.stages.base import Context, DataStage, Stage, position_problems
-from potstill.stages.cache import Cache, width
+from potstill.stages.cache import width
 from potstill.stages.cost import head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import CacheRef, ModelRef
@@ -78,8 +78,8 @@ class Distill(TrainingStage, kind="distill"):
         return self
 
     def mismatches(self, earlier: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
-        cache = earlier.get(self.cache.target) if self.cache is not None and self.cache.scheme == "stage" else None
-        if not isinstance(cache, Cache):
+        cache: Any = earlier.get(self.cache.target) if self.cache is not None and self.cache.scheme == "stage" else None
+        if cache is None or cache.makes != "cache":
             return
         if cache.teacher != self.teacher:
             yield "teacher", f"the cache '{cache.name}' holds what '{cache.teacher}' said; name the same teacher in both"
@@ -165,7 +165,7 @@ class Distill(TrainingStage, kind="distill"):
         """What is kept of the teacher, and whether an earlier stage will have kept it; from now on it is."""
         if self.cache is not None:
             built = outlook.stages.get(self.cache.target)
-            return (built.signal if isinstance(built, Cache) else "hidden"), True
+            return (built.signal if built is not None and built.makes == "cache" else "hidden"), True
         if self.signal == "live":
             return "live", False
         more = [self.top_k, self.temperature] if self.signal == "topk" else []
