@@ -38,7 +38,7 @@ from potstill.stages.start import Adapter, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
 from potstill.train.loop import Optim, Totals, fit
-from potstill.train.team import whole
+from potstill.train.team import full_model
 from potstill.train.work import Work
 
 FIGURE = "validation_"  # before a metric's kind: the name of its figure in metrics.jsonl
@@ -212,7 +212,7 @@ class TrainingStage(DataStage):
         )
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         merge()
-        with whole(model) as plain:
+        with full_model(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in(where))
         teacher = self.taught_by()
