@@ -1,4 +1,4 @@
-"""What a training stage would take on so many GPUs: memory of each, time, and what bounds it. A model, not a measurement."""
+"""An estimate of a training stage on several GPUs: memory of each, time, and what bounds the time; not measured."""
 
 import math
 import sys
