@@ -94,7 +94,7 @@ class Validator:
         if not settings.times:
             return None
         examples, pairs = [], []
-        for example in ranks.on_first(lambda: drawn(source, "validation", settings.rows)):
+        for example in ranks.on_first(lambda: sample_rows(source, "validation", settings.rows)):
             for pair in instruction_pairs([example], renderer, Counts()):
                 examples.append(renderer.scored(example))
                 pairs.append(pair)
@@ -323,8 +323,8 @@ def hash_order(example: Example) -> str:
     return fingerprint([example.key, example.instruction, example.response])
 
 
-def drawn(source: Source, split: Split, count: int) -> list[Example]:
-    """So many rows of a split, or all, drawn and ordered by `hash_order`."""
+def sample_rows(source: Source, split: Split, count: int) -> list[Example]:
+    """At most `count` rows of a split, chosen and ordered by `hash_order`."""
     return heapq.nsmallest(count, source.examples(split), key=hash_order)
 
 
