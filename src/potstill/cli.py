@@ -25,7 +25,9 @@ OUT = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
-PROCESSES = click.option("--processes", type=click.IntRange(1), default=1, help="Train in so many, one per GPU.  [default: 1]")
+PROCESSES = click.option(
+    "--processes", type=click.IntRange(1), default=1, help="Number of training processes, one per GPU.  [default: 1]"
+)
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -124,7 +126,7 @@ def show(recipe: Path) -> None:
 @RECIPE
 @SET
 @OUT
-@click.option("--gpus", type=click.IntRange(1), help="What training would take on so many.")
+@click.option("--gpus", type=click.IntRange(1), help="Estimate training on this number of GPUs.")
 @click.option("--tflops", type=click.FloatRange(0, min_open=True), default=400.0, show_default=True, help="Of each, in bf16.")
 @click.option(
     "--bandwidth", type=click.FloatRange(0, min_open=True), help="GB/s of each.  [default: 300 up to 8 GPUs, else 40]"
@@ -259,7 +261,7 @@ def _recipe_path(path: Path) -> Path:
 
 
 def _spread(processes: int) -> None:
-    """Do the same command in several processes instead, unless this is one of them."""
+    """Run the same command in several processes, unless this process is one of them."""
     from potstill.edges import ranks
 
     if processes > 1 and ranks.world() == 1:

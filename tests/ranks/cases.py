@@ -28,7 +28,7 @@ from potstill.teachers.cache import RowCache
 from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
 from potstill.train import loop, team
 from potstill.train.loop import Optim, fit
-from potstill.train.team import Sharded, shard_frozen, shares, whole
+from potstill.train.team import Sharded, full_model, shard_frozen, shares
 from potstill.train.work import CheckpointRules, Work
 
 ROWS = 29  # seven steps of four and one of a single row: fewer than processes
@@ -124,7 +124,7 @@ def trained(
         assert stop
         return None
     assert not stop
-    with whole(model) as plain:
+    with full_model(model) as plain:
         if plain is None:
             return None
         return {"figures": work.metrics.read(), "weights": {name: p.detach().clone() for name, p in plain.state_dict().items()}}

@@ -1,4 +1,4 @@
-"""What a training stage would take on so many GPUs: memory of each, time, and what bounds it. A model, not a measurement."""
+"""An estimate of a training stage on several GPUs: memory of each, time, and what bounds the time; not measured."""
 
 import math
 import sys
@@ -121,5 +121,6 @@ def print_spread(name: str, cluster: Cluster, rows: list[dict[str, Any]]) -> Non
     gpus = "1 GPU" if cluster.gpus == 1 else f"{cluster.gpus} GPUs"
     console.print(f"\n{name}: {clock(total)} of training on {gpus}, if each delivers {assumed}", highlight=False)
     console.print(
-        "a model with traffic wholly behind compute, never held against a GPU; validation not counted", highlight=False
+        "estimate: assumes that communication overlaps compute; not yet compared with a GPU; validation not counted",
+        highlight=False,
     )

@@ -162,16 +162,16 @@ def on_first(work: Callable[[], T]) -> T:
         return work()
     import torch.distributed as dist
 
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if first():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except (UserError, Interrupted) as error:
-            told[1] = (Interrupted if isinstance(error, Interrupted) else UserError)(str(error))
-    dist.broadcast_object_list(told, src=0, group=waiting_group())
-    if told[1] is not None:
-        raise told[1]
-    return told[0]
+            outcome[1] = (Interrupted if isinstance(error, Interrupted) else UserError)(str(error))
+    dist.broadcast_object_list(outcome, src=0, group=waiting_group())
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def launch(command: list[str], processes: int) -> int:

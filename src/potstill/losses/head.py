@@ -41,7 +41,7 @@ def softcap_of(model: Any) -> float | None:
 
 
 def chunk_bytes(device: torch.device) -> int:
-    """Of a chunk's float32 logits. Never by what memory is free: where sums are cut decides how they round."""
+    """Bytes of a chunk's float32 logits; free memory does not decide, because chunk size decides the rounding."""
     return GPU_BYTES if device.type == "cuda" else CHUNK_BYTES
 
 

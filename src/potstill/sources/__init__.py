@@ -178,7 +178,7 @@ _KNOWN: dict[str, object] = {}
 
 
 def _once(what: str, source: Source, ask: Callable[[], T]) -> T:
-    """What `ask` gives, asked once a process for equal fields and equal rows: stages build their sources anew."""
+    """Cached per process for equal fields and equal rows, because each stage builds its own sources."""
     key = json.dumps([what, source.spec(), source.version, source.content_hash()], sort_keys=True)
     if key not in _KNOWN:
         _KNOWN[key] = ask()

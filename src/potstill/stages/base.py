@@ -72,7 +72,7 @@ class Stage(Component):
 
     name: str = Field(default="", description="how later stages refer to it")
     seed: int = Field(default=0, ge=0, lt=2**31, description="order of rows, sampling, new weights")
-    per_seed: bool = Field(default=False, description="train anew for each of the recipe's `seeds`")
+    per_seed: bool = Field(default=False, description="train once for each of the recipe's `seeds`")
 
     @field_validator("name")
     @classmethod

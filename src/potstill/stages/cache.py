@@ -114,8 +114,8 @@ class Cache(DataStage, kind="cache"):
             done += len(group)
             work.progress.update(done, len(mine), "row", computed=f"{signal.computed:,}")
             if work.stop_requested():
-                told = f"{work.name}: stopped after {done:,} of {len(mine):,} rows"
-                raise Interrupted(f"{told}; run the same command again to go on")
+                message = f"{work.name}: stopped after {done:,} of {len(mine):,} rows"
+                raise Interrupted(f"{message}; run the same command again to go on")
         facts = facts_of(signal)  # once all are done
         tidy(context)
         signal.cache.close()

@@ -123,7 +123,7 @@ class Evaluate(DataStage, kind="evaluate"):
         return any(_needs_teacher(metric) for metric in self.metrics if metric in wished or metric.kind == self.primary)
 
     def teacher(self) -> Row | None:
-        """The row that the others are held against."""
+        """The study model that the others are compared with."""
         return next((row for row in self.study if row.role == "teacher"), None)
 
     def reader(self) -> ModelRef:
@@ -560,7 +560,7 @@ def _needs_teacher(metric: Metric) -> bool:
 
 
 def teacher_of(place: Place, teachers: Sequence[Place]) -> str:
-    """Where the teacher lies that a model is held against: that of its own seed, else the first; "" where there is none."""
+    """Place of the teacher that a model is compared with: that of its own seed, else the first; "" where there is none."""
     same = (teacher for teacher in teachers if place.seed is not None and teacher.seed == place.seed)
     first = teachers[0].where if teachers else ""
     return next((teacher.where for teacher in same), first)

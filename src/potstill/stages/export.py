@@ -143,11 +143,11 @@ def _name_of(where: str) -> str:
 def _told(seeds: list[Any], written: list[Path], quantised: bool) -> str:
     """What the card says of these very files."""
     files = [path.name for path in written if path.suffix in (".gguf", ".safetensors")]
-    told = f"Weights: {', '.join(f'`{name}`' for name in files)}"
-    told += f", of seed {seeds[0]}." if len(seeds) > 1 else "."
+    weights_line = f"Weights: {', '.join(f'`{name}`' for name in files)}"
+    weights_line += f", of seed {seeds[0]}." if len(seeds) > 1 else "."
     wide = [f"`{name}`" for name in files if "q4_0." not in name]
     if quantised and wide:
-        told += f" This is a model of four-bit weights, which stand in a wider type in {', '.join(wide)}."
+        weights_line += f" This is a model of four-bit weights, which stand in a wider type in {', '.join(wide)}."
     if len(seeds) > 1:
-        told += f" The figures below are means over the seeds {', '.join(map(str, seeds))}."
-    return told
+        weights_line += f" The figures below are means over the seeds {', '.join(map(str, seeds))}."
+    return weights_line

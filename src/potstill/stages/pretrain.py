@@ -25,7 +25,7 @@ from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised, trained_in_words, trained_record
 from potstill.train.loop import Optim, fit
-from potstill.train.team import whole
+from potstill.train.team import full_model
 
 
 class Shape(Settings):
@@ -138,7 +138,7 @@ class Pretrain(DataStage, kind="pretrain"):
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
         model = new_model(self.shape.config(len(tokenizer), **ids)).to(device())
         totals = fit(model, store, CrossEntropy(), self.optim, work, seed=self.seed)
-        with whole(model) as plain:
+        with full_model(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, [tokenizer.eos_token_id])
         record = trained_record(self, store, totals, start="new weights")

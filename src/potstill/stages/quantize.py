@@ -16,7 +16,7 @@ from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
-from potstill.stages.training import drawn
+from potstill.stages.training import sample_rows
 
 PASSES = 5  # of a block: one for each set of layers that share inputs, and one to feed the next block
 
@@ -90,7 +90,7 @@ class Quantize(DataStage, kind="quantize"):
         work, where = context.work, context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
-        rows = drawn(self.data, "train", self.rows)
+        rows = sample_rows(self.data, "train", self.rows)
         pairs = [[*prompt, *response] for prompt, response in instruction_pairs(rows, renderer, Counts())]
         if not pairs:
             raise UserError(f"{work.name}: no training row fits prompts.max_tokens to calibrate on")

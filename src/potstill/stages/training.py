@@ -38,7 +38,7 @@ from potstill.stages.start import Adapter, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
 from potstill.train.loop import Optim, Totals, fit
-from potstill.train.team import whole
+from potstill.train.team import full_model
 from potstill.train.work import Work
 
 FIGURE = "validation_"  # before a metric's kind: the name of its figure in metrics.jsonl
@@ -94,7 +94,7 @@ class Validator:
         if not settings.times:
             return None
         examples, pairs = [], []
-        for example in ranks.on_first(lambda: drawn(source, "validation", settings.rows)):
+        for example in ranks.on_first(lambda: sample_rows(source, "validation", settings.rows)):
             for pair in instruction_pairs([example], renderer, Counts()):
                 examples.append(renderer.scored(example))
                 pairs.append(pair)
@@ -212,7 +212,7 @@ class TrainingStage(DataStage):
         )
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         merge()
-        with whole(model) as plain:
+        with full_model(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in(where))
         teacher = self.taught_by()
@@ -323,8 +323,8 @@ def hash_order(example: Example) -> str:
     return fingerprint([example.key, example.instruction, example.response])
 
 
-def drawn(source: Source, split: Split, count: int) -> list[Example]:
-    """So many rows of a split, or all, drawn and ordered by `hash_order`."""
+def sample_rows(source: Source, split: Split, count: int) -> list[Example]:
+    """At most `count` rows of a split, chosen and ordered by `hash_order`."""
     return heapq.nsmallest(count, source.examples(split), key=hash_order)
 
 

@@ -41,7 +41,7 @@ class RowCache:
 
     Args:
         folder: made when missing.
-        identity: all that decides the values besides the row; written once, compared ever after.
+        identity: all that decides the values besides the row; written once, compared at each opening.
         width: bytes per token.
         told: gets one line for each thing a person should know.
         about: for people and error messages; not compared.
@@ -98,7 +98,7 @@ class RowCache:
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what was written since, by whomever."""
+        """Read what any process has written since the last call."""
         for path in sorted(self.folder.glob("part-*.index")):
             if path.stem not in self._names:
                 try:
@@ -174,7 +174,7 @@ class RowCache:
         self._table, self._parts, self._firsts = self._table[keep], self._parts[keep], self._firsts[keep]
 
     def append(self, key: bytes, values: np.ndarray) -> bool:
-        """Keep a row's values, uint8 [tokens, width]; where the disk refuses, say so once, and False ever after."""
+        """Store a row's values, uint8 [tokens, width]; after a disk error, warn once and return False."""
         if self.readonly:
             return False
         try:

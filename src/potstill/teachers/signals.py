@@ -117,7 +117,7 @@ class Waiting:
 
 
 class Cached:
-    """Values are computed once per row, kept, and read ever after; the teacher is loaded only while rows are missing.
+    """Values are computed once per row, stored, and then read; the teacher is loaded only while rows are missing.
 
     What is computed passes through the stored form before it is used, so that a row counts the same whether it was read or
     has just been computed. Where a row of a batch is missing, the teacher reads the whole batch: its sums then round as they

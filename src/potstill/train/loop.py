@@ -18,7 +18,7 @@ from potstill.edges import ranks
 from potstill.edges.models import device
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
-from potstill.train.team import team_of, whole
+from potstill.train.team import full_model, team_of
 from potstill.train.work import Work
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -243,7 +243,7 @@ class _Fit:
             return
         self.model.eval()
         try:
-            with self.work.interruptible(), whole(self.model) as plain:
+            with self.work.interruptible(), full_model(self.model) as plain:
                 if plain is not None:
                     self.work.metrics.write(step, epoch=self._epoch(), **self.validate(plain))
         except KeyboardInterrupt:  # the validation is measured when the stage goes on

@@ -177,7 +177,7 @@ def _keep_form(model: Any) -> None:
 
 
 @contextmanager
-def whole(model: Any) -> Iterator[Any]:
+def full_model(model: Any) -> Iterator[Any]:
     """The model to use outside the loop: itself, or a plain copy with all weights in the first process, None in the others.
 
     All processes must ask. A copy, because generating from shards would gather all weights for every token.
