@@ -5,6 +5,7 @@ import gc
 import platform
 import resource
 import sys
+import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
@@ -88,6 +89,20 @@ def resting_memory() -> int:
     library().AutoModelForCausalLM.from_config  # noqa: B018  # pyright: ignore  # what is imported late counts too
     torch.ones(1) @ torch.ones(1)
     return psutil.Process().memory_info().rss
+
+
+@cache
+def float64_rate() -> float:
+    """Operations per second of matrix products in float64 on this processor, measured once in some hundredths of a second."""
+    import torch
+
+    a_NN = torch.ones(512, 512, dtype=torch.float64)
+    taken = []
+    for _ in range(4):
+        begun = time.perf_counter()
+        a_NN @ a_NN  # pyright: ignore[reportUnusedExpression]
+        taken.append(time.perf_counter() - begun)
+    return 2 * 512**3 / min(taken)
 
 
 def give_back_memory() -> None:

@@ -42,6 +42,10 @@ class TokenMetric(Metric):
 class ModelMetric(Metric):
     """Measures the model itself, once."""
 
+    def tokens(self) -> int:
+        """Tokens that it decodes one by one, which is what it costs."""
+        return 0
+
     @abstractmethod
     def __call__(self, model: Any, tokenizer: Any) -> float: ...
 

@@ -19,6 +19,9 @@ class DecodeSpeed(ModelMetric, kind="decode_speed"):
     new_tokens: int = Field(default=48, ge=2, description="tokens decoded per repeat")
     repeats: int = Field(default=5, ge=1, description="the fastest counts: other work disturbs it least")
 
+    def tokens(self) -> int:
+        return self.repeats * (self.new_tokens + 2) + 2
+
     def __call__(self, model: Any, tokenizer: Any) -> float:
         from potstill.edges.sampling import decode_speed
         from potstill.edges.tokens import begun, encode

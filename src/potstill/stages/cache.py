@@ -15,7 +15,7 @@ from potstill.edges import ranks
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, check_positions, check_rows, config_of, device, load_tokenizer
 from potstill.stages.base import Context, DataStage, position_problems, reasons
-from potstill.stages.cost import teacher_bytes
+from potstill.stages.cost import left_over, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
@@ -77,12 +77,15 @@ class Cache(DataStage, kind="cache"):
         tokens, learned = rows.kept * rows.tokens, rows.kept * rows.response
         head = 2 * size.hidden * size.vocab * learned if self.signal == "topk" else 0
         probe = outlook.probe(teacher.config, rows, self.precision)
+        held = teacher_bytes(size, self.teacher_precision, self.precision)
         return Cost(
             tokens=round(tokens),
             response_tokens=round(learned),
             flops=2 * size.body * tokens + head,
             seconds=probe.forward_seconds(tokens) if probe is not None else None,
-            memory_bytes=round(resting_memory() + teacher_bytes(size, self.teacher_precision, self.precision)),
+            memory_bytes=round(
+                resting_memory() + left_over(size) + teacher_bytes(size, self.teacher_precision, self.precision)
+            ),
             cache_bytes=round(width(self.signal, self.top_k, size) * learned),
             less_memory="lower micro_batch_tokens, or set teacher_precision = 'int8'",
             rows=(rows,),

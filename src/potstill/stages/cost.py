@@ -1,9 +1,7 @@
 """What stages cost: arithmetic, time, and the memory of the process at its peak."""
 
 from dataclasses import replace
-from typing import Any
 
-from potstill.core.types import Split
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, device
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
@@ -56,6 +54,7 @@ def training_memory(
         saved = tokens * model.config.num_hidden_layers * size.hidden * SAVED_A_CHANNEL
     trained = 0 if frozen else size.parameters
     held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
+    held += left_over(size)
     return round(resting_memory() + held + saved + head_memory(size, tokens * rows.response / max(rows.tokens, 1.0)))
 
 
@@ -67,16 +66,12 @@ def head_memory(size: Size, responses: float, teacher: bool = False) -> float:
     return chunk * (2 if teacher else 1) + 6 * min(BLOCK_BYTES, chunk) + 2 * FLOAT * responses * size.hidden
 
 
-def weights_memory(size: Size, dtype_bytes: float) -> float:
-    return dtype_bytes * size.parameters
+def left_over(size: Size) -> float:
+    """What the C library keeps of models that earlier stages loaded: measured, benchmarks/plan.py."""
+    return 3.0 * size.parameters
 
 
 def teacher_bytes(size: Size, precision: str, train_precision: str) -> float:
     """Of a teacher's weights in memory."""
     wide = 2 if precision == "bf16" or (precision != "fp32" and in_bf16(train_precision)) else FLOAT
     return (size.body + wide * (size.embedding + size.head)) if precision == "int8" else wide * size.parameters
-
-
-def reading_rows(outlook: Outlook, stage: Any, split: Split) -> RowsOf:
-    """The rows of a split as the stage's own reader sees them."""
-    return outlook.rows(stage.data, stage.prompts, stage.reader(), split)

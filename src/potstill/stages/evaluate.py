@@ -38,7 +38,7 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
-from potstill.stages.cost import head_memory
+from potstill.stages.cost import head_memory, left_over
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
@@ -178,7 +178,12 @@ class Evaluate(DataStage, kind="evaluate"):
         return Cost(
             tokens=round(asked * rows.tokens * len(models)),
             seconds=seconds,
-            memory_bytes=round(resting_memory() + 4 * largest + head_memory(models[0].size, rows.response * DECODED_ROWS)),
+            memory_bytes=round(
+                resting_memory()
+                + 4 * largest
+                + left_over(models[0].size)
+                + 3 * head_memory(models[0].size, rows.response * DECODED_ROWS, teacher=True)
+            ),
             rows=(rows,),
         )
 

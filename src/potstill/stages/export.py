@@ -19,6 +19,7 @@ from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import packed_of
 from potstill.report.card import model_card
 from potstill.stages.base import Context, Stage
+from potstill.stages.cost import left_over
 from potstill.stages.lineage import as_chosen, places
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef, StudyRef
@@ -56,7 +57,7 @@ class Export(Stage, kind="export"):
             return Cost()
         parameters = found.size.parameters
         written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.quantised else 0)
-        memory = round(resting_memory() + 8 * parameters)
+        memory = round(resting_memory() + left_over(found.size) + 8 * parameters)
         return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
 
     def closing(self, summary: dict[str, Any]) -> str:

@@ -9,11 +9,13 @@ from pydantic import Field, field_validator
 from potstill.core.errors import Problem, UserError
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
-from potstill.edges.machine import resting_memory
-from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
+from potstill.edges.codes import weight_of
+from potstill.edges.machine import float64_rate, resting_memory
+from potstill.edges.models import PACKED, linears_in, load_model, load_tokenizer, save_model, skeleton
 from potstill.quant.layers import LayerError, quantise_model, width_problems
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage
+from potstill.stages.cost import left_over
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import sample_rows
@@ -73,12 +75,22 @@ class Quantize(DataStage, kind="quantize"):
         return Cost(
             parameters=size.parameters,
             tokens=round(tokens),
-            seconds=PASSES * probe.forward_seconds(tokens) if probe is not None else None,
-            memory_bytes=round(resting_memory() + 5 * size.parameters + 8 * 3 * size.body / blocks + 8 * tokens * size.hidden),
+            seconds=PASSES * probe.forward_seconds(tokens) + self._solving(found) if probe is not None else None,
+            memory_bytes=round(
+                resting_memory() + left_over(size) + 8 * size.parameters + 24 * size.body / blocks + 8 * tokens * size.hidden
+            ),
             output_bytes=round(size.body * (4 + 16 / self.group) / 8) + 4 * size.parameters,
             less_memory="lower rows",
             rows=(rows,),
         )
+
+    def _solving(self, model: Prospect) -> float:
+        """Seconds of the solver: in float64, per layer an inverse of its Hessian and an update of its rows for each column."""
+        if self.method == "rtn":
+            return 0.0
+        shapes = [weight_of(layer).shape for layer in linears_in(skeleton(model.config).base_model).values()]
+        products = sum(6 * inputs**3 + 4 * outputs * inputs**2 for outputs, inputs in shapes)
+        return products / float64_rate()
 
     def closing(self, summary: dict[str, Any]) -> str:
         kept = f", {len(summary['kept'])} kept at full precision" if summary["kept"] else ""

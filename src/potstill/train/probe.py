@@ -1,6 +1,7 @@
 """What a pass of a model takes on this machine: measured on copies of one and two layers, so that no weights are needed."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ class Probe:
         optimiser: seconds per optimiser step.
         saved: bytes per token kept for the backward pass.
         decode: seconds for one more token of `DECODED_ROWS` answers.
+        alone: seconds for one more token of one answer.
     """
 
     layers: int
@@ -51,6 +53,7 @@ class Probe:
     optimiser: Pass
     saved: Pass
     decode: Pass
+    alone: Pass
 
     def step_seconds(self, tokens: float) -> float:
         """Of one optimiser step over so many tokens."""
@@ -64,7 +67,11 @@ class Probe:
 
     def decode_seconds(self, rows: float, new_tokens: float) -> float:
         """Of answers decoded in batches."""
-        return rows / DECODED_ROWS * new_tokens * self.decode.of(self.layers)
+        return math.ceil(rows / DECODED_ROWS) * new_tokens * self.decode.of(self.layers)
+
+    def alone_seconds(self, new_tokens: float) -> float:
+        """Of one answer by itself."""
+        return new_tokens * self.alone.of(self.layers)
 
 
 def probe(config: Any, lengths: Sequence[tuple[int, int]], precision: str = "auto") -> Probe:
@@ -96,7 +103,7 @@ class _Copy:
         self.saved = self.training = self.optimiser = 0.0
         self._train()
         self.forward = self._forward()
-        self.decode = self._decode()
+        self.decode, self.alone = (self._decode(rows) for rows in (DECODED_ROWS, 1))
 
     def _train(self) -> None:
         self.model.requires_grad_(True).train()
@@ -131,8 +138,8 @@ class _Copy:
 
         return _seconds(once) / self.tokens
 
-    def _decode(self) -> float:
-        ids_B1 = torch.zeros((DECODED_ROWS, 1), dtype=torch.long, device=device())
+    def _decode(self, rows: int) -> float:
+        ids_B1 = torch.zeros((rows, 1), dtype=torch.long, device=device())
 
         def once() -> None:
             with torch.inference_mode():
@@ -147,6 +154,7 @@ _PARTS: tuple[Callable[[_Copy], float], ...] = (
     lambda each: each.optimiser,
     lambda each: each.saved,
     lambda each: each.decode,
+    lambda each: each.alone,
 )
 
 
