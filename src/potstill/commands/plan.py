@@ -180,12 +180,13 @@ def _rows_in_words(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def rows_told(rows: RowsOf) -> str:
-    """`train: 227 of 248 rows, 21 response too long; 41 + 18 tokens a row, the longest 131`."""
+    """`train: 227 of 248 rows (left out: 21 response too long, the longest 131 tokens); 41 + 18 tokens a row, 110 at most`."""
     told = f"{rows.split}: {rows.kept:,} of {rows.rows:,} rows"
     left = reasons(rows.left_out)
-    told += f" (left out: {left})" if left else ""
+    longest = f", the longest {rows.too_long:,} tokens" if rows.too_long else ""
+    told += f" (left out: {left}{longest})" if left else ""
     told += f", {rows.shortened:,} contexts shortened" if rows.shortened else ""
-    told += f"; {rows.prompt:.0f} + {rows.response:.0f} tokens a row, the longest {rows.longest:,}"
+    told += f"; {rows.prompt:.0f} + {rows.response:.0f} tokens a row, {rows.longest:,} at most"
     told += "" if rows.counted else ", guessed from characters: no tokenizer at hand"
     return told + ("" if rows.share == 1 else f", from {rows.share:.0%} of the rows")
 

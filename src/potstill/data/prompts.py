@@ -79,6 +79,9 @@ class Prompts(Settings):
         default=512, ge=8, description="longest prompt + response, in tokens; longer rows are left out and counted"
     )
     max_prompt_tokens: int = Field(default=256, ge=4, description="longest prompt, in tokens; the context is shortened to fit")
+    most_left_out: float = Field(
+        default=0.5, ge=0, le=1, description="largest share of a split's rows that may be too long; more is refused"
+    )
 
     @model_validator(mode="after")
     def _leave_room(self) -> "Prompts":
@@ -362,7 +365,7 @@ class Renderer:
             ids = self._ids(text)
             if len(ids) <= limit:
                 return Prompt(ids, shortened=True), text, context
-        raise LeftOut("prompt too long")
+        raise LeftOut("prompt too long", len(ids))
 
     def row(self, example: Example) -> Row:
         """Prompt and response of a row.
@@ -379,8 +382,9 @@ class Renderer:
         response = self._continued(prompt.ids, asked, self._response(example, context, asked, answer))
         if self.end_of_turn_id in response[:-1]:
             raise LeftOut("the template ends the turn inside the answer")
-        if len(prompt.ids) + len(response) > self.prompts.max_tokens:
-            raise LeftOut("response too long")
+        length = len(prompt.ids) + len(response)
+        if length > self.prompts.max_tokens:
+            raise LeftOut("response too long", length)
         return Row(prompt.ids, response, prompt.shortened, removed)
 
     def _continued(self, prompt: list[int], asked: Text, answer: Text) -> list[int]:

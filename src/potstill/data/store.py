@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ class Counts:
         context_shortened: kept rows whose context lost its end.
         ends_removed: kept rows whose answer brought an end of turn of its own, which was taken off.
         begins_with: the BOS that prompts begin with; empty when they have none.
+        longest: tokens of the longest row that was too long; 0 where none was.
         dropped: rows left out, by reason.
     """
 
@@ -40,6 +41,7 @@ class Counts:
     context_shortened: int = 0
     ends_removed: int = 0
     begins_with: str = ""
+    longest: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
 
 
@@ -107,6 +109,19 @@ class TokenStore:
         return cls(folder, counts)
 
 
+def too_many_left_out(kept: int, left_out: Mapping[str, int], longest: int, most: float) -> str:
+    """Why so few rows fit that training on them, or a study of them, would be of other data; "" where enough do.
+
+    Args:
+        most: the largest share of the rows that may be too long.
+    """
+    lost = sum(n for reason, n in left_out.items() if "too long" in reason)
+    if lost <= most * (kept + lost):
+        return ""
+    raised = f"raise prompts.max_tokens and max_prompt_tokens (the longest row has {longest:,} tokens)"
+    return f"{lost:,} of {kept + lost:,} rows are too long, more than most_left_out = {most:g} allows; {raised}"
+
+
 def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[WeightedPair]:
     """Prompt, response and weight of each row that fits; what does not is counted, never cut in silence.
 
@@ -122,6 +137,7 @@ def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Coun
             row = renderer.row(example)
         except LeftOut as left:
             counts.dropped[str(left)] += 1
+            counts.longest = max(counts.longest, left.tokens)
             continue
         counts.context_shortened += row.shortened
         counts.ends_removed += row.end_removed

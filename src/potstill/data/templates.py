@@ -27,7 +27,15 @@ def as_it_is(text: str, said: bool) -> str:
 
 
 class LeftOut(Exception):
-    """A row that cannot become tokens; its text is the reason that is counted."""
+    """A row that cannot become tokens; its text is the reason that is counted.
+
+    Attributes:
+        tokens: of a row that is too long, how many it has; else 0.
+    """
+
+    def __init__(self, reason: str, tokens: int = 0) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Split
 from potstill.data.prompts import Prompts
+from potstill.data.store import too_many_left_out
 from potstill.edges.models import positions_of
 from potstill.sources import Source
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
@@ -160,6 +161,8 @@ class DataStage(Stage):
                 return
             if not rows.kept and number == 0:
                 yield Problem("data", empty_split(rows))
+            elif lost := too_many_left_out(rows.kept, rows.left_out, rows.too_long, self.prompts.most_left_out):
+                yield Problem("prompts.max_tokens", f"{split} split: {lost}", str(self.prompts.max_tokens))
 
     def _unread(self, outlook: Outlook, split: Split, error: UserError) -> Iterator[Problem]:
         """What a row's refusal comes from: each habit of the template once, else the row itself."""
@@ -197,7 +200,7 @@ def empty_split(rows: RowsOf) -> str:
     """Why no row of a split is left, and the remedy."""
     why = f" ({reasons(rows.left_out)})" if rows.left_out else ""
     if any("too long" in reason for reason in rows.left_out):
-        remedy = "raise prompts.max_tokens" + (f": the longest row has {rows.longest:,}" if rows.longest else "")
+        remedy = "raise prompts.max_tokens" + (f": the longest row has {rows.too_long:,} tokens" if rows.too_long else "")
     else:
         remedy = "give it more rows, or set data.splits"
     return f"the {rows.split} split is empty{why}; {remedy}"

@@ -83,9 +83,7 @@ class Cache(DataStage, kind="cache"):
             response_tokens=round(learned),
             flops=2 * size.body * tokens + head,
             seconds=probe.forward_seconds(tokens) if probe is not None else None,
-            memory_bytes=round(
-                resting_memory() + left_over(size) + teacher_bytes(size, self.teacher_precision, self.precision)
-            ),
+            memory_bytes=round(resting_memory() + left_over(size) + held),
             cache_bytes=round(width(self.signal, self.top_k, size) * learned),
             less_memory="lower micro_batch_tokens, or set teacher_precision = 'int8'",
             rows=(rows,),

@@ -50,6 +50,7 @@ class RowsOf:
         shortened: rows whose context lost its end.
         prompt, response: mean tokens of a kept row.
         longest, longest_prompt: tokens of the longest kept row, and of the longest kept prompt.
+        too_long: tokens of the longest row that is too long; 0 where none is.
         lengths: (prompt, response) tokens of some kept rows.
         keys: different keys of kept rows: the bootstrap's groups.
         counted: whether tokens were counted by the model's own tokenizer, and not guessed from characters.
@@ -64,6 +65,7 @@ class RowsOf:
     response: float = 0.0
     longest: int = 0
     longest_prompt: int = 0
+    too_long: int = 0
     lengths: tuple[tuple[int, int], ...] = ()
     keys: int = 0
     counted: bool = True
@@ -303,6 +305,7 @@ def read_rows(data: Source, prompts: Prompts, tokenizer: Any | None, split: Spli
         _mean([response for _, response in lengths]),
         max((prompt + response for prompt, response in lengths), default=0),
         max((prompt for prompt, _ in lengths), default=0),
+        counts.longest,
         tuple(lengths[:256]),
         round(len({example.key for example in seen}) * scale),
         share=1 / scale,
@@ -330,6 +333,7 @@ def _guessed(split: Split, examples: Iterable[Example], prompts: Prompts, left_o
         _mean([response for _, response in lengths]),
         max((prompt + response for prompt, response in lengths), default=0),
         max((prompt for prompt, _ in lengths), default=0),
+        0,
         tuple(lengths[:256]),
         len(keys),
         counted=False,

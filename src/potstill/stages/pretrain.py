@@ -115,7 +115,7 @@ class Pretrain(DataStage, kind="pretrain"):
             return Cost()
         total = sum(len(tokenizer.encode(text)) + 1 for text in texts(self.data, "train", self.text, None))
         window = min(self.prompts.max_tokens, self.shape.positions) - 1
-        rows = RowsOf("train", -(-total // window), {}, 0, 1.0, float(min(total, window)), window + 1, 1, ((1, window),))
+        rows = RowsOf("train", -(-total // window), {}, 0, 1.0, float(min(total, window)), window + 1, 1, 0, ((1, window),))
         return training_cost(outlook, found, self.optim, rows, window + 1)
 
     def closing(self, summary: dict[str, Any]) -> str:

@@ -18,7 +18,16 @@ from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
 from potstill.core.types import Abstain, Example, Split
 from potstill.data.prompts import Renderer
-from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
+from potstill.data.store import (
+    Counts,
+    Pair,
+    TokenStore,
+    WeightedPair,
+    instruction_pairs,
+    mask_preview,
+    too_many_left_out,
+    weighted_pairs,
+)
 from potstill.edges import ranks
 from potstill.edges.models import Model, check_positions, save_model, stored_dtype
 from potstill.edges.sampling import generate
@@ -269,7 +278,11 @@ def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
     counts = Counts()
     rows = work.watched(source.examples("train", counts.dropped), "rows read")
     pairs = weighted_pairs(rows, renderer, counts)
-    return tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
+    store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
+    counts = store.counts
+    if lost := too_many_left_out(counts.rows, counts.dropped, counts.longest, renderer.prompts.most_left_out):
+        raise UserError(f"{work.name}: {lost}")
+    return store
 
 
 def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> TokenStore:
@@ -286,6 +299,7 @@ def rows_in_words(store: TokenStore, renderer: Renderer) -> dict[str, Any]:
         "response_tokens": counts.response_tokens,
         "context_shortened": counts.context_shortened,
         "ends_removed": counts.ends_removed,
+        "too_long": counts.longest,
         "begins_with": counts.begins_with,
         "dropped": dict(counts.dropped),
         "end_of_turn": tokenizer.convert_ids_to_tokens(renderer.end_of_turn_id),
@@ -301,6 +315,8 @@ def trained_in_words(summary: dict[str, Any]) -> str:
         left = sum(data["dropped"].values())
         told.append(f"{data['rows']:,} of {data['rows'] + left:,} rows" if left else f"{data['rows']:,} rows")
         told += [f"{n:,} left out: {reason}" for reason, n in data["dropped"].items() if n]
+        if data.get("too_long"):
+            told.append(f"the longest has {data['too_long']:,} tokens (prompts.max_tokens)")
         if data["context_shortened"]:
             told.append(f"{data['context_shortened']:,} contexts shortened to fit prompts.max_prompt_tokens")
     told += [f"{summary['steps']:,} steps", f"{count(summary['response_tokens'])} learned tokens"]
