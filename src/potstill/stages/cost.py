@@ -10,7 +10,7 @@ from potstill.train.loop import Optim, in_bf16
 
 FLOAT = 4  # bytes
 ADAM = 2 * FLOAT  # two averages of each trained weight
-SAVED_A_CHANNEL = 16 * FLOAT  # bytes per token, layer and channel kept for backward, where none were measured
+SAVED = 8 * FLOAT, 4.5 * FLOAT  # bytes per token and layer kept for backward: of a channel, of an inner unit; measured
 
 
 def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf, longest: int, *, frozen: bool = False) -> Cost:
@@ -47,11 +47,8 @@ def training_memory(
     """Weights, gradients, two averages, what a micro-batch keeps for backward, and the fused head's buffers."""
     size = model.size
     tokens = min(max(optim.micro_batch_tokens, longest), optim.batch_size * max(rows.tokens, 1.0))
-    probe = outlook.probe(model.config, rows, optim.precision)
-    if probe is not None:
-        saved = probe.saved_bytes(tokens)
-    else:
-        saved = tokens * model.config.num_hidden_layers * size.hidden * SAVED_A_CHANNEL
+    inner = getattr(model.config, "intermediate_size", None) or 4 * size.hidden
+    saved = tokens * model.config.num_hidden_layers * (SAVED[0] * size.hidden + SAVED[1] * inner)
     trained = 0 if frozen else size.parameters
     held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
     held += left_over(size)

@@ -10,6 +10,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts, Renderer, template_problems
 from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, config_of, size_of, weight_problems
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.sources import Source
@@ -149,6 +150,7 @@ class Outlook:
 
     def __init__(self, done: Mapping[str, str] | None = None, *, measure: bool = False, seeds: int = 1) -> None:
         self.done = dict(done or {})
+        resting_memory()  # measured before models come
         self.seeds = seeds
         self.measure = measure
         self.stages: dict[str, Any] = {}

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
@@ -24,7 +23,7 @@ DECODED_ROWS = 64
 
 @dataclass(frozen=True)
 class Pass:
-    """Seconds and bytes of one thing, by the layers it goes through: value(L) = once + L · each."""
+    """Seconds of one thing, by the layers it goes through: value(L) = once + L · each."""
 
     once: float
     each: float
@@ -42,7 +41,6 @@ class Probe:
         forward: seconds per token, final hidden states alone.
         training: seconds per token, forward and backward through the fused head.
         optimiser: seconds per optimiser step.
-        saved: bytes per token kept for the backward pass.
         decode: seconds for one more token of `DECODED_ROWS` answers.
         alone: seconds for one more token of one answer.
     """
@@ -51,7 +49,6 @@ class Probe:
     forward: Pass
     training: Pass
     optimiser: Pass
-    saved: Pass
     decode: Pass
     alone: Pass
 
@@ -61,9 +58,6 @@ class Probe:
 
     def forward_seconds(self, tokens: float) -> float:
         return tokens * self.forward.of(self.layers)
-
-    def saved_bytes(self, tokens: float) -> float:
-        return tokens * self.saved.of(self.layers)
 
     def decode_seconds(self, rows: float, new_tokens: float) -> float:
         """Of answers decoded in batches."""
@@ -100,7 +94,7 @@ class _Copy:
             cut.layer_types = [*cut.layer_types, *cut.layer_types][:layers]
         self.model, self.batch, self.precision = _filled(new_model(cut)).to(device()), batch.to(device()), precision
         self.tokens = len(batch.ids_T)
-        self.saved = self.training = self.optimiser = 0.0
+        self.training = self.optimiser = 0.0
         self._train()
         self.forward = self._forward()
         self.decode, self.alone = (self._decode(rows) for rows in (DECODED_ROWS, 1))
@@ -108,22 +102,13 @@ class _Copy:
     def _train(self) -> None:
         self.model.requires_grad_(True).train()
         optimiser = optimizer_for(self.model, Optim())
-        kept: dict[int, int] = {}
-        own = {p.data_ptr() for p in self.model.parameters()}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() not in own:
-                kept[tensor.data_ptr()] = max(kept.get(tensor.data_ptr(), 0), tensor.numel() * tensor.element_size())
-            return tensor
 
         def once() -> None:
             with autocast(self.precision):
                 loss = CrossEntropy()(self.model, self.batch)
             loss.total.backward()
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            once()
-        self.saved = sum(kept.values()) / self.tokens
+        once()
         optimiser.step()
         self.training = _seconds(once) / self.tokens
         self.optimiser = _seconds(optimiser.step)
@@ -152,7 +137,6 @@ _PARTS: tuple[Callable[[_Copy], float], ...] = (
     lambda each: each.forward,
     lambda each: each.training,
     lambda each: each.optimiser,
-    lambda each: each.saved,
     lambda each: each.decode,
     lambda each: each.alone,
 )
