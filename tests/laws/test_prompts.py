@@ -1,5 +1,6 @@
 """The training prompt is the inference prompt, and prompt + answer is what the template writes, token for token."""
 
+import copy
 import datetime
 import os
 import re
@@ -596,3 +597,28 @@ def test_gemma_without_bos_would_be_another_model(real: Path) -> None:
             return float(model(input_ids=ids_BT, labels=labels_BT).loss)
 
     assert nats(row.prompt) < 0.8 * nats(row.prompt[1:])
+
+
+ASKED_OTHERWISE = {
+    "by another name": "{% set f = strftime_now %}{{ f('%d %b %Y') }}",
+    "in brackets": "{{ (strftime_now)('%d %b %Y') }}",
+    "by name of the argument": "{{ strftime_now(format='%d %b %Y') }}",
+    "put together": "{{ strftime_now('%d ' ~ '%b' ~ ' %Y') }}",
+    "from a variable": "{% set f = '%d %b %Y' %}{{ strftime_now(f) }}",
+}
+
+
+@pytest.mark.parametrize("ask", ASKED_OTHERWISE.values(), ids=ASKED_OTHERWISE)
+def test_no_clock_is_asked_however_a_template_asks(ask: str) -> None:
+    from potstill.data.templates import dated
+
+    tokenizer = copy.deepcopy(chat_tokenizer())
+    tokenizer.chat_template = ask + tokenizer.chat_template
+    text = Renderer(tokenizer, Prompts(date="2020-01-02")).text(Example("k", "x", "y"), "")
+    assert text.startswith("02 Jan 2020<|im_start|>")
+    with pytest.raises(UserError, match=r"set prompts\.date"):
+        Renderer(tokenizer, Prompts())
+    assert "2020" not in dated(tokenizer.chat_template, None)
+    tokenizer.chat_template = exported_template(tokenizer, Prompts(date="2020-01-02"))
+    elsewhere = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
+    assert elsewhere == text, "what another program writes, whatever its clock says"

@@ -338,6 +338,22 @@ def test_a_trained_end_of_turn_ends_the_answer(tmp_path: Path) -> None:
         assert (found.texts, found.cut) == (["peat and tun"], [most == len(words)])
 
 
+def test_a_model_stops_at_each_of_its_own_ends(tmp_path: Path) -> None:
+    """Qwen2.5-Instruct and Llama 3.1 name several; what would come after them is no answer."""
+    tokenizer = chat_tokenizer()
+    other = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    words = tokenizer.encode("peat and tun", add_special_tokens=False)
+    model = tiny_model("qwen2", len(tokenizer), **LIVELY)
+    said = generate(model, tokenizer, [words], stop_ids=[tokenizer.eos_token_id], max_new_tokens=12)
+    first = model.generate(torch.tensor([words]), max_new_tokens=1, do_sample=False)[0, -1].item()
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, first]
+    stopped = generate(model, tokenizer, [words], stop_ids=[tokenizer.eos_token_id], max_new_tokens=12)
+    assert said.texts != [""]
+    assert (stopped.texts, stopped.cut) == ([""], [False])
+    assert "".join(stream(model, tokenizer, words, stop_ids=[2], max_new_tokens=12, temperature=0.0)).strip() == ""
+    assert decode(tokenizer, [*words, other, *words], [tokenizer.eos_token_id]) == "peat and tun", "padding ends an answer"
+
+
 def test_a_streamed_answer_keeps_added_tokens_and_hides_those_of_turns() -> None:
     """The pieces of an answer, joined, are what `generate` gives for the same prompt."""
     from habits import CHATML, tokenizer_with

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from typing import Any
 
@@ -193,25 +193,28 @@ class ChatTemplate:
         raise UserError(f"the chat template refuses a conversation of {roles}: {first}{hint}") from first
 
 
+# what strftime knows; longer ones first, because %-d begins as no other does but %d ends it
+DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-M", "%-S", "%-j", *(f"%{letter}" for letter in "aAbBcdDeFfGhHIjmMnpSTuUVwWxXyYzZ"))
+
+
 @cache
 def dated(source: str, day: date | None) -> str:
-    """A chat template's source that writes this day, whatever the clock says; without one it refuses to."""
+    """A chat template's source that writes this day wherever it runs and however it asks; without a day it refuses to.
+
+    The template brings its own `strftime_now`, a macro of text replacements, so that no program's clock is asked: neither
+    transformers' here nor that of whoever runs an export.
+    """
     if "strftime_now" not in source:
         return source
-    source = re.sub(r"strftime_now\s+is\s+not\s+defined", "false", source)
-    source = re.sub(r"strftime_now\s+is\s+defined", "true", source)
     if day is None:
-        return re.sub(r"strftime_now\s*\(", f"raise_exception('{NO_DAY}' ~ ", source)
-
-    def written(found: re.Match[str]) -> str:
-        return f"'{day.strftime(found[2])}'"
-
-    source = re.sub(r"strftime_now\s*\(\s*(['\"])([^'\"]*)\1\s*\)", written, source)
-    if "strftime_now" not in source:
-        return source
-    formats = dict.fromkeys(found[2] for found in re.finditer(r"(['\"])([^'\"\n]*%[^'\"\n]*)\1", source))
-    days = {format: day.strftime(format) for format in formats}
-    return f"{{%- set potstill_days = {days!r} %}}" + re.sub(r"strftime_now\s*\(", "potstill_days.get(", source)
+        body = f"{{{{- raise_exception('{NO_DAY}') }}}}"
+    else:
+        midnight = datetime(day.year, day.month, day.day)
+        replaced = "".join(f".replace('{code}', {midnight.strftime(code)!r})" for code in DIRECTIVES)
+        body = f"{{{{- format.replace('%%', '\ue0ff'){replaced}.replace('\ue0ff', '%') }}}}"
+    macro = f"{{%- macro strftime_now(format='%d %b %Y') %}}{body}{{%- endmacro %}}"
+    source = re.sub(r"\A[ \t]+(?=\{%)", "", source)  # which only stands at the start of a line to be stripped
+    return f"{macro}{{{{- '' }}}}{source}"  # an expression keeps the template's own first white space
 
 
 def _everywhere(value: Any, shown: Callable[[str], str]) -> Any:

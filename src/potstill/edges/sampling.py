@@ -76,6 +76,7 @@ def generate(
     import torch
 
     _check_room(model, max(map(len, prompts), default=0), max_new_tokens)
+    stop_ids = stops_of(model, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = Answers([""] * len(prompts), [False] * len(prompts))
@@ -106,6 +107,15 @@ def generate(
     return answers
 
 
+def stops_of(model: Model, stop_ids: list[int]) -> list[int]:
+    """The tokens that end an answer: those that the template gives, and the model's own, of which it may have several."""
+    own: list[int] = []
+    for config in (model.generation_config, model.config):
+        eos = getattr(config, "eos_token_id", None)
+        own += eos if isinstance(eos, list | tuple) else [eos] if eos is not None else []
+    return list(dict.fromkeys([*stop_ids, *own]))
+
+
 def _counting(before: int, total: int, stop_ids: list[int], on_rows: Callable[[int, int], None]) -> Callable[[Any, Any], Any]:
     """A stopping criterion that stops nothing: it counts the rows of a batch that have come to a stop token."""
     import torch
@@ -122,11 +132,9 @@ def _counting(before: int, total: int, stop_ids: list[int], on_rows: Callable[[i
 
 
 def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
-    """Text up to the first stop token; added tokens are kept, those that begin, end or pad turns are not."""
-    for n, token in enumerate(ids):
-        if token in stop_ids:
-            ids = ids[:n]
-            break
+    """Text up to the first token that ends or pads; added tokens are kept, those that begin or end turns are not."""
+    ends = {*stop_ids} | tokens.end_tokens(tokenizer) - {tokenizer.bos_token_id}
+    ids = ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids))]
     return tokens.decode(tokenizer, ids, _hidden(tokenizer, stop_ids)).strip()
 
 
@@ -144,6 +152,7 @@ def stream(
     from transformers import TextIteratorStreamer
 
     _check_room(model, len(prompt), max_new_tokens)
+    stop_ids = stops_of(model, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     hidden = _hidden(tokenizer, stop_ids)
 
