@@ -622,3 +622,14 @@ def test_no_clock_is_asked_however_a_template_asks(ask: str) -> None:
     tokenizer.chat_template = exported_template(tokenizer, Prompts(date="2020-01-02"))
     elsewhere = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, add_generation_prompt=True)
     assert elsewhere == text, "what another program writes, whatever its clock says"
+
+
+def test_a_token_that_the_template_only_names_is_no_turn_token() -> None:
+    from habits import CHATML, tokenizer_with
+
+    default = "<|im_start|>system\nAnswer each question with a single label out of these: <joy> or <anger>.<|im_end|>\n"
+    tokenizer = tokenizer_with("{{ '" + default.replace("\n", "\\n") + "' }}" + CHATML, special=("<joy>", "<anger>"))
+    joy = tokenizer.convert_tokens_to_ids("<joy>")
+    renderer = Renderer(tokenizer, Prompts())
+    assert renderer.response("<joy>") == [joy, renderer.end_of_turn_id]
+    assert decode(tokenizer, [joy, renderer.end_of_turn_id], renderer.stop_ids) == "<joy>"

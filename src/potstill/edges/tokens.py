@@ -50,18 +50,22 @@ def turn_tokens(tokenizer: Tokenizer) -> set[int]:
     return _TURNS[tokenizer][1]
 
 
+MARKS = ("potstill-one", "potstill-two", "potstill-three", "potstill-four")
+HEADER = 40  # characters before the first turn that can be its header; what stands further off is a text of the template's own
+
+
 def _turn_tokens(tokenizer: Tokenizer) -> set[int]:
-    user, assistant = {"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}
-    written = ""
-    for messages, generate in (
-        ([user, assistant], False),
-        ([user], True),
-        ([{"role": "system", "content": "z"}, user, assistant], False),
-    ):
+    """Control tokens beside what is said: a token that the template only names in a text of its own is not one of them."""
+    turns = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant") * 2, MARKS, strict=True)]
+    system = {"role": "system", "content": MARKS[3]}
+    beside = ""
+    for messages, generate in ((turns, False), (turns[:2], False), (turns[:1], True), ([system, *turns[:2]], False)):
         with contextlib.suppress(Exception):  # a template may refuse a form, which says nothing of the others
-            written += tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+            begun, *parts = re.split("|".join(MARKS), written)
+            beside += " ".join([begun[-HEADER:], *parts])
     control = control_tokens(tokenizer)
-    return {id for text, id in control.items() if text in written and not re.search(THINKING, text)}
+    return {id for text, id in control.items() if text in beside and not re.search(THINKING, text)}
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
