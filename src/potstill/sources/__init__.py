@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypeVar, cast
 from pydantic import Field, model_validator
 
 from potstill.core.component import Component, Settings, discover
+from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
 from potstill.scorers.text import key_form
 from potstill.sources._near import NearDuplicates, identity, near_duplicates, none_looked_for
@@ -120,7 +121,7 @@ class Source(Component):
         """Training rows that nearly repeat a held-out one. Takes seconds for ten thousand rows; counted once a process.
 
         Raises:
-            UserError: the rows cannot be read.
+            UserError: the rows cannot be read, or to drop such rows would leave out more than half of the training rows.
         """
         return self._near[0]
 
@@ -168,7 +169,13 @@ class Source(Component):
         if self.own_splits:
             return none_looked_for(self.splits.similarity), frozenset()
         dropped = self.splits.near_duplicates == "drop"
-        return _once("near", self, lambda: near_duplicates(self._parted, self.splits.similarity, dropped=dropped))
+        near = _once("near", self, lambda: near_duplicates(self._parted, self.splits.similarity, dropped=dropped))
+        if dropped and 2 * near[0].training > near[0].rows:
+            raise UserError(
+                f'splits.near_duplicates = "drop" would leave out {near[0].training:,} of {near[0].rows:,} training rows; raise '
+                f'splits.similarity ({self.splits.similarity:g}), or set near_duplicates = "tell" and look at the nearest rows'
+            )
+        return near
 
     def _near_dropped(self) -> frozenset[bytes]:
         return self._near[1] if self.splits.near_duplicates == "drop" else frozenset()
