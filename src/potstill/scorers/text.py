@@ -133,6 +133,7 @@ def _python_tokens(text: str) -> list[tuple[str, str, bool]] | None:
 def _tokens(code: str) -> Iterator[tuple[str, str, bool]]:
     lines = code.split("\n")
     end = opened = (1, 0)
+    begins = True  # a line of the program: what stands before its first token is indentation
     depth = 0  # of f-strings: blanks within `f"{x =}"` are part of its value, so that each counts as one literal
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         kind = tokenize.tok_name[token.type]
@@ -144,19 +145,19 @@ def _tokens(code: str) -> Iterator[tuple[str, str, bool]]:
         if kind.endswith("STRING_END"):
             depth -= 1
             if not depth:
-                yield "STRING", _between(lines, opened, token.end), opened != end
-                end = token.end
+                yield "STRING", _between(lines, opened, token.end), opened != end and not begins
+                end, begins = token.end, False
         elif depth or kind in ("NL", "ENDMARKER"):
             continue
         elif kind in ("NEWLINE", "INDENT", "DEDENT"):
             yield kind, token.string if kind == "INDENT" else "", False
-            end = (token.start[0] + 1, 0) if kind == "NEWLINE" else token.end
+            begins = True
         elif kind == "COMMENT":
             yield kind, " ".join(token.string.split()), False
             end = token.end
         else:
-            yield kind, token.string, token.start != end
-            end = token.end
+            yield kind, token.string, token.start != end and not begins
+            end, begins = token.end, False
 
 
 def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:

@@ -172,8 +172,8 @@ class Source(Component):
         near = _once("near", self, lambda: near_duplicates(self._parted, self.splits.similarity, dropped=dropped))
         if dropped and 2 * near[0].training > near[0].rows:
             raise UserError(
-                f'splits.near_duplicates = "drop" would leave out {near[0].training:,} of {near[0].rows:,} training rows; raise '
-                f'splits.similarity ({self.splits.similarity:g}), or set near_duplicates = "tell" and look at the nearest rows'
+                f'splits.near_duplicates = "drop" would leave out {near[0].training:,} of {near[0].rows:,} training rows; '
+                f'raise splits.similarity ({self.splits.similarity:g}), or set near_duplicates = "tell" and look at the nearest rows'
             )
         return near
 
