@@ -161,6 +161,15 @@ def test_the_turns_of_a_conversation_as_rows_of_growing_history_have_one_key(sys
     assert held_apart(Jsonl(path=path, messages="messages", key="id"))
 
 
+def test_a_key_of_more_than_a_fifth_of_the_rows_is_said(write_rows: WriteRows) -> None:
+    rows = [{"messages": chat("Hi" if n % 2 else question(n), "Hello.", question(-n), "r")} for n in range(400)]
+    source = Jsonl(path=write_rows(rows), messages="messages")
+    assert source.largest_key() == ("Hi", 200, 400)
+    (note,) = source.notes()
+    assert note.startswith("one key holds 200 of 400 rows, which all lie in one split; the first of them begins with 'Hi'")
+    assert Jsonl(path=write_rows(rows[::2], "b.jsonl"), messages="messages").notes() == []
+
+
 class AsWritten(Jsonl, kind="as written"):
     """Broken on purpose: each spelling is a key of its own."""
 

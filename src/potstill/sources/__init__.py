@@ -21,6 +21,7 @@ from potstill.sources._survey import Survey, place, survey
 Skip = Callable[[Example, str], None]
 T = TypeVar("T")
 
+_FEW = 20  # rows: of fewer, a fifth is chance
 NEAR_DUPLICATE = "nearly repeats a held-out row"
 
 
@@ -116,6 +117,36 @@ class Source(Component):
         """The languages in use, and how the language of rows that name none was told."""
         guess = self._survey.language
         return f"{self.language_in_use()} (told from the rows: {guess.why})" if self._survey.unnamed else self.language_in_use()
+
+    def largest_key(self) -> tuple[str, int, int]:
+        """The first question of the key that most rows in use share, how many share it, and how many rows there are.
+
+        Raises:
+            UserError: the rows cannot be read.
+        """
+        counts, first = Counter[int](), dict[int, str]()
+        for _, row in self._parted():
+            here = self._place(row)
+            counts[here] += 1
+            first.setdefault(here, next((turn.content for turn in row.history if turn.role == "user"), row.instruction))
+        if not counts:
+            return "", 0, 0
+        largest, count = counts.most_common(1)[0]
+        return first[largest], count, counts.total()
+
+    def notes(self) -> list[str]:
+        """What a person must know of the splits: that one key holds more than a fifth of the rows.
+
+        Raises:
+            UserError: the rows cannot be read.
+        """
+        asked, count, rows = ("", 0, 0) if self.own_splits else self.largest_key()
+        if 5 * count <= rows or rows < _FEW:
+            return []
+        return [
+            f"one key holds {count:,} of {rows:,} rows, which all lie in one split; the first of them begins with {asked[:40]!r}: "
+            "name a finer key, or the shares of the splits are far from those asked for"
+        ]
 
     def near_duplicates(self) -> NearDuplicates:
         """Training rows that nearly repeat a held-out one. Takes seconds for ten thousand rows; counted once a process.
