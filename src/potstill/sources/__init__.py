@@ -144,8 +144,8 @@ class Source(Component):
         if 5 * count <= rows or rows < _FEW:
             return []
         return [
-            f"one key holds {count:,} of {rows:,} rows, which all lie in one split; the first of them begins with {asked[:40]!r}: "
-            "name a finer key, or the shares of the splits are far from those asked for"
+            f"one key holds {count:,} of {rows:,} rows, which all lie in one split; the first of them begins with "
+            f"{asked[:40]!r}: name a finer key, or the shares of the splits are far from those asked for"
         ]
 
     def near_duplicates(self) -> NearDuplicates:

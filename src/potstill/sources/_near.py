@@ -182,7 +182,7 @@ class _Usual:
 
 def _usual(rows: Iterable[Example]) -> _Usual:
     """The beginning and the end that more than half of a sample of the different instructions share, drawn by a hash."""
-    asked = {key_form(text) for _, text in heapq.nsmallest(SAMPLE, {(_order(row), row.instruction) for row in rows})}
+    asked = {key_form(text) for _, text in heapq.nsmallest(SAMPLE, ((_order(row), row.instruction) for row in rows))}
     if len(asked) < FEW:
         return _Usual()
     begin = _shared(sorted(asked))
