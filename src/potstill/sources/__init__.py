@@ -204,7 +204,7 @@ class Source(Component):
         if dropped and 2 * near[0].training > near[0].rows:
             raise UserError(
                 f'splits.near_duplicates = "drop" would leave out {near[0].training:,} of {near[0].rows:,} training rows; '
-                f'raise splits.similarity ({self.splits.similarity:g}), or set near_duplicates = "tell" and look at the nearest rows'
+                f'raise splits.similarity ({self.splits.similarity:g}), or set near_duplicates = "tell" and look at the rows'
             )
         return near
 
