@@ -16,7 +16,7 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.python_parses import PythonParses
 from potstill.metrics.rouge_l import RougeL
 from potstill.scorers.rouge import words
-from potstill.scorers.text import exact_form, key_form, whitespace_form
+from potstill.scorers.text import exact_form, key_form, same_code, whitespace_form
 
 COMPARING: dict[str, Any] = {
     "rouge_l": RougeL(),
@@ -121,6 +121,9 @@ def test_different_words_are_not_right(name: str, language: str, a: str, b: str)
         ("the dogs'", "the dogs"),
         ("[1]", "1"),
         ("a\tb", "a b"),
+        ("5!", "5"),
+        ("5！", "5"),
+        ("5!.", "5."),
     ],
 )
 @pytest.mark.parametrize("fold_case", [True, False])
@@ -144,6 +147,18 @@ def test_what_exact_match_tells_apart(a: str, b: str, fold_case: bool) -> None:
         ("'don't'", "don't"),
         ("e\u0301", "é"),
         ("42", "42;"),
+        ("3.", "3"),
+        ("巴黎。", "巴黎"),
+        ("巴黎！", "巴黎"),
+        ("हाँ।", "हाँ"),
+        ("نعم؟", "نعم"),
+        ("ہاں۔", "ہاں"),
+        ("နေပြည်တော်။", "နေပြည်တော်"),
+        ("አዎ።", "አዎ"),
+        ("Paris…", "Paris"),
+        ("Paris‼", "Paris"),
+        ("don’t", "don't"),
+        ("l’été “chaud” à Nîmes", 'l\'été "chaud" à Nîmes'),
     ],
 )
 @pytest.mark.parametrize("fold_case", [True, False])
@@ -273,6 +288,31 @@ def test_python_parses_by_hand(answer: str, score: float) -> None:
 )
 def test_blanks_of_code(a: str, b: str, same: bool) -> None:
     assert (whitespace_form(a) == whitespace_form(b)) == same
+    assert same_code(a, b) == same_code(b, a) == same
+
+
+@pytest.mark.parametrize(
+    "a, b, same",
+    [
+        ('x = """a\n\nb"""', 'x = """a\nb"""', False),  # a blank line of a literal is its value
+        ('x = """a\n  b  c"""', 'x = """a\n  b c"""', False),
+        ('x = """a \nb"""', 'x = """a\nb"""', False),
+        ("x = f'{y  =}'", "x = f'{y =}'", False),
+        ('x = f"""{y}\n\n{z}"""', 'x = f"""{y}\n{z}"""', False),
+        ("x = f'{{y}}'", "x = f'{y}'", False),
+        ("x = 1  # don't  stop, it's fine", "x = 1  # don't stop, it's fine", True),
+        ("x = 1  # one", "x = 1  # two", False),
+        ("def f():\n    # it's\n\n\n    return  1", "def f():\n    # it's\n    return 1", True),
+        ("if a:\n    b\n    c", "if a:\n    b\nc", False),
+        ("f(a,\n  b)", "f(a, b)", True),
+        ("ls -l", "ls - l", False),  # other languages are read as Python too
+        ("x = 1\r\ny = 2", "x = 1\n\ny = 2", True),
+        ("x = 'it", "x = 'it", True),
+    ],
+)
+def test_programs_are_equal_when_their_tokens_are(a: str, b: str, same: bool) -> None:
+    metric = ExactMatch(normalisation="whitespace")
+    assert (metric(a, example(b)), metric(b, example(a))) == ((100, 100) if same else (0, 0))
 
 
 def texts() -> st.SearchStrategy[str]:

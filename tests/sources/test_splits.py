@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
 from potstill.scorers.text import key_form
 from potstill.sources import Skip, Source, Splits
@@ -34,6 +35,9 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
     "capitals": str.upper,
     "runs of blanks": lambda text: text.replace(" ", " \u00a0 "),
     "byte-order mark": lambda text: "\ufeff" + text,
+    "full-width marks": lambda text: text.replace("?", "？").replace(",", "，"),
+    "no final mark": lambda text: text.rstrip("?"),
+    "another final mark": lambda text: text + "؟",
 }
 
 
@@ -157,6 +161,15 @@ def test_the_turns_of_a_conversation_as_rows_of_growing_history_have_one_key(sys
     assert held_apart(Jsonl(path=path, messages="messages", key="id"))
 
 
+def test_a_key_of_more_than_a_fifth_of_the_rows_is_said(write_rows: WriteRows) -> None:
+    rows = [{"messages": chat("Hi" if n % 2 else question(n), "Hello.", question(-n), "r")} for n in range(400)]
+    source = Jsonl(path=write_rows(rows), messages="messages")
+    assert source.largest_key() == ("Hi", 200, 400)
+    (note,) = source.notes()
+    assert note.startswith("one key holds 200 of 400 rows, which all lie in one split; the first of them begins with 'Hi'")
+    assert Jsonl(path=write_rows(rows[::2], "b.jsonl"), messages="messages").notes() == []
+
+
 class AsWritten(Jsonl, kind="as written"):
     """Broken on purpose: each spelling is a key of its own."""
 
@@ -256,6 +269,67 @@ def test_near_duplicates_are_counted_and_stay_until_they_are_dropped(write_rows:
         assert list(dropping.examples(split)) == list(source.examples(split))
 
 
+@pytest.mark.parametrize("typed", ["What’s “{}” – in peat’s own words?", "What‘s „{}“ — in peatʼs own words？"])
+def test_typographic_marks_do_not_part_a_question(typed: str, write_rows: WriteRows) -> None:
+    plain = "What's \"{}\" - in peat's own words?"
+    rows = [{"instruction": each.format(question(n)), "response": "r"} for n in range(120) for each in (plain, typed)]
+    source = Jsonl(path=write_rows(rows))
+    where = [source.split_of(row) for row in source.rows()]
+    assert where[::2] == where[1::2]
+    assert set(where) == set(SPLITS)
+
+
+def greeted(answers: tuple[str, str] = ("Copper.", "Copper.")) -> list[dict[str, Any]]:
+    """Conversations of two turns in pairs: greetings that differ, then the same question with one of two answers."""
+    greetings = ("Good morning to all of you", "¿Qué tal? Tengo una duda")
+    return [
+        {"messages": chat(f"{greeting}, {n}", "Hello.", question(n), f"{n}: {answer}")}
+        for n in range(100)
+        for greeting, answer in zip(greetings, answers, strict=True)
+    ]
+
+
+def test_the_same_last_question_and_answer_after_another_greeting_is_a_repetition(write_rows: WriteRows) -> None:
+    path = write_rows(greeted())
+    source = Jsonl(path=path, messages="messages", splits=Splits(validation=0.1, test=0.2))
+    held: dict[Split, set[str]] = {split: {row.instruction for row in source.examples(split)} for split in SPLITS}
+    found = source.near_duplicates()
+    assert found.count["test"] == len(held["test"] & held["train"]) > 10
+    dropping = Jsonl(path=path, messages="messages", splits=Splits(validation=0.1, test=0.2, near_duplicates="drop"))
+    kept = {row.instruction for row in dropping.examples("train")}
+    assert kept == held["train"] - held["test"] - held["validation"]
+
+
+def test_the_same_last_question_with_another_answer_is_no_repetition(write_rows: WriteRows) -> None:
+    source = Jsonl(path=write_rows(greeted(("Copper.", "Peat."))), messages="messages")
+    assert source.near_duplicates().total == 0
+
+
+BEGIN = "You are a careful assistant of a distillery. Answer in one short sentence and name the tool. "
+END = " Write nothing else, give no reasons, and end with a full stop."
+
+
+@pytest.mark.parametrize("begin, end", [(BEGIN, ""), ("", END), (BEGIN, END)])
+def test_what_all_instructions_begin_or_end_with_makes_no_row_near(begin: str, end: str, write_rows: WriteRows) -> None:
+    def asked(n: int, seed: int) -> str:
+        return " ".join(random.Random(f"{n} {seed}").sample(TOPICS, k=3)) + f" {n}?"
+
+    rows = [{"instruction": begin + asked(n, 0) + end, "response": "r"} for n in range(150)]
+    assert Jsonl(path=write_rows(rows)).near_duplicates().total == 0
+    near = [{**row, "instruction": begin + question(n) + end} for n, row in enumerate(rows)]
+    near += [{**row, "instruction": begin + question(n).replace("señor", "señores") + end} for n, row in enumerate(rows)]
+    assert Jsonl(path=write_rows(near, "near.jsonl")).near_duplicates().total > 20
+
+
+def test_to_drop_most_of_the_training_rows_is_refused(write_rows: WriteRows) -> None:
+    rows = [{"instruction": f"{question(number % 5)} {number}", "response": "r"} for number in range(100)]
+    source = Jsonl(path=write_rows(rows), splits=Splits(near_duplicates="drop"))
+    with pytest.raises(
+        UserError, match=r'near_duplicates = "drop" would leave out \d+ of \d+ training rows; raise splits.simil'
+    ):
+        next(source.examples("train"))
+
+
 def test_near_duplicates_do_not_hang_on_the_order_of_rows(write_rows: WriteRows) -> None:
     rows = near_rows(80)
     one, other = Jsonl(path=write_rows(rows, "a.jsonl")), Jsonl(path=write_rows(rows[::-1], "b.jsonl"))
@@ -283,7 +357,7 @@ def test_a_sample_says_that_it_is_one(write_rows: WriteRows) -> None:
     source = Jsonl(path=write_rows(near_rows()))
     found, _ = near_duplicates(source._parted, 0.8, most=100)
     assert 60 < found.compared < 140 < found.rows
-    assert f" (compared: {found.compared} of {found.rows} training rows and 6" in found.sentence()
+    assert f" (compared: {found.compared} of {found.rows} training rows and {found.held_out_rows} of" in found.sentence()
 
 
 def test_splits_of_a_source_s_own_are_left_alone() -> None:
@@ -340,8 +414,6 @@ def test_rows_of_several_languages_say_so(write_rows: WriteRows) -> None:
 
 
 def test_a_language_column_that_holds_no_code_is_named(write_rows: WriteRows) -> None:
-    from potstill.core.errors import UserError
-
     path = write_rows([{"instruction": "q", "response": "r", "l": "English"}])
     with pytest.raises(UserError) as caught:
         list(Jsonl(path=path, language_column="l").rows())

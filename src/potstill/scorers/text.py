@@ -1,7 +1,12 @@
 """Forms of a text in which two texts count as equal."""
 
+import io
 import re
+import tokenize
 import unicodedata
+from collections.abc import Iterator
+
+import regex
 
 _QUOTES = {
     '"': '"',
@@ -25,7 +30,12 @@ _APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _INVISIBLE = "\u200b\u200e\u200f\u061c\u2060\ufeff"  # blanks without width and marks of direction: nobody sees them at an end
 _OUTER = _INVISIBLE + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _NO_INVISIBLE = dict.fromkeys(map(ord, _INVISIBLE))
-_FINAL, _LEADING = ".,;:!?", "¡¿"
+_FINAL = regex.compile(r"[\p{Terminal_Punctuation}…]")  # of every script: . , ; : ! ? 。 、 । ؟ ۔ and their like
+_EXCLAMATION = "!！﹗‼"
+_LEADING = "¡¿"
+_STRAIGHT = str.maketrans({**dict.fromkeys("‘’‚‛ʼ＇", "'"), **dict.fromkeys("“”„‟＂", '"')})
+_DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−﹣－"), "-")
+_GUILLEMETS = str.maketrans({**dict.fromkeys("‹›´`", "'"), **dict.fromkeys("«»", '"')})
 _TURKIC = {"tr", "az"}  # I is the capital of ı there, and İ that of i
 
 _STRING = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
@@ -64,16 +74,30 @@ def _folded(letter: str) -> str:
 def exact_form(text: str, *, fold_case: bool = True, language: str = "") -> str:
     """The form in which an answer is compared with a reference: equal forms are equal answers.
 
-    What does not count: Unicode's composition (NFC), outer white space, a pair of quotes around the whole, final `. , ; : ! ?`,
-    leading `¡ ¿`, and case where `fold_case`. All else counts: `C#` is not `C++`, `3` not `-3`, `x²` not `x2`, `👎` not `👍`.
-    A text of nothing but such marks keeps them, so that `"?"` equals neither `"!"` nor the empty text.
+    What does not count: Unicode's composition (NFC), outer white space, a pair of quotes around the whole, final punctuation of
+    any script (Unicode's Terminal_Punctuation such as `. , ; : ! ? 。 । ؟`, and `…`), leading `¡ ¿`, whether quotes and
+    apostrophes are typographic or straight, and case where `fold_case`. All else counts: `C#` is not `C++`, `3` not `-3`, `x²`
+    not `x2`, `👎` not `👍`, and `5!` (a factorial) not `5`. A text of nothing but such marks keeps them, so that `"?"` equals
+    neither `"!"` nor the empty text.
     """
-    text = nfc(text).strip(_OUTER)
+    text = nfc(text).translate(_STRAIGHT).strip(_OUTER)
     if fold_case:
         text = fold(text, language)
-    while (bare := _without_quotes(text).rstrip(_FINAL + _OUTER).lstrip(_LEADING + _OUTER).strip(_OUTER)) != text and bare:
+    while (bare := _without_final(_without_quotes(text)).lstrip(_LEADING + _OUTER).strip(_OUTER)) != text and bare:
         text = bare
     return text
+
+
+def _without_final(text: str) -> str:
+    """The text without punctuation at its end; an exclamation mark directly after a digit is a factorial."""
+    text = text.rstrip(_OUTER)
+    while text and _FINAL.match(text[-1]) and not _factorial(text):
+        text = text[:-1].rstrip(_OUTER)
+    return text
+
+
+def _factorial(text: str) -> bool:
+    return text[-1] in _EXCLAMATION and text.rstrip(_EXCLAMATION)[-1:].isdigit()
 
 
 def _without_quotes(text: str) -> str:
@@ -82,6 +106,66 @@ def _without_quotes(text: str) -> str:
         return text
     inner = text[1:-1]
     return text if re.search(f"[{text[0]}{text[-1]}]", _APOSTROPHE.sub("", inner)) else inner
+
+
+def same_code(a: str, b: str) -> bool:
+    """Whether two programs differ in nothing but blanks that mean nothing.
+
+    Where Python's `tokenize` reads both, their tokens are compared: string literals to the letter, indentation, comments with
+    runs of blanks as one, and whether blanks stand between two tokens; blank lines and line ends within brackets do not count.
+    Other texts are compared by `whitespace_form`.
+    """
+    tokens_a, tokens_b = _python_tokens(a), _python_tokens(b)
+    if tokens_a is None or tokens_b is None:
+        return whitespace_form(a) == whitespace_form(b)
+    return tokens_a == tokens_b
+
+
+def _python_tokens(text: str) -> list[tuple[str, str, bool]] | None:
+    """Kind, text and whether blanks stand before it, of each token; None where the text is not Python."""
+    code = re.sub(r"\r\n?", "\n", nfc(text)).strip()
+    try:
+        return list(_tokens(code))
+    except (tokenize.TokenError, SyntaxError):
+        return None
+
+
+def _tokens(code: str) -> Iterator[tuple[str, str, bool]]:
+    lines = code.split("\n")
+    end = opened = (1, 0)
+    begins = True  # a line of the program: what stands before its first token is indentation
+    depth = 0  # of f-strings: blanks within `f"{x =}"` are part of its value, so that each counts as one literal
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind == "ERRORTOKEN":
+            raise SyntaxError(token.string)
+        if kind.endswith("STRING_START"):
+            opened = opened if depth else token.start
+            depth += 1
+        if kind.endswith("STRING_END"):
+            depth -= 1
+            if not depth:
+                yield "STRING", _between(lines, opened, token.end), opened != end and not begins
+                end, begins = token.end, False
+        elif depth or kind in ("NL", "ENDMARKER"):
+            continue
+        elif kind in ("NEWLINE", "INDENT", "DEDENT"):
+            yield kind, token.string if kind == "INDENT" else "", False
+            begins = True
+        elif kind == "COMMENT":
+            yield kind, " ".join(token.string.split()), False
+            end = token.end
+        else:
+            yield kind, token.string, token.start != end and not begins
+            end, begins = token.end, False
+
+
+def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+    """The text between two places, as `tokenize` counts lines and columns."""
+    (first, left), (last, right) = start, end
+    if first == last:
+        return lines[first - 1][left:right]
+    return "\n".join((lines[first - 1][left:], *lines[first : last - 1], lines[last - 1][:right]))
 
 
 def whitespace_form(text: str) -> str:
@@ -102,9 +186,15 @@ def _blanks_folded(line: str) -> str:
 
 
 def key_form(text: str) -> str:
-    """The form in which two questions, or two keys, are one: NFC, case folded, runs of white space one blank, none outside.
+    """The form in which two questions, or two keys, are one; coarser than `exact_form`, because a key need only not part.
 
-    Marks without width (zero-width space, byte-order mark, marks of direction) are left out.
+    Equal are texts that differ in Unicode's compatibility forms (NFKC: full-width marks, ligatures), case, white space, marks
+    without width, typographic or straight quotes, apostrophes and dashes, and final punctuation of any script.
     """
-    folded = nfc(nfc(text).casefold())
-    return " ".join(folded.translate(_NO_INVISIBLE).split())
+    text = text.translate(_NO_INVISIBLE).translate(_STRAIGHT).translate(_GUILLEMETS)
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    text = " ".join(text.translate(_STRAIGHT).translate(_DASHES).translate(_NO_INVISIBLE).split())
+    bare = text
+    while bare and (bare[-1] == " " or _FINAL.match(bare[-1])):
+        bare = bare[:-1]
+    return bare.lstrip(_LEADING + " ") or text

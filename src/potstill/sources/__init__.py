@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, TypeVar, cast
 from pydantic import Field, model_validator
 
 from potstill.core.component import Component, Settings, discover
+from potstill.core.errors import UserError
 from potstill.core.types import Example, Split
 from potstill.scorers.text import key_form
 from potstill.sources._near import NearDuplicates, identity, near_duplicates, none_looked_for
@@ -20,6 +21,7 @@ from potstill.sources._survey import Survey, place, survey
 Skip = Callable[[Example, str], None]
 T = TypeVar("T")
 
+_FEW = 20  # rows: of fewer, a fifth is chance
 NEAR_DUPLICATE = "nearly repeats a held-out row"
 
 
@@ -116,11 +118,41 @@ class Source(Component):
         guess = self._survey.language
         return f"{self.language_in_use()} (told from the rows: {guess.why})" if self._survey.unnamed else self.language_in_use()
 
+    def largest_key(self) -> tuple[str, int, int]:
+        """The first question of the key that most rows in use share, how many share it, and how many rows there are.
+
+        Raises:
+            UserError: the rows cannot be read.
+        """
+        counts, first = Counter[int](), dict[int, str]()
+        for _, row in self._parted():
+            here = self._place(row)
+            counts[here] += 1
+            first.setdefault(here, next((turn.content for turn in row.history if turn.role == "user"), row.instruction))
+        if not counts:
+            return "", 0, 0
+        largest, count = counts.most_common(1)[0]
+        return first[largest], count, counts.total()
+
+    def notes(self) -> list[str]:
+        """What a person must know of the splits: that one key holds more than a fifth of the rows.
+
+        Raises:
+            UserError: the rows cannot be read.
+        """
+        asked, count, rows = ("", 0, 0) if self.own_splits else self.largest_key()
+        if 5 * count <= rows or rows < _FEW:
+            return []
+        return [
+            f"one key holds {count:,} of {rows:,} rows, which all lie in one split; the first of them begins with "
+            f"{asked[:40]!r}: name a finer key, or the shares of the splits are far from those asked for"
+        ]
+
     def near_duplicates(self) -> NearDuplicates:
         """Training rows that nearly repeat a held-out one. Takes seconds for ten thousand rows; counted once a process.
 
         Raises:
-            UserError: the rows cannot be read.
+            UserError: the rows cannot be read, or to drop such rows would leave out more than half of the training rows.
         """
         return self._near[0]
 
@@ -168,7 +200,13 @@ class Source(Component):
         if self.own_splits:
             return none_looked_for(self.splits.similarity), frozenset()
         dropped = self.splits.near_duplicates == "drop"
-        return _once("near", self, lambda: near_duplicates(self._parted, self.splits.similarity, dropped=dropped))
+        near = _once("near", self, lambda: near_duplicates(self._parted, self.splits.similarity, dropped=dropped))
+        if dropped and 2 * near[0].training > near[0].rows:
+            raise UserError(
+                f'splits.near_duplicates = "drop" would leave out {near[0].training:,} of {near[0].rows:,} training rows; '
+                f'raise splits.similarity ({self.splits.similarity:g}), or set near_duplicates = "tell" and look at the rows'
+            )
+        return near
 
     def _near_dropped(self) -> frozenset[bytes]:
         return self._near[1] if self.splits.near_duplicates == "drop" else frozenset()

@@ -4,17 +4,22 @@ import hashlib
 import heapq
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, cast
 
 from potstill.core.types import Example, Split
-from potstill.scorers.text import exact_form, key_form
+from potstill.scorers.text import key_form
+from potstill.sources._lines import digest
 
 MOST = 50_000  # training rows that are compared when nothing is dropped: 4 seconds for each ten thousand of Dolly's length
 MOST_HELD_OUT = 20_000
 READ = 20_000  # characters of a prompt that are compared
 SHINGLE = 5  # characters
+SAMPLE = 256  # instructions in which what most begin or end with is looked for
+FEW = 16  # different instructions: of fewer, what most share may be what they ask
+BOILERPLATE = 20  # characters: a shorter beginning, such as "what is the", is common speech
 _PERMUTATIONS, _SEED = 64, 1
 _SHOWN = 5
 
@@ -94,22 +99,28 @@ def near_duplicates(
     """Compare every training row with the held-out ones; also the `identity` of each training row that is near one.
 
     Two rows are near when their instructions and their whole prompts (earlier turns, context, instruction) both have a Jaccard
-    index of at least `similarity`: one passage asked two questions is not a repetition. Deterministic, the same in any order.
+    index of at least `similarity`: one passage asked two questions is not a repetition. What most instructions of the source
+    begin or end with is left out of the comparison. Chats are also near when the last question and its answer are the same,
+    whatever was said before. Deterministic, the same in any order.
 
     Args:
         parted: gives each row with its split, from the beginning at every call.
         most: at most about so many training rows are compared, drawn by a hash; all where they are dropped.
     """
     sizes: Counter[Split] = Counter()
+    usual = _usual(row for _, row in parted())
 
     def held_out() -> Iterator[tuple[bytes, _Held]]:
         for split, row in parted():
             sizes[split] += 1
             if split != "train":
-                yield _order(row), _Held(split, row.instruction, _asked(row), _prompt(row))
+                yield (
+                    _order(row),
+                    _Held(split, row.instruction, usual.asked(row), usual.prompt(row), _repeated(row), bool(row.history)),
+                )
 
     drawn = heapq.nsmallest(MOST_HELD_OUT, held_out()) if not dropped else sorted(held_out())
-    held, rows = _HeldOut(similarity, [row for _, row in drawn]), sizes["train"]
+    held, rows = _HeldOut(similarity, [row for _, row in drawn], usual), sizes["train"]
     share = 1.0 if dropped else min(1.0, most / max(rows, 1))
     repeated: set[int] = set()
     identities: set[bytes] = set()
@@ -145,31 +156,78 @@ class _Held:
     instruction: str
     asked: str
     prompt: str
+    repeated: bytes
+    in_chat: bool
+
+
+@dataclass(frozen=True)
+class _Usual:
+    """What most instructions of a source begin and end with, which tells nothing of what one asks."""
+
+    begin: str = ""
+    end: str = ""
+
+    def asked(self, row: Example) -> str:
+        """The instruction without it, in the form of keys."""
+        return key_form(self._bare(row.instruction))
+
+    def prompt(self, row: Example) -> str:
+        """All that a row asks, from its end back."""
+        parts = (*(turn.content for turn in row.history), row.context, self._bare(row.instruction))
+        return key_form("\n".join(parts)[-READ:])
+
+    def _bare(self, instruction: str) -> str:
+        return key_form(instruction).removeprefix(self.begin).removesuffix(self.end)
+
+
+def _usual(rows: Iterable[Example]) -> _Usual:
+    """The beginning and the end that more than half of a sample of the different instructions share, drawn by a hash."""
+    asked = {key_form(text) for _, text in heapq.nsmallest(SAMPLE, ((_order(row), row.instruction) for row in rows))}
+    if len(asked) < FEW:
+        return _Usual()
+    begin = _shared(sorted(asked))
+    rest = sorted(text.removeprefix(begin)[::-1] for text in asked)
+    return _Usual(begin, _shared(rest)[::-1])
+
+
+def _shared(texts: list[str]) -> str:
+    """The longest beginning of more than half of some sorted texts, "" where it is short."""
+    more_than_half = len(texts) // 2 + 1
+    begins = (_common(a, b) for a, b in zip(texts, texts[more_than_half - 1 :], strict=False))
+    longest = max(begins, key=len, default="")
+    return longest if len(longest) >= BOILERPLATE else ""
+
+
+def _common(a: str, b: str) -> str:
+    return a[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))]
 
 
 class _HeldOut:
     """The held-out rows, found by their likeness to another row."""
 
-    def __init__(self, similarity: float, rows: list[_Held]) -> None:
+    def __init__(self, similarity: float, rows: list[_Held], usual: _Usual) -> None:
         from datasketch import MinHash, MinHashLSH
 
-        self.rows = rows
+        self.rows, self._usual = rows, usual
+        self._repeated: dict[bytes, list[int]] = {}
         self._similarity = similarity
         self._blank = MinHash(num_perm=_PERMUTATIONS, seed=_SEED, hashfunc=zlib.crc32)
         # a miss is worse than a second look: every pair that the index proposes is compared in full
         self._index = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS, weights=(0.1, 0.9))
         for i, row in enumerate(rows):
+            self._repeated.setdefault(row.repeated, []).append(i)
             self._index.insert(i, self._signature(_shingles(row.prompt)))
 
     def near(self, row: Example) -> list[tuple[float, int]]:
         """Likeness and number of each held-out row that this row nearly repeats."""
-        asked, prompt = _shingles(_asked(row)), _shingles(_prompt(row))
-        found = []
-        for i in sorted(cast(list[int], self._index.query(self._signature(prompt)))):
+        asked, prompt = _shingles(self._usual.asked(row)), _shingles(self._usual.prompt(row))
+        chats = self._repeated.get(_repeated(row), [])
+        found = {i: 1.0 for i in chats if row.history or self.rows[i].in_chat}
+        for i in cast(list[int], self._index.query(self._signature(prompt))):
             alike = min(_jaccard(prompt, _shingles(self.rows[i].prompt)), _jaccard(asked, _shingles(self.rows[i].asked)))
             if alike >= self._similarity:
-                found.append((alike, i))
-        return found
+                found[i] = max(alike, found.get(i, 0.0))
+        return [(found[i], i) for i in sorted(found)]
 
     def _signature(self, shingles: set[str]) -> Any:
         signature = self._blank.copy()
@@ -179,17 +237,12 @@ class _HeldOut:
 
 def identity(row: Example) -> bytes:
     """Of what is compared of a row."""
-    return hashlib.blake2b(_prompt(row).encode(), digest_size=8).digest()
+    return digest(_Usual().prompt(row), key_form(row.response)).encode()
 
 
-def _asked(row: Example) -> str:
-    return key_form(exact_form(row.instruction))
-
-
-def _prompt(row: Example) -> str:
-    """All that a row asks, from its end back."""
-    parts = (*(turn.content for turn in row.history), row.context, exact_form(row.instruction))
-    return key_form("\n".join(parts)[-READ:])
+def _repeated(row: Example) -> bytes:
+    """Of a last question, its context and its answer, whatever was said before."""
+    return digest(key_form(row.instruction), key_form(row.context), key_form(row.response)).encode()
 
 
 def _shingles(text: str) -> set[str]:
@@ -203,7 +256,7 @@ def _jaccard(a: set[str], b: set[str]) -> float:
 
 def _order(row: Example) -> bytes:
     """An order that no row's place in the file has a part in."""
-    return hashlib.blake2b(_prompt(row).encode(), digest_size=8, person=b"potstill near").digest()
+    return hashlib.blake2b(_Usual().prompt(row).encode(), digest_size=8, person=b"potstill near").digest()
 
 
 def _within(row: Example, share: float) -> bool:

@@ -22,9 +22,7 @@ class Jsonl(Source, kind="jsonl"):
         UserError: names the file, the line and the column that is missing or of the wrong type.
     """
 
-    version: ClassVar[int] = (
-        4  # 3: keys are normalised, a chat is one key; 4: tools, tool calls, reasoning, weights of messages
-    )
+    version: ClassVar[int] = 5  # 3: a chat is one key; 4: tools, reasoning, weights of messages; 5: keys without typography
 
     path: str = Field(min_length=1, description="the file; relative to the current directory, ~ is the home directory")
     instruction: str = Field(default="instruction", description="column of what is asked")

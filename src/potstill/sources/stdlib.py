@@ -32,7 +32,7 @@ class Stdlib(Source, kind="stdlib"):
     no module straddles splits; the same pair in two modules counts once. Rows depend on the version of Python.
     """
 
-    version: ClassVar[int] = 2  # 2: modules that ask the same are joined
+    version: ClassVar[int] = 3  # 2: modules that ask the same are joined; 3: keys without typography
 
     max_lines: int = Field(default=40, ge=2, description="longest function, in lines of source without the docstring")
 
