@@ -17,6 +17,7 @@ from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
 from potstill.core.types import Abstain, Example, Split
+from potstill.data.known import Noted
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
@@ -190,6 +191,9 @@ class TrainingStage(DataStage):
     def closing(self, summary: dict[str, Any]) -> str:
         return trained_in_words(summary)
 
+    def learned_rows(self) -> Iterator[Example]:
+        return self.data.examples("train")
+
     def saved_in(self, where: str) -> Any:
         """The torch dtype of the saved weights."""
         import torch
@@ -268,8 +272,12 @@ def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
     """
     counts = Counts()
     rows = work.watched(source.examples("train", counts.dropped), "rows read")
-    pairs = weighted_pairs(rows, renderer, counts)
-    return tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
+    noted = Noted()
+    pairs = weighted_pairs(noted(rows), renderer, counts)
+    store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
+    if ranks.first():
+        noted.save(work.folder)
+    return store
 
 
 def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> TokenStore:
