@@ -20,6 +20,7 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import (
+    Tokenizer,
     check_positions,
     check_vocabulary,
     config_of,
@@ -48,7 +49,7 @@ from potstill.stages.training import hash_order
 from potstill.study.power import TYPICAL_SD, smallest_difference
 from potstill.study.records import NO_PRIMARY, MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.study.records import Decoding as StudyDecoding
-from potstill.teachers.reading import TeacherReads, difference
+from potstill.teachers.reading import TeacherReads, difference, foreign_form
 from potstill.train.work import Work
 
 DECODED_ROWS = 64  # answers that are generated together
@@ -83,7 +84,9 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    version: ClassVar[int] = 4  # 4: records what was cut and left out; 3: each model in its own form; 2: each seed's teacher
+    version: ClassVar[int] = (
+        5  # 5: whose origin, teacher and training rows are known; 4: records what was cut and left out; 3: each model in its own form; 2: each seed's teacher
+    )
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -148,6 +151,7 @@ class Evaluate(DataStage, kind="evaluate"):
             yield from super().problems(outlook)
             yield from self._reading_problems(outlook)
             yield from self._known_problems(outlook)
+            yield from self._pair_problems(outlook)
 
     def _reading_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """Models whose template refuses the rows, or that have too few positions for them or for their answers."""
@@ -159,8 +163,47 @@ class Evaluate(DataStage, kind="evaluate"):
                 rows = outlook.rows(self.data, self.prompts, row.model, self.split)
                 check_positions(model.config, rows.longest, row.name)
                 self._check_answers(model.config, rows.longest_prompt, row.name)
+                self._check_model_metrics(model.config, row.name)
             except UserError as error:
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
+
+    def _pair_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """Models whose tokens cannot be compared with the first's, or whose form of the rows the teacher does not read."""
+        tokenizers = [outlook.tokenizer(row.model) for row in self.study]
+        teacher = self.teacher()
+        for number, (row, tokenizer) in enumerate(zip(self.study, tokenizers, strict=True)):
+            place, mine = f"study[{number}].model", tokenizers[0]
+            if tokenizer is None or mine is None:
+                continue
+            try:
+                self._vocabulary(mine, tokenizer, self.study[0].name, row.name)
+            except UserError as error:
+                yield Problem(place, str(error), repr(str(row.model)))
+                continue
+            theirs = outlook.tokenizer(teacher.model) if teacher is not None and self._asks_for_teacher() else None
+            if theirs is None or self.teacher_reads == "student":
+                continue
+            try:
+                rows = self.data.examples(self.split)
+                foreign_form(tokenizer, theirs, self.prompts, rows, "own", f"kl_to_teacher of {row.name}")
+            except UserError as error:
+                yield Problem(place, f"{error}; or leave kl_to_teacher out", repr(str(row.model)))
+
+    def _vocabulary(self, first: Tokenizer, other: Tokenizer, first_name: str, other_name: str) -> int:
+        """Leading token ids that mean the same to two models; 0 where no metric needs them.
+
+        Raises:
+            UserError: their tokenizers differ, and a metric is of tokens.
+        """
+        if not any(isinstance(metric, TokenMetric) for metric in self.metrics):
+            return 0
+        try:
+            return shared_vocabulary(first, other, first_name, other_name)
+        except UserError as error:
+            raise UserError(
+                f"{str(error).partition('; white-box')[0]}; nll and kl_to_teacher compare token by token: "
+                f"give `metrics` without them, or leave {other_name} out"
+            ) from error
 
     def _known_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """Rows that a stage of the recipe will train on, where its data or splits are not the study's own."""
@@ -331,7 +374,7 @@ class Evaluate(DataStage, kind="evaluate"):
         """Leading token ids that mean the same to all models: their scores are of the same tokens."""
         (first, at), *_ = jobs
         mine = read[at.where].renderer.tokenizer
-        return min(shared_vocabulary(mine, read[place.where].renderer.tokenizer, first.name, row.name) for row, place in jobs)
+        return min(self._vocabulary(mine, read[place.where].renderer.tokenizer, first.name, row.name) for row, place in jobs)
 
     def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> None:
         """Refuse before the first model is loaded what would run past the positions of one of them."""
@@ -340,8 +383,14 @@ class Evaluate(DataStage, kind="evaluate"):
             longest = max(len(prompt) + len(response) for prompt, response in own.pairs)
             check_positions(config_of(place.where), longest, row.name)
             self._check_answers(config_of(place.where), max(len(prompt) for prompt, _ in own.pairs), row.name)
+            self._check_model_metrics(config_of(place.where), row.name)
             if teacher:
                 check_positions(config_of(teacher), longest, f"the teacher, on the rows of {row.name}")
+
+    def _check_model_metrics(self, config: Any, who: str) -> None:
+        for metric in self.metrics:
+            for rule in metric.problems(config) if isinstance(metric, ModelMetric) else ():
+                raise UserError(f"{who}: {rule}")
 
     def _check_answers(self, config: Any, prompt: int, who: str) -> None:
         """Refuse answers that would run past a model's positions."""
