@@ -9,10 +9,10 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 from potstill.core.artifact import Artifact
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
-from potstill.data.known import Noted, question_hash, question_hashes, trained_rows
 from potstill.edges.models import save_model
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
+from potstill.stages.known import Noted, question_hash, question_hashes, trained_rows
 from potstill.study.records import Study
 
 TUNED = {"optim": {"steps": 1, "batch_size": 4}, "validation": {"times": 0}}

@@ -15,7 +15,6 @@ from potstill.core.artifact import PRINT, Makes, fingerprint, read_json, write_j
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, Problem, UserError
 from potstill.core.types import Abstain, Example, Split
-from potstill.data.known import question_hashes, trained_rows
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
@@ -42,6 +41,7 @@ from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
 from potstill.stages.cost import head_memory
+from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
@@ -84,9 +84,8 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    version: ClassVar[int] = (
-        5  # 5: whose origin, teacher and training rows are known; 4: records what was cut and left out; 3: each model in its own form; 2: each seed's teacher
-    )
+    # 5: origins, teachers and training rows; 4: what was cut and left out; 3: each in its own form; 2: each seed's teacher
+    version: ClassVar[int] = 5
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 

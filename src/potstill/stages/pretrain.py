@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Example, Split
-from potstill.data.known import Noted
 from potstill.data.store import Counts, text_pairs
 from potstill.edges import ranks
 from potstill.edges.blank import new_model, qwen2_config
@@ -22,6 +21,7 @@ from potstill.losses.cross_entropy import CrossEntropy
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, empty_split
 from potstill.stages.cost import training_cost
+from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised, trained_in_words, trained_record

@@ -17,7 +17,6 @@ from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
 from potstill.core.types import Abstain, Example, Split
-from potstill.data.known import Noted
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, TokenStore, WeightedPair, instruction_pairs, mask_preview, weighted_pairs
 from potstill.edges import ranks
@@ -33,6 +32,7 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import training_cost
+from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, load_student, start_problems, started
