@@ -139,14 +139,9 @@ def test_kl_of_another_form_is_left_out_with_the_reason(root: Path, tmp_path: Pa
 
 def test_kl_of_another_form_that_is_asked_for_is_refused_before_the_cost(root: Path, tmp_path: Path) -> None:
     rows = [("letters", "kd"), ("twin", "teacher")]
-    for table in (
-        study(root, rows, metrics=["rouge_l", "kl_to_teacher"]),
-        study(root, rows, default=True, primary="kl_to_teacher"),
-    ):
-        with pytest.raises(
-            UserError, match=r"eval: kl_to_teacher compares .*letters and its teacher .*teacher_reads = 'student'"
-        ):
-            run_recipe(recipe(root, table), tmp_path)
+    table = study(root, rows, metrics=["rouge_l", "kl_to_teacher"])
+    with pytest.raises(UserError, match=r"study\[0\].* kl_to_teacher of letters: .*teacher_reads = 'student'"):
+        run_recipe(recipe(root, table), tmp_path)
     assert not list(tmp_path.rglob("partial-*.json"))
 
 
@@ -156,6 +151,11 @@ def test_on_request_the_teacher_reads_the_students_form_and_the_summary_says_so(
     assert all(len(row["scores"]["kl_to_teacher"][0]) == summary["test_rows"] for row in found["rows"])
     assert list(summary["teacher_reads"]) == ["letters"]
     assert summary["left_out"] == {}
+
+
+def test_a_distance_to_the_teacher_is_refused_as_the_primary_metric(root: Path) -> None:
+    with pytest.raises(UserError, match=r"primary = 'kl_to_teacher' compares with the teacher, whose own figure is 0"):
+        recipe(root, study(root, [("letters", "kd"), ("twin", "teacher")], default=True, primary="kl_to_teacher"))
 
 
 def test_two_teachers_in_one_study_are_refused(root: Path) -> None:
@@ -235,3 +235,51 @@ def test_a_study_refuses_short_models_before_it_loads_any(root: Path, tmp_path: 
     ):
         run_recipe(recipe(root, table), tmp_path / "answers")
     assert not list(tmp_path.rglob("partial-*.json"))
+
+
+def test_models_of_other_tokenizers_are_compared_by_text_alone(root: Path, tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(330)
+    save_model(tiny_model("qwen2", len(tokenizer)), tokenizer, tmp_path / "small")
+    rows = [{"name": "a", "model": f"path:{root / 'chatml'}"}, {"name": "b", "model": f"path:{tmp_path / 'small'}"}]
+    table = {"name": "eval", "kind": "evaluate", "study": rows, "decoding": DECODING}
+    with pytest.raises(
+        UserError, match=r"study\[1\].*nll and kl_to_teacher compare token by token: give `metrics` without them"
+    ):
+        run_recipe(recipe(root, {**table, "metrics": ["rouge_l", "nll"]}), tmp_path / "out")
+    found = run_recipe(recipe(root, {**table, "metrics": ["rouge_l"]}), tmp_path / "out")["eval"]
+    assert set(json.loads((found.folder / "study.json").read_text())["rows"][1]["scores"]) == {"rouge_l"}
+
+
+def test_a_speed_past_the_positions_is_refused_by_its_own_field(root: Path, tmp_path: Path) -> None:
+    speed = {"kind": "decode_speed", "new_tokens": 255}
+    table = study(root, [("chatml", "base")], metrics=["rouge_l", speed])
+    with pytest.raises(UserError, match=r"decode_speed.new_tokens = 255 is too much for 256 positions; set it to at most 252"):
+        run_recipe(recipe(root, table), tmp_path)
+    assert not list(tmp_path.glob("artifacts/*"))
+
+
+@pytest.mark.parametrize(
+    ("formats", "told"),
+    [
+        (["gguf"], "The weights were rounded from float32: to float16 in `model-f16.gguf`. The figures below are of the model"),
+        ([{"kind": "safetensors", "dtype": "bfloat16"}], "to bfloat16 in `model.safetensors`"),
+        (["safetensors"], ""),
+    ],
+)
+def test_the_card_says_where_its_files_are_rounded(root: Path, tmp_path: Path, formats: list[Any], told: str) -> None:
+    measured = study(root, [("chatml", "base")], metrics=["rouge_l"])
+    export = {"name": "export", "kind": "export", "model": f"path:{root / 'chatml'}", "study": "stage:eval", "formats": formats}
+    card = (run_recipe(recipe(root, measured, export), tmp_path)["export"].folder / "README.md").read_text()
+    assert told in card
+    assert ("before that rounding" in card) == bool(told)
+
+
+def test_a_card_without_figures_and_files_written_twice_are_refused_first(root: Path, tmp_path: Path) -> None:
+    measured = study(root, [("chatml", "base")], metrics=["rouge_l"])
+    export = {"name": "export", "kind": "export", "model": f"path:{root / 'twin'}", "study": "stage:eval"}
+    twice = [{"kind": "gguf"}, {"kind": "gguf", "types": ["f16"]}]
+    with pytest.raises(UserError) as refused:
+        run_recipe(recipe(root, measured, {**export, "formats": twice}), tmp_path)
+    assert "does not measure path:" in str(refused.value)
+    assert "two of them write model-f16.gguf" in str(refused.value)
+    assert not list(tmp_path.glob("artifacts/*"))

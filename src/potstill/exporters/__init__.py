@@ -24,6 +24,14 @@ class Exporter(Component):
         """
         return []
 
+    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+        """The files of weights that `write` will make, by name, and the type that its matrices have in each.
+
+        Args:
+            stored: the type of the model's weights as they are kept, such as "float32".
+        """
+        return {}
+
     def write(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, *, name: str = "") -> list[Path]:
         """Write the files and return them. They appear in the folder when all are whole; on an error none does.
 

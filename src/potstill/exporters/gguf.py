@@ -45,6 +45,10 @@ class Gguf(Exporter, kind="gguf"):
             found.append(f"embeddings = 'q8_0' needs a width divisible by {BLOCK}, not {config.hidden_size}; use 'f16'")
         return found + vocabulary_problems(tokenizer, config.vocab_size)
 
+    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+        types = {"f32": "float32", "f16": "float16", "q4_0": {"f16": "float16", "q8_0": "q8_0"}[self.embeddings]}
+        return {_file_name(type, quantised): types[type] for type in self._types(quantised)}
+
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
         ends = end_ids(model, tokenizer)
         if len(ends) > MOST_ENDS:

@@ -31,6 +31,9 @@ class Safetensors(Exporter, kind="safetensors"):
             "use 'auto' or 'float32', or export 'gguf' for a small file"
         ]
 
+    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+        return {"model.safetensors": stored if self.dtype == "auto" else self.dtype}
+
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
         import torch
 

@@ -49,5 +49,9 @@ class ModelMetric(Metric):
     @abstractmethod
     def __call__(self, model: Any, tokenizer: Any) -> float: ...
 
+    def problems(self, config: Any) -> list[str]:
+        """Why a model cannot be measured, as far as its transformers config tells, each naming the field to change."""
+        return []
+
 
 discover(__name__, __path__)

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from potstill.metrics import ModelMetric
 
+_BEGIN = 4  # positions of the prompt, "The" with what a tokenizer begins with, and of the first token, which is not timed
+
 
 class DecodeSpeed(ModelMetric, kind="decode_speed"):
     """Tokens per second of greedy decoding for one sequence in PyTorch, prompt excluded: the best of some repeats.
@@ -21,6 +23,16 @@ class DecodeSpeed(ModelMetric, kind="decode_speed"):
 
     def tokens(self) -> int:
         return self.repeats * (self.new_tokens + 2) + 2
+
+    def problems(self, config: Any) -> list[str]:
+        from potstill.edges.models import positions_of
+
+        limit = positions_of(config)
+        if limit is None or self.new_tokens + _BEGIN <= limit:
+            return []
+        return [
+            f"decode_speed.new_tokens = {self.new_tokens} is too much for {limit} positions; set it to at most {limit - _BEGIN}"
+        ]
 
     def __call__(self, model: Any, tokenizer: Any) -> float:
         from potstill.edges.sampling import decode_speed

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from potstill.core.artifact import Artifact, Makes
 from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
-from potstill.core.types import Split
+from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts
 from potstill.data.store import too_many_left_out
 from potstill.edges.models import positions_of
@@ -97,6 +97,10 @@ class Stage(Component):
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         """What cannot succeed, as far as it can be known before anything runs; places are fields of this stage."""
+        return iter(())
+
+    def learned_rows(self) -> Iterator[Example]:
+        """The rows whose answers a model will be trained on; none where nothing is trained."""
         return iter(())
 
     def prospect(self, outlook: Outlook) -> Prospect | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.artifact import PRINT, Makes, fingerprint, read_json, write_json
@@ -18,6 +19,7 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import (
+    Tokenizer,
     check_positions,
     check_vocabulary,
     config_of,
@@ -39,14 +41,15 @@ from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
 from potstill.stages.cost import head_memory, left_over
+from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
 from potstill.study.power import TYPICAL_SD, smallest_difference
+from potstill.study.records import NO_PRIMARY, MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.study.records import Decoding as StudyDecoding
-from potstill.study.records import MetricInfo, ModelRow, RowRole, Study, TestRow
-from potstill.teachers.reading import TeacherReads, difference
+from potstill.teachers.reading import TeacherReads, difference, foreign_form
 from potstill.train.work import Work
 
 DECODED_ROWS = 64  # answers that are generated together
@@ -81,7 +84,8 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    version: ClassVar[int] = 4  # 4: records what was cut and left out; 3: each model in its own form; 2: each seed's teacher
+    # 5: origins, teachers and training rows; 4: what was cut and left out; 3: each in its own form; 2: each seed's teacher
+    version: ClassVar[int] = 5
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -110,6 +114,8 @@ class Evaluate(DataStage, kind="evaluate"):
         names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
         if self.primary not in names:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
+        if any(_needs_teacher(metric) for metric in self.metrics if metric.kind == self.primary):
+            raise ValueError(f"primary = '{self.primary}' compares with the teacher, whose own figure is 0; {NO_PRIMARY}")
         teachers = [row.name for row in self.study if row.role == "teacher"]
         if len(teachers) > 1:
             raise ValueError(f"'{teachers[0]}' and '{teachers[1]}' both have role = 'teacher'; give one of them role = 'other'")
@@ -120,7 +126,7 @@ class Evaluate(DataStage, kind="evaluate"):
     def _asks_for_teacher(self) -> bool:
         """Whether a metric against the teacher is wished for; the default metrics do without where it cannot be."""
         wished = self.metrics if "metrics" in self.model_fields_set else ()
-        return any(_needs_teacher(metric) for metric in self.metrics if metric in wished or metric.kind == self.primary)
+        return any(_needs_teacher(metric) for metric in self.metrics if metric in wished)
 
     def teacher(self) -> Row | None:
         """The study model that the others are compared with."""
@@ -143,6 +149,8 @@ class Evaluate(DataStage, kind="evaluate"):
         if not unknown:
             yield from super().problems(outlook)
             yield from self._reading_problems(outlook)
+            yield from self._known_problems(outlook)
+            yield from self._pair_problems(outlook)
 
     def _reading_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """Models whose template refuses the rows, or that have too few positions for them or for their answers."""
@@ -154,8 +162,66 @@ class Evaluate(DataStage, kind="evaluate"):
                 rows = outlook.rows(self.data, self.prompts, row.model, self.split)
                 check_positions(model.config, rows.longest, row.name)
                 self._check_answers(model.config, rows.longest_prompt, row.name)
+                self._check_model_metrics(model.config, row.name)
             except UserError as error:
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
+
+    def _pair_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """Models whose tokens cannot be compared with the first's, or whose form of the rows the teacher does not read."""
+        tokenizers = [outlook.tokenizer(row.model) for row in self.study]
+        teacher = self.teacher()
+        for number, (row, tokenizer) in enumerate(zip(self.study, tokenizers, strict=True)):
+            place, mine = f"study[{number}].model", tokenizers[0]
+            if tokenizer is None or mine is None:
+                continue
+            try:
+                self._vocabulary(mine, tokenizer, self.study[0].name, row.name)
+            except UserError as error:
+                yield Problem(place, str(error), repr(str(row.model)))
+                continue
+            theirs = outlook.tokenizer(teacher.model) if teacher is not None and self._asks_for_teacher() else None
+            if theirs is None or self.teacher_reads == "student":
+                continue
+            try:
+                rows = self.data.examples(self.split)
+                foreign_form(tokenizer, theirs, self.prompts, rows, "own", f"kl_to_teacher of {row.name}")
+            except UserError as error:
+                yield Problem(place, f"{error}; or leave kl_to_teacher out", repr(str(row.model)))
+
+    def _vocabulary(self, first: Tokenizer, other: Tokenizer, first_name: str, other_name: str) -> int:
+        """Leading token ids that mean the same to two models; 0 where no metric needs them.
+
+        Raises:
+            UserError: their tokenizers differ, and a metric is of tokens.
+        """
+        if not any(isinstance(metric, TokenMetric) for metric in self.metrics):
+            return 0
+        try:
+            return shared_vocabulary(first, other, first_name, other_name)
+        except UserError as error:
+            raise UserError(
+                f"{str(error).partition('; white-box')[0]}; nll and kl_to_teacher compare token by token: "
+                f"give `metrics` without them, or leave {other_name} out"
+            ) from error
+
+    def _known_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """Rows that a stage of the recipe will train on, where its data or splits are not the study's own."""
+        trained: dict[str, str] = {}
+        for row in self.study:
+            for stage in outlook.behind(row.model):
+                if [source.spec() for source in stage.sources()] != [self.data.spec()]:
+                    trained.setdefault(stage.name, row.name)
+        if not trained:
+            return
+        try:
+            asked = set(question_hashes(self.data.examples(self.split)).tolist())
+            for name, row in trained.items():
+                learned = (example for example in outlook.stages[name].learned_rows() if example.weight)
+                rows = len(asked.intersection(question_hashes(learned).tolist()))
+                if rows:
+                    yield Problem("data", _known_in_words(name, rows, len(asked), self.split, row))
+        except UserError:  # rows that cannot be read are the problem of the stage that reads them
+            return
 
     def cost(self, outlook: Outlook) -> Cost:
         rows = outlook.rows(self.data, self.prompts, self.reader(), self.split)
@@ -227,6 +293,7 @@ class Evaluate(DataStage, kind="evaluate"):
         vocab = self._shared_tokens(jobs, read)
         self._check_room(jobs, read, against)
         foreign = self._foreign(jobs, read, against)
+        known = self._known(jobs, examples, work)
         files = [work.folder / f"partial-{number:03}.json" for number in range(len(jobs))]
         teacher, loaded = None, ""
         # all models of one teacher together: each teacher is loaded once, and one at a time
@@ -245,7 +312,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [read_json(file) for file in files]
-        study = self._study(jobs, results, metrics, found, foreign, self._near_duplicates(jobs, work))
+        study = self._study(jobs, results, metrics, found, foreign, self._near_duplicates(jobs, work), known)
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
@@ -311,7 +378,7 @@ class Evaluate(DataStage, kind="evaluate"):
         """Leading token ids that mean the same to all models: their scores are of the same tokens."""
         (first, at), *_ = jobs
         mine = read[at.where].renderer.tokenizer
-        return min(shared_vocabulary(mine, read[place.where].renderer.tokenizer, first.name, row.name) for row, place in jobs)
+        return min(self._vocabulary(mine, read[place.where].renderer.tokenizer, first.name, row.name) for row, place in jobs)
 
     def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> None:
         """Refuse before the first model is loaded what would run past the positions of one of them."""
@@ -320,8 +387,14 @@ class Evaluate(DataStage, kind="evaluate"):
             longest = max(len(prompt) + len(response) for prompt, response in own.pairs)
             check_positions(config_of(place.where), longest, row.name)
             self._check_answers(config_of(place.where), max(len(prompt) for prompt, _ in own.pairs), row.name)
+            self._check_model_metrics(config_of(place.where), row.name)
             if teacher:
                 check_positions(config_of(teacher), longest, f"the teacher, on the rows of {row.name}")
+
+    def _check_model_metrics(self, config: Any, who: str) -> None:
+        for metric in self.metrics:
+            for rule in metric.problems(config) if isinstance(metric, ModelMetric) else ():
+                raise UserError(f"{who}: {rule}")
 
     def _check_answers(self, config: Any, prompt: int, who: str) -> None:
         """Refuse answers that would run past a model's positions."""
@@ -400,6 +473,29 @@ class Evaluate(DataStage, kind="evaluate"):
             "bytes": place.bytes(model),
         }
 
+    def _known(self, jobs: list[tuple[Row, Place]], examples: list[Example], work: Work) -> dict[str, int]:
+        """How many of the rows each model, or one that it was made from or taught by, was trained on, by the model's name.
+
+        Raises:
+            UserError: a model of this run was.
+        """
+        asked_N = question_hashes(examples)
+        learned: dict[str, np.ndarray] = {}
+        known = {row.name: 0 for row in self.study}
+        for row, place in jobs:
+            met_N = np.zeros(len(examples), dtype=bool)
+            for digest, artifact in place.ancestry.items():
+                if digest not in learned:
+                    learned[digest] = trained_rows(artifact.folder)
+                own_N = np.isin(asked_N, learned[digest])
+                if own_N.any() and artifact.folder.parent.resolve() == work.folder.parent.resolve():
+                    raise UserError(
+                        f"{work.name}: {_known_in_words(artifact.name, own_N.sum(), len(examples), self.split, row.name)}"
+                    )
+                met_N |= own_N
+            known[row.name] = max(known[row.name], int(met_N.sum()))
+        return known
+
     def _near_duplicates(self, jobs: list[tuple[Row, Place]], work: Work) -> str:
         """What is to be said of test rows that training rows of these data nearly repeat; empty where no model read them."""
         own = fingerprint(self.data.spec())[:PRINT]
@@ -418,6 +514,7 @@ class Evaluate(DataStage, kind="evaluate"):
         found: "_Rows",
         foreign: dict[str, str],
         near_duplicates: str,
+        known: Mapping[str, int],
     ) -> Study:
         examples = found.examples
         pairs = _shortest([found.read[place.where].pairs for _, place in jobs])
@@ -432,7 +529,10 @@ class Evaluate(DataStage, kind="evaluate"):
                     name=row.name,
                     role=row.role,
                     model=str(row.model),
-                    source=next((r.name for r in self.study if str(r.model) == mine[0][0].origin), None),
+                    made_from=mine[0][0].origin,
+                    source=next(iter(_rows_called([mine[0][0].origin], mine[0][0], jobs)), None),
+                    taught_by=_rows_called([one.teacher for one in records if one.teacher], mine[0][0], jobs),
+                    known_rows=known[row.name],
                     parameters=mine[0][1]["parameters"],
                     bytes=mine[0][1]["bytes"],
                     decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
@@ -535,6 +635,19 @@ def _told_of(name: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{name}: {error}") from error
+
+
+def _known_in_words(stage: str, rows: int, of: int, split: str, name: str) -> str:
+    return (
+        f"{stage} was trained on {rows:,} of the {of:,} {split} rows, and {name} is it or was made from it: "
+        "give the study the same `data` and splits as all training stages, or other rows"
+    )
+
+
+def _rows_called(refs: Sequence[str], place: Place, jobs: Sequence[tuple[Row, Place]]) -> tuple[str, ...]:
+    """The names of the study's models that are what a model's own stage refers to."""
+    found = (row.name for row, other in jobs for ref in refs if place.came_from(ref, other, str(row.model)))
+    return tuple(dict.fromkeys(found))
 
 
 def _shortest(forms: list[list[Pair]]) -> list[Pair]:

@@ -34,7 +34,9 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = 3  # 3: its card names its files; 2: dtype as stored, only q4_0 of a quantised model
+    version: ClassVar[int] = (
+        4  # 4: its card tells of rounding; 3: its card names its files; 2: dtype as stored, only q4_0 of a quantised model
+    )
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
@@ -47,9 +49,27 @@ class Export(Stage, kind="export"):
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
             return
+        yield from self._study_problems(outlook)
+        twice = self._written_twice(quantised=found is not None and found.quantised)
+        if twice:
+            yield Problem("formats", f"two of them write {twice[0]}; leave one out, or give it other types")
         if found is not None and tokenizer is not None:
             refused = self.refusals(found.config, tokenizer, quantised=found.quantised)
             yield from (Problem("formats", rule) for rule in refused)
+
+    def _study_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """A study of the recipe that does not measure the model."""
+        study = outlook.stages.get(self.study.target) if self.study is not None and self.study.scheme == "stage" else None
+        measured = [str(row.model) for row in getattr(study, "study", ())]
+        if measured and str(self.model) not in measured:
+            yield Problem(
+                "study", f"{self.study} does not measure {self.model}, so its card would have no figures", str(self.study)
+            )
+
+    def _written_twice(self, *, quantised: bool) -> list[str]:
+        """Files that two of the formats would write."""
+        names = [name for exporter in self.formats for name in exporter.holds("float32", quantised=quantised)]
+        return sorted({name for name in names if names.count(name) > 1})
 
     def cost(self, outlook: Outlook) -> Cost:
         found = outlook.model(self.model)
@@ -89,7 +109,11 @@ class Export(Stage, kind="export"):
             written += files
         if report is not None:
             row = next(row for row in report["rows"] if row["model"] == str(self.model))
-            note = _told(row["seeds"], written, bool(packed))
+            stored = str(next(model.parameters()).dtype).removeprefix("torch.")
+            held: dict[str, str] = {}
+            for exporter in self.formats:
+                held |= exporter.holds(stored, quantised=bool(packed))
+            note = " ".join(filter(None, (_told(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
             beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
@@ -139,6 +163,26 @@ def _name_of(where: str) -> str:
         return folder.name
     artifact = Artifact.load(folder)
     return " ".join(part for part in (artifact.recipe, artifact.name.partition("@")[0]) if part) or folder.name
+
+
+_EXACT = {"float32": {"float32"}, "bfloat16": {"bfloat16", "float32"}, "float16": {"float16", "float32"}}
+
+
+def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
+    """What the card says of files whose type does not hold the measured weights exactly; "" where all do.
+
+    Args:
+        held: type of the matrices of each file of weights, by the file's name; of a four-bit file those that are not four-bit.
+    """
+    by_type: dict[str, list[str]] = {}
+    for name, type in held.items():
+        if type not in _EXACT.get(stored, {stored}):
+            by_type.setdefault(type, []).append(f"`{name}`")
+    if not by_type:
+        return ""
+    which = "The weights that are not four-bit were" if quantised else "The weights were"
+    told = "; ".join(f"to {type} in {', '.join(names)}" for type, names in by_type.items())
+    return f"{which} rounded from {stored}: {told}. The figures below are of the model before that rounding."
 
 
 def _told(seeds: list[Any], written: list[Path], quantised: bool) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,32 @@ def as_chosen(artifact: Artifact) -> Artifact:
     return artifact if chosen is None else replace(artifact, kind=chosen["kind"], stage=chosen["stage"])
 
 
+def ancestry(artifact: Artifact) -> dict[str, Artifact]:
+    """An artifact and all that it was made from or taught by, by fingerprint: of its run's folder, or named by path.
+
+    What was removed since is left out.
+    """
+    found: dict[str, Artifact] = {}
+    waiting = [artifact]
+    while waiting:
+        one = waiting.pop()
+        if one.fingerprint in found:
+            continue
+        found[one.fingerprint] = one
+        made_from = set(one.parents.values())
+        beside = [Artifact.load(file.parent) for file in one.folder.parent.glob("*/artifact.json")] if made_from else []
+        waiting += [other for other in beside if other.fingerprint in made_from]
+        named = [str(one.stage.get(field) or "") for field in ("model", "student", "teacher", "cache")]
+        folders = [Path(ref.removeprefix("path:")).expanduser() for ref in named if ref.startswith("path:")]
+        waiting += [Artifact.load(folder) for folder in folders if (folder / "artifact.json").is_file()]
+    return found
+
+
 class Place:
     """One model of one seed: where it lies, and what its artifact says of it."""
 
     def __init__(self, where: str, artifact: Artifact | None) -> None:
+        self.made = artifact
         self.where, self.artifact = where, as_chosen(artifact) if artifact else None
         self.summary: dict[str, Any] = artifact.summary if artifact else {}
         self.origin = str(self.summary.get("made_from", ""))  # of a model that was changed without training
@@ -36,6 +59,22 @@ class Place:
         self.seed: int | None = self.trained.seed if self.trained is not None else None
         if artifact and "@" in artifact.name:
             self.seed = int(artifact.name.rpartition("@")[2])
+
+    @cached_property
+    def ancestry(self) -> dict[str, Artifact]:
+        """What it was made from or taught by, itself included, by fingerprint."""
+        return ancestry(self.made) if self.made is not None else {}
+
+    def came_from(self, ref: str, other: "Place", called: str) -> bool:
+        """Whether another model, which the study calls `called`, is what this one's own stage calls `ref`.
+
+        A stage's name alone does not tell: another run may have a stage of the same name.
+        """
+        if not ref.startswith("stage:"):
+            return ref == called
+        if other.made is None:
+            return False
+        return other.made.fingerprint in self.ancestry and other.made.name.partition("@")[0] == ref.removeprefix("stage:")
 
     def bytes(self, model: Any) -> int:
         """On disk; of a hub model, as it lies in memory."""

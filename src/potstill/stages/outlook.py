@@ -193,6 +193,18 @@ class Outlook:
             raise found
         return found
 
+    def behind(self, ref: StageRef) -> list[Any]:
+        """The stages that make what a reference names, and all that these refer to in turn."""
+        found: dict[str, Any] = {}
+        waiting = [ref]
+        while waiting:
+            one = waiting.pop()
+            stage = self.stages.get(one.target) if one.scheme == "stage" else None
+            if stage is not None and stage.name not in found:
+                found[stage.name] = stage
+                waiting += [inner for _, inner in stage.references()]
+        return list(found.values())
+
     def seeds_of(self, ref: StageRef) -> int:
         """How many seeds the models behind a reference will have: a stage is repeated for its own sake or for its inputs'."""
         stage = self.stages.get(ref.target) if ref.scheme == "stage" else None

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
-from potstill.core.types import Split
+from potstill.core.types import Example, Split
 from potstill.data.store import Counts, text_pairs
 from potstill.edges import ranks
 from potstill.edges.blank import new_model, qwen2_config
@@ -21,6 +21,7 @@ from potstill.losses.cross_entropy import CrossEntropy
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, empty_split
 from potstill.stages.cost import training_cost
+from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised, trained_in_words, trained_record
@@ -118,6 +119,9 @@ class Pretrain(DataStage, kind="pretrain"):
         rows = RowsOf("train", -(-total // window), {}, 0, 1.0, float(min(total, window)), window + 1, 1, 0, ((1, window),))
         return training_cost(outlook, found, self.optim, rows, window + 1)
 
+    def learned_rows(self) -> Iterator[Example]:
+        return self.data.examples("train") if self.text == "rows" else iter(())
+
     def closing(self, summary: dict[str, Any]) -> str:
         return trained_in_words(summary)
 
@@ -131,9 +135,12 @@ class Pretrain(DataStage, kind="pretrain"):
             rows = texts(self.data, "train", "rows", self.tokenizer_rows)
             tokenizer = ranks.on_first(lambda: train_tokenizer(rows, self.vocab_size))
         counts = Counts()
-        passages = texts(self.data, "train", self.text, None, counts.dropped)
+        noted = Noted()
+        passages = texts(self.data, "train", self.text, None, counts.dropped, noted if self.text == "rows" else None)
         pairs = text_pairs(passages, tokenizer, min(self.prompts.max_tokens, self.shape.positions))
         store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: text of {self.data.kind}")
+        if ranks.first() and self.text == "rows":
+            noted.save(work.folder)
         torch.manual_seed(self.seed)
         ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
         model = new_model(self.shape.config(len(tokenizer), **ids)).to(device())
@@ -149,7 +156,12 @@ class Pretrain(DataStage, kind="pretrain"):
 
 
 def texts(
-    source: Source, split: Split, what: Literal["prompts", "rows"], limit: int | None, skipped: Counter[str] | None = None
+    source: Source,
+    split: Split,
+    what: Literal["prompts", "rows"],
+    limit: int | None,
+    skipped: Counter[str] | None = None,
+    noted: Noted | None = None,
 ) -> Iterator[str]:
     """Each row as running text.
 
@@ -158,7 +170,8 @@ def texts(
     """
     skipped = skipped if skipped is not None else Counter()
     count = 0
-    for example in source.examples(split, skipped):
+    rows = source.examples(split, skipped)
+    for example in noted(rows) if noted is not None else rows:
         parts = [*(turn.content for turn in example.history), example.context, example.instruction]
         parts += [turn.content for turn in example.since]
         yield "\n".join([part for part in parts if part] + ([example.response] if what == "rows" else []))

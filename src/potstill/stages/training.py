@@ -41,6 +41,7 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import training_cost
+from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, load_student, start_problems, started
@@ -199,6 +200,9 @@ class TrainingStage(DataStage):
     def closing(self, summary: dict[str, Any]) -> str:
         return trained_in_words(summary)
 
+    def learned_rows(self) -> Iterator[Example]:
+        return self.data.examples("train")
+
     def saved_in(self, where: str) -> Any:
         """The torch dtype of the saved weights."""
         import torch
@@ -277,8 +281,11 @@ def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
     """
     counts = Counts()
     rows = work.watched(source.examples("train", counts.dropped), "rows read")
-    pairs = weighted_pairs(rows, renderer, counts)
+    noted = Noted()
+    pairs = weighted_pairs(noted(rows), renderer, counts)
     store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
+    if ranks.first():
+        noted.save(work.folder)
     counts = store.counts
     if lost := too_many_left_out(counts.rows, counts.dropped, counts.longest, renderer.prompts.most_left_out):
         raise UserError(f"{work.name}: {lost}")

@@ -9,7 +9,7 @@ from potstill.study.bootstrap import Sample, percentile_interval, resample, scor
 from potstill.study.caveats import caveats
 from potstill.study.doubts import doubts
 from potstill.study.estimate import Estimate
-from potstill.study.questions import Question, questions
+from potstill.study.questions import Question, about_teacher, questions
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.ship import Advice, advice
 from potstill.study.verdicts import Headline, Verdict, difference_verdict, headline, retention_verdict
@@ -75,6 +75,8 @@ def _samples(study: Study) -> tuple[list[tuple[ModelRow, MetricInfo, Sample]], l
             if row.name in scores_of:
                 measured.append((row, metric, Sample.of(row, metric, study.tokens, clusters_N, scores_of[row.name])))
         for question in questions(study):
+            if metric.against_teacher and about_teacher(question.key):
+                continue
             a, b = question.a, question.b
             of_ratios = metric.name in (study.primary, "exact_match")
             if a.name in scores_of and b.name in scores_of and (of_ratios or question.key != "retention"):

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from potstill.core.numbers import decimals, number
 from potstill.study.bootstrap import student
 from potstill.study.controls import equal_tokens, mean_amount, other_order, searched_apart, taught_wrongly, trained_apart
-from potstill.study.doubts import Estimates, floored, teacher_not_ahead, trained_once
+from potstill.study.doubts import Estimates, floored, picked_by, teacher_not_ahead, trained_once, untold_teachers
+from potstill.study.questions import source_of
 from potstill.study.records import ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
 from potstill.study.words import joined, plain, reasons
@@ -24,6 +25,7 @@ def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> 
     for a in study.with_role("kd"):
         for b in study.with_role("sft"):
             yield from _of_the_control(a, b)
+    yield from _of_the_origins(study)
     yield from _of_the_form(study)
     yield from _of_what_was_compared(study)
     yield from _of_training_rows(study)
@@ -37,7 +39,14 @@ def _of_the_teacher(study: Study, estimates: Estimates, verdicts: Sequence[Verdi
         if verdict.key != "kd_over_sft" or verdict.metric != study.primary:
             continue
         teacher = study.teacher_of(study.row(verdict.a))
-        if teacher is None:
+        unmeasured = untold_teachers(study, study.row(verdict.a)) if study.with_role("teacher") else []
+        if unmeasured:
+            others = joined([row.name for row in study.with_role("teacher")])
+            yield (
+                f"{joined(unmeasured)}, which taught {verdict.a}, was not measured, and {others} did not teach it: "
+                "whether there was anything to teach is not known."
+            )
+        elif teacher is None:
             yield f"No teacher was measured: whether there was anything to teach to {verdict.a} is not known."
         elif teacher_not_ahead(study, verdict, list(verdicts)):
             values = " against ".join(_value(study, row, estimates) for row in (teacher.name, verdict.b))
@@ -108,6 +117,19 @@ def _of_the_control(a: ModelRow, b: ModelRow) -> Iterator[str]:
         yield f"{a.name} and {b.name} saw their training rows in another order or in other batches."
     for sentence in searched_apart(a, b):
         yield f"{sentence} A search finds better settings, and takes the luckier of equal ones."
+
+
+def _of_the_origins(study: Study) -> Iterator[str]:
+    """Models whose origin was not measured, and test rows that were no test."""
+    for row in study.with_role("quantized", "rtn"):
+        if row.made_from and source_of(study, row) is None:
+            yield f"The model that {row.name} was made from ({row.made_from}) was not measured: what 4 bits cost is not known."
+    known = [f"{row.name} {row.known_rows:,} of {len(study.examples):,}" for row in study.rows if row.known_rows]
+    if known:
+        yield f"Test rows were trained on: {', '.join(known)}. The scores of these models say little about new rows."
+    picked = [f"{row.name}: {joined(names)}" for row in study.rows if (names := picked_by(study, row))]
+    if picked:
+        yield f"Validation rows picked settings, and these are validation rows ({'; '.join(picked)}): use split = 'test'."
 
 
 def _of_the_form(study: Study) -> Iterator[str]:

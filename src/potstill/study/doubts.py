@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping
 from potstill.study.controls import control_in_words, more_training
 from potstill.study.estimate import Estimate
 from potstill.study.floor import near_floor
+from potstill.study.questions import about_teacher, source_of
 from potstill.study.records import ModelRow, Study
 from potstill.study.verdicts import Verdict
+from potstill.study.words import joined
 
 Estimates = Mapping[str, Mapping[str, Estimate]]
 
@@ -14,15 +16,19 @@ Estimates = Mapping[str, Mapping[str, Estimate]]
 def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: Estimates) -> Iterator[str]:
     """What speaks against a verdict of "helped" or "hurt", in a few words each.
 
-    The teacher is not shown better than the control, so there was nothing to teach; both models score near the floor; a model
-    was trained with one seed; the control was not trained like the distilled model; the metric is unfit for the rows' language.
+    The teacher is not shown better than the control, so there was nothing to teach, or another model than the teacher was
+    measured; both models score near the floor; a model was trained with one seed; the control was not trained like the
+    distilled model; the metric is unfit for the rows' language; a model was trained on test rows, or picked by them.
     """
     a, b = study.row(verdict.a), study.row(verdict.b)
     if verdict.metric in study.unfit:
         yield f"{study.metric(verdict.metric).title} is unfit for these rows"
-    if verdict.key in ("retention", "teacher_over_sft"):
+    yield from _of_the_rows(study, a, b)
+    if about_teacher(verdict.key):
         return
     if verdict.key == "kd_over_sft":
+        if untold_teachers(study, a) and study.with_role("teacher"):
+            yield f"the teacher of {a.name} was not measured"
         if verdict.verdict == "helped" and teacher_not_ahead(study, verdict, verdicts):
             yield f"the teacher is not shown better than {b.name}"
         if more_training(a, b) is not None:
@@ -41,9 +47,37 @@ def teacher_not_ahead(study: Study, verdict: Verdict, verdicts: list[Verdict]) -
     teacher = study.teacher_of(study.row(verdict.a))
     if teacher is None:
         return False
-    about = ("teacher_over_sft", verdict.metric, teacher.name, verdict.b)
+    if teacher.name == verdict.b:  # it was taught by what it is compared with
+        return True
+    metric = study.primary if study.metric(verdict.metric).against_teacher else verdict.metric
+    about = ("teacher_over_sft", metric, teacher.name, verdict.b)
     found = next((v for v in verdicts if (v.key, v.metric, v.a, v.b) == about), None)
     return found is not None and found.verdict != "helped"
+
+
+def untold_teachers(study: Study, row: ModelRow) -> list[str]:
+    """What taught a model, where none of it was measured."""
+    refs = dict.fromkeys(trained.teacher for trained in row.trained or () if trained.teacher is not None)
+    return list(refs) if study.teachers_of(row) == [] else []
+
+
+def picked_by(study: Study, row: ModelRow) -> list[str]:
+    """The settings of a model, or of the one that it was made from, that a search picked by validation rows: these rows."""
+    if study.data.get("split") != "validation":
+        return []
+    full = source_of(study, row) if row.role in ("quantized", "rtn") and row.trained is None else row
+    tried = [one.searched for one in (full.trained if full is not None else None) or ()]
+    return list(dict.fromkeys(name for searched in tried for name, values in searched.items() if len(values) > 1))
+
+
+def _of_the_rows(study: Study, a: ModelRow, b: ModelRow) -> Iterator[str]:
+    """Test rows that chose, or taught, one of the models."""
+    picked = list(dict.fromkeys(name for row in (a, b) for name in picked_by(study, row)))
+    if picked:
+        yield f"these rows picked {joined(picked)}"
+    known = [row.name for row in (a, b) if row.known_rows]
+    if known:
+        yield f"{joined(known)} {'was' if len(known) == 1 else 'were'} trained on some of these rows"
 
 
 def floored(study: Study, a: ModelRow, b: ModelRow, metric: str, estimates: Estimates) -> bool:

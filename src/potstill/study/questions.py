@@ -26,13 +26,13 @@ def questions(study: Study) -> list[Question]:
         if source is not None:
             asked.append(Question("four_bits", "4 bits against full precision", row, source))
     for row in quantized:
-        rivals = [other for other in rtn if source_of(study, other) is source_of(study, row)]
-        for other in rivals[:1] or rtn[:1]:
-            asked.append(Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other))
+        rivals = [other for other in rtn if of_one_model(study, other, row)]
+        asked += [Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other) for other in rivals[:1]]
     asked += [Question("sft_over_base", "SFT over base", a, b) for a in sft for b in base]
     for row in (*kd, *sft, *quantized):
-        teacher = study.teacher_of((source_of(study, row) if row.role == "quantized" else None) or row)
-        if teacher is not None:
+        full = source_of(study, row) if row.role == "quantized" else row
+        teacher = study.teacher_of(full) if full is not None else None
+        if teacher is not None and teacher is not full:
             asked.append(Question("retention", "Share of the teacher kept", row, teacher))
     return asked
 
@@ -41,15 +41,34 @@ def _of_the_teacher(study: Study) -> list[Question]:
     """Each teacher with each control: whether there was anything to teach."""
     teachers = {teacher.name: teacher for row in study.with_role("kd") if (teacher := study.teacher_of(row)) is not None}
     sft = study.with_role("sft")
-    return [Question("teacher_over_sft", "Teacher over SFT", teacher, b) for teacher in teachers.values() for b in sft]
+    return [
+        Question("teacher_over_sft", "Teacher over SFT", teacher, b)
+        for teacher in teachers.values()
+        for b in sft
+        if b is not teacher
+    ]
 
 
 def source_of(study: Study, row: ModelRow) -> ModelRow | None:
-    """The model that a quantised row came from: as told, else the longest name that begins its own, else KD, else SFT."""
+    """The measured model that a quantised row came from; None where it was not measured.
+
+    Of a row that does not say what it was made from: the longest name that begins its own, else KD, else SFT.
+    """
     full = study.with_role("kd", "sft", "base", "other", "teacher")
-    if row.source is not None:
+    if row.source is not None or row.made_from:
         return next((other for other in study.rows if other.name == row.source), None)
     begun = [other for other in full if row.name.startswith(other.name)]
     if begun:
         return max(begun, key=lambda other: len(other.name))
     return full[0] if full and full[0].role != "teacher" else None
+
+
+def of_one_model(study: Study, a: ModelRow, b: ModelRow) -> bool:
+    """Whether two quantised rows came from the same model, measured or not."""
+    source = source_of(study, a)
+    return source is source_of(study, b) and (source is not None or a.made_from == b.made_from)
+
+
+def about_teacher(key: str) -> bool:
+    """Whether a question compares a model with its teacher; no metric that is a distance to the teacher can answer it."""
+    return key in ("teacher_over_sft", "retention")

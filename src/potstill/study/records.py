@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from potstill.core.errors import UserError
 
+NO_PRIMARY = "so it cannot say whether the teacher was ahead: take a metric that needs no teacher, such as 'rouge_l' or 'nll'"
 RowRole = Literal["base", "sft", "kd", "quantized", "rtn", "teacher", "other"]
 
 
@@ -124,7 +125,12 @@ class ModelRow(_Record):
     """One model (one line of the results table), with the scores of each of its training seeds.
 
     Attributes:
-        source: for a quantised model, the name of the row that it came from; guessed from the names where absent.
+        made_from: what a model was made from without training, as its stage refers to it; empty: nothing, or unknown.
+        source: the name of the row that is `made_from`; None: it was not measured. Guessed from the names where `made_from` is
+            empty too.
+        taught_by: names of the rows that taught this model; empty: none of its teachers was measured; None: told by comparing
+            `Trained.teacher` with the rows' `model`.
+        known_rows: test rows that this model, or one that it was made from or taught by, was trained on.
         parameters: weights, counted once where tied.
         bytes: size of the weights as the run keeps them, 4-bit layers packed; of a hub model as it lies in memory. Not the size
             of any file.
@@ -147,7 +153,10 @@ class ModelRow(_Record):
     name: str
     role: RowRole = "other"
     model: str = ""
+    made_from: str = ""
     source: str | None = None
+    taught_by: tuple[str, ...] | None = None
+    known_rows: int = 0
     parameters: int | None = None
     bytes: int | None = None
     folder: str | None = None
@@ -215,6 +224,8 @@ class Study(_Record):
         N = len(self.examples)
         if self.primary not in {metric.name for metric in self.metrics}:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(m.name for m in self.metrics)})")
+        if self.metric(self.primary).against_teacher:
+            raise ValueError(f"primary = '{self.primary}' compares with the teacher, whose own figure is 0; {NO_PRIMARY}")
         if len(self.tokens) != N:
             raise ValueError(f"tokens has {len(self.tokens)} entries for {N} test rows")
         names = [row.name for row in self.rows]
@@ -249,11 +260,29 @@ class Study(_Record):
                 return row
         raise KeyError(name)
 
+    def teachers_of(self, row: ModelRow) -> list[ModelRow] | None:
+        """The measured models that taught this one, those of role teacher first; None where none did, or nobody knows."""
+        refs = {trained.teacher for trained in row.trained or () if trained.teacher is not None}
+        if not refs:
+            return None
+        if row.taught_by is None and not all(other.model for other in self.with_role("teacher")):
+            return None
+        own = [r for r in self.rows if (r.model in refs if row.taught_by is None else r.name in row.taught_by)]
+        return sorted(own, key=lambda other: other.role != "teacher")
+
     def teacher_of(self, row: ModelRow) -> ModelRow | None:
-        """The measured model that taught this one; else the first teacher; None where no teacher was measured."""
-        teachers = self.with_role("teacher")
-        taught_by = {trained.teacher for trained in row.trained or ()}
-        return next((teacher for teacher in teachers if teacher.model in taught_by), teachers[0] if teachers else None)
+        """The measured model that taught this one; of one that none taught, the teacher of the distilled models.
+
+        None where it was not measured: another model of role teacher does not stand for it.
+        """
+        own = self.teachers_of(row)
+        if own is not None:
+            return own[0] if own else None
+        distilled = [self.teachers_of(kd) for kd in self.with_role("kd")]
+        of_these = [teacher for known in distilled for teacher in known or ()]
+        if distilled and None not in distilled:
+            return of_these[0] if of_these else None
+        return next(iter(self.with_role("teacher")), None)
 
     def with_files(self, name: str, folder: Path | str, files: dict[str, int]) -> Self:
         """The same study, in which the model of this name is shipped as these files, name -> bytes."""
