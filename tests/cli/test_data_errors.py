@@ -5,6 +5,7 @@ import json
 from tiny_run import Place
 
 EMPTY = "tiny.toml: 1 problem\n  base.data  the train split is empty{}; give it more rows, or set data.splits"
+ALL_TRAIN = ("--set", "data.splits={ validation = 0, test = 0 }")
 ROW = {"instruction": "What is 1 plus 1?", "response": "It is 2."}
 EVALUATE = """
 [[stage]]
@@ -74,10 +75,10 @@ def test_a_folder(place):
 
 def test_empty_responses_are_left_out_and_counted(place):
     place.rows.write_text(lines(*numbered(50), *numbered(3, response=" ")))
-    assert place.run("--quiet").exit_code == 0
+    assert place.run("--quiet", *ALL_TRAIN).exit_code == 0
     summary = json.loads((place.artifact("sft") / "artifact.json").read_text())["summary"]
     assert summary["data"]["dropped"] == {"empty response": 3}
-    assert 30 < summary["data"]["rows"] <= 50
+    assert summary["data"]["rows"] == 50
 
 
 def test_long_rows_are_left_out_and_counted(place):
@@ -92,8 +93,8 @@ def test_long_rows_are_left_out_and_counted(place):
 
 
 def test_all_rows_empty(place):
-    told = refusal(place, lines(*numbered(5, response="")))
-    assert told == EMPTY.format(" (4 empty response)")  # the fifth would be of another split
+    told = refusal(place, lines(*numbered(5, response="")), *ALL_TRAIN)
+    assert told == EMPTY.format(" (5 empty response)")
 
 
 def test_all_rows_too_long(place):
@@ -120,7 +121,7 @@ def test_rows_that_are_mostly_too_long_stop_a_run_before_it_begins(place):
 def test_one_row_cannot_be_trained_on_and_tested(place):
     place.add(EVALUATE)
     place.rows.write_text(lines(ROW))
-    result = place.run("--quiet")
+    result = place.run("--quiet", *ALL_TRAIN)
     assert result.exit_code == 2
     assert result.stderr == (
         "tiny.toml: 1 problem\n  study.data  the test split is empty; give it more rows, or set data.splits\n"

@@ -181,7 +181,8 @@ class _Ears:
     def close(self) -> None:
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # which ranks want to keep to their very end
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         os.close(self._writer)
         if not sys.is_finalizing():
             self._thread.join(1.0)  # longer only where nobody reads what it says
