@@ -77,10 +77,10 @@ def run(table: dict[str, Any], out: Path) -> dict[str, Artifact]:
 
 @pytest.fixture(scope="module")
 def rows_file(tmp_path_factory: Any) -> Path:
-    """Sixty rows, one of them hostile."""
+    """Sixty rows, and so many hostile ones that the report shows some."""
     path = write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl")
     row = {"context": HOSTILE, "language": "en"}
-    hostile = [row | {"instruction": f"{HOSTILE} {i}", "response": f"{HOSTILE} | {i}"} for i in range(12)]
+    hostile = [row | {"instruction": f"{HOSTILE} {i}", "response": f"{HOSTILE} | {i}"} for i in range(90)]
     with path.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in hostile)
     return path
@@ -215,7 +215,7 @@ def test_hostile_text_is_shown_and_not_run(chain: Chain) -> None:
     assert any(HOSTILE in example.prompt for example in study.examples)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert HOSTILE not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page, [e.prompt for e in study.examples]
 
 
 def test_a_hostile_answer_is_shown_and_not_run(chain: Chain, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """What an evaluation found out beside its scores stands in the study, and its report says it."""
 
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_parts import chat_tokenizer, rows, tiny_model
+from tiny_parts import WORDS, chat_tokenizer, rows, tiny_model
 
 from potstill.core.errors import UserError
 from potstill.data.prompts import Prompts, Renderer
@@ -121,11 +122,9 @@ def test_a_teacher_that_was_made_to_read_another_form_is_a_caveat(root: Path, tm
 
 def test_test_rows_that_training_nearly_repeats_are_a_caveat_of_models_trained_on_them(tmp_path: Path) -> None:
     save_model(tiny_model("qwen2", len(chat_tokenizer())), chat_tokenizer(), tmp_path / "small")
-    asked = [
-        text
-        for i in range(60)
-        for text in (f"Say amber barley and copper draff {i}.", f"Say amber barley and copper drafts {i}.")
-    ]
+    draw = random.Random(5)
+    questions = [" ".join(draw.choices(WORDS.split(), k=12)) + f" {i}" for i in range(60)]
+    asked = [text for question in questions for text in (question, f"{question} please")]
     lines = (json.dumps({"instruction": text, "response": "peat", "context": "", "language": "en"}) + "\n" for text in asked)
     (tmp_path / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     model = f"path:{tmp_path / 'small'}"

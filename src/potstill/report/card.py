@@ -141,7 +141,8 @@ def _how_to_run(report: Mapping[str, Any], files: Sequence[ShippedFile], path: s
         yield from (how_to_load, "")
     elif not files or len(ggufs) < len(files):
         asked = next((example["prompt"] for example in report["examples"] if len(example["prompt"]) <= 200), "Hello")
-        question = json.dumps(visible(asked), ensure_ascii=False)  # JSON's text is Python's too
+        # JSON's text is Python's too; a row's own tags and fences stay text wherever the card is shown
+        question = json.dumps(visible(asked), ensure_ascii=False).replace("<", "\\u003c").replace("`", "\\u0060")
         most = report["decoding"].get("max_new_tokens") or 256
         code = _LOAD.format(path=path, max_new_tokens=most, question=question)
         yield from ("With transformers:", "", f"```python\n{code}```", "")
