@@ -12,8 +12,12 @@ from potstill.edges.tokens import beginning
 
 _MERGE_SYSTEM = (
     "{%- if messages[0]['role'] == 'system' and messages|length > 1 %}"
-    "{%- set messages = [{'role': 'user', 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}]"
-    " + messages[2:] %}{%- endif %}"
+    "{%- set potstill_merged = namespace(messages=[], waits=true) %}{%- for message in messages[1:] %}"
+    "{%- if potstill_merged.waits and message['role'] == 'user' %}{%- set potstill_merged.waits = false %}"
+    "{%- set potstill_merged.messages = potstill_merged.messages + [{'role': 'user',"
+    " 'content': messages[0]['content'] + '\\n\\n' + message['content']}] %}"
+    "{%- else %}{%- set potstill_merged.messages = potstill_merged.messages + [message] %}{%- endif %}{%- endfor %}"
+    "{%- set messages = potstill_merged.messages %}{%- endif %}"
 )
 
 
@@ -30,11 +34,22 @@ def exported_template(tokenizer: Any, prompts: Prompts) -> str:
     bos = "".join(tokenizer.convert_ids_to_tokens(beginning(tokenizer)))
     if prompts.format != "chat":
         return _plain(prompts, bos, tokenizer.eos_token)
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = tokenizer.get_chat_template()
-    body = dated(template, date.fromisoformat(prompts.date) if prompts.date else None)
+    body = dated(_one_template(tokenizer.chat_template), date.fromisoformat(prompts.date) if prompts.date else None)
     return _wrapped(body, prompts, bos if bos and not _writes(tokenizer, prompts, bos) else "")
+
+
+def _one_template(template: str | dict[str, str]) -> str:
+    """One template for several: that of tools where there are tools, as transformers chooses."""
+    if isinstance(template, str):
+        return template
+    if "tool_use" not in template:
+        return template["default"]
+    # expressions keep the parts' own first and last white space, which blocks beside them would strip
+    use, plain = (
+        "{{- '' }}" + re.sub(r"\A[ \t]+(?=\{%)", "", template[name]).removesuffix("\n") + "{{ '' }}"
+        for name in ("tool_use", "default")
+    )
+    return f"{{%- if tools %}}{use}{{% else %}}{plain}{{% endif %}}"
 
 
 def _writes(tokenizer: Any, prompts: Prompts, bos: str) -> bool:
@@ -75,9 +90,12 @@ def _strip_reasoning() -> str:
     )
     return (
         "{%- set potstill = namespace(messages=[], text='') %}{%- for message in messages %}"
-        "{%- if message['role'] == 'assistant' and message['content'] is string and not message['tool_calls'] %}"
-        f"{{%- set potstill.text = message['content'] %}}{shorter}"
-        "{%- set potstill.messages = potstill.messages + [{'role': 'assistant', 'content': potstill.text}] %}"
+        "{%- if message['role'] == 'assistant' and (message['content'] is string or not message['content']) %}"
+        f"{{%- set potstill.text = message['content'] or '' %}}{shorter}"
+        "{%- if message['tool_calls'] %}{%- set potstill.messages = potstill.messages +"
+        " [{'role': 'assistant', 'content': potstill.text, 'tool_calls': message['tool_calls']}] %}"
+        "{%- else %}"
+        "{%- set potstill.messages = potstill.messages + [{'role': 'assistant', 'content': potstill.text}] %}{%- endif %}"
         "{%- else %}{%- set potstill.messages = potstill.messages + [message] %}{%- endif %}{%- endfor %}"
         "{%- set messages = potstill.messages %}"
     )

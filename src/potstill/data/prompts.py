@@ -176,6 +176,8 @@ class Renderer:
             day = date.fromisoformat(prompts.date) if prompts.date else None
             self._template = ChatTemplate(tokenizer, day, prompts.variables, prompts.generation_prompt)
         self._own_end = re.compile(r"(?!)")  # until the end of turn is known
+        self._left_off = ""  # the end that the template writes after an answer in history, but not after the last turn
+        self._placed: set[str] = set()  # the forms of conversation whose turns all have a place
         self._closing = self._probe() if prompts.format == "chat" else ""
         last = list(self._marks.spelt.finditer(self._closing))
         self.end_of_turn_id = self._control[last[-1][0]] if last else self._end_of_sequence()
@@ -207,6 +209,7 @@ class Renderer:
                 "the chat template leaves out the user's text when it is plain text; choose prompts.format = 'alpaca'"
             )
         self._check_kept(turns, prompt)
+        self._check_places(turns, (), True)
         at = finished.lower().rfind(said)  # a template that writes answers in capitals keeps them
         if at < 0:
             if self.prompts.answers != "row":
@@ -222,8 +225,10 @@ class Renderer:
                 f"set prompts.generation_prompt = {json.dumps(header, ensure_ascii=False)}"
             )
         after = finished[at + len(said) :]
-        end = next((found.end() for found in self._marks.spelt.finditer(after)), 0)
-        return after[:end]
+        end = self._marks.spelt.search(after)
+        if end is None:
+            self._left_off = _end_in_history(template, turns, self._marks.spelt)
+        return self._left_off if end is None else after[: end.end()]
 
     def _begins_with(self) -> str:
         habit, bos = beginning(self.tokenizer), self.tokenizer.bos_token_id
@@ -244,8 +249,9 @@ class Renderer:
         asked = f"{context}\n\n{example.instruction}" if context else example.instruction
         turns += [Turn("user", asked), *example.since]
         if self.prompts.system_turn == "user" and turns[0].role == "system":
-            system, user, *rest = turns
-            turns = [replace(user, content=f"{system.content}\n\n{user.content}"), *rest]
+            system, *turns = turns
+            first = next(i for i, turn in enumerate(turns) if turn.role == "user")  # not an assistant's greeting
+            turns[first] = replace(turns[first], content=f"{system.content}\n\n{turns[first].content}")
         return [self._as_said(turn) if turn.role == "assistant" else turn for turn in turns]
 
     def _as_said(self, turn: Turn) -> Turn:
@@ -284,15 +290,50 @@ class Renderer:
         brought += [part for turn in turns for part in (turn.content, turn.reasoning)]
         return self._marks.text(lambda shown: self._written(example, context, generate, shown, answer), "\n".join(brought))
 
-    def _check_kept(self, turns: Sequence[Turn], prompt: str, tools: Sequence[Any] = ()) -> None:
+    def _check_places(self, turns: Sequence[Turn], tools: Sequence[Any], generate: bool) -> None:
+        """Refuse a template that has no place for a turn, although its words happen to stand elsewhere.
+
+        Each form of conversation is asked once, with words that stand nowhere else in place of the row's.
+
+        Raises:
+            UserError: as `_check_kept`, with the row's own words.
+        """
+        assert self._template is not None
+        marked = [_with_marks(turn, i) for i, turn in enumerate(turns)]
+        marked_tools = [_named(tool, f"potstill_tool_{i}_") for i, tool in enumerate(tools)]
+        form = repr((marked, marked_tools, generate))
+        if form in self._placed:
+            return
+        with contextlib.suppress(_Refuses):
+            self._check_kept(marked, self._rendered(marked, marked_tools, generate), marked_tools, own=(turns, tools))
+        self._placed.add(form)
+
+    def _rendered(self, turns: Sequence[Turn], tools: Sequence[Any], generate: bool) -> str:
+        """Raises: _Refuses: the template refuses these words, which says nothing of the row's own."""
+        assert self._template is not None
+        try:
+            return self._template(turns, tools, generate, as_it_is)
+        except UserError as error:
+            raise _Refuses from error
+
+    def _check_kept(
+        self,
+        turns: Sequence[Turn],
+        prompt: str,
+        tools: Sequence[Any] = (),
+        own: tuple[Sequence[Turn], Sequence[Any]] | None = None,
+    ) -> None:
         """Refuse a template that loses what a turn says.
+
+        Args:
+            own: turns and tools to quote, where others stand for them.
 
         Raises:
             UserError: names the turn's role and the field that helps.
         """
-        for turn in turns:
-            content = without_reasoning(turn.content) if turn.role == "assistant" else turn.content
-            if not _stands_in(content, prompt):
+        own_turns, own_tools = own or (turns, tools)
+        for turn, own_turn in zip(turns, own_turns, strict=True):
+            if not _stands_in(_seen(turn), prompt):
                 if turn.role == "system":
                     raise UserError(
                         "the chat template leaves out or changes the system text; "
@@ -300,19 +341,21 @@ class Renderer:
                     )
                 raise UserError(
                     f"the chat template leaves out or changes what a turn of role '{turn.role}' says "
-                    f"({_excerpt(content)}); take such rows out, or choose another format"
+                    f"({_excerpt(_seen(own_turn))}); take such rows out, or choose another format"
                 )
-            for text in texts_in([call["function"] for call in _with_arguments(turn)]):
-                if not _stands_in(text, prompt):
-                    raise UserError(f"the chat template leaves out tool_calls ({_excerpt(text)}); take such rows out")
+            for call, own_call in zip(turn.tool_calls, own_turn.tool_calls, strict=True):
+                for text in texts_in(_function(call)):
+                    if not _stands_in(text, prompt):
+                        quoted = text if own is None else own_call["function"]["name"]
+                        raise UserError(f"the chat template leaves out tool_calls ({_excerpt(quoted)}); take such rows out")
             if turn.reasoning and not self._renders_reasoning():
                 raise UserError(
                     'the chat template leaves out reasoning_content; set prompts.thinking = "strip" to train without it, '
                     "or write it into the content"
                 )
-        for tool in tools:
+        for tool, own_tool in zip(tools, own_tools, strict=True):
             if not _stands_in(_tool_name(tool), prompt):
-                raise UserError(f"the chat template leaves out tools ({_excerpt(_tool_name(tool))}); take such rows out")
+                raise UserError(f"the chat template leaves out tools ({_excerpt(_tool_name(own_tool))}); take such rows out")
 
     def _renders_reasoning(self) -> bool:
         assert self._template is not None
@@ -352,7 +395,9 @@ class Renderer:
         context = example.context
         text = self._text(example, context, generate=True)
         if self._template is not None:
-            self._check_kept(self._turns(example, context), text.real, example.tools)
+            turns = self._turns(example, context)
+            self._check_kept(turns, text.real, example.tools)
+            self._check_places(turns, example.tools, True)
         ids = self._ids(text)
         if len(ids) <= limit:
             return Prompt(ids), text, context
@@ -420,7 +465,7 @@ class Renderer:
         if answer.tool_calls or answer.reasoning:
             return self._as_template(example, context, asked, answer)
         said = self._after_opened(opened, answer.content) if opened and self.prompts.answers != "template" else answer.content
-        finished = self._written(example, context, False, as_it_is, answer)
+        finished = self._written(example, context, False, as_it_is, answer) + self._left_off
         if finished.startswith(asked.real + said + self._closing):
             return self._closed(said)
         if self.prompts.answers == "template":
@@ -464,12 +509,14 @@ class Renderer:
         Raises:
             UserError: the finished conversation does not begin with the prompt, or loses a part of the answer.
         """
-        finished = self._text(example, context, False, answer)
+        finished = self._text(example, context, False, answer) + Text(self._left_off, self._left_off)
         if not finished.real.startswith(asked.real):
             raise UserError(self._habit(asked.real, finished.real, answer.content))
         rest = finished.cut(len(asked.real))
         forced = bool(answer.tool_calls or answer.reasoning)  # else the settings want whatever the template makes of it
-        self._check_kept([answer if forced else replace(answer, content="")], rest.real)
+        if forced:
+            self._check_kept([answer], rest.real)
+            self._check_places([*self._turns(example, context), answer], example.tools, False)
         if answer.reasoning and not _stands_in(answer.reasoning, rest.real):
             raise UserError(
                 'the chat template leaves out reasoning_content; set prompts.thinking = "strip" to train without it'
@@ -530,7 +577,9 @@ class Renderer:
         try:
             asked = self._text(example, example.context, generate=True)
             if self._template is not None:
-                self._check_kept(self._turns(example, example.context), asked.real, example.tools)
+                turns = self._turns(example, example.context)
+                self._check_kept(turns, asked.real, example.tools)
+                self._check_places(turns, example.tools, True)
             self._response(example, example.context, asked, self._answer(example)[0])
         except UserError as error:
             return str(error)
@@ -555,7 +604,35 @@ def end_of_turn(tokenizer: Any) -> int | None:
         return None
     at = finished.lower().rfind(MARK)
     found = spelt.search(finished, at + len(MARK)) if at >= 0 else None
+    found = found or spelt.search(_end_in_history(template, [Turn("user", "potstill-question")], spelt))
     return control[found[0]] if found is not None else None
+
+
+def _end_in_history(template: ChatTemplate, turns: Sequence[Turn], spelt: re.Pattern[str]) -> str:
+    """What the template writes after an answer that is not the last turn, up to the end of turn; empty where it writes no end.
+
+    The first control token after the answer is no end where it opens the next turn: where it also opens answers, or where
+    it stands before a question and what follows a question is another.
+
+    Args:
+        turns: a conversation whose last turn is a user's, which stands nowhere else in the template's text.
+    """
+    try:
+        later = template([*turns, Turn("assistant", MARK), Turn("user", "potstill-next")], (), False, as_it_is)
+        opened, unopened = (template(turns, (), generate, as_it_is) for generate in (True, False))
+    except UserError:
+        return ""
+    asked = turns[-1].content
+    before, _, rest = later.partition(asked)
+    between, _, rest = rest.partition(MARK)
+    gap, _, _ = rest.partition("potstill-next")
+    end = spelt.search(gap)
+    if not rest or end is None:
+        return ""
+    opening = opened[len(unopened) :] if opened.startswith(unopened) else opened
+    after_question = spelt.search(between)
+    opens_a_turn = end[0] in before and (after_question is None or after_question[0] != end[0])
+    return "" if end[0] in opening or opens_a_turn else gap[: end.end()]
 
 
 def template_problems(tokenizer: Any, prompts: Prompts, examples: Iterable[Example]) -> list[str]:
@@ -583,8 +660,35 @@ def _stands_in(text: str, written: str) -> bool:
     return text in written or json.dumps(text, ensure_ascii=False)[1:-1] in written or json.dumps(text)[1:-1] in written
 
 
-def _with_arguments(turn: Turn) -> list[dict[str, Any]]:
-    return [{"function": _function(call)} for call in turn.tool_calls]
+class _Refuses(Exception):
+    """A template refuses words that stand for a row's."""
+
+
+def _seen(turn: Turn) -> str:
+    """What of a turn's content every template must write: of an assistant's, what comes after its thoughts."""
+    return without_reasoning(turn.content) if turn.role == "assistant" else turn.content
+
+
+def _with_marks(turn: Turn, place: int) -> Turn:
+    """The turn with a mark of its place for all that it says; what it says not at all stays empty."""
+    content = f"potstill-said-{place}." if _seen(turn).strip() else turn.content
+    calls = tuple(_call_with_marks(call, f"potstill_{place}_{i}_") for i, call in enumerate(turn.tool_calls))
+    return replace(turn, content=content, reasoning=turn.reasoning and MARK, tool_calls=calls)
+
+
+def _call_with_marks(call: dict[str, Any], mark: str) -> dict[str, Any]:
+    function = _function(call)
+    arguments = function["arguments"]
+    if isinstance(arguments, dict):
+        arguments = {key: f"{mark}{key}." for key in arguments}
+    return {**call, "function": {**call["function"], "name": mark, "arguments": arguments}}
+
+
+def _named(tool: dict[str, Any], name: str) -> dict[str, Any]:
+    """The tool by another name, without what it is for: forms of conversation are told apart by their tools' number."""
+    if "function" in tool:
+        return {**tool, "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}}}
+    return {**tool, "name": name}
 
 
 def _function(call: dict[str, Any]) -> dict[str, Any]:

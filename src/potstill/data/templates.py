@@ -193,8 +193,8 @@ class ChatTemplate:
         raise UserError(f"the chat template refuses a conversation of {roles}: {first}{hint}") from first
 
 
-# what strftime knows; longer ones first, because %-d begins as no other does but %d ends it
-DIRECTIVES = ("%-d", "%-m", "%-H", "%-I", "%-M", "%-S", "%-j", *(f"%{letter}" for letter in "aAbBcdDeFfGhHIjmMnpSTuUVwWxXyYzZ"))
+# the directives of strftime that a day at midnight answers; any other is refused, because it would stay in the prompt as it is
+DIRECTIVES = (*(f"%-{letter}" for letter in "dmyeHIMSjklUW"), *(f"%{letter}" for letter in "aAbBcCdDeFfGghHIjklmMnpPrRStTuUVwWxXyYzZ"))
 
 
 @cache
@@ -211,7 +211,11 @@ def dated(source: str, day: date | None) -> str:
     else:
         midnight = datetime(day.year, day.month, day.day)
         replaced = "".join(f".replace('{code}', {midnight.strftime(code)!r})" for code in DIRECTIVES)
-        body = f"{{{{- format.replace('%%', '\ue0ff'){replaced}.replace('\ue0ff', '%') }}}}"
+        unknown = "raise_exception('potstill cannot write the date as ' ~ format ~ '; use other directives in the template')"
+        body = (
+            f"{{%- set written = format.replace('%%', '\ue0ff'){replaced} %}}"
+            f"{{%- if '%' in written %}}{{{{- {unknown} }}}}{{%- endif %}}{{{{- written.replace('\ue0ff', '%') }}}}"
+        )
     macro = f"{{%- macro strftime_now(format='%d %b %Y') %}}{body}{{%- endmacro %}}"
     source = re.sub(r"\A[ \t]+(?=\{%)", "", source)  # which only stands at the start of a line to be stripped
     return f"{macro}{{{{- '' }}}}{source}"  # an expression keeps the template's own first white space

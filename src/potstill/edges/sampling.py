@@ -76,7 +76,7 @@ def generate(
     import torch
 
     _check_room(model, max(map(len, prompts), default=0), max_new_tokens)
-    stop_ids = stops_of(model, stop_ids)
+    stop_ids = stops_of(model, tokenizer, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = Answers([""] * len(prompts), [False] * len(prompts))
@@ -107,9 +107,9 @@ def generate(
     return answers
 
 
-def stops_of(model: Model, stop_ids: list[int]) -> list[int]:
-    """The tokens that end an answer: those that the template gives, and the model's own, of which it may have several."""
-    own: list[int] = []
+def stops_of(model: Model, tokenizer: Tokenizer, stop_ids: list[int]) -> list[int]:
+    """The tokens that end an answer: the template's, the tokenizer's, and the model's own, of which it may have several."""
+    own = sorted(_ends(tokenizer))
     for config in (model.generation_config, model.config):
         eos = getattr(config, "eos_token_id", None)
         own += eos if isinstance(eos, list | tuple) else [eos] if eos is not None else []
@@ -133,9 +133,14 @@ def _counting(before: int, total: int, stop_ids: list[int], on_rows: Callable[[i
 
 def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
     """Text up to the first token that ends or pads; added tokens are kept, those that begin or end turns are not."""
-    ends = {*stop_ids} | tokens.end_tokens(tokenizer) - {tokenizer.bos_token_id}
+    ends = {*stop_ids} | _ends(tokenizer)
     ids = ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids))]
     return tokens.decode(tokenizer, ids, _hidden(tokenizer, stop_ids)).strip()
+
+
+def _ends(tokenizer: Tokenizer) -> set[int]:
+    """End of sequence and padding; a token that also begins texts ends an answer only where the model says so."""
+    return tokens.end_tokens(tokenizer) - {tokenizer.bos_token_id}
 
 
 def _hidden(tokenizer: Tokenizer, stop_ids: list[int]) -> set[int]:
@@ -152,7 +157,7 @@ def stream(
     from transformers import TextIteratorStreamer
 
     _check_room(model, len(prompt), max_new_tokens)
-    stop_ids = stops_of(model, stop_ids)
+    stop_ids = stops_of(model, tokenizer, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     hidden = _hidden(tokenizer, stop_ids)
 

@@ -1,6 +1,5 @@
 """Text to tokens and back: which tokens control a conversation, where a text begins, and text that spells a token."""
 
-import contextlib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -51,21 +50,49 @@ def turn_tokens(tokenizer: Tokenizer) -> set[int]:
 
 
 MARKS = ("potstill-one", "potstill-two", "potstill-three", "potstill-four")
-HEADER = 40  # characters before the first turn that can be its header; what stands further off is a text of the template's own
 
 
 def _turn_tokens(tokenizer: Tokenizer) -> set[int]:
-    """Control tokens beside what is said: a token that the template only names in a text of its own is not one of them."""
-    turns = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant") * 2, MARKS, strict=True)]
-    system = {"role": "system", "content": MARKS[3]}
-    beside = ""
-    for messages, generate in ((turns, False), (turns[:2], False), (turns[:1], True), ([system, *turns[:2]], False)):
-        with contextlib.suppress(Exception):  # a template may refuse a form, which says nothing of the others
-            written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
-            begun, *parts = re.split("|".join(MARKS), written)
-            beside += " ".join([begun[-HEADER:], *parts])
+    """Control tokens that stand beside what turns say, with nothing between but white space and single words such as roles.
+
+    A token that the template only names in a sentence of its own is not one of them. Therefore the text before a first turn
+    counts only for a system turn, which never comes later: what a user's turn begins with also stands before the second.
+    """
     control = control_tokens(tokenizer)
-    return {id for text, id in control.items() if text in beside and not re.search(THINKING, text)}
+    turns = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant") * 2, MARKS, strict=True)]
+    system = [{"role": "system", "content": MARKS[3]}]
+    rendered = ((turns, False), (turns[:2], False), (turns[:1], True), ([*system, *turns[:2]], False))
+    gaps = [_gaps(tokenizer, messages, generate) for messages, generate in rendered]
+    several = len(gaps[0]) > 2  # else the template writes one turn, and no second header shows what the first is
+    found: set[str] = set()
+    for (messages, _), (before, *after) in zip(rendered, gaps, strict=True):
+        if messages[0]["role"] == "system" or not several:
+            found |= _run(before, control, backwards=True)
+        for gap in after:
+            found |= _run(gap, control, backwards=False) | _run(gap, control, backwards=True)
+    return {control[text] for text in found if not re.search(THINKING, text)}
+
+
+def _gaps(tokenizer: Tokenizer, messages: list[dict[str, str]], generate: bool) -> list[str]:
+    """What the template writes before, between and after the turns; one empty text where it refuses the form."""
+    try:
+        written = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate)
+    except Exception:  # a template may refuse a form, which says nothing of the others
+        return [""]
+    return re.split("|".join(MARKS), written)
+
+
+def _run(gap: str, control: Collection[str], backwards: bool) -> set[str]:
+    """The control tokens at one end of a gap, up to the first that is not beside it."""
+    spelt = re.compile(f"({'|'.join(map(re.escape, sorted(control, key=len, reverse=True)))})")
+    found: set[str] = set()
+    pieces = spelt.split(gap) if control else []
+    for piece in reversed(pieces) if backwards else pieces:
+        if piece in control:
+            found.add(piece)
+        elif not re.fullmatch(r"\s*[\w-]*\s*", piece):
+            break
+    return found
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
