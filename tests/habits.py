@@ -30,6 +30,10 @@ OPENS_THOUGHT = (
     "{{ '<|im_start|>' + m['role'] + '\n' + c + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
+OPEN_LAST = CHATML.replace(
+    " + '<|im_end|>\n' }}", " }}{% if not loop.last or m['role'] == 'user' %}{{ '<|im_end|>\n' }}{% endif %}"
+)
+NO_ENDS = CHATML.replace("<|im_end|>", "")
 TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}"
     "{{ '<|im_end|>\n' }}{% endif %}"

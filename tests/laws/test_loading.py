@@ -306,6 +306,31 @@ def test_a_model_of_the_hub_is_read_as_a_folder_is(
         load_model(where)
 
 
+WINDOWS = [
+    (
+        "qwen2",
+        {"layer_types": ["sliding_attention"] * 2},
+        r"sliding_attention, but the config has no window; set sliding_window",
+    ),
+    ("qwen2", {"layer_types": ["chunked_attention"] * 2}, r"layer_types names chunked_attention"),
+    ("llama", {"layer_types": ["sliding_attention"] * 2}, r"layer_types asks for windows of attention, which llama does not"),
+    ("llama", {"sliding_window": 4}, r"sliding_window asks for windows of attention, which llama does not have; remove it"),
+]
+
+
+@pytest.mark.parametrize(("family", "fields", "words"), WINDOWS)
+def test_windows_that_a_network_does_not_have_are_refused(
+    tmp_path: Path, tokenizers: dict[str, Any], family: str, fields: dict[str, Any], words: str
+) -> None:
+    """Llama's forward pass ignores them while its generation forgets what left the window: two models in one folder."""
+    save_model(tiny_model(family, len(tokenizers[family])), tokenizers[family], tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    for look in (config_of, load_model):
+        with pytest.raises(UserError, match=words):
+            look(f"path:{tmp_path}")
+
+
 # Positions
 
 

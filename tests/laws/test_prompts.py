@@ -19,11 +19,11 @@ from tiny_parts import chat_tokenizer, gpt2_tokenizer
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.exported import exported_template
-from potstill.data.prompts import Prompts, Renderer, template_problems
+from potstill.data.prompts import Prompts, Renderer, end_of_turn, template_problems
 from potstill.data.store import Counts, instruction_pairs, text_pairs
 from potstill.data.templates import LeftOut
 from potstill.edges.sampling import decode
-from potstill.edges.tokens import encode
+from potstill.edges.tokens import encode, turn_tokens
 
 QUESTION = Example("k", "What is 1+1?", "2")
 THOUGHT = Example("k", "What is 1+1?", "<think>\n1 and 1.\n</think>\n\n2")
@@ -633,3 +633,136 @@ def test_a_token_that_the_template_only_names_is_no_turn_token() -> None:
     renderer = Renderer(tokenizer, Prompts())
     assert renderer.response("<joy>") == [joy, renderer.end_of_turn_id]
     assert decode(tokenizer, [joy, renderer.end_of_turn_id], renderer.stop_ids) == "<joy>"
+
+
+def test_a_directive_that_nobody_knows_is_refused_and_not_written() -> None:
+    """Python's own strftime leaves it to the C library what `%q` is."""
+    asks = "{{ strftime_now('%d %q') }}" + habits.CHATML
+    with pytest.raises(UserError, match=r"cannot write the date as %d %q"):
+        Renderer(tokenizer_with(asks), Prompts(date="2026-11-28"))
+    known = tokenizer_with("{{ strftime_now('%%d %-d %l%P %R') }}" + habits.CHATML)
+    assert Renderer(known, Prompts(date="2026-11-08")).text(QUESTION, "").startswith("%d 8 12am 00:00<|im_start|>")
+
+
+@pytest.mark.parametrize("words", ["Label with <joy> or <anger>.", "Answer <joy> or <anger>", "<joy>"])
+def test_label_tokens_just_before_the_first_header_are_no_turn_tokens(words: str) -> None:
+    default = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n" + words + "<|im_end|>\n' }}{% endif %}"
+    tokenizer = tokenizer_with(default + habits.CHATML, added=("<joy>", "<anger>"))
+    assert tokenizer.convert_ids_to_tokens(sorted(turn_tokens(tokenizer))) == ["<|im_start|>", "<|im_end|>"]
+    renderer = Renderer(tokenizer, Prompts())
+    joy = tokenizer.convert_tokens_to_ids("<joy>")
+    assert renderer.response("<joy>") == [joy, renderer.end_of_turn_id]
+    assert decode(tokenizer, [joy, renderer.end_of_turn_id], renderer.stop_ids) == "<joy>"
+
+
+def test_headers_of_one_turn_each_are_turn_tokens() -> None:
+    header = "{{ {'system': '[SYS]', 'user': '[ASK]', 'assistant': '[SAY]'}[m['role']] + m['content'] + eos_token }}"
+    names = ("[SYS]", "[ASK]", "[SAY]")
+    tokenizer = tokenizer_with("{% for m in messages %}" + header + "{% endfor %}", added=names)
+    assert turn_tokens(tokenizer) == {*tokenizer.convert_tokens_to_ids(names), tokenizer.eos_token_id}
+
+
+DEFAULT = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe good.<|im_end|>\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize("before", ["", DEFAULT])
+def test_a_last_turn_without_an_end_is_taught_the_end_of_history(before: str) -> None:
+    tokenizer = tokenizer_with(before + habits.OPEN_LAST)
+    tokenizer.eos_token = "<|endoftext|>"
+    renderer = Renderer(tokenizer, Prompts())
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert (renderer.end_of_turn_id, renderer.stop_ids) == (end, [end, tokenizer.eos_token_id])
+    for example in (QUESTION, replace(LATER, history=(Turn("user", "Hi"), Turn("assistant", "Hello")))):
+        row = renderer.row(example)
+        later = [*messages_of(example), {"role": "assistant", "content": "2"}, {"role": "user", "content": "And 3?"}]
+        ours = [*row.prompt, *row.response]
+        assert ours == theirs(tokenizer, later, False)[: len(ours)], "the answer ends as it will in history"
+    assert end_of_turn(tokenizer) == end
+
+
+@pytest.mark.parametrize("before", ["", DEFAULT])
+def test_the_next_turns_header_is_no_end(before: str) -> None:
+    tokenizer = tokenizer_with(before + habits.NO_ENDS)
+    tokenizer.eos_token = "<|endoftext|>"
+    assert Renderer(tokenizer, Prompts()).stop_ids == [tokenizer.eos_token_id]
+    assert end_of_turn(tokenizer) is None
+
+
+ASKS_IS = Turn("assistant", "a", tool_calls=({"function": {"name": "is", "arguments": {"x": 1}}},))
+LAST = "{% set m = messages[-1] %}" + habits.TURN + habits.ASKED
+
+
+@pytest.mark.parametrize(
+    ("template", "prompts", "example", "words"),
+    [
+        (habits.NO_SYSTEM, {"system": "user"}, QUESTION, r"leaves out or changes the system text.*system_turn"),
+        (LAST, {}, Example("k", "2+2?", "4", history=(Turn("user", "2"), Turn("assistant", "2"))), r"role 'user' says.*\"2\""),
+        (LAST, {}, Example("k", "Hi user", "4", history=(Turn("assistant", "user"),)), r"role 'assistant' says.*\"user\""),
+        (habits.CHATML, {}, replace(QUESTION, tools=({"type": "function", "function": {"name": "user"}},)), r"tools.*\"user\""),
+        (habits.CHATML, {}, Example("k", "Say is 1.", "1", history=(Turn("user", "q"), ASKS_IS)), r"tool_calls.*\"is\""),
+    ],
+)  # fmt: skip
+def test_words_that_stand_elsewhere_hide_no_turn(template: str, prompts: dict[str, Any], example: Example, words: str) -> None:
+    tokenizer = tokenizer_with(template)
+    (problem,) = template_problems(tokenizer, Prompts(**prompts), [example])
+    assert re.search(words, problem)
+    with pytest.raises(UserError, match=words):
+        Renderer(tokenizer, Prompts(**prompts)).prompt(example)
+
+
+def test_a_system_text_goes_before_the_first_question_and_not_into_a_greeting() -> None:
+    tokenizer = tokenizer_with(habits.NO_SYSTEM)
+    prompts = Prompts(system="S.", system_turn="user")
+    example = Example("k", "What?", "2", history=(Turn("assistant", "Hello."),))
+    asked = Renderer(tokenizer, prompts).text(example, "")
+    assert asked == "<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>user\nS.\n\nWhat?<|im_end|>\n" + HEADER
+    tokenizer.chat_template = exported_template(tokenizer, prompts)
+    assert tokenizer.apply_chat_template(messages_of(example), tokenize=False, add_generation_prompt=True) == asked
+
+
+PEAT: dict[str, Any] = {"type": "function", "function": {"name": "peat", "arguments": {"of": "oak"}}}
+THOUGHT_AND_CALLED = Example(
+    "k",
+    "Again.",
+    "Oak.",
+    history=(
+        Turn("user", "Say oak."),
+        Turn("assistant", "<think>hm</think>\n\nI ask.", tool_calls=(PEAT,)),
+        Turn("tool", "smoke"),
+        Turn("assistant", "", reasoning="so", tool_calls=(PEAT,)),
+        Turn("tool", "fire"),
+        Turn("assistant", "Oak.", reasoning="done"),
+    ),
+)
+
+
+def test_an_export_strips_the_reasoning_of_turns_that_call_tools() -> None:
+    tokenizer, prompts = tokenizer_with(habits.TOOLS), Prompts(thinking="strip", **ROOM)
+    asked = Renderer(tokenizer, prompts).text(THOUGHT_AND_CALLED, "")
+    assert "<think>" not in asked
+    assert asked.count("<tool_call>") == 2
+    tokenizer.chat_template = exported_template(tokenizer, prompts)
+    messages: list[dict[str, Any]] = messages_of(THOUGHT_AND_CALLED)
+    for message, turn in zip(messages, THOUGHT_AND_CALLED.history, strict=False):
+        message.update({"tool_calls": list(turn.tool_calls)} if turn.tool_calls else {})
+        message.update({"reasoning_content": turn.reasoning} if turn.reasoning else {})
+    messages[3]["content"] = None
+    assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == asked
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n  "])
+@pytest.mark.parametrize("begin", ["", " \n", "  {% set x = 1 %}\n", "{# note #}\n"])
+def test_an_export_keeps_the_template_of_tools(begin: str, end: str) -> None:
+    tokenizer, prompts = tokenizer_with(None), Prompts(system="S.", date="2026-11-28", **ROOM)
+    tokenizer.chat_template = {"default": begin + habits.DATED + end, "tool_use": begin + habits.TOOLS + end}
+    tools = ({"type": "function", "function": {"name": "peat"}},)
+    renderer = Renderer(tokenizer, prompts)
+    wanted = [renderer.text(example, "") for example in (QUESTION, replace(QUESTION, tools=tools))]
+    tokenizer.chat_template = exported_template(tokenizer, prompts)
+    written = [
+        tokenizer.apply_chat_template(messages_of(QUESTION), tools=offered, tokenize=False, add_generation_prompt=True)
+        for offered in (None, list(tools))
+    ]
+    assert written == wanted
+    assert "28 Nov 2026" in wanted[0]
+    assert '"peat"' in wanted[1]

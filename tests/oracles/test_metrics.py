@@ -354,6 +354,31 @@ def test_a_model_stops_at_each_of_its_own_ends(tmp_path: Path) -> None:
     assert decode(tokenizer, [*words, other, *words], [tokenizer.eos_token_id]) == "peat and tun", "padding ends an answer"
 
 
+def test_padding_ends_an_answer_however_it_is_asked_for() -> None:
+    from habits import CHATML, tokenizer_with
+
+    tokenizer = tokenizer_with(CHATML)
+    model = tiny_model("qwen2", len(tokenizer))
+    barley, pad = tokenizer.encode("barley", add_special_tokens=False)[0], tokenizer.pad_token_id
+    model.generation_config.eos_token_id = model.config.eos_token_id = None  # only the tokenizer says what padding is
+    with torch.no_grad():  # the state is the last token's own: barley is followed by padding, all else by barley
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.fill_(1)
+        model.model.embed_tokens.weight[barley] = -1
+        model.model.norm.weight.fill_(1)
+        head = torch.nn.Linear(model.config.hidden_size, len(tokenizer), bias=False)
+        head.weight.zero_()
+        head.weight[barley], head.weight[pad] = 1, -1
+        model.set_output_embeddings(head)
+    answers = generate(model, tokenizer, [[5, 6], [5]], stop_ids=[2], max_new_tokens=6)
+    assert answers.texts == [tokenizer.decode([barley])] * 2
+    assert answers.cut == [False, False]
+    pieces = stream(model, tokenizer, [5, 6], stop_ids=[2], max_new_tokens=6, temperature=0.0)
+    assert "".join(pieces) == tokenizer.decode([barley])
+
+
 def test_a_streamed_answer_keeps_added_tokens_and_hides_those_of_turns() -> None:
     """The pieces of an answer, joined, are what `generate` gives for the same prompt."""
     from habits import CHATML, tokenizer_with

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from habits import OPENS_THOUGHT
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 from potstill.core.errors import UserError
+from potstill.core.types import Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import load_model, load_tokenizer, save_model
@@ -15,6 +17,7 @@ from potstill.edges.sampling import generate
 from potstill.losses.scoring import mean_nll
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
+from potstill.teachers.reading import foreign_form
 
 TOKENS = {"max_tokens": 160, "max_prompt_tokens": 120}
 DECODING = {"max_new_tokens": 12}
@@ -283,3 +286,16 @@ def test_a_card_without_figures_and_files_written_twice_are_refused_first(root: 
     assert "does not measure path:" in str(refused.value)
     assert "two of them write model-f16.gguf" in str(refused.value)
     assert not list(tmp_path.glob("artifacts/*"))
+
+
+def test_a_row_that_the_teachers_form_leaves_out_is_told_with_the_reason() -> None:
+    """Its template reads a tag in the row, which has nothing to do with length."""
+    student, teacher = chat_tokenizer(), chat_tokenizer()
+    student.chat_template = teacher.chat_template = CHATML
+    for tokenizer in (student, teacher):
+        tokenizer.add_tokens(["<think>", "</think>"])
+    teacher.chat_template = OPENS_THOUGHT
+    row = Example("k", "Say peat.", "Peat.")
+    words = foreign_form(student, teacher, Prompts(thinking="keep"), [row], "student", "kd")
+    assert words is not None
+    assert words.endswith("leaves out a row that the student's form has: no reasoning, where the prompt opens <think>")

@@ -194,7 +194,10 @@ class ChatTemplate:
 
 
 # the directives of strftime that a day at midnight answers; any other is refused, because it would stay in the prompt as it is
-DIRECTIVES = (*(f"%-{letter}" for letter in "dmyeHIMSjklUW"), *(f"%{letter}" for letter in "aAbBcCdDeFfGghHIjklmMnpPrRStTuUVwWxXyYzZ"))
+DIRECTIVES = (
+    *(f"%-{letter}" for letter in "dmyeHIMSjklUW"),
+    *(f"%{letter}" for letter in "aAbBcCdDeFfGghHIjklmMnpPrRStTuUVwWxXyYzZ"),
+)
 
 
 @cache

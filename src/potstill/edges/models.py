@@ -77,7 +77,31 @@ def config_of(where: str, offline_shape: bool = False) -> Any:
         raise UserError(f"{where}: model type '{config.model_type}' is not supported (known: {', '.join(ARCHITECTURES)})")
     if folder is not None and config.tie_word_embeddings and any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         config.tie_word_embeddings = _tied(config, stored_in(weight_files(folder)))
+    _check_windows(where, config)
     return config
+
+
+def _check_windows(where: str, config: Any) -> None:
+    """Refuse windows of attention that the network does not have, or that have no size.
+
+    transformers takes the size of a generation's cache from these fields even where the forward pass ignores them, so that
+    such a model would answer as another than the one that is scored.
+    """
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    if config.model_type != "qwen2":
+        field = "layer_types" if kinds else "sliding_window" if window else "attention_chunk_size" if chunk else ""
+        if field:
+            raise UserError(
+                f"{where}: {field} asks for windows of attention, which {config.model_type} does not have; remove it"
+            )
+    elif kinds and kinds != ["sliding_attention"]:
+        raise UserError(f"{where}: layer_types names {', '.join(kinds)}; known are full_attention and sliding_attention")
+    elif kinds and not window:
+        raise UserError(
+            f"{where}: layer_types names sliding_attention, but the config has no window; set sliding_window and "
+            "use_sliding_window, or layer_types to full_attention"
+        )
 
 
 def load_model(where: str, dtype: Any = None) -> Model:

@@ -44,17 +44,23 @@ def foreign_form(
     return found
 
 
-def row_of(row: Example, renderer: Renderer) -> Pair | None:
-    """A row as a renderer gives it; None where it leaves the row out."""
-    return next(iter(instruction_pairs([row], renderer, Counts())), None)
+def row_of(row: Example, renderer: Renderer) -> Pair | str:
+    """A row as a renderer gives it; where it leaves the row out, the reason."""
+    counts = Counts()
+    pairs = list(instruction_pairs([row], renderer, counts))
+    return pairs[0] if pairs else ", ".join(counts.dropped)
 
 
-def difference(ours: Pair | None, theirs: Pair | None, student: Renderer, teacher: Renderer) -> str | None:
-    """Where two renderings of a row part, in words; None: nowhere, or the student does not read the row."""
-    if ours is None or ours == theirs:
+def difference(ours: Pair | str, theirs: Pair | str, student: Renderer, teacher: Renderer) -> str | None:
+    """Where two renderings of a row part, in words; None: nowhere, or the student does not read the row.
+
+    Args:
+        ours, theirs: the row, or why the renderer leaves it out.
+    """
+    if isinstance(ours, str) or ours == theirs:
         return None
-    if theirs is None:
-        return "a row that fits the student's form is too long in the teacher's"
+    if isinstance(theirs, str):
+        return f"the teacher's form leaves out a row that the student's form has: {theirs}"
     (mine, my_answer), (other, other_answer) = ours, theirs
     if len(mine) != len(other) and [*mine, *my_answer] == [*other, *other_answer]:
         return f"the answer begins at token {len(mine)} of the student's row and at token {len(other)} of the teacher's"

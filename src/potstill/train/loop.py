@@ -37,7 +37,9 @@ class Optim(Settings):
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; replaces epochs")
     batch_size: int = Field(default=32, ge=1, description="rows per optimiser step")
     micro_batch_tokens: int = Field(
-        default=8192, ge=1, description="tokens in one forward pass; changes memory, not the result"
+        default=8192,
+        ge=1,
+        description="tokens in one forward pass; changes memory and rounding, and with dropout which values are dropped",
     )
     precision: Precision = Field(default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it")
 
@@ -121,8 +123,9 @@ def fit(
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
     The loss of a step is the sum over its micro-batches divided by the step's response tokens, each counted by its row's
-    weight, so that how the step is cut, and among how many processes, changes nothing but rounding. On a CPU it ends
-    bit-identical whether or not it was interrupted. `validate` is given a model with all its weights, in the first process
+    weight, so that how the step is cut, and among how many processes, changes nothing but rounding, unless the model has
+    dropout (GPT-2's default is 0.1): its random masks depend on how a step is cut. On a CPU a run ends bit-identical whether
+    or not it was interrupted. `validate` is given a model with all its weights, in the first process
     only.
 
     Raises:
