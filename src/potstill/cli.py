@@ -108,6 +108,8 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
     else:
         click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
+        for note in preflight.notes_of(found.stages):
+            click.echo(note)
 
 
 @main.command()

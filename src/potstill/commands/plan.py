@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from potstill.core.progress import clock
 from potstill.edges.machine import total_memory
 from potstill.recipe.header import Recipe
 from potstill.run.graph import Planned, plan
-from potstill.run.preflight import cost_of, done_models, problems_of
+from potstill.run.preflight import cost_of, done_models, notes_of, problems_of
 from potstill.stages.base import Stage, reasons
 from potstill.stages.outlook import Cost, Outlook, RowsOf
 
@@ -57,6 +57,7 @@ class Plan:
     lines: tuple[Line, ...]
     problems: tuple[str, ...] = ()
     shown: str = ""  # the smallest difference that the study could show, in words
+    notes: tuple[str, ...] = ()  # what a person must know of the data
 
     def to_do(self) -> list[Line]:
         return [line for line in self.lines if line.state != "done"]
@@ -68,13 +69,21 @@ def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None, *, measu
     done = done_models(planned)
     outlook = Outlook(done, measure=measure, seeds=len(recipe.header.seeds))
     problems = [f"{problem}: {problem.rule}" for problem in problems_of(recipe.stages, outlook)]
-    pending = Outlook(done, measure=measure)
+    pending = Outlook(done, measure=measure, seeds=len(recipe.header.seeds))
     pending.share(outlook)
     lines = []
     for item in planned:
         pending.add(item.node.stage)
-        lines.append(_line(item, _known(item) if item.done else cost_of(item.node.stage, pending), cluster))
-    return Plan(recipe.name, tuple(lines), tuple(problems), _could_show(recipe.stages, outlook))
+        lines.append(_line(item, _known(item) if item.done else _timed(cost_of(item.node.stage, pending), measure), cluster))
+    return Plan(recipe.name, tuple(lines), tuple(problems), _could_show(recipe.stages, outlook), tuple(notes_of(recipe.stages)))
+
+
+def _timed(cost: Cost, measure: bool) -> Cost:
+    """With a note where a pass was to be timed and could not be."""
+    untimed = measure and cost.tokens is not None and cost.seconds is None and not cost.note
+    return (
+        replace(cost, note="some stages have no time: too little memory is free to time their models here") if untimed else cost
+    )
 
 
 def _line(item: Planned, cost: Cost, cluster: Cluster | None) -> Line:
@@ -143,6 +152,7 @@ def _in_words(found: Plan) -> Iterator[str]:
     yield ""
     yield f"{found.name}: {len(todo)} of {len(found.lines)} stages to do" + _sums(todo)
     yield from _rows_in_words(found.lines)
+    yield from found.notes
     if found.shown:
         yield found.shown
     for line in todo:

@@ -78,6 +78,20 @@ def cost_of(stage: Stage, outlook: Outlook) -> Cost:
         return Cost(note=str(error))
 
 
+def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
+    """What a person must know of each of the recipe's data: languages, keys that many rows share, rows that nearly repeat."""
+    said: set[str] = set()
+    for source in (source for stage in stages for source in stage.sources()):
+        if str(source.spec()) in said:
+            continue
+        said.add(str(source.spec()))
+        try:
+            found = [f"language {source.language_note()}", *source.notes(), source.near_duplicates().sentence()]
+        except UserError:  # rows that cannot be read are a problem of their stage
+            continue
+        yield from (f"{source.kind}: {note}" for note in found if note)
+
+
 def check(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe and find everything that is known to fail, in the file and beyond it.
 

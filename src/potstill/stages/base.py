@@ -163,6 +163,8 @@ class DataStage(Stage):
             except UserError as error:
                 yield from self._unread(outlook, split, error)
                 return
+            if not rows.counted and (rows.kept or any(rows.left_out.values())):
+                continue  # lengths guessed from characters refuse nothing
             if not rows.kept and number == 0:
                 yield Problem("data", empty_split(rows))
             elif lost := too_many_left_out(rows.kept, rows.left_out, rows.too_long, self.prompts.most_left_out):

@@ -7,6 +7,7 @@ from potstill.edges.models import Size, device
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, Step
 from potstill.train.loop import Optim, in_bf16
+from potstill.train.probe import Probe
 
 FLOAT = 4  # bytes
 ADAM = 2 * FLOAT  # two averages of each trained weight
@@ -39,6 +40,11 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
         seconds=steps * probe.step_seconds(tokens / steps) if probe is not None else None,
         step=Step(size, None, rows.tokens, longest, flops / steps),
     )
+
+
+def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> float:
+    """Of one answer to each of so many rows: their prompts in one pass, then token by token."""
+    return probe.forward_seconds(asked * rows.prompt) + probe.decode_seconds(asked, new_tokens)
 
 
 def training_memory(

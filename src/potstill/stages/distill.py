@@ -148,6 +148,8 @@ class Distill(TrainingStage, kind="distill"):
         probe = outlook.probe(teacher.config, rows, self.optim.precision)
         if seconds is not None and probe is not None and not kept:
             seconds += probe.forward_seconds(seen)
+        if seconds is not None and probe is not None and signal != "topk":
+            seconds += probe.forward_seconds(probe.head * learned)  # the teacher's logits, from its hidden states
         precision = self.optim.precision
         memory = cost.memory_bytes + head_memory(size, cost.step.row_tokens * self.optim.batch_size, teacher=True)
         memory += 0 if kept else teacher_bytes(size, self.teacher_precision, precision)

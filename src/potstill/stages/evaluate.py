@@ -40,10 +40,10 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
-from potstill.stages.cost import head_memory, left_over
+from potstill.stages.cost import answer_seconds, head_memory, left_over
 from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
-from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.outlook import Cost, Outlook, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
 from potstill.study.power import TYPICAL_SD, smallest_difference
@@ -147,8 +147,10 @@ class Evaluate(DataStage, kind="evaluate"):
                 unknown = True
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
         if not unknown:
-            yield from super().problems(outlook)
-            yield from self._reading_problems(outlook)
+            unread = list(super().problems(outlook))
+            yield from unread
+            if not any(problem.place == "data" for problem in unread):  # else each model would be blamed for the rows
+                yield from self._reading_problems(outlook)
             yield from self._known_problems(outlook)
             yield from self._pair_problems(outlook)
 
@@ -231,19 +233,13 @@ class Evaluate(DataStage, kind="evaluate"):
         teacher = outlook.model(held.model) if held is not None and any(map(_needs_teacher, self.metrics)) else None
         if not models:
             return Cost(rows=(rows,))
-        largest = max(found.size.parameters for found in models) + (teacher.size.parameters if teacher is not None else 0)
-        longest = max((response for _, response in rows.lengths), default=1)
-        decoded = min(self.decoding.max_new_tokens, longest)
-        probes = [outlook.probe(found.config, rows) for found in models]
-        seconds = None
-        if all(probe is not None for probe in probes):
-            each = [
-                p.decode_seconds(asked, decoded) + 2 * p.forward_seconds(asked * rows.tokens) for p in probes if p is not None
-            ]
-            seconds = sum(each)
+        beside = teacher.size.parameters if teacher is not None else 0
+        of_models = [found.size.parameters for row in self.study if (found := outlook.model(row.model)) is not None]
+        largest = max(of_models) + beside
+        runs = sum(outlook.seeds_of(row.model) for row in self.study if outlook.model(row.model) is not None)
         return Cost(
-            tokens=round(asked * rows.tokens * len(models)),
-            seconds=seconds,
+            tokens=round(asked * rows.tokens * runs),
+            seconds=self._seconds(outlook, rows, asked),
             memory_bytes=round(
                 resting_memory()
                 + 4 * largest
@@ -252,6 +248,28 @@ class Evaluate(DataStage, kind="evaluate"):
             ),
             rows=(rows,),
         )
+
+    def _seconds(self, outlook: Outlook, rows: RowsOf, asked: int) -> float | None:
+        """Of all models at each of their seeds: answers, scores of references, the teacher beside them, and model metrics."""
+        decoded = min(self.decoding.max_new_tokens, max((response for _, response in rows.lengths), default=1))
+        alone = sum(metric.tokens() for metric in self.metrics if isinstance(metric, ModelMetric))
+        scored = any(isinstance(metric, TokenMetric) for metric in self.metrics)
+        held = self.teacher()
+        teacher = outlook.model(held.model) if held is not None and any(map(_needs_teacher, self.metrics)) else None
+        beside = outlook.probe(teacher.config, rows) if teacher is not None else None
+        total = 0.0
+        for row in self.study:
+            found = outlook.model(row.model)
+            if found is None:
+                continue
+            probe = outlook.probe(found.config, rows)
+            if probe is None:
+                return None
+            seconds = answer_seconds(probe, rows, asked, decoded) + probe.alone_seconds(alone)
+            seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response) if scored else 0.0
+            seconds += beside.scored_seconds(asked * rows.tokens, asked * rows.response) if beside is not None else 0.0
+            total += outlook.seeds_of(row.model) * seconds
+        return total
 
     def could_show(self, outlook: Outlook) -> str:
         compared = [row for row in self.study if row.role in ("kd", "sft")] or list(self.study)

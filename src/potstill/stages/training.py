@@ -6,7 +6,7 @@ import shutil
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -40,7 +40,7 @@ from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
-from potstill.stages.cost import training_cost
+from potstill.stages.cost import answer_seconds, training_cost
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
@@ -195,7 +195,24 @@ class TrainingStage(DataStage):
         if found is None:
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
-        return training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
+        cost = training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
+        return replace(cost, seconds=cost.seconds + self._validating(outlook, found)) if cost.seconds is not None else cost
+
+    def _validating(self, outlook: Outlook, model: Prospect) -> float:
+        """Seconds of all validations, the one before the first step among them."""
+        settings = self.validation
+        if not settings.times:
+            return 0.0
+        rows = outlook.rows(self.data, self.prompts, self.reader(), "validation")
+        probe, asked = outlook.probe(model.config, rows, self.optim.precision), min(settings.rows, rows.kept)
+        if probe is None:
+            return 0.0
+        seconds = 0.0
+        if any(isinstance(metric, TextMetric) for metric in settings.metrics):
+            seconds += answer_seconds(probe, rows, asked, settings.max_new_tokens)
+        if any(isinstance(metric, TokenMetric) for metric in settings.metrics):
+            seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response)
+        return (settings.times + 1) * seconds
 
     def closing(self, summary: dict[str, Any]) -> str:
         return trained_in_words(summary)
