@@ -55,7 +55,9 @@ def test_an_unknown_verb_is_the_users_mistake():
 
 def test_check_says_that_all_is_well(place):
     result = call("check", place.recipe)
-    assert (result.exit_code, result.output) == (0, f"{place.recipe}: 2 stages, no problem\n")
+    first, *notes = result.output.splitlines()
+    assert (result.exit_code, first) == (0, f"{place.recipe}: 2 stages, no problem")
+    assert all(note.startswith("jsonl: ") for note in notes)
 
 
 def test_check_for_programs(place):
@@ -85,7 +87,7 @@ def test_check_finds_no_file(place):
 
 
 def test_check_knows_shipped_recipes_by_name():
-    assert call("check", "quickstart").output == "quickstart: 10 stages, no problem\n"
+    assert call("check", "quickstart").output == "quickstart: 10 stages, no problem\nprimer: language en, es\n"
 
 
 # plan

@@ -8,8 +8,11 @@ from rich.console import Console
 from tiny_run import call
 
 from potstill.commands.plan import Line, Plan, estimate, print_plan
+from potstill.metrics.decode_speed import DecodeSpeed
+from potstill.metrics.rouge_l import RougeL
 from potstill.recipe.parse import load_recipe
-from potstill.stages.outlook import Cost, RowsOf
+from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.training import Validation
 
 WIDTHS = (60, 80, 100, 140)
 
@@ -63,3 +66,102 @@ def test_a_plan_is_kept_and_a_done_stage_shows_what_it_took(place) -> None:
         assert (foreseen.seconds or 0) > 0
         assert foreseen.steps == row["steps"]
         assert foreseen.tokens == pytest.approx(row["tokens"], rel=0.1)
+
+
+HUB = """
+name = "hub"
+data = { kind = "jsonl", path = "ROWS" }
+prompts = { max_tokens = 8, max_prompt_tokens = 4 }
+
+[[stage]]
+name = "sft"
+kind = "sft"
+model = "hf:Qwen/Qwen2.5-0.5B"
+per_seed = true
+optim = { steps = 4, batch_size = 8 }
+
+[[stage]]
+name = "study"
+kind = "evaluate"
+study = [{ name = "SFT", model = "stage:sft" }, { name = "Base", model = "hf:Qwen/Qwen2.5-0.5B" }]
+metrics = ["rouge_l"]
+"""
+
+
+@pytest.fixture
+def out_of_reach(place, monkeypatch):
+    """The tiny rows under a model whose tokenizer is not here; `check` on it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(place.folder / "nothing"))
+    recipe = place.folder / "hub.toml"
+    recipe.write_text(HUB.replace("ROWS", str(place.rows)))
+    return lambda *words: call("check", str(recipe), *words)
+
+
+def test_lengths_guessed_from_characters_refuse_nothing(out_of_reach, place) -> None:
+    rows = [{"instruction": f"What is {i}?", "response": "A number among many others. " * 9} for i in range(60)]
+    place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert out_of_reach().exit_code == 0, out_of_reach().output
+
+
+def test_rows_that_cannot_be_read_are_no_fault_of_the_study_models(out_of_reach, place) -> None:
+    place.rows.write_text('{"instruction": "What is it?"\n')
+    told = out_of_reach()
+    assert told.exit_code == 2
+    assert "1 problem" in told.output
+
+
+def test_check_and_plan_tell_of_languages_and_near_repeats(place) -> None:
+    words = [letter * 5 for letter in "abcdefghijklmno"]
+    asked = [" ".join(["What is", *words[n:], "and", *words[:n][::-1], "in the"]) for n in range(len(words))]
+    rows = [{"instruction": f"{each} {end}?", "response": "A word."} for each in asked for end in ("pot", "pots")]
+    place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    room = ("--set", "prompts.max_tokens=120", "--set", "prompts.max_prompt_tokens=100")
+    for verb in ("check", "plan"):
+        told = " ".join(call(verb, place.recipe, *room, *(("--out", str(place.out)) if verb == "plan" else ())).stdout.split())
+        assert "jsonl: language en" in told, verb
+        assert "are nearly repeated by training rows" in told, verb
+
+
+@pytest.fixture
+def seconds(place):
+    """Planned seconds of a stage with these fields: passes are timed once, so that plans differ by the fields alone."""
+    place.add("""
+[[stage]]
+name = "study"
+kind = "evaluate"
+study = [{ name = "SFT", role = "sft", model = "stage:sft" }, { name = "Base", role = "base", model = "stage:base" }]
+""")
+    stages = {stage.name: stage for stage in load_recipe(place.recipe).stages}
+    known = Outlook(measure=True)
+
+    def of(name: str, seeds: int = 1, **fields: object) -> float:
+        outlook = Outlook(measure=True, seeds=seeds)
+        outlook.share(known)
+        outlook.add(stages["base"])
+        outlook.add(stages["sft"].model_copy(update={"per_seed": True}))
+        found = stages[name].model_copy(update=fields).cost(outlook).seconds
+        assert found is not None
+        return found
+
+    return of
+
+
+def test_every_seed_of_a_study_takes_its_time(seconds) -> None:
+    one, three, five = (seconds("study", seeds=n) for n in (1, 3, 5))
+    assert one < three
+    assert five - three == pytest.approx(three - one)
+
+
+def test_tokens_of_a_decoding_speed_are_planned(seconds) -> None:
+    without, few, many = (
+        seconds("study", metrics=metrics)
+        for metrics in ((RougeL(),), (RougeL(), DecodeSpeed(new_tokens=8)), (RougeL(), DecodeSpeed(new_tokens=18)))
+    )
+    assert (many - without) / (few - without) == pytest.approx(102 / 52)  # 5 repeats of n + 2 tokens, and 2
+
+
+def test_validation_takes_its_time(seconds) -> None:
+    none, one, three = (seconds("sft", validation=Validation(times=times)) for times in (0, 1, 3))
+    assert none < one
+    assert three - none == pytest.approx(2 * (one - none))  # of times + 1 validations

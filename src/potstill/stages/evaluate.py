@@ -243,8 +243,9 @@ class Evaluate(DataStage, kind="evaluate"):
             memory_bytes=round(
                 resting_memory()
                 + 4 * largest
+                + 4 * max(of_models)  # the file of the one that is loaded, which counts while it is mapped
                 + left_over(models[0].size)
-                + 3 * head_memory(models[0].size, rows.response * DECODED_ROWS, teacher=True)
+                + head_memory(models[0].size, rows.response * min(asked, DECODED_ROWS), teacher=True)
             ),
             rows=(rows,),
         )

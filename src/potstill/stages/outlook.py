@@ -157,7 +157,7 @@ class Outlook:
         self.kept: set[str] = set()  # teachers' targets that an earlier stage will have kept
         self._models: dict[str, Prospect | UserError | None] = {}
         self._rows: dict[tuple[Any, ...], RowsOf] = {}
-        self._probes: dict[str, Probe] = {}
+        self._probes: dict[str, Probe | None] = {}
 
     def share(self, other: "Outlook") -> None:
         """Take over what another one found out about rows, models that are there, and passes."""

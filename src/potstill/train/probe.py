@@ -1,16 +1,19 @@
 """What a pass of a model takes on this machine: measured on small copies, so that no weights are needed.
 
-A pass is taken to cost value(L, V) = a + b·L + c·V for L layers and V vocabulary entries. Three copies give the three: one of
-one layer, one of two, and one of one layer and twice the entries. So a model of billions of parameters is timed in seconds.
+Two copies of one and two layers and of a small vocabulary give what a layer takes; the head, timed by itself, is taken to cost
+in proportion to its vocabulary, and the optimiser to the parameters. So a model of billions of parameters is timed in seconds.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
@@ -24,6 +27,7 @@ LEAST_TOKENS, MOST_TOKENS = 128, 512  # of the pass that is timed; longer passes
 PASS_FLOP = 2.5e11  # of a layer's training pass at most, where the least tokens allow it: a large layer sees fewer tokens
 ENTRIES = 8_192  # of the vocabulary of a copy
 REPEATS, LEAST_S = 2, 0.25  # timed so often at least and so long; the fastest counts: other work disturbs it least
+ENOUGH_S = 2.0  # after which nothing is timed again
 DECODED_ROWS = 64
 BYTES = 20  # of a copy for each parameter: weight, gradient, Adam's averages, and what making it takes
 
@@ -56,14 +60,14 @@ class Probe:
     layers: int
     forward: Pass
     training: Pass
-    optimiser: Pass
+    optimiser: float
     decode: Pass
     alone: Pass
     head: float
 
     def step_seconds(self, tokens: float) -> float:
         """Of one optimiser step over so many tokens."""
-        return tokens * self.training.of(self.layers) + self.optimiser.of(self.layers)
+        return tokens * self.training.of(self.layers) + self.optimiser
 
     def forward_seconds(self, tokens: float) -> float:
         return tokens * self.forward.of(self.layers)
@@ -90,17 +94,34 @@ def probe(config: Any, lengths: Sequence[tuple[int, int]], precision: str = "aut
     The copies have random weights; their values do not matter to the time that products take.
     """
     entries = min(config.vocab_size, ENTRIES)
-    shapes = [(1, entries), (2, entries)] + ([(1, 2 * entries)] if config.vocab_size > entries else [])
-    cuts = [_cut(config, *shape) for shape in shapes]
+    cuts = [_cut(config, layers, entries) for layers in (1, 2)]
     sizes = [size_of(cut) for cut in cuts]
-    if BYTES * max(size.parameters for size in sizes) > free_memory(device()):
+    if BYTES * sizes[1].parameters > free_memory(device()):
         return None
     batch = _batch(entries, lengths, _tokens(sizes[1].body - sizes[0].body))
-    copies = [_Copy(cut, batch, precision) for cut in cuts]
-    more = config.vocab_size / entries - 1  # of the vocabulary, in units of a copy's
-    figures = [_line(*map(part, copies), more=more) for part in _PARTS]
-    whole = size_of(config)
-    return Probe(config.num_hidden_layers, *figures, whole.hidden * whole.vocab / max(1, whole.body))
+    one, two = (_Copy(cut, batch, precision) for cut in cuts)
+    whole, tokens = size_of(config), len(batch.ids_T)
+    head, more = _Head(whole.hidden, entries, precision), config.vocab_size / entries - 1  # in units of a copy's
+
+    def line(part: Callable[[_Copy], None], besides: Callable[[], None] | None = None, per: int = 1) -> Pass:
+        of_one, of_two = _in_turn(lambda: part(one), lambda: part(two))
+        each = max(0.0, of_two - of_one)
+        rest = more * _in_turn(besides)[0] if besides is not None and more > 0 else 0.0
+        return Pass((max(0.0, of_one - each) + rest) / per, each / per)
+
+    training = line(_Copy.train, lambda: head.train(len(batch.place_N)), tokens)
+    (step,) = _in_turn(two.step)
+    one.freeze()
+    two.freeze()
+    return Probe(
+        config.num_hidden_layers,
+        forward=line(_Copy.forward, per=tokens),
+        training=training,
+        optimiser=step * whole.parameters / sizes[1].parameters,
+        decode=line(lambda each: each.decode(DECODED_ROWS), lambda: head.logits(DECODED_ROWS)),
+        alone=line(lambda each: each.decode(1), lambda: head.logits(1)),
+        head=whole.hidden * whole.vocab / max(1, whole.body),
+    )
 
 
 def _cut(config: Any, layers: int, entries: int) -> Any:
@@ -118,64 +139,57 @@ def _tokens(layer: int) -> int:
     return int(min(MOST_TOKENS, max(LEAST_TOKENS, PASS_FLOP / (6 * max(1, layer)))))
 
 
-def _line(one: float, two: float, wide: float | None = None, *, more: float) -> Pass:
-    each = max(0.0, two - one)
-    return Pass(max(0.0, one - each) + (max(0.0, wide - one) * more if wide is not None else 0.0), each)
+class _Head:
+    """A head of a small vocabulary by itself."""
+
+    def __init__(self, hidden: int, entries: int, precision: str) -> None:
+        self.weight_VD = torch.full((entries, hidden), 0.02, device=device(), requires_grad=True)
+        self.precision = precision
+
+    def logits(self, tokens: int) -> None:
+        with torch.inference_mode():
+            F.linear(self._hidden(tokens), self.weight_VD)
+
+    def train(self, tokens: int) -> None:
+        """Logits, their cross-entropy, and its gradients."""
+        target_N = torch.zeros(tokens, dtype=torch.long, device=device())
+        with autocast(self.precision):
+            logits_NV = F.linear(self._hidden(tokens).requires_grad_(), self.weight_VD)
+        F.cross_entropy(logits_NV.float(), target_N).backward()
+
+    def _hidden(self, tokens: int) -> Tensor:
+        return torch.full((tokens, self.weight_VD.shape[1]), 0.02, device=device())
 
 
 class _Copy:
-    """Measured part by part; only the figures outlive that."""
+    """A copy of a model, and what can be done with it."""
 
     def __init__(self, config: Any, batch: Batch, precision: str) -> None:
         self.model, self.batch, self.precision = _filled(new_model(config)).to(device()), batch.to(device()), precision
-        self.tokens = len(batch.ids_T)
-        self.training = self.optimiser = 0.0
-        self._train()
-        self.forward = self._forward()
-        self.decode, self.alone = (self._decode(rows) for rows in (DECODED_ROWS, 1))
-        del self.model
-
-    def _train(self) -> None:
         self.model.requires_grad_(True).train()
-        optimiser = optimizer_for(self.model, Optim())
+        self.optimiser = optimizer_for(self.model, Optim())
 
-        def once() -> None:
-            with autocast(self.precision):
-                loss = CrossEntropy()(self.model, self.batch)
-            loss.total.backward()
+    def train(self) -> None:
+        with autocast(self.precision):
+            loss = CrossEntropy()(self.model, self.batch)
+        loss.total.backward()
 
-        once()
-        optimiser.step()
-        self.training = _seconds(once) / self.tokens
-        self.optimiser = _seconds(optimiser.step)
-        optimiser.zero_grad(set_to_none=True)
+    def step(self) -> None:
+        self.optimiser.step()
 
-    def _forward(self) -> float:
+    def freeze(self) -> None:
+        """Give gradients and averages back; from now on for inference."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.state.clear()
         self.model.requires_grad_(False).eval()
 
-        def once() -> None:
-            with torch.inference_mode(), autocast(self.precision):
-                response_hidden(self.model, self.batch)
+    def forward(self) -> None:
+        with torch.inference_mode(), autocast(self.precision):
+            response_hidden(self.model, self.batch)
 
-        return _seconds(once) / self.tokens
-
-    def _decode(self, rows: int) -> float:
-        ids_B1 = torch.zeros((rows, 1), dtype=torch.long, device=device())
-
-        def once() -> None:
-            with torch.inference_mode():
-                self.model(input_ids=ids_B1)
-
-        return _seconds(once)
-
-
-_PARTS: tuple[Callable[[_Copy], float], ...] = (
-    lambda each: each.forward,
-    lambda each: each.training,
-    lambda each: each.optimiser,
-    lambda each: each.decode,
-    lambda each: each.alone,
-)
+    def decode(self, rows: int) -> None:
+        with torch.inference_mode():
+            self.model(input_ids=torch.zeros((rows, 1), dtype=torch.long, device=device()))
 
 
 def _batch(entries: int, lengths: Sequence[tuple[int, int]], tokens: int) -> Batch:
@@ -201,12 +215,20 @@ def _filled(model: Any) -> Any:
     return model
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    taken: list[float] = []
-    while (len(taken) < REPEATS and sum(taken) < 4 * LEAST_S) or (sum(taken) < LEAST_S and len(taken) < 50):
-        begun = time.perf_counter()
-        work()
-        if device().type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begun)
-    return min(taken)
+def _in_turn(*works: Callable[[], None]) -> list[float]:
+    """The fastest time of each, after one for warming up; A B A B, so that other work on the machine disturbs all alike."""
+    fastest, spent, n = [math.inf] * len(works), 0.0, 0
+    while n <= REPEATS or (spent < LEAST_S and n < 50):
+        for number, work in enumerate(works):
+            begun = time.perf_counter()
+            work()
+            if device().type == "cuda":
+                torch.cuda.synchronize()
+            taken = time.perf_counter() - begun
+            if n:
+                fastest[number] = min(fastest[number], taken)
+                spent += taken
+        n += 1
+        if n > 1 and spent > ENOUGH_S:
+            break
+    return fastest
