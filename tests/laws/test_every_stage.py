@@ -16,6 +16,7 @@ from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages import Stage
 from potstill.stages.distill import Distill
+from potstill.stages.known import question_hash, trained_rows
 from potstill.stages.outlook import Outlook
 from potstill.study.records import Study, Trained
 
@@ -38,7 +39,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def fields(root: Path, kind: str) -> dict[str, Any]:
     """A small stage of each kind that trains; a new kind adds its own models here."""
     models = {
-        "pretrain": {"shape": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 32}},
+        "pretrain": {
+            "text": "rows",
+            "shape": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 32},
+        },
         "sft": {"model": f"path:{root}/student", "validation": VALIDATION},
     }
     taught = {"student": f"path:{root}/student", "teacher": f"path:{root}/teacher", "validation": VALIDATION}
@@ -67,6 +71,8 @@ def test_whatever_trains_says_so(root: Path, tmp_path: Path, kind: str) -> None:
     record = Trained.model_validate(made.summary["trained"])
     assert (record.by, record.steps, record.lr) == (kind, OPTIM["steps"], OPTIM["lr"])
     assert f"{OPTIM['steps']} steps" in stage.closing(made.summary)
+    learned = {question_hash(row) for row in stage.learned_rows() if row.weight}
+    assert learned == set(trained_rows(made.folder).tolist()) != set()  # what check looks for is what a study looks for
 
 
 @pytest.mark.parametrize("kind", sorted(Stage.kinds))

@@ -121,6 +121,20 @@ def test_one_seed_makes_it_amber_and_says_why():
     assert "Another seed could turn the verdict" in " ".join(found.caveats)
 
 
+def test_a_base_trained_once_is_given_like_any_other_base():
+    made_here = with_row(study_of(GOOD), "Base", seeds=(7,), trained=(trained_record(7, by="pretrain"),))
+    verdict = next(v for v in analysed(made_here).verdicts if v.key == "sft_over_base")
+    assert (verdict.verdict, verdict.doubts) == ("helped", ())
+
+
+def test_which_model_was_trained_once_is_named():
+    once = study_of(GOOD)
+    scores = once.row("SFT").scores_SN("m")
+    assert scores is not None
+    once = with_row(once, "SFT", seeds=(1,), trained=(trained_record(1, by="sft"),), scores={"m": scores[:1].tolist()})
+    assert "In doubt: one seed of SFT" in analysed(once).headline.sentence
+
+
 def test_a_metric_unfit_for_the_rows_makes_it_amber():
     study = study_of(GOOD, unfit={"m": "it finds no words in Chinese"})
     found = analysed(study)

@@ -3,9 +3,10 @@
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -324,7 +325,8 @@ class Evaluate(DataStage, kind="evaluate"):
                     teacher = None  # let go of before the next one comes
                     teacher, loaded = load_model(against[number]), against[number]
                 kept = [m for m in metrics if not (_needs_teacher(m) and row.name in foreign and self.teacher_reads == "own")]
-                write_json(files[number], self._measure(place, kept, teacher, vocab, read[place.where], examples))
+                watch = partial(work.progress.update, what="answers", model=row.name)
+                write_json(files[number], self._measure(place, kept, teacher, vocab, read[place.where], examples, watch))
             work.progress.update(done + 1, len(jobs), "model", now=row.name)
             if work.stop_requested():
                 raise Interrupted(
@@ -451,9 +453,19 @@ class Evaluate(DataStage, kind="evaluate"):
         return found
 
     def _measure(
-        self, place: Place, metrics: list[Metric], teacher: Any, vocab: int, read: "_Read", examples: list[Example]
+        self,
+        place: Place,
+        metrics: list[Metric],
+        teacher: Any,
+        vocab: int,
+        read: "_Read",
+        examples: list[Example],
+        watch: Callable[[int, int], None],
     ) -> dict[str, Any]:
-        """Answers and scores of one model, asked in its own form and stopped at its own ends."""
+        """Answers and scores of one model, asked in its own form and stopped at its own ends.
+
+        `watch` gets the number of finished answers, and of all, after every token.
+        """
         model, renderer = load_model(place.where), read.renderer
         packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
         check_vocabulary(model, renderer.tokenizer, place.where)
@@ -466,6 +478,7 @@ class Evaluate(DataStage, kind="evaluate"):
             max_new_tokens=self.decoding.max_new_tokens,
             temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
             seed=self.decoding.seed,
+            on_rows=watch,
         )
         answers = [unicodedata.normalize("NFC", answer) for answer in given.texts]
         scores: dict[str, Sequence[float | None]] = {}

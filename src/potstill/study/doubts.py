@@ -39,7 +39,7 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
         yield "both score near the floor"
     once = [row.name for row in (a, b) if trained_once(row)]
     if once and verdict.key in ("kd_over_sft", "sft_over_base"):
-        yield "one seed"
+        yield "one seed" if len(once) == 2 else f"one seed of {once[0]}"
 
 
 def teacher_not_ahead(study: Study, verdict: Verdict, verdicts: list[Verdict]) -> bool:
@@ -88,8 +88,8 @@ def floored(study: Study, a: ModelRow, b: ModelRow, metric: str, estimates: Esti
 
 
 def trained_once(row: ModelRow) -> bool:
-    """Whether the intervals cannot know this model's luck of training."""
-    return len(row.seeds) == 1 and (row.role in ("kd", "sft") or row.trained is not None)
+    """Whether the intervals cannot know this model's luck of training; the base is given, whoever trained it."""
+    return len(row.seeds) == 1 and (row.role in ("kd", "sft") or (row.trained is not None and row.role != "base"))
 
 
 def _value(estimates: Estimates, row: ModelRow | None, metric: str) -> float | None:
