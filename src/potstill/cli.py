@@ -94,10 +94,12 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
     from potstill.core.errors import RecipeError
+    from potstill.core.progress import waiting
     from potstill.run import preflight
 
     try:
-        found = preflight.check(_recipe_path(recipe), overrides)
+        with waiting("reading models and rows"):
+            found = preflight.check(_recipe_path(recipe), overrides)
     except RecipeError as error:
         if not as_json:
             raise
@@ -108,7 +110,9 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
     else:
         click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
-        for note in preflight.notes_of(found.stages):
+        with waiting("comparing test rows with training rows"):
+            notes = list(preflight.notes_of(found.stages))
+        for note in notes:
             click.echo(note)
 
 
@@ -147,11 +151,13 @@ def plan(
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
     from potstill.commands.plan import estimate, print_plan
     from potstill.commands.spread import Cluster, print_spread
+    from potstill.core.progress import waiting
     from potstill.run import preflight
 
     found = preflight.load(_recipe_path(recipe), overrides)
     cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
-    planned = estimate(found, out or Path("runs") / found.name, cluster, measure=cluster is None)
+    with waiting("reading rows, timing this machine"):
+        planned = estimate(found, out or Path("runs") / found.name, cluster, measure=cluster is None)
     if as_json:
         click.echo(json.dumps([line.json() for line in planned.lines], indent=2))
     elif cluster is not None:

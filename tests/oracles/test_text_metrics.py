@@ -332,6 +332,13 @@ def test_forms_are_forms(text: str) -> None:
 
 
 @settings(deadline=None)
+@given(st.text(st.characters(max_codepoint=127), max_size=12))
+def test_the_short_way_for_ascii_gives_the_same_keys(text: str) -> None:
+    invisible = "\u2060"  # means nothing in a key, and makes a text go the long way
+    assert key_form(text) == key_form(text + invisible)
+
+
+@settings(deadline=None)
 @given(texts(), texts(), st.sampled_from(["", "en", "tr", "und"]))
 def test_no_text_breaks_a_metric(a: str, b: str, language: str) -> None:
     for kind in sorted(TextMetric.kinds):

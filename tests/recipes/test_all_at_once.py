@@ -258,3 +258,11 @@ def test_the_same_missing_file_is_told_where_each_stage_names_it(tmp_path: Path,
         ("base.data.path", here),
         ("sft.data.path", here),
     ]
+
+
+def test_a_mistake_of_shared_data_is_not_told_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    parsed = parse({**good(), "data": {"kind": "jsonl", "path": "none.jsonl"}})
+    with pytest.raises(RecipeError) as caught:
+        parsed.checked([Problem("sft.data", "none.jsonl: no such file"), Problem("sft.optim", "another one")])
+    assert [problem.place for problem in caught.value.problems] == ["data.path", "sft.optim"]

@@ -160,7 +160,8 @@ def _in_words(found: Plan) -> Iterator[str]:
             need, have = size(line.cost.memory_bytes), size(total_memory())
             remedy = f"; {line.cost.less_memory}" if line.cost.less_memory else ""
             yield f"! {line.stage} needs about {need} of memory, and this machine has {have}{remedy}"
-    yield from sorted({line.cost.note for line in todo if line.cost.note})
+    notes = {line.cost.note for line in todo if line.cost.note}
+    yield from sorted(note for note in notes if not any(note in problem for problem in found.problems))
     yield from (f"! {problem}" for problem in found.problems)
 
 

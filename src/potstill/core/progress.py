@@ -23,6 +23,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A spinner for a person at a terminal, while nothing can be counted."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text):
+        yield
+
+
 class Progress:
     """One line of progress per stage: a live bar in a terminal, plain lines elsewhere, nothing when quiet."""
 

@@ -88,13 +88,17 @@ class Parsed:
 
         Args:
             more: problems that a preflight found, with places that begin with the stage's name. Those at a place that the
-                file has wrong are left out, for they are of a default that nobody asked for.
+                file has wrong, for the stage or for all stages, are left out, because they only follow from that mistake.
 
         Raises:
             RecipeError: all problems, in the order of the file.
         """
         known = {problem.place for problem in self.problems} - set(self.labels)
-        fresh = [problem for problem in more if problem.place not in known and not self._wounded(problem.place)]
+        fresh = [
+            problem
+            for problem in more
+            if not self._wounded(problem.place) and not any(within(wrong, self._written(problem.place)) for wrong in known)
+        ]
         problems = by_file([*self.problems, *fresh], self.table)
         if problems or self.recipe is None:
             raise RecipeError(Path(self.source).name, problems)
@@ -108,3 +112,13 @@ class Parsed:
             if within(place, label) and place != label
             for wound in wounds
         )
+
+    def _written(self, place: str) -> str:
+        """Where the file says what a stage has at a place: `data` for `kd.data` where only the header names rows."""
+        raw_stages = self.table.get("stage")
+        for label, raw in zip(self.labels, raw_stages if isinstance(raw_stages, list) else (), strict=False):
+            field = place.removeprefix(f"{label}.")
+            shared = field.partition(".")[0]
+            if field != place and shared in ("data", "prompts") and isinstance(raw, dict) and shared not in raw:
+                return field
+        return place
