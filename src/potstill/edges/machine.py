@@ -28,7 +28,7 @@ PACKAGES = (
 )
 
 
-BROUGHT_BY_WORK = 350_000_000  # measured, benchmarks/plan.py
+BROUGHT_BY_WORK = 250_000_000  # measured, benchmarks/plan.py
 
 
 @cache

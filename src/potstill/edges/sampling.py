@@ -9,6 +9,8 @@ from potstill.core.errors import UserError
 from potstill.edges import tokens
 from potstill.edges.models import Model, Tokenizer, positions_of
 
+BATCH_ROWS = 64  # answers that are generated together
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -62,7 +64,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
-    batch_rows: int = 64,
+    batch_rows: int = BATCH_ROWS,
     on_rows: Callable[[int, int], None] | None = None,
 ) -> Answers:
     """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.

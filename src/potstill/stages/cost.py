@@ -1,9 +1,11 @@
 """What stages cost: arithmetic, time, and the memory of the process at its peak."""
 
 from dataclasses import replace
+from typing import Any
 
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, device
+from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, Step
 from potstill.train.loop import Optim, in_bf16
@@ -45,6 +47,14 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
 def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> float:
     """Of one answer to each of so many rows: their prompts in one pass, then token by token."""
     return probe.forward_seconds(asked * rows.prompt) + probe.decode_seconds(asked, new_tokens)
+
+
+def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:
+    """Keys and values of the answers that are generated together; the cache of one layer is copied as it grows."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    tokens = min(asked, BATCH_ROWS) * (rows.longest_prompt + new_tokens)
+    return 2 * FLOAT * tokens * width * (config.num_hidden_layers + 1)
 
 
 def training_memory(

@@ -30,7 +30,7 @@ from potstill.edges.models import (
     positions_of,
     shared_vocabulary,
 )
-from potstill.edges.sampling import generate
+from potstill.edges.sampling import BATCH_ROWS, generate
 from potstill.losses.scoring import token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
@@ -41,7 +41,7 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
-from potstill.stages.cost import answer_seconds, head_memory, left_over
+from potstill.stages.cost import answer_memory, answer_seconds, head_memory, left_over
 from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.outlook import Cost, Outlook, RowsOf
@@ -52,8 +52,6 @@ from potstill.study.records import NO_PRIMARY, MetricInfo, ModelRow, RowRole, St
 from potstill.study.records import Decoding as StudyDecoding
 from potstill.teachers.reading import TeacherReads, difference, foreign_form
 from potstill.train.work import Work
-
-DECODED_ROWS = 64  # answers that are generated together
 
 
 class Row(Settings):
@@ -235,7 +233,7 @@ class Evaluate(DataStage, kind="evaluate"):
         if not models:
             return Cost(rows=(rows,))
         beside = teacher.size.parameters if teacher is not None else 0
-        of_models = [found.size.parameters for row in self.study if (found := outlook.model(row.model)) is not None]
+        of_models = [found.size.parameters for found in models]
         largest = max(of_models) + beside
         runs = sum(outlook.seeds_of(row.model) for row in self.study if outlook.model(row.model) is not None)
         return Cost(
@@ -246,14 +244,17 @@ class Evaluate(DataStage, kind="evaluate"):
                 + 4 * largest
                 + 4 * max(of_models)  # the file of the one that is loaded, which counts while it is mapped
                 + left_over(models[0].size)
-                + head_memory(models[0].size, rows.response * min(asked, DECODED_ROWS), teacher=True)
+                + max(
+                    head_memory(models[0].size, rows.response * min(asked, BATCH_ROWS), teacher=True),
+                    *(answer_memory(found.config, rows, asked, self._decoded(rows)) for found in models),
+                )
             ),
             rows=(rows,),
         )
 
     def _seconds(self, outlook: Outlook, rows: RowsOf, asked: int) -> float | None:
         """Of all models at each of their seeds: answers, scores of references, the teacher beside them, and model metrics."""
-        decoded = min(self.decoding.max_new_tokens, max((response for _, response in rows.lengths), default=1))
+        decoded = self._decoded(rows)
         alone = sum(metric.tokens() for metric in self.metrics if isinstance(metric, ModelMetric))
         scored = any(isinstance(metric, TokenMetric) for metric in self.metrics)
         held = self.teacher()
@@ -272,6 +273,10 @@ class Evaluate(DataStage, kind="evaluate"):
             seconds += beside.scored_seconds(asked * rows.tokens, asked * rows.response) if beside is not None else 0.0
             total += outlook.seeds_of(row.model) * seconds
         return total
+
+    def _decoded(self, rows: RowsOf) -> int:
+        """Tokens of the longest answer of a batch, as long as that of some row."""
+        return min(self.decoding.max_new_tokens, max((response for _, response in rows.lengths), default=1))
 
     def could_show(self, outlook: Outlook) -> str:
         compared = [row for row in self.study if row.role in ("kd", "sft")] or list(self.study)

@@ -19,6 +19,7 @@ from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
 from potstill.edges.machine import free_memory
 from potstill.edges.models import device, size_of
+from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.head import response_hidden
 from potstill.train.loop import Optim, autocast, optimizer_for
@@ -28,7 +29,6 @@ PASS_FLOP = 2.5e11  # of a layer's training pass at most, where the least tokens
 ENTRIES = 8_192  # of the vocabulary of a copy
 REPEATS, LEAST_S = 2, 0.25  # timed so often at least and so long; the fastest counts: other work disturbs it least
 ENOUGH_S = 2.0  # after which nothing is timed again
-DECODED_ROWS = 64
 BYTES = 20  # of a copy for each parameter: weight, gradient, Adam's averages, and what making it takes
 
 
@@ -53,7 +53,7 @@ class Probe:
         training: seconds per token, forward and backward through the fused head.
         optimiser: seconds per optimiser step.
         head: the head's products for a token, as a share of the layers' products for one.
-        decode: seconds for one more token of `DECODED_ROWS` answers.
+        decode: seconds for one more token of `BATCH_ROWS` answers.
         alone: seconds for one more token of one answer.
     """
 
@@ -78,9 +78,9 @@ class Probe:
 
     def decode_seconds(self, rows: int, new_tokens: float) -> float:
         """Of answers decoded in batches."""
-        full, rest = divmod(rows, DECODED_ROWS)
+        full, rest = divmod(rows, BATCH_ROWS)
         batch, alone = self.decode.of(self.layers), self.alone.of(self.layers)
-        last = alone + rest / DECODED_ROWS * max(0.0, batch - alone) if rest else 0.0
+        last = alone + rest / BATCH_ROWS * max(0.0, batch - alone) if rest else 0.0
         return new_tokens * (full * batch + last)
 
     def alone_seconds(self, new_tokens: float) -> float:
@@ -118,7 +118,7 @@ def probe(config: Any, lengths: Sequence[tuple[int, int]], precision: str = "aut
         forward=line(_Copy.forward, per=tokens),
         training=training,
         optimiser=step * whole.parameters / sizes[1].parameters,
-        decode=line(lambda each: each.decode(DECODED_ROWS), lambda: head.logits(DECODED_ROWS)),
+        decode=line(lambda each: each.decode(BATCH_ROWS), lambda: head.logits(BATCH_ROWS)),
         alone=line(lambda each: each.decode(1), lambda: head.logits(1)),
         head=whole.hidden * whole.vocab / max(1, whole.body),
     )
