@@ -7,6 +7,7 @@ from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, device
 from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
+from potstill.losses.scoring import MAX_TOKENS
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, Step
 from potstill.train.loop import Optim, in_bf16
 from potstill.train.probe import Probe
@@ -55,6 +56,15 @@ def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> flo
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     tokens = min(asked, BATCH_ROWS) * (rows.longest_prompt + new_tokens)
     return 2 * FLOAT * tokens * width * (config.num_hidden_layers + 1)
+
+
+def scoring_memory(model: Prospect, rows: RowsOf, asked: int, *, teacher: bool) -> float:
+    """Of reading rows without training: a layer's work, then logits and log-probabilities, of a teacher too, and a product."""
+    share = min(1.0, MAX_TOKENS / max(1.0, asked * rows.tokens))
+    responses = share * asked * rows.response
+    inner = getattr(model.config, "intermediate_size", None) or 4 * model.size.hidden
+    layer = FLOAT * share * asked * rows.tokens * (6 * model.size.hidden + 3 * inner)
+    return layer + (5 if teacher else 3) * min(CHUNK_BYTES, FLOAT * model.size.vocab * responses)
 
 
 def training_memory(

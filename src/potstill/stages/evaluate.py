@@ -30,7 +30,7 @@ from potstill.edges.models import (
     positions_of,
     shared_vocabulary,
 )
-from potstill.edges.sampling import BATCH_ROWS, generate
+from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
@@ -41,7 +41,7 @@ from potstill.metrics.rouge_l import RougeL
 from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage, reasons
-from potstill.stages.cost import answer_memory, answer_seconds, head_memory, left_over
+from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
 from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.outlook import Cost, Outlook, RowsOf
@@ -245,7 +245,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 + 4 * max(of_models)  # the file of the one that is loaded, which counts while it is mapped
                 + left_over(models[0].size)
                 + max(
-                    head_memory(models[0].size, rows.response * min(asked, BATCH_ROWS), teacher=True),
+                    *(scoring_memory(found, rows, asked, teacher=teacher is not None) for found in models),
                     *(answer_memory(found.config, rows, asked, self._decoded(rows)) for found in models),
                 )
             ),
