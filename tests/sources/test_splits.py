@@ -405,12 +405,12 @@ def test_what_a_row_or_a_recipe_says_of_its_language_is_not_guessed(write_rows: 
     assert named.language_in_use() == named.language_note() == "en, es, pt"
     partly = Jsonl(path=path, language_column="l")
     assert sorted(row.language for split in SPLITS for row in partly.examples(split)) == ["en", "en", "en", "es", "es", "es"]
-    assert partly.language_note() == "en, es (told from the rows: 2 of 2 rows that tell)"
+    assert partly.language_note() == "en, es (detected from the rows: 2 of 2 rows that tell)"
 
 
 def test_rows_of_several_languages_say_so(write_rows: WriteRows) -> None:
     path = write_rows([{"instruction": str(i), "response": (ENGLISH, SPANISH)[i % 2]} for i in range(40)])
-    assert Jsonl(path=path).language_note() == "und (told from the rows: rows of several languages (en 20, es 20))"
+    assert Jsonl(path=path).language_note() == "und (detected from the rows: rows of several languages (en 20, es 20))"
 
 
 def test_a_language_column_that_holds_no_code_is_named(write_rows: WriteRows) -> None:

@@ -173,10 +173,10 @@ def _sums(todo: Sequence[Line]) -> str:
     peak = max((line.cost.memory_bytes or 0 for line in todo), default=0)
     written = sum((line.cost.output_bytes or 0) + (line.cost.cache_bytes or 0) for line in todo)
     cached = sum(line.cost.cache_bytes or 0 for line in todo)
-    told = f", about {clock(sum(seconds))} here" if seconds else ""
-    told += f", {flops:.1e} FLOP" if flops else ""
-    told += f", {size(peak)} memory at most, {size(written)} on disk"
-    return told + (f" (of it {size(cached)} of what teachers say)" if cached else "") + "; rough figures"
+    text = f", about {clock(sum(seconds))} here" if seconds else ""
+    text += f", {flops:.1e} FLOP" if flops else ""
+    text += f", {size(peak)} memory at most, {size(written)} on disk"
+    return text + (f" (of it {size(cached)} of what teachers say)" if cached else "") + "; rough figures"
 
 
 def _rows_in_words(lines: Sequence[Line]) -> Iterator[str]:
@@ -184,22 +184,22 @@ def _rows_in_words(lines: Sequence[Line]) -> Iterator[str]:
     said: set[str] = set()
     for line in lines:
         for rows in line.cost.rows:
-            told = rows_told(rows)
-            if told not in said and rows.rows:
-                said.add(told)
-                yield f"{line.stage.partition('@')[0]}: {told}"
+            text = rows_told(rows)
+            if text not in said and rows.rows:
+                said.add(text)
+                yield f"{line.stage.partition('@')[0]}: {text}"
 
 
 def rows_told(rows: RowsOf) -> str:
     """`train: 227 of 248 rows (left out: 21 response too long, the longest 131 tokens); 41 + 18 tokens a row, 110 at most`."""
-    told = f"{rows.split}: {rows.kept:,} of {rows.rows:,} rows"
+    text = f"{rows.split}: {rows.kept:,} of {rows.rows:,} rows"
     left = reasons(rows.left_out)
     longest = f", the longest {rows.too_long:,} tokens" if rows.too_long else ""
-    told += f" (left out: {left}{longest})" if left else ""
-    told += f", {rows.shortened:,} contexts shortened" if rows.shortened else ""
-    told += f"; {rows.prompt:.0f} + {rows.response:.0f} tokens a row, {rows.longest:,} at most"
-    told += "" if rows.counted else ", guessed from characters: no tokenizer at hand"
-    return told + ("" if rows.share == 1 else f", from {rows.share:.0%} of the rows")
+    text += f" (left out: {left}{longest})" if left else ""
+    text += f", {rows.shortened:,} contexts shortened" if rows.shortened else ""
+    text += f"; {rows.prompt:.0f} + {rows.response:.0f} tokens a row, {rows.longest:,} at most"
+    text += "" if rows.counted else ", guessed from characters: no tokenizer at hand"
+    return text + ("" if rows.share == 1 else f", from {rows.share:.0%} of the rows")
 
 
 def _count(value: float | None) -> str:

@@ -105,7 +105,7 @@ def _check_windows(where: str, config: Any) -> None:
 
 
 def load_model(where: str, dtype: Any = None) -> Model:
-    """The causal language model of `path:…` or `hf:…`, in float32 unless told, on `device()`, in evaluation mode.
+    """The causal language model of `path:…` or `hf:…`, in float32 by default, on `device()`, in evaluation mode.
 
     Raises:
         UserError: no such folder, no safetensors, truncated weights, weights that do not fit the config (`weight_problems`),

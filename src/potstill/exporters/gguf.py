@@ -52,9 +52,9 @@ class Gguf(Exporter, kind="gguf"):
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
         ends = end_ids(model, tokenizer)
         if len(ends) > MOST_ENDS:
-            told = ", ".join(tokenizer.convert_ids_to_tokens(ends))
+            names = ", ".join(tokenizer.convert_ids_to_tokens(ends))
             raise UserError(
-                f"answers end at {len(ends)} tokens ({told}) and a gguf file names {MOST_ENDS}; "
+                f"answers end at {len(ends)} tokens ({names}) and a gguf file names {MOST_ENDS}; "
                 "name fewer in the eos_token_id of generation_config.json"
             )
         keys: Keys = {

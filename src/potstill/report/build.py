@@ -143,14 +143,14 @@ def picked_in_words(sweep: Mapping[str, Any]) -> str:
     over = f"mean over {seeds} seeds" if seeds > 1 else "figure"
     tried = ", ".join(f"{row['label']} ({number(row['mean'], digits)})" for row in candidates)
     field = " and ".join(sweep["fields"])
-    told = f"{sweep['name']}: {field} {chosen['label']} was picked out of {tried}"
-    told += f": the {order} {over} of {title} on validation rows."
+    sentence = f"{sweep['name']}: {field} {chosen['label']} was picked out of {tried}"
+    sentence += f": the {order} {over} of {title} on validation rows."
     values = [row["values"].get(field) for row in candidates]
     if len(values) > 1 and all(isinstance(value, int | float) for value in values):
         end = "largest" if values[sweep["chosen"]] == max(values) else "smallest"
         if values[sweep["chosen"]] in (min(values), max(values)):
-            told += f" It is the {end} value tried: one beyond it may be better still."
-    return told
+            sentence += f" It is the {end} value tried: one beyond it may be better still."
+    return sentence
 
 
 def write_report(report: Mapping[str, Any], folder: Path | str) -> tuple[Path, Path]:

@@ -66,12 +66,12 @@ def intervals(report: Report) -> str:
             if k % per_line:
                 axis.set_yticklabels([])
         primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
-        told = "; ".join(
+        description = "; ".join(
             f"{row['name']} {estimate(found['value'], found['ci'], primary['unit'])}"
             for row in rows
             if (found := row["metrics"].get(primary["name"]))
         )
-        return _svg(figure, "intervals", f"Values with 95% intervals. {primary['title']}: {told}.")
+        return _svg(figure, "intervals", f"Values with 95% intervals. {primary['title']}: {description}.")
 
 
 def learning_curves(report: Report) -> str:
@@ -157,10 +157,10 @@ def sweep_curves(report: Report, sweep: Mapping[str, Any], ident: str) -> str:
         named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
         title = _short(" and ".join(sweep["fields"]))
         figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(6, len(named)), title=title)
-        told = "; ".join(f"{candidate['label']} {number(candidate['mean'], 2)}" for candidate in candidates)
+        description = "; ".join(f"{candidate['label']} {number(candidate['mean'], 2)}" for candidate in candidates)
         chosen = candidates[sweep["chosen"]]["label"]
         about = f"{sweep['name']}: loss and validation scores by epoch, one line per value of {' and '.join(sweep['fields'])}."
-        return _svg(figure, ident, f"{about} {sweep['by'].replace('_', ' ')} at the end: {told}. Picked: {chosen}.")
+        return _svg(figure, ident, f"{about} {sweep['by'].replace('_', ' ')} at the end: {description}. Picked: {chosen}.")
 
 
 def _step(at: int, count: int) -> str:
@@ -198,8 +198,10 @@ def size_quality(report: Report) -> str:
         axis.set_xlabel("size of the shipped file, or of the weights where none is exported; logarithmic")
         axis.set_title(f"{_short(primary['title'])} against size", loc="left")
         axis.grid(axis="y")
-        told = "; ".join(f"{row['name']} {size(row['size']['bytes'])}, {number(found['value'], 1)}" for row, found in points)
-        return _svg(figure, "size", f"Size against {primary['title']}: {told}.")
+        description = "; ".join(
+            f"{row['name']} {size(row['size']['bytes'])}, {number(found['value'], 1)}" for row, found in points
+        )
+        return _svg(figure, "size", f"Size against {primary['title']}: {description}.")
 
 
 def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
@@ -351,7 +353,7 @@ def _figure(width: float, height: float, lines: int, columns: int) -> Iterator[t
         yield figure, list(axes.ravel())
 
 
-def _svg(figure: Any, ident: str, told: str) -> str:
+def _svg(figure: Any, ident: str, description: str) -> str:
     """The drawing as an `<svg>` element whose ids are its own and whose colours are the page's."""
     import html
 
@@ -368,5 +370,5 @@ def _svg(figure: Any, ident: str, told: str) -> str:
         text = text.replace(stand_in, variable)
     text = re.sub(r'\b(id="|href="#)', rf"\g<1>{ident}-", text).replace("url(#", f"url(#{ident}-")
     text = text.replace("'DejaVu Sans'", "var(--sans)")
-    opening = f'<svg role="img" aria-label="{html.escape(_short(told, 1_000))}"'
+    opening = f'<svg role="img" aria-label="{html.escape(_short(description, 1_000))}"'
     return re.sub(r'<svg (?:width|height)="[^"]*" |<svg ', opening + " ", text, count=1)

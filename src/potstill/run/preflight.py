@@ -46,9 +46,9 @@ def problems_of(stages: Sequence[Stage], outlook: Outlook) -> Iterator[Problem]:
 
 def _placed(stage: str, problem: Problem) -> Problem:
     """At its place in the recipe; a rule that begins with its own place, `init.keep = [0, 5]: …`, is taken apart."""
-    told = re.match(rf"({re.escape(problem.place)}[\w.]*)(?: = (.+?))?: (.+)", problem.rule, re.DOTALL)
-    if told is not None:
-        return Problem(f"{stage}.{told[1]}", told[3], told[2])
+    parts = re.match(rf"({re.escape(problem.place)}[\w.]*)(?: = (.+?))?: (.+)", problem.rule, re.DOTALL)
+    if parts is not None:
+        return Problem(f"{stage}.{parts[1]}", parts[3], parts[2])
     return replace(problem, place=f"{stage}.{problem.place}")
 
 

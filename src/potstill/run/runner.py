@@ -107,8 +107,8 @@ class _Run:
             artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, self.recipe.name)
         self.done[ident] = artifact
         ranks.on_first(lambda: self.remember(artifact))
-        told = item.node.stage.closing(artifact.summary)
-        self.progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{'  ' if told else ''}{told}")
+        summary = item.node.stage.closing(artifact.summary)
+        self.progress.note(f"{ident:<14} done in {clock(artifact.seconds)}{'  ' if summary else ''}{summary}")
         self.stopper.check(f"after {ident}")
 
     def input(self, ident: str) -> Artifact:

@@ -109,14 +109,18 @@ class Source(Component):
             yield replace(example, key=self._shared_key(example), language=language)
 
     def language_in_use(self) -> str:
-        """ISO 639-1 codes of the rows, for a person to read: those they name, and what the others are told to be; or "und"."""
-        told = {self._survey.language.language} if self._survey.unnamed else set()
-        return ", ".join(sorted(self._survey.named | told))
+        """ISO 639-1 codes of the rows: those that rows name, and the one detected for the others; or "und"."""
+        detected = {self._survey.language.language} if self._survey.unnamed else set()
+        return ", ".join(sorted(self._survey.named | detected))
 
     def language_note(self) -> str:
-        """The languages in use, and how the language of rows that name none was told."""
+        """The languages in use; for rows that name none, how the language was detected."""
         guess = self._survey.language
-        return f"{self.language_in_use()} (told from the rows: {guess.why})" if self._survey.unnamed else self.language_in_use()
+        return (
+            f"{self.language_in_use()} (detected from the rows: {guess.why})"
+            if self._survey.unnamed
+            else self.language_in_use()
+        )
 
     def largest_key(self) -> tuple[str, int, int]:
         """The first question of the key that most rows in use share, how many share it, and how many rows there are.

@@ -13,7 +13,7 @@ from potstill.scorers.language import Guess, guess
 from potstill.scorers.text import key_form
 from potstill.sources._lines import digest
 
-SAMPLE = 256  # rows that the language is told from
+SAMPLE = 256  # rows from which the language is detected
 SHOWN = 400  # characters of each
 
 

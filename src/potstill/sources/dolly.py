@@ -30,7 +30,7 @@ class Dolly(Source, kind="dolly"):
         default=None, min_length=1, description="branch, tag or commit on the hub; default: the newest"
     )
     language: str | None = Field(
-        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows; default: told from the rows"
+        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows; default: detected from the rows"
     )
     instruction: str = Field(default="instruction", description="column of what is asked")
     context: str = Field(default="context", description="column of the supporting text; empty when there is none")

@@ -36,7 +36,9 @@ class Jsonl(Source, kind="jsonl"):
     tag: str | None = Field(default=None, description="column of the group, for breakdowns in the report")
     weight: str | None = Field(default=None, description="column of what a row counts in training, 0 or more; default: 1")
     language: str | None = Field(
-        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of rows that name none; default: told from those rows"
+        default=None,
+        pattern="^[a-z]{2}$",
+        description="ISO 639-1 code of rows that name none; default: detected from those rows",
     )
     language_column: str | None = Field(default=None, description="column of each row's own language code")
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")

@@ -32,7 +32,7 @@ class Squad(Source, kind="squad"):
         default=None, min_length=1, description="branch, tag or commit on the hub; default: the newest"
     )
     language: str | None = Field(
-        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows; default: told from the rows"
+        default=None, pattern="^[a-z]{2}$", description="ISO 639-1 code of the rows; default: detected from the rows"
     )
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 

@@ -104,9 +104,9 @@ class Best(Stage, kind="best"):
         table = []
         for ref, artifacts, mean, each in zip(self.candidates, found, means, scores, strict=True):
             values = self.values[len(table)] if self.values else {"model": ref.target}
-            told = ", ".join(shown(value) for value in values.values())
+            label = ", ".join(shown(value) for value in values.values())
             by_seed = sorted((Place("", a).seed or 0, score, a.folder) for a, score in zip(artifacts, each, strict=True))
-            table.append({"label": told, "values": values, "mean": mean, "by_seed": [(s, score) for s, score, _ in by_seed]})
+            table.append({"label": label, "values": values, "mean": mean, "by_seed": [(s, score) for s, score, _ in by_seed]})
             table[-1]["curves"] = [{"seed": seed, "points": points(_lines(folder), CURVE)} for seed, _, folder in by_seed]
         chosen = found[number][0]  # of several seeds, the first is one's own
         take(chosen.folder, context.work.folder)

@@ -181,8 +181,8 @@ def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
     if not by_type:
         return ""
     which = "The weights that are not four-bit were" if quantised else "The weights were"
-    told = "; ".join(f"to {type} in {', '.join(names)}" for type, names in by_type.items())
-    return f"{which} rounded from {stored}: {told}. The figures below are of the model before that rounding."
+    types = "; ".join(f"to {type} in {', '.join(names)}" for type, names in by_type.items())
+    return f"{which} rounded from {stored}: {types}. The figures below are of the model before that rounding."
 
 
 def _told(seeds: list[Any], written: list[Path], quantised: bool) -> str:

@@ -52,9 +52,9 @@ class Place:
         self.where, self.artifact = where, as_chosen(artifact) if artifact else None
         self.summary: dict[str, Any] = artifact.summary if artifact else {}
         self.origin = str(self.summary.get("made_from", ""))  # of a model that was changed without training
-        told = self.summary.get("trained")
-        self.trained = Trained.model_validate(told) if told is not None else None
-        reads = self.summary.get("teacher_reads") if told is not None else None
+        trained = self.summary.get("trained")
+        self.trained = Trained.model_validate(trained) if trained is not None else None
+        reads = self.summary.get("teacher_reads") if trained is not None else None
         self.teacher_reads: str | None = reads if isinstance(reads, str) else None
         self.seed: int | None = self.trained.seed if self.trained is not None else None
         if artifact and "@" in artifact.name:

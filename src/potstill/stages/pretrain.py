@@ -151,8 +151,8 @@ class Pretrain(DataStage, kind="pretrain"):
         record = trained_record(self, store, totals, start="new weights")
         tidy(context)
         parameters = sum(p.numel() for p in model.parameters())
-        told = {"parameters": parameters, "vocabulary": len(tokenizer), "trained": record.model_dump(mode="json")}
-        return {**asdict(totals), **told}
+        facts = {"parameters": parameters, "vocabulary": len(tokenizer), "trained": record.model_dump(mode="json")}
+        return {**asdict(totals), **facts}
 
 
 def texts(

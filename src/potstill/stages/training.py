@@ -334,21 +334,21 @@ def rows_in_words(store: TokenStore, renderer: Renderer) -> dict[str, Any]:
 def trained_in_words(summary: dict[str, Any]) -> str:
     """A training stage's closing line: rows that entered and those that did not, before what was made of them."""
     data = summary.get("data", {})
-    told = []
+    parts = []
     if data:
         left = sum(data["dropped"].values())
-        told.append(f"{data['rows']:,} of {data['rows'] + left:,} rows" if left else f"{data['rows']:,} rows")
-        told += [f"{n:,} left out: {reason}" for reason, n in data["dropped"].items() if n]
+        parts.append(f"{data['rows']:,} of {data['rows'] + left:,} rows" if left else f"{data['rows']:,} rows")
+        parts += [f"{n:,} left out: {reason}" for reason, n in data["dropped"].items() if n]
         if data.get("too_long"):
-            told.append(f"the longest has {data['too_long']:,} tokens (prompts.max_tokens)")
+            parts.append(f"the longest has {data['too_long']:,} tokens (prompts.max_tokens)")
         if data["context_shortened"]:
-            told.append(f"{data['context_shortened']:,} contexts shortened to fit prompts.max_prompt_tokens")
-    told += [f"{summary['steps']:,} steps", f"{count(summary['response_tokens'])} learned tokens"]
-    told.append(f"{count(summary['parameters'])} parameters")
+            parts.append(f"{data['context_shortened']:,} contexts shortened to fit prompts.max_prompt_tokens")
+    parts += [f"{summary['steps']:,} steps", f"{count(summary['response_tokens'])} learned tokens"]
+    parts.append(f"{count(summary['parameters'])} parameters")
     signal = summary.get("signal", {})
     if "rows_read" in signal:
-        told.append(f"teacher: {signal['rows_computed']:,} rows computed, {signal['rows_read']:,} read back")
-    return ", ".join(told)
+        parts.append(f"teacher: {signal['rows_computed']:,} rows computed, {signal['rows_read']:,} read back")
+    return ", ".join(parts)
 
 
 def tidy(context: Context) -> None:

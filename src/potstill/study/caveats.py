@@ -172,7 +172,7 @@ def _alike(told: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, list[s
 def _of_what_was_compared(study: Study) -> Iterator[str]:
     kd, sft = study.with_role("kd"), study.with_role("sft")
     if kd and not sft:
-        yield "There is no SFT-only student: what distilling adds to plain fine-tuning cannot be told from this study."
+        yield "There is no SFT-only student: this study cannot show what distilling adds to plain fine-tuning."
     if len(kd) > 1 or len(sft) > 1:
         yield (
             "Several KD or SFT models are compared, each at 95% and without correction for it: "
