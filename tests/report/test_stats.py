@@ -1,5 +1,6 @@
 """Laws of the bootstrap and of the verdicts, an independent oracle, and a broken bootstrap that a law rejects."""
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -229,9 +230,13 @@ def test_coverage_law_accepts_drawing_clusters_and_rejects_drawing_rows():
 def test_with_unique_keys_rows_are_drawn_as_ever():
     a, b = scores(40), scores(40, seed=3)
     w = np.random.default_rng(2).integers(1, 50, 40)
-    found = verdict(study_of({"KD": a, "SFT": b}, tokens=w), seed=6)
+    study = study_of({"KD": a, "SFT": b}, tokens=w)
+    found = verdict(study, seed=6)
     drawn = np.random.default_rng([6, 0]).integers(0, 40, size=(1_000, 40))
-    plain = np.quantile((a - b)[drawn].sum(1) / w[drawn].sum(1), [0.025, 0.975])
+    by_key = np.array(
+        sorted(range(40), key=lambda n: study.examples[n].key)
+    )  # clusters are numbered in the order of their keys
+    plain = np.quantile((a - b)[by_key][drawn].sum(1) / w[by_key][drawn].sum(1), [0.025, 0.975])
     value = (a - b).sum() / w.sum()
     expected = value + few_clusters(40) * (plain - value)
     assert few_clusters(40) == pytest.approx(1.0445, abs=1e-3)  # √(40/39) · 2.0227 / 1.96
@@ -292,11 +297,39 @@ def test_agrees_with_scipy():
     assert ours == pytest.approx(tuple(expected), abs=0.03 * width)
 
 
+@pytest.mark.parametrize("seeds", [((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (1, 2))])
+def test_neither_the_order_of_models_nor_of_rows_changes_an_interval(seeds):
+    rng = np.random.default_rng(5)
+    rows = [
+        ModelRow(name=name, role=role, seeds=own, scores={"m": rng.normal(50, 9, (len(own), 30)).tolist()})
+        for name, role, own in (("KD", "kd", seeds[0]), ("SFT", "sft", seeds[1]), ("Other", "other", (7, 8)))
+    ]
+    examples = tuple(TestRow(key=str(n % 11), prompt="") for n in range(30))
+    metrics = (MetricInfo(name="m", title="M", unit="0–100"),)
+    made = [
+        Study(metrics=metrics, primary="m", rows=order, tokens=(1,) * 30, examples=examples)
+        for order in itertools.permutations(rows)
+    ]
+    mixed = rng.permutation(30)
+    turned = [
+        row.model_copy(update={"scores": {"m": tuple(tuple(s[n] for n in mixed) for s in row.scores["m"])}}) for row in rows
+    ]
+    shuffled = tuple(examples[n] for n in mixed)
+    made.append(Study(metrics=metrics, primary="m", rows=tuple(turned), tokens=(1,) * 30, examples=shuffled))
+    found = [analyse(study, resamples=400) for study in made]
+    for other in found[1:]:
+        assert other.verdicts[0].ci == pytest.approx(found[0].verdicts[0].ci, rel=1e-9)
+        for name in ("KD", "SFT", "Other"):
+            assert other.estimates[name]["m"].ci == pytest.approx(found[0].estimates[name]["m"].ci, rel=1e-9)
+
+
 def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch):
     study = fake_study(50)
     whole = analyse(study, resamples=300, seed=4)
     monkeypatch.setattr("potstill.study.bootstrap._CELLS", 50 * 100)
-    assert analyse(study, resamples=300, seed=4).verdicts == whole.verdicts
+    for one, other in zip(analyse(study, resamples=300, seed=4).verdicts, whole.verdicts, strict=True):
+        assert one.ci == (pytest.approx(other.ci, rel=1e-12) if other.ci is not None else None)
+        assert one.sentence == other.sentence
     assert analyse(study, resamples=300, seed=5).verdicts != whole.verdicts
 
 
@@ -493,3 +526,36 @@ def test_caveats_speak_of_seeds_rows_sampling_and_rows_left_out():
     assert "3 of 43 test rows were left out before scoring (3 prompt too long)" in two
     sampled = fake_study(40, decoding={"method": "sample", "temperature": 1.0})
     assert "sampled at temperature 1.0" in " ".join(analyse(sampled, resamples=10).caveats)
+
+
+def test_tokens_of_unequal_forms_are_no_common_unit():
+    """Each model's NLL is per token of its own form; where the forms have other lengths, nothing is compared by it."""
+    metrics = (
+        MetricInfo(name="m", title="M", unit="0–100"),
+        MetricInfo(name="nll", title="NLL", unit="nats/token", higher_is_better=False, over="tokens"),
+    )
+    text, nats = [[50.0, 60.0] * 5], [[4.0, 8.0] * 5]
+    rows = tuple(
+        ModelRow(name=name, role=role, seeds=(1,), tokens=own, scores={"m": text, "nll": nats})
+        for name, role, own in (("KD", "kd", None), ("SFT", "sft", (9,) * 10), ("Base", "base", None))
+    )
+    examples = tuple(TestRow(key=str(n), prompt="") for n in range(10))
+    found = analyse(Study(metrics=metrics, primary="m", rows=rows, tokens=(2,) * 10, examples=examples), resamples=100)
+    assert found.estimates["KD"]["nll"].value == pytest.approx(3.0)
+    assert found.estimates["SFT"]["nll"].value == pytest.approx(6 / 9)
+    assert {(v.a, v.b, v.metric) for v in found.verdicts if v.key != "retention"} == {("KD", "SFT", "m"), ("SFT", "Base", "m")}
+    assert any("(KD and Base 20; SFT 90), so NLL per token cannot be compared" in caveat for caveat in found.caveats)
+
+
+def test_a_student_cut_out_of_its_base_is_not_said_to_be_hurt_by_fine_tuning():
+    rng = np.random.default_rng(1)
+    base_N = rng.uniform(40, 60, 30)
+    cut = tuple(trained_record(seed, by="sft", init="abc") for seed in (1, 2, 3, 4, 5))
+    rows = (
+        ModelRow(name="SFT", role="sft", seeds=(1, 2, 3, 4, 5), trained=cut, scores={"m": [(base_N - 20).tolist()] * 5}),
+        ModelRow(name="Base", role="base", scores={"m": [base_N.tolist()]}),
+    )
+    examples = tuple(TestRow(key=str(n), prompt="") for n in range(30))
+    metrics = (MetricInfo(name="m", title="M", unit="0–100"),)
+    found = analyse(Study(metrics=metrics, primary="m", rows=rows, tokens=(1,) * 30, examples=examples), resamples=200)
+    assert found.verdicts[0].sentence.startswith("Cutting and fine-tuning hurt: SFT is worse than Base by 20.0")

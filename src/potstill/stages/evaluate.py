@@ -554,10 +554,12 @@ class Evaluate(DataStage, kind="evaluate"):
         known: Mapping[str, int],
     ) -> Study:
         examples = found.examples
-        pairs = _shortest([found.read[place.where].pairs for _, place in jobs])
+        lengths = [tuple(len(response) for _, response in found.read[place.where].pairs) for _, place in jobs]
+        usual = min(Counter(lengths).items(), key=lambda found: (-found[1], found[0]))[0]
         rows = []
         for row in self.study:
             mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
+            own = next(length for (r, _), length in zip(jobs, lengths, strict=True) if r is row)
             records = tuple(place.trained for place, _ in mine if place.trained is not None)
             trained = records if len(records) == len(mine) else None
             speeds = [result["of_model"].get("decode_speed") for _, result in mine]
@@ -579,6 +581,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     template=fingerprint(found.read[mine[0][0].where].pairs)[:PRINT],
                     teacher_reads=next((words for place, _ in mine if (words := place.teacher_reads)), None),
                     apart=foreign.get(row.name),
+                    tokens=own if own != usual else None,
                     seeds=tuple(place.seed for place, _ in mine),
                     scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
                 )
@@ -587,7 +590,7 @@ class Evaluate(DataStage, kind="evaluate"):
             metrics=tuple(_info(metric) for metric in metrics if not isinstance(metric, ModelMetric)),
             primary=self.primary,
             rows=tuple(rows),
-            tokens=tuple(len(response) for _, response in pairs),
+            tokens=usual,
             examples=tuple(
                 TestRow(
                     key=fingerprint(e.key)[:16],
@@ -685,11 +688,6 @@ def _rows_called(refs: Sequence[str], place: Place, jobs: Sequence[tuple[Row, Pl
     """The names of the study's models that are what a model's own stage refers to."""
     found = (row.name for row, other in jobs for ref in refs if place.came_from(ref, other, str(row.model)))
     return tuple(dict.fromkeys(found))
-
-
-def _shortest(forms: list[list[Pair]]) -> list[Pair]:
-    """Of each row the rendering with the fewest response tokens: one count for all models, whatever their order."""
-    return [min(pairs, key=lambda pair: len(pair[1])) for pairs in zip(*forms, strict=True)]
 
 
 def _info(metric: Metric) -> MetricInfo:

@@ -18,7 +18,7 @@ class Report(Stage, kind="report"):
 
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # 2: files that were exported; what was cut, left out and abstained from
+    version: ClassVar[int] = 3  # 3: draws that no order of models or rows changes; tokens of each model's own form
 
     study: StudyRef = Field(description="the evaluation that is reported")
     exports: tuple[ExportRef, ...] = Field(

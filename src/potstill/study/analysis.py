@@ -73,15 +73,15 @@ def _samples(study: Study) -> tuple[list[tuple[ModelRow, MetricInfo, Sample]], l
         scores_of = {row.name: kept for row in study.rows if (kept := scored(row, metric)) is not None}
         for row in study.rows:
             if row.name in scores_of:
-                measured.append((row, metric, Sample.of(row, metric, study.tokens, clusters_N, scores_of[row.name])))
+                measured.append((row, metric, Sample.of(row, metric, study.tokens_of(row), clusters_N, scores_of[row.name])))
         for question in questions(study):
-            if metric.against_teacher and about_teacher(question.key):
-                continue
             a, b = question.a, question.b
+            if (metric.against_teacher and about_teacher(question.key)) or not study.comparable(a, b, metric):
+                continue
             of_ratios = metric.name in (study.primary, "exact_match")
             if a.name in scores_of and b.name in scores_of and (of_ratios or question.key != "retention"):
                 keep_N = scores_of[a.name] & scores_of[b.name]
-                pair = [Sample.of(row, metric, study.tokens, clusters_N, keep_N) for row in (a, b)]
+                pair = [Sample.of(row, metric, study.tokens_of(row), clusters_N, keep_N) for row in (a, b)]
                 compared.append(_Comparison(question, metric, *pair))
     return measured, compared
 
@@ -133,6 +133,6 @@ def breakdown(study: Study, by: Literal["tag", "language"]) -> list[dict]:
             kept = scored(row, metric)
             if kept is not None:
                 keep_N = np.isin(np.arange(len(study.examples)), members) & kept
-                values[row.name] = Sample.of(row, metric, study.tokens, clusters_N, keep_N).value
+                values[row.name] = Sample.of(row, metric, study.tokens_of(row), clusters_N, keep_N).value
         table.append({"group": group, "rows": len(members), "values": values})
     return table

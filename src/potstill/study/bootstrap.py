@@ -26,6 +26,7 @@ A comparison uses the rows on which both models have a score from all of their s
 is left out on both sides, never set to 0.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import pi, sqrt, tan
@@ -64,7 +65,11 @@ class Sample:
     def of(
         cls, row: ModelRow, metric: MetricInfo, tokens: Sequence[int], clusters_N: np.ndarray, keep_N: np.ndarray
     ) -> "Sample":
-        """The statistic of one model over the rows to keep; the model must have scores there."""
+        """The statistic of one model over the rows to keep; the model must have scores there.
+
+        Args:
+            tokens: response tokens of each test row in the model's own form, see `Study.tokens_of`.
+        """
         scores_SN = row.scores_SN(metric.name)
         assert scores_SN is not None
         scores_SN = np.where(keep_N, scores_SN, 0.0)
@@ -110,9 +115,14 @@ def resample(samples: Sequence[Sample], *, resamples: int, seed: int) -> np.ndar
             values_R += (few_clusters(sample.clusters) - 1) * (values_R - sample.value)
         for seeds, deviation_S in sample.deviations.items():
             if seeds not in luck:
-                luck[seeds] = _luck(len(seeds), resamples, np.random.default_rng([seed, 1, len(luck)]))
+                luck[seeds] = _luck(len(seeds), resamples, np.random.default_rng([seed, 1, _number(seeds)]))
             values_R += luck[seeds] @ deviation_S
     return values_MR
+
+
+def _number(seeds: tuple[int | None, ...]) -> int:
+    """Of a list of seeds, by what it holds: draws must not depend on which model comes first."""
+    return int.from_bytes(hashlib.blake2b(repr(seeds).encode(), digest_size=8).digest(), "big")
 
 
 def few_clusters(K: int) -> float:

@@ -148,6 +148,16 @@ def _of_the_form(study: Study) -> Iterator[str]:
     if len(forms) > 1:
         groups = "; ".join(joined(names) for names in forms.values())
         yield f"The models were asked in different forms, each in that of its own template ({groups})."
+    counts: dict[tuple[int, ...], list[str]] = {}
+    for row in study.rows:
+        counts.setdefault(study.tokens_of(row), []).append(row.name)
+    titles = [metric.title for metric in study.metrics if metric.over == "tokens"]
+    if len(counts) > 1 and titles:
+        groups = "; ".join(f"{joined(names)} {sum(tokens):,}" for tokens, names in counts.items())
+        yield (
+            f"The references have different numbers of tokens in these forms ({groups}), so {joined(titles)} per token "
+            "cannot be compared between them, and no verdict does."
+        )
     for words, names in _alike((row.name, row.teacher_reads) for row in study.rows):
         yield f"The teacher of {joined(names)} was made to read the rows in the student's form, which is not its own: {words}."
     for metric in (metric for metric in study.metrics if metric.against_teacher):

@@ -25,6 +25,8 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
         yield f"{study.metric(verdict.metric).title} is unfit for these rows"
     yield from _of_the_rows(study, a, b)
     if about_teacher(verdict.key):
+        if verdict.key == "teacher_over_sft":
+            yield from _one_seed(a, b)
         return
     if verdict.key == "kd_over_sft":
         if untold_teachers(study, a) and study.with_role("teacher"):
@@ -37,9 +39,8 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
             yield "the control was not trained alike"
     if floored(study, a, b, verdict.metric, estimates):
         yield "both score near the floor"
-    once = [row.name for row in (a, b) if trained_once(row)]
-    if once and verdict.key in ("kd_over_sft", "sft_over_base"):
-        yield "one seed" if len(once) == 2 else f"one seed of {once[0]}"
+    if verdict.key in ("kd_over_sft", "sft_over_base"):
+        yield from _one_seed(a, b)
 
 
 def teacher_not_ahead(study: Study, verdict: Verdict, verdicts: list[Verdict]) -> bool:
@@ -87,9 +88,15 @@ def floored(study: Study, a: ModelRow, b: ModelRow, metric: str, estimates: Esti
     return near_floor(study.metric(metric), *values)
 
 
+def _one_seed(a: ModelRow, b: ModelRow) -> Iterator[str]:
+    once = [row.name for row in (a, b) if trained_once(row)]
+    if once:
+        yield "one seed" if len(once) == 2 else f"one seed of {once[0]}"
+
+
 def trained_once(row: ModelRow) -> bool:
-    """Whether the intervals cannot know this model's luck of training; the base is given, whoever trained it."""
-    return len(row.seeds) == 1 and (row.role in ("kd", "sft") or (row.trained is not None and row.role != "base"))
+    """Whether the intervals cannot know this student's luck of training; base and teacher are given, whoever trained them."""
+    return len(row.seeds) == 1 and row.role in ("kd", "sft")
 
 
 def _value(estimates: Estimates, row: ModelRow | None, metric: str) -> float | None:

@@ -13,6 +13,7 @@ class Question:
     question: str
     a: ModelRow
     b: ModelRow
+    cut: bool = False  # whether a was cut out of a larger model before it was trained
 
 
 def questions(study: Study) -> list[Question]:
@@ -28,7 +29,7 @@ def questions(study: Study) -> list[Question]:
     for row in quantized:
         rivals = [other for other in rtn if of_one_model(study, other, row)]
         asked += [Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other) for other in rivals[:1]]
-    asked += [Question("sft_over_base", "SFT over base", a, b) for a in sft for b in base]
+    asked += [Question("sft_over_base", "SFT over base", a, b, cut=was_cut(a)) for a in sft for b in base]
     for row in (*kd, *sft, *quantized):
         full = source_of(study, row) if row.role == "quantized" else row
         teacher = study.teacher_of(full) if full is not None else None
@@ -67,6 +68,11 @@ def of_one_model(study: Study, a: ModelRow, b: ModelRow) -> bool:
     """Whether two quantised rows came from the same model, measured or not."""
     source = source_of(study, a)
     return source is source_of(study, b) and (source is not None or a.made_from == b.made_from)
+
+
+def was_cut(row: ModelRow) -> bool:
+    """Whether training began from a part of the model that it names."""
+    return any(one.init != "none" for one in row.trained or ())
 
 
 def about_teacher(key: str) -> bool:

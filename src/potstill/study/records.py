@@ -145,6 +145,7 @@ class ModelRow(_Record):
             the teacher's own; None: not at all, no teacher, or unknown.
         apart: how the form that it was asked in differs from the form of the teacher that it is compared with token by token;
             None: not at all, or not compared.
+        tokens: response tokens of each test row in this model's form of the rows, where they are not `Study.tokens`.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.
@@ -168,6 +169,7 @@ class ModelRow(_Record):
     template: str | None = None
     teacher_reads: str | None = None
     apart: str | None = None
+    tokens: tuple[int, ...] | None = None
     seeds: tuple[int | None, ...] = (None,)
     scores: dict[str, tuple[tuple[float | None, ...], ...]]
 
@@ -194,7 +196,7 @@ class Study(_Record):
     """All scores of one evaluation.
 
     Attributes:
-        tokens: response tokens of each test row: the weights of token metrics.
+        tokens: response tokens of each test row, in the form that most models read: the weights of token metrics.
         prompts: fingerprint of the prompts that the models were asked with, as in `Trained.prompts`; None: unknown.
         languages: language -> test rows.
         shortened: test rows whose context was cut.
@@ -292,9 +294,17 @@ class Study(_Record):
         )
 
     def clusters_N(self) -> np.ndarray:
-        """The number of each test row's cluster: 0, 1 … in the order in which the keys first appear."""
-        numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(example.key, len(numbers)) for example in self.examples], dtype=np.int64)
+        """The number of each test row's cluster: 0, 1 … in the order of the keys, so that the rows' order changes no draw."""
+        numbers = {key: number for number, key in enumerate(sorted({example.key for example in self.examples}))}
+        return np.array([numbers[example.key] for example in self.examples], dtype=np.int64)
+
+    def tokens_of(self, row: ModelRow) -> tuple[int, ...]:
+        """Response tokens of each test row in a model's own form: the weights of its token metrics."""
+        return row.tokens if row.tokens is not None else self.tokens
+
+    def comparable(self, a: ModelRow, b: ModelRow, metric: MetricInfo) -> bool:
+        """Whether two models' values have one unit: nats per token of unequal forms of the references have not."""
+        return metric.over != "tokens" or self.tokens_of(a) == self.tokens_of(b)
 
     def cluster_count(self) -> int:
         """Different keys of test rows."""

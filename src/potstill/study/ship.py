@@ -40,7 +40,10 @@ def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> A
             return Advice(base.name, f"Ship {base.name}: it scores higher than {full.name}, the best of the trained students.")
     if full.role != "base" and floored(study, full, full, study.primary, estimates):
         title = study.metric(study.primary).title
-        return Advice(None, f"Ship none of them: {full.name}, the best of the students, scores near the floor of {title}.")
+        return Advice(
+            None,
+            f"Ship none of them: {full.name}, the best of the students at full precision, scores near the floor of {title}.",
+        )
     packed, more = _at_four_bits(study, own, full)
     chosen = packed or full
     return Advice(chosen.name, f"Ship {chosen.name}: {why}{more}.")

@@ -140,9 +140,14 @@ def _difference_in_words(
     than = f"{a} is {'better' if verdict == 'helped' else 'worse'} than {b} by {size}."
     if question.key == "teacher_over_sft":
         return f"{'There was something' if verdict == 'helped' else 'There was nothing'} to teach: {than}"
-    doing = _DOING[question.key]
+    doing = _doing(question)
     did = "did no harm" if question.key == "four_bits" and verdict == "helped" else verdict
     return f"{doing[0].upper()}{doing[1:]} {did}: {than}"
+
+
+def _doing(question: Question) -> str:
+    """What is judged: of a student cut out of a larger model, the cut as well."""
+    return "cutting and fine-tuning" if question.cut else _DOING[question.key]
 
 
 def _not_shown_in_words(question: Question, metric: MetricInfo, found: str, ci: tuple[float, float], digits: int) -> str:
@@ -160,7 +165,7 @@ def _not_shown_in_words(question: Question, metric: MetricInfo, found: str, ci: 
         return f"No loss shown at 4 bits: {found}; {still}."
     if question.key == "teacher_over_sft":
         return f"Not shown that there was anything to teach: {found}; {still}."
-    return f"Not shown that {_DOING[question.key]} helped: {found}; {still}."
+    return f"Not shown that {_doing(question)} helped: {found}; {still}."
 
 
 def _gain(metric: MetricInfo, ci: tuple[float, float]) -> tuple[float, float]:
