@@ -766,3 +766,29 @@ def test_an_export_keeps_the_template_of_tools(begin: str, end: str) -> None:
     assert written == wanted
     assert "28 Nov 2026" in wanted[0]
     assert '"peat"' in wanted[1]
+
+
+TEXT_END = (
+    "{% for m in messages %}{{ '### ' + m.role + '\n' + m.content + '\n### end\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant\n' }}{% endif %}"
+)
+
+
+def test_an_end_that_is_text_is_never_replaced_in_silence() -> None:
+    tokenizer, example = tokenizer_with(TEXT_END), Example("a", "q", "a")
+    with pytest.raises(UserError, match=r'ends an answer with text \("\\n### end\\n"\) and not with a token') as refused:
+        Renderer(tokenizer, Prompts())
+    assert 'prompts.answers = "template"' in str(refused.value)
+    learned = {}
+    for answers in ("row", "template"):
+        renderer = Renderer(tokenizer, Prompts(answers=answers))
+        learned[answers] = tokenizer.decode(renderer.row(example).response)
+        assert renderer.scored(example).references == ("a",)
+        assert renderer.said("a\n### end\n### user\nand so on") == "a"
+    assert learned == {"row": f"a{tokenizer.eos_token}", "template": f"a\n### end\n{tokenizer.eos_token}"}
+
+
+def test_white_space_after_an_answer_is_no_end() -> None:
+    template = TEXT_END.replace("\n### end", "")
+    row = Renderer(tokenizer_with(template), Prompts()).row(Example("a", "q", "a"))
+    assert row.response[-1] == tokenizer_with(template).eos_token_id

@@ -357,3 +357,22 @@ def test_identity_of_any_text(text: str, language: str) -> None:
     for metric in COMPARING.values():
         same = metric(text, example(text, language=language))
         assert isinstance(same, Abstain) or same == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("น\u0e4d\u0e49\u0e32", "น\u0e49\u0e33", True),  # sara am typed in two parts, the tone between or before them
+        ("น\u0e49\u0e4d\u0e32", "น\u0e49\u0e33", True),
+        ("−3", "-3", True),
+        ("10–20", "10-20", True),
+        ("1\u00a0000", "1 000", True),
+        ("\u200cسلام", "سلام", True),
+        ("It is 2024!", "It is 2024.", True),
+        ("n!", "n", False),
+        ("(n - 1)!", "(n - 1)", False),
+        ("3", "-3", False),
+    ],
+)
+def test_what_a_reader_cannot_tell_apart_is_equal_and_a_formula_is_not(one: str, other: str, equal: bool) -> None:
+    assert (exact_form(one) == exact_form(other)) is equal

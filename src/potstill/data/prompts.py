@@ -176,6 +176,7 @@ class Renderer:
             day = date.fromisoformat(prompts.date) if prompts.date else None
             self._template = ChatTemplate(tokenizer, day, prompts.variables, prompts.generation_prompt)
         self._own_end = re.compile(r"(?!)")  # until the end of turn is known
+        self._text_end = ""  # what the template writes after an answer where no token ends it
         self._left_off = ""  # the end that the template writes after an answer in history, but not after the last turn
         self._placed: set[str] = set()  # the forms of conversation whose turns all have a place
         self._closing = self._probe() if prompts.format == "chat" else ""
@@ -228,6 +229,13 @@ class Renderer:
         end = self._marks.spelt.search(after)
         if end is None:
             self._left_off = _end_in_history(template, turns, self._marks.spelt)
+            self._text_end = after.strip() if not self._left_off else ""
+            if self._text_end and self.prompts.answers is None:
+                raise UserError(
+                    f"the chat template ends an answer with text ({json.dumps(after, ensure_ascii=False)}) and not with a "
+                    'token that ends a turn; set prompts.answers = "template" to learn that text before the end-of-sequence '
+                    'token, or "row" to learn the end-of-sequence token alone'
+                )
         return self._left_off if end is None else after[: end.end()]
 
     def _begins_with(self) -> str:
@@ -466,7 +474,8 @@ class Renderer:
             return self._as_template(example, context, asked, answer)
         said = self._after_opened(opened, answer.content) if opened and self.prompts.answers != "template" else answer.content
         finished = self._written(example, context, False, as_it_is, answer) + self._left_off
-        if finished.startswith(asked.real + said + self._closing):
+        as_is = finished.startswith(asked.real + said + self._closing)
+        if as_is and not (self._text_end and self.prompts.answers == "template"):
             return self._closed(said)
         if self.prompts.answers == "template":
             return self._as_template(example, context, asked, answer)
@@ -553,8 +562,8 @@ class Renderer:
     def scored(self, example: Example) -> Example:
         """The row with its accepted answers as a model that learned it would write them; for metrics on text.
 
-        An end of turn at their end is taken off, reasoning is treated as `thinking` says, and an answer that only the
-        template can write (tool calls, `answers = "template"`) is what the template writes.
+        An end of turn at their end, a token or text, is taken off, reasoning is treated as `thinking` says, and an answer
+        that only the template can write (tool calls, `answers = "template"`) is what the template writes.
         """
         _, asked, context = self._fitted(example)
 
@@ -567,10 +576,14 @@ class Renderer:
                 return answer.content.strip()
             hidden = turn_tokens(self.tokenizer) | end_tokens(self.tokenizer)
             named = self._marks.spelt.sub(lambda found: "" if self._control[found[0]] in hidden else found[0], text.marked)
-            return self._marks.unmark(named).strip()
+            return self.said(self._marks.unmark(named))
 
         references = tuple(dict.fromkeys(map(written, example.references)))
         return replace(example, response=written(example.response), references=references)
+
+    def said(self, answer: str) -> str:
+        """An answer for metrics: up to the end that the template writes as text, where no token ends it."""
+        return (answer.partition(self._text_end)[0] if self._text_end else answer).strip()
 
     def problem(self, example: Example) -> str | None:
         """What keeps a row from being trained and asked alike, in words; None when nothing does. Its length is no matter."""

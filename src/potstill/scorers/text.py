@@ -28,16 +28,20 @@ _QUOTES = {
 }
 _APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _INVISIBLE = "\u200b\u200e\u200f\u061c\u2060\ufeff"  # blanks without width and marks of direction: nobody sees them at an end
-_OUTER = _INVISIBLE + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
+_OUTER = _INVISIBLE + "\u200c\u200d" + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _NO_INVISIBLE = dict.fromkeys(map(ord, _INVISIBLE))
 _FINAL = regex.compile(r"[\p{Terminal_Punctuation}…]")  # of every script: . , ; : ! ? 。 、 । ؟ ۔ and their like
 _EXCLAMATION = "!！﹗‼"
+_SOME_WORD = regex.compile(r"\p{L}{2}")
 _LEADING = "¡¿"
 _STRAIGHT = str.maketrans({**dict.fromkeys("‘’‚‛ʼ＇", "'"), **dict.fromkeys("“”„‟＂", '"')})
 _DASHES = dict.fromkeys(map(ord, "‐‑‒–—―−﹣－"), "-")
 _GUILLEMETS = str.maketrans({**dict.fromkeys("‹›´`", "'"), **dict.fromkeys("«»", '"')})
 _PLAIN = {**_NO_INVISIBLE, **_STRAIGHT, **_GUILLEMETS}  # one pass: nothing is replaced by what another would replace
 _PLAIN_AFTER = {**_NO_INVISIBLE, **_STRAIGHT, **_DASHES}
+_SARA_AM = re.compile("([\u0e48-\u0e4b\u0ec8-\u0ecb]?)[\u0e4d\u0ecd]([\u0e48-\u0e4b\u0ec8-\u0ecb]?)([\u0e32\u0eb2])")
+_JOINED = {"\u0e32": "\u0e33", "\u0eb2": "\u0eb3"}
+_NO_BREAK = dict.fromkeys(map(ord, "\u00a0\u2007\u202f"), " ")  # blanks that look like any other
 _TURKIC = {"tr", "az"}  # I is the capital of ı there, and İ that of i
 
 _STRING = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""")
@@ -45,8 +49,18 @@ _BLANKS = " \t\f\v"
 
 
 def nfc(text: str) -> str:
-    """Unicode's composed form: letters with their marks are one character where there is one."""
-    return unicodedata.normalize("NFC", text)
+    """Unicode's composed form: letters with their marks are one character where there is one.
+
+    Thai and Lao sara am too, which NFC leaves in two parts where it was typed so, a tone mark before, between or after them
+    (the Unicode Standard, 16.1).
+    """
+    text = unicodedata.normalize("NFC", text)
+    return text if text.isascii() else _SARA_AM.sub(_joined_sara_am, text)
+
+
+def _joined_sara_am(found: re.Match[str]) -> str:
+    before, between, vowel = found.groups()
+    return f"{before}{between}{_JOINED[vowel]}"
 
 
 def primary(language: str) -> str:
@@ -78,11 +92,11 @@ def exact_form(text: str, *, fold_case: bool = True, language: str = "") -> str:
 
     What does not count: Unicode's composition (NFC), outer white space, a pair of quotes around the whole, final punctuation of
     any script (Unicode's Terminal_Punctuation such as `. , ; : ! ? 。 । ؟`, and `…`), leading `¡ ¿`, whether quotes and
-    apostrophes are typographic or straight, and case where `fold_case`. All else counts: `C#` is not `C++`, `3` not `-3`, `x²`
-    not `x2`, `👎` not `👍`, and `5!` (a factorial) not `5`. A text of nothing but such marks keeps them, so that `"?"` equals
+    apostrophes, dashes and minus signs are typographic or plain, no-break spaces, and case where `fold_case`. All else counts: `C#`
+    is not `C++`, `3` not `-3`, `x²` not `x2`, `👎` not `👍`, and `5!` or `n!` (a factorial) not `5` or `n`. A text of nothing but such marks keeps them, so that `"?"` equals
     neither `"!"` nor the empty text.
     """
-    text = nfc(text).translate(_STRAIGHT).strip(_OUTER)
+    text = nfc(text).translate({**_STRAIGHT, **_DASHES, **_NO_BREAK}).strip(_OUTER)
     if fold_case:
         text = fold(text, language)
     while (bare := _without_final(_without_quotes(text)).lstrip(_LEADING + _OUTER).strip(_OUTER)) != text and bare:
@@ -91,7 +105,7 @@ def exact_form(text: str, *, fold_case: bool = True, language: str = "") -> str:
 
 
 def _without_final(text: str) -> str:
-    """The text without punctuation at its end; an exclamation mark directly after a digit is a factorial."""
+    """The text without punctuation at its end; an exclamation mark that ends a formula is a factorial."""
     text = text.rstrip(_OUTER)
     while text and _FINAL.match(text[-1]) and not _factorial(text):
         text = text[:-1].rstrip(_OUTER)
@@ -99,7 +113,11 @@ def _without_final(text: str) -> str:
 
 
 def _factorial(text: str) -> bool:
-    return text[-1] in _EXCLAMATION and text.rstrip(_EXCLAMATION)[-1:].isdigit()
+    """Whether a text ends as a formula does: `5!`, `n!`, `(n - 1)!`; a text with a word of two letters is none."""
+    if text[-1] not in _EXCLAMATION or _SOME_WORD.search(text):
+        return False
+    before = text.rstrip(_EXCLAMATION)[-1:]
+    return before.isdigit() or before == ")" or before.islower()
 
 
 def _without_quotes(text: str) -> str:
@@ -193,7 +211,7 @@ def key_form(text: str) -> str:
     Equal are texts that differ in Unicode's compatibility forms (NFKC: full-width marks, ligatures), case, white space, marks
     without width, typographic or straight quotes, apostrophes and dashes, and final punctuation of any script.
     """
-    text = _ascii_key(text) if text.isascii() else _unicode_key(text)
+    text = _ascii_key(text) if text.isascii() else _unicode_key(nfc(text))
     bare = text
     while bare and (bare[-1] == " " or _FINAL.match(bare[-1])):
         bare = bare[:-1]

@@ -485,7 +485,7 @@ class Evaluate(DataStage, kind="evaluate"):
             seed=self.decoding.seed,
             on_rows=watch,
         )
-        answers = [unicodedata.normalize("NFC", answer) for answer in given.texts]
+        answers = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
         scores: dict[str, Sequence[float | None]] = {}
         abstentions: dict[str, dict[str, int]] = {}
         accepted = [renderer.scored(example) for example in examples]

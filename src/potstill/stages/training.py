@@ -127,7 +127,10 @@ class Validator:
         )
         found = {}
         for name, metric in wanted.items():
-            scores = [metric(answer, example) for answer, example in zip(answers.texts, self.examples, strict=True)]
+            scores = [
+                metric(self.renderer.said(answer), example)
+                for answer, example in zip(answers.texts, self.examples, strict=True)
+            ]
             given = [score for score in scores if not isinstance(score, Abstain)]
             if given:
                 found[name] = sum(given) / len(given)
