@@ -96,10 +96,12 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     from potstill.core.errors import RecipeError
     from potstill.core.progress import waiting
     from potstill.run import preflight
+    from potstill.stages.outlook import Outlook
 
+    outlook = Outlook()
     try:
         with waiting("reading models and rows"):
-            found = preflight.check(_recipe_path(recipe), overrides)
+            found = preflight.check(_recipe_path(recipe), overrides, outlook)
     except RecipeError as error:
         if not as_json:
             raise
@@ -112,7 +114,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
         with waiting("comparing test rows with training rows"):
             notes = list(preflight.notes_of(found.stages))
-        for note in notes:
+        for note in (*outlook.rows_left_out(), *notes):
             click.echo(note)
 
 
@@ -302,9 +304,14 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
 
 
 def _say_leftovers(recipe: "Recipe", out: Path) -> None:
+    from potstill.core.artifact import held_by
     from potstill.run.folder import leftover_lines, leftovers
     from potstill.run.graph import in_use, plan
 
+    holder = held_by(out / ".lock")
+    if holder is not None:
+        click.echo(f"{out} is in use by {holder}")
+        return
     for line in leftover_lines(leftovers(out, in_use(plan(recipe, out, offline=True)))):
         click.echo(line)
 

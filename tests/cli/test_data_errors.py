@@ -99,7 +99,8 @@ def test_all_rows_empty(place):
 
 def test_all_rows_too_long(place):
     told = refusal(place, lines(*numbered(5, response="so " * 100)), "--set", "data.splits={ validation = 0, test = 0 }")
-    words = "sft.data  the train split is empty (5 response too long); raise prompts.max_tokens: the longest row has 128 tokens"
+    words = "sft.data  the train split is empty (5 response too long); raise prompts.max_tokens: the longest that does "
+    words += "not fit has 128 tokens"
     assert told == f"tiny.toml: 1 problem\n  {words}"
 
 
@@ -110,7 +111,7 @@ def test_rows_that_are_mostly_too_long_stop_a_run_before_it_begins(place):
     everything = ("--set", "data.splits={ validation = 0, test = 0 }")
     told = refusal(place, lines(*rows), *everything)
     assert "sft.prompts.max_tokens = 64  train split: 30 of 40 rows are too long, more than most_left_out = 0.5 allows" in told
-    assert "the longest row has 1" in told, "what max_tokens would have to be"
+    assert "the longest that does not fit has 1" in told, "what max_tokens would have to be"
     assert not place.artifacts()
     result = place.run(*everything, "--set", "prompts.most_left_out=1")
     assert result.exit_code == 0

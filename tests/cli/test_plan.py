@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 
 import pytest
 from rich.console import Console
 from tiny_run import call
 
 from potstill.commands.plan import Line, Plan, estimate, print_plan
+from potstill.core.artifact import file_lock, held_by
+from potstill.data.store import to_raise
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.rouge_l import RougeL
 from potstill.recipe.parse import load_recipe
@@ -165,3 +168,19 @@ def test_validation_takes_its_time(seconds) -> None:
     none, one, three = (seconds("sft", validation=Validation(times=times)) for times in (0, 1, 3))
     assert none < one
     assert three - none == pytest.approx(2 * (one - none))  # of times + 1 validations
+
+
+def test_a_folder_in_use_is_not_offered_for_deletion(tmp_path: Path) -> None:
+    assert held_by(tmp_path / ".lock") is None
+    with file_lock(tmp_path / ".lock", tmp_path):
+        holder = held_by(tmp_path / ".lock")
+        assert holder is not None
+        assert holder.startswith(f"process {os.getpid()} on ")
+    assert held_by(tmp_path / ".lock") is None
+
+
+def test_the_remedy_for_rows_that_are_too_long_names_the_field_that_lets_them_in() -> None:
+    assert to_raise({"prompt too long": 3}, 90) == "prompts.max_prompt_tokens: the longest that does not fit has 90 tokens"
+    assert to_raise({"response too long": 3}) == "prompts.max_tokens"
+    assert to_raise({"prompt too long": 1, "response too long": 3}) == "prompts.max_prompt_tokens and prompts.max_tokens"
+    assert to_raise({"empty response": 2}, 90) == ""

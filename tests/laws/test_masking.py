@@ -287,7 +287,8 @@ def test_an_empty_store_says_why(chat: Any, tmp_path: Any) -> None:
     with pytest.raises(UserError) as caught:
         TokenStore.write(tmp_path, [], counts, "sft: training rows of jsonl")
     assert str(caught.value) == (
-        "sft: training rows of jsonl: no row is left (1,200 response too long, 3 prompt too long); raise prompts.max_tokens"
+        "sft: training rows of jsonl: no row is left (1,200 response too long, 3 prompt too long); "
+        "raise prompts.max_prompt_tokens and prompts.max_tokens"
     )
 
 

@@ -405,7 +405,7 @@ def test_what_a_row_or_a_recipe_says_of_its_language_is_not_guessed(write_rows: 
     assert named.language_in_use() == named.language_note() == "en, es, pt"
     partly = Jsonl(path=path, language_column="l")
     assert sorted(row.language for split in SPLITS for row in partly.examples(split)) == ["en", "en", "en", "es", "es", "es"]
-    assert partly.language_note() == "en, es (detected from the rows: 2 of 2 rows that tell)"
+    assert partly.language_note() == "en, es (detected from the rows: in 2 of 2 rows looked at)"
 
 
 def test_rows_of_several_languages_say_so(write_rows: WriteRows) -> None:

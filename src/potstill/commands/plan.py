@@ -14,8 +14,8 @@ from potstill.edges.machine import total_memory
 from potstill.recipe.header import Recipe
 from potstill.run.graph import Planned, plan
 from potstill.run.preflight import cost_of, done_models, notes_of, problems_of
-from potstill.stages.base import Stage, reasons
-from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.base import Stage
+from potstill.stages.outlook import Cost, Outlook
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -184,22 +184,10 @@ def _rows_in_words(lines: Sequence[Line]) -> Iterator[str]:
     said: set[str] = set()
     for line in lines:
         for rows in line.cost.rows:
-            text = rows_told(rows)
+            text = rows.sentence()
             if text not in said and rows.rows:
                 said.add(text)
                 yield f"{line.stage.partition('@')[0]}: {text}"
-
-
-def rows_told(rows: RowsOf) -> str:
-    """`train: 227 of 248 rows (left out: 21 response too long, the longest 131 tokens); 41 + 18 tokens a row, 110 at most`."""
-    text = f"{rows.split}: {rows.kept:,} of {rows.rows:,} rows"
-    left = reasons(rows.left_out)
-    longest = f", the longest {rows.too_long:,} tokens" if rows.too_long else ""
-    text += f" (left out: {left}{longest})" if left else ""
-    text += f", {rows.shortened:,} contexts shortened" if rows.shortened else ""
-    text += f"; {rows.prompt:.0f} + {rows.response:.0f} tokens a row, {rows.longest:,} at most"
-    text += "" if rows.counted else ", guessed from characters: no tokenizer at hand"
-    return text + ("" if rows.share == 1 else f", from {rows.share:.0%} of the rows")
 
 
 def _count(value: float | None) -> str:

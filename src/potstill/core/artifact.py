@@ -265,6 +265,18 @@ def _sync_files(folder: Path) -> None:
             os.close(fd)
 
 
+def held_by(path: Path) -> str | None:
+    """Who holds a lock file now; None: nobody."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return path.read_text(encoding="utf-8").strip() or "another process"
+
+
 @contextmanager
 def file_lock(path: Path, what: Path) -> Iterator[None]:
     """Hold a lock file while inside; the operating system lets go when the holder dies, however it dies.

@@ -407,7 +407,8 @@ class Renderer:
             self._check_kept(turns, text.real, example.tools)
             self._check_places(turns, example.tools, True)
         ids = self._ids(text)
-        if len(ids) <= limit:
+        whole = len(ids)
+        if whole <= limit:
             return Prompt(ids), text, context
         tokens = encode(self.tokenizer, example.context)
         keep = len(tokens)
@@ -418,7 +419,7 @@ class Renderer:
             ids = self._ids(text)
             if len(ids) <= limit:
                 return Prompt(ids, shortened=True), text, context
-        raise LeftOut("prompt too long", len(ids))
+        raise LeftOut("prompt too long", whole)
 
     def row(self, example: Example) -> Row:
         """Prompt and response of a row.

@@ -104,9 +104,16 @@ class TokenStore:
                 counts.response_tokens += len(response)
         if counts.rows == 0:
             why = ", ".join(f"{n:,} {reason}" for reason, n in counts.dropped.items()) or "the split is empty"
-            hint = "; raise prompts.max_tokens" if any("long" in reason for reason in counts.dropped) else ""
-            raise UserError(f"{what}: no row is left ({why}){hint}")
+            hint = to_raise(counts.dropped)
+            raise UserError(f"{what}: no row is left ({why}){f'; raise {hint}' if hint else ''}")
         return cls(folder, counts)
+
+
+def to_raise(left_out: Mapping[str, int], longest: int = 0) -> str:
+    """The fields that would let rows in that are too long; "" where none is. `longest`: tokens of the longest, 0: unknown."""
+    names = {"prompt too long": "prompts.max_prompt_tokens", "response too long": "prompts.max_tokens"}
+    fields = " and ".join(field for reason, field in names.items() if left_out.get(reason))
+    return f"{fields}: the longest that does not fit has {longest:,} tokens" if fields and longest else fields
 
 
 def too_many_left_out(kept: int, left_out: Mapping[str, int], longest: int, most: float) -> str:
@@ -118,7 +125,7 @@ def too_many_left_out(kept: int, left_out: Mapping[str, int], longest: int, most
     lost = sum(n for reason, n in left_out.items() if "too long" in reason)
     if lost <= most * (kept + lost):
         return ""
-    raised = f"raise prompts.max_tokens and max_prompt_tokens (the longest row has {longest:,} tokens)"
+    raised = f"raise {to_raise(left_out, longest)}"
     return f"{lost:,} of {kept + lost:,} rows are too long, more than most_left_out = {most:g} allows; {raised}"
 
 

@@ -30,18 +30,32 @@ def done_models(planned: Sequence[Planned]) -> dict[str, str]:
 
 
 def problems_of(stages: Sequence[Stage], outlook: Outlook) -> Iterator[Problem]:
-    """Each stage's own problems at their places in the recipe; what several stages share is said once."""
+    """Each stage's own problems at their places in the recipe; what several stages share, or a model's own, is said once."""
     said: set[tuple[str, str]] = set()
     for stage in stages:
-        for problem in stage.problems(outlook) if stage.name not in outlook.done else ():
+        for problem in _problems(stage, outlook) if stage.name not in outlook.done else ():
             shared = problem.place.partition(".")[0]
             own = f"{stage.name.partition('.')[0]}.{problem.place}"
-            where = str(getattr(stage, shared)) if shared in ("data", "prompts") else own
+            of_model = (problem.value or "").startswith(("'path:", "'hf:", "'stage:"))
+            where = str(getattr(stage, shared)) if shared in ("data", "prompts") else "model" if of_model else own
             key = (where, problem.rule)
             if key not in said:
                 said.add(key)
                 yield _placed(stage.name.partition(".")[0], problem)  # of a swept value, as the stage that the file names
         outlook.add(stage)
+
+
+def _problems(stage: Stage, outlook: Outlook) -> Iterator[Problem]:
+    """A stage's own; where one of them keeps it from looking further, that one alone."""
+    found = False
+    try:
+        for problem in stage.problems(outlook):
+            found = True
+            yield problem
+    except UserError as error:
+        if not found:
+            place, ref = next(iter(stage.references()), ("kind", stage.kind))
+            yield Problem(place, str(error), repr(str(ref)))
 
 
 def _placed(stage: str, problem: Problem) -> Problem:
@@ -92,15 +106,18 @@ def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
         yield from (f"{source.kind}: {note}" for note in found if note)
 
 
-def check(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
+def check(path: str | Path, overrides: tuple[str, ...] = (), outlook: Outlook | None = None) -> Recipe:
     """Read a recipe and find everything that is known to fail, in the file and beyond it.
+
+    Args:
+        outlook: keeps what was read, for whoever wants to say more of it.
 
     Raises:
         RecipeError: with every problem, in the order of the file.
         UserError: no such file, or not TOML.
     """
     parsed = read(path, overrides)
-    outlook = Outlook()
+    outlook = outlook if outlook is not None else Outlook()
     found = [*problems_of(parsed.expanded, outlook)]
     if parsed.recipe is not None:
         found += room_problems(parsed.expanded, outlook, Path("runs") / parsed.recipe.name)

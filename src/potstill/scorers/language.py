@@ -138,7 +138,7 @@ def guess(rows: Sequence[tuple[str, str]]) -> Guess:
         return Guess(UNKNOWN, f"rows of several languages ({shares})")
     if count < _TELL * sum(len(_WORD.findall(" ".join(row))) >= _SENTENCE for row in rows):
         return Guess(UNKNOWN, f"only {count} of {len(rows)} rows tell ({best}); the others may be in another language")
-    return Guess(best, f"{count} of {votes.total()} rows that tell")
+    return Guess(best, f"in {count} of {len(rows)} rows looked at")
 
 
 def _first_told(texts: Iterable[str]) -> str:

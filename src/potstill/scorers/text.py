@@ -91,10 +91,10 @@ def exact_form(text: str, *, fold_case: bool = True, language: str = "") -> str:
     """The form in which an answer is compared with a reference: equal forms are equal answers.
 
     What does not count: Unicode's composition (NFC), outer white space, a pair of quotes around the whole, final punctuation of
-    any script (Unicode's Terminal_Punctuation such as `. , ; : ! ? 。 । ؟`, and `…`), leading `¡ ¿`, whether quotes and
-    apostrophes, dashes and minus signs are typographic or plain, no-break spaces, and case where `fold_case`. All else counts: `C#`
-    is not `C++`, `3` not `-3`, `x²` not `x2`, `👎` not `👍`, and `5!` or `n!` (a factorial) not `5` or `n`. A text of nothing but such marks keeps them, so that `"?"` equals
-    neither `"!"` nor the empty text.
+    any script (Unicode's Terminal_Punctuation such as `. , ; : ! ? 。 । ؟`, and `…`), leading `¡ ¿`, whether quotes,
+    apostrophes, dashes and minus signs are typographic or plain, whether a space may break, and case where `fold_case`. All
+    else counts: `C#` is not `C++`, `3` not `-3`, `x²` not `x2`, `👎` not `👍`, and `5!` or `n!` (a factorial) not `5` or `n`.
+    A text of nothing but such marks keeps them, so that `"?"` equals neither `"!"` nor the empty text.
     """
     text = nfc(text).translate({**_STRAIGHT, **_DASHES, **_NO_BREAK}).strip(_OUTER)
     if fold_case:

@@ -14,11 +14,12 @@ from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts
-from potstill.data.store import too_many_left_out
+from potstill.data.store import to_raise, too_many_left_out
 from potstill.edges.models import positions_of
 from potstill.sources import Source
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef, StageRef
+from potstill.study.words import reasons
 from potstill.train.work import Work
 
 
@@ -168,7 +169,9 @@ class DataStage(Stage):
             if not rows.kept and number == 0:
                 yield Problem("data", empty_split(rows))
             elif lost := too_many_left_out(rows.kept, rows.left_out, rows.too_long, self.prompts.most_left_out):
-                yield Problem("prompts.max_tokens", f"{split} split: {lost}", str(self.prompts.max_tokens))
+                prompt, response = (rows.left_out.get(f"{part} too long", 0) for part in ("prompt", "response"))
+                field = "max_prompt_tokens" if prompt > response else "max_tokens"
+                yield Problem(f"prompts.{field}", f"{split} split: {lost}", str(getattr(self.prompts, field)))
 
     def _unread(self, outlook: Outlook, split: Split, error: UserError) -> Iterator[Problem]:
         """What a row's refusal comes from: each habit of the template once, else the row itself."""
@@ -205,13 +208,6 @@ def position_problems(outlook: Outlook, stage: "DataStage", config: Any, who: st
 def empty_split(rows: RowsOf) -> str:
     """Why no row of a split is left, and the remedy."""
     why = f" ({reasons(rows.left_out)})" if rows.left_out else ""
-    if any("too long" in reason for reason in rows.left_out):
-        remedy = "raise prompts.max_tokens" + (f": the longest row has {rows.too_long:,} tokens" if rows.too_long else "")
-    else:
-        remedy = "give it more rows, or set data.splits"
+    fields = to_raise(rows.left_out, rows.too_long)
+    remedy = f"raise {fields}" if fields else "give it more rows, or set data.splits"
     return f"the {rows.split} split is empty{why}; {remedy}"
-
-
-def reasons(left_out: Mapping[str, int]) -> str:
-    """`21 response too long, 3 weight 0`."""
-    return ", ".join(f"{n:,} {reason}" for reason, n in left_out.items() if n)

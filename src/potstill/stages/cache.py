@@ -14,11 +14,12 @@ from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, check_positions, check_rows, config_of, device, load_tokenizer
-from potstill.stages.base import Context, DataStage, position_problems, reasons
+from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import left_over, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
+from potstill.study.words import reasons
 from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal, longest
 from potstill.train.loop import Precision, autocast, in_bf16
 

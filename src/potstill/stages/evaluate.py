@@ -40,7 +40,7 @@ from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
-from potstill.stages.base import Context, DataStage, reasons
+from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
 from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
@@ -50,6 +50,7 @@ from potstill.stages.training import hash_order
 from potstill.study.power import TYPICAL_SD, smallest_difference
 from potstill.study.records import NO_PRIMARY, MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.study.records import Decoding as StudyDecoding
+from potstill.study.words import reasons
 from potstill.teachers.reading import TeacherReads, difference, foreign_form
 from potstill.train.work import Work
 

@@ -15,6 +15,7 @@ from potstill.edges.models import Size, config_of, size_of, weight_problems
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.sources import Source
 from potstill.stages.refs import StageRef
+from potstill.study.words import reasons
 from potstill.train.probe import Probe, probe
 
 CHARACTERS_PER_TOKEN = 3.6  # English prose under a vocabulary of 150,000, where no tokenizer can be had
@@ -80,6 +81,16 @@ class RowsOf:
     @property
     def rows(self) -> int:
         return self.kept + sum(self.left_out.values())
+
+    def sentence(self) -> str:
+        """`train: 227 of 248 rows (left out: 21 response too long, the longest 131 tokens); 41 + 18 tokens a row …`."""
+        text = f"{self.split}: {self.kept:,} of {self.rows:,} rows"
+        longest = f", the longest {self.too_long:,} tokens" if self.too_long else ""
+        text += f" (left out: {left}{longest})" if (left := reasons(self.left_out)) else ""
+        text += f", {self.shortened:,} contexts shortened" if self.shortened else ""
+        text += f"; {self.prompt:.0f} + {self.response:.0f} tokens a row, {self.longest:,} at most"
+        text += "" if self.counted else ", guessed from characters: no tokenizer at hand"
+        return text + ("" if self.share == 1 else f", from {self.share:.0%} of the rows")
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,11 @@ class Outlook:
         if key not in self._rows:
             self._rows[key] = read_rows(data, prompts, tokenizer, split)
         return self._rows[key]
+
+    def rows_left_out(self) -> list[str]:
+        """What is known of rows that do not enter, or lose a part of their context, once for each split and way to read it."""
+        found = (rows.sentence() for rows in self._rows.values() if any(rows.left_out.values()) or rows.shortened)
+        return list(dict.fromkeys(found))
 
     def template_problems(self, data: Source, prompts: Prompts, ref: StageRef | None, split: Split) -> list[str]:
         """Every habit of the reader's chat template that breaks the law of prompts on these rows."""
