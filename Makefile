@@ -1,4 +1,4 @@
-# make quickstart, make test: each sets up what it needs; a second call reuses it.
+# make install, make quickstart, make test: each sets up what it needs; a second call reuses it.
 # Another build of torch: make quickstart TORCH="torch --index-url https://download.pytorch.org/whl/cu128"
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -10,7 +10,9 @@ LOWEST ?= transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0
 LOW := $(VENV)-lowest
 LOW_TESTS ?= tests/laws/test_prompts.py tests/laws/test_masking.py tests/oracles/test_metrics.py tests/sources/test_jsonl.py
 
-.PHONY: quickstart test lowest models lint check fix examples docs clean
+.PHONY: install quickstart test lowest models lint check fix examples docs clean
+install: $(READY)
+
 quickstart: $(READY)
 	$(BIN)/potstill quickstart
 

@@ -16,7 +16,6 @@ from potstill.edges.machine import PACKAGES
 OPTIONAL = (
     ("peft", "peft", "low-rank adapters (adapter = {…})", "'potstill[lora]'"),
     ("xllamacpp", "xllamacpp", "running GGUF files in Python (llama.cpp)", "'potstill[device]'"),
-    ("datasketch", "datasketch", "finding near-duplicates between splits", "datasketch"),
     ("tensorboard", "tensorboard", "log = ['tensorboard']", "'potstill[tensorboard]'"),
 )
 
@@ -37,7 +36,7 @@ def findings() -> list[dict[str, Any]]:
             add(name, True, version(name))
         except PackageNotFoundError:
             add(name, False, "missing", f"pip install {name}")
-    add("cores", True, f"{psutil.cpu_count()} ({torch.get_num_threads()} threads used)")
+    add("cores", True, f"{psutil.cpu_count()}, threads used: {torch.get_num_threads()}")
     memory = psutil.virtual_memory()
     add(
         "memory",
