@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from potstill.core.errors import UserError
 from potstill.data.batches import pack
 from potstill.divergences import Divergence
+from potstill.edges.families import Logits
 from potstill.losses.distillation import Distillation
 from potstill.losses.head import CHUNK_BYTES, GPU_BYTES, Terms, chunk_bytes, fused_head, logit_chunks
 from potstill.teachers.signals import Live
@@ -105,11 +106,13 @@ def test_capped_logits_are_capped_in_value_and_gradient(kind: str) -> None:
     capped = [c * torch.tanh(z / c) for c, z in ((1.5, head(hidden)), (0.7, teacher_head(teacher_hidden).detach()))]
     plain, _ = terms(capped[0], capped[1], slice(0, N))
     teacher = {"teacher_hidden_ND": teacher_hidden, "teacher_head": teacher_head}
-    loss = fused_head(hidden, head, terms, **teacher, softcap=1.5, teacher_softcap=0.7, chunk=4, block=3)
+    loss = fused_head(
+        hidden, head, terms, **teacher, form=Logits(softcap=1.5), teacher_form=Logits(softcap=0.7), chunk=4, block=3
+    )
     torch.testing.assert_close(loss.total, plain, rtol=1e-10, atol=0)
     for a, b in zip(gradients(loss.total, hidden, head), gradients(plain, hidden, head), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
-    uncapped = fused_head(hidden, head, terms, **teacher, teacher_softcap=0.7)
+    uncapped = fused_head(hidden, head, terms, **teacher, teacher_form=Logits(softcap=0.7))
     assert not torch.isclose(uncapped.total, plain, rtol=1e-3)
 
 

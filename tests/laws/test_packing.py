@@ -86,20 +86,36 @@ def test_a_model_attends_as_before_after_it_has_read_a_pack(chat: Any, family: s
     assert copy.deepcopy(model).config._attn_implementation == way
 
 
-def test_what_packed_attention_cannot_do_is_refused() -> None:
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
+SHAPE |= {"num_key_value_heads": 2, "head_dim": 8}
+
+
+def windowed() -> Any:
     import transformers as t
 
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 40}
-    shape |= {"num_key_value_heads": 2, "head_dim": 8}
-    rows = [([1, 2], [3, 4])]
-    capped = t.Gemma2ForCausalLM(t.Gemma2Config(**shape, attn_logit_softcapping=50.0)).eval()
-    with pytest.raises(UserError, match="the model's attention asks for softcap, which is not supported"):
-        hidden(capped, rows)
-    shape |= {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}
-    sliding = t.Qwen2ForCausalLM(t.Qwen2Config(**shape)).eval()
-    hidden(sliding, [([1, 2], [3])])
-    with pytest.raises(UserError, match=r"attends through a window of 3 tokens, and a row has 4; lower prompts.max_tokens"):
-        hidden(sliding, rows)
+    return t.Qwen2ForCausalLM(t.Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=3, max_window_layers=1))
+
+
+def capped() -> Any:
+    import transformers as t
+
+    return t.Gemma2ForCausalLM(t.Gemma2Config(**SHAPE, attn_logit_softcapping=0.5, sliding_window=3))
+
+
+@pytest.mark.parametrize("made", [windowed, capped])
+def test_windows_and_softcaps_of_attention_are_kept(made: Any) -> None:
+    torch.manual_seed(0)
+    model = made().double().eval()
+    rows = [([1, 2], [3, 4, 5]), ([6], [7]), ([8, 9, 10, 11], [12, 13, 14])]
+    alone = torch.cat([model.base_model(torch.tensor([[*p, *r]])).last_hidden_state[0] for p, r in rows])
+    batch = pack(rows)
+    packed = final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)
+    torch.testing.assert_close(packed, alone, rtol=1e-6, atol=1e-6)  # Gemma's softmax and norms round to float32
+    wide = copy.deepcopy(model)
+    wide.config.attn_logit_softcapping = None
+    for layer in wide.base_model.layers:
+        layer.self_attn.sliding_window = layer.self_attn.attn_logit_softcapping = None
+    assert not torch.allclose(final_hidden(wide, batch.ids_T, batch.position_T, batch.lengths), alone, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])

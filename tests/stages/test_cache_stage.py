@@ -248,8 +248,8 @@ def test_a_head_alone_is_the_models_head(family: str, tied: bool, tmp_path: Path
     tokenizer = chat_tokenizer()
     save_model(tiny_model(family, len(tokenizer), tie_word_embeddings=tied), tokenizer, tmp_path)
     where = f"path:{tmp_path}"
-    head, softcap = load_head(where)
-    assert softcap is None
+    head, form = load_head(where)
+    assert form.plain
     assert head.weight.equal(load_model(where).get_output_embeddings().weight)
     assert not head.weight.requires_grad
 

@@ -4,16 +4,18 @@ import copy
 import re
 from collections.abc import Container
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.edges.families import Logits, logits_of
 from potstill.edges.hub import INDEX, WEIGHTS, commit_of, files_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
 from potstill.edges.known import KNOWN
 from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, form_of, load_tokenizer, shared_vocabulary
 from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
 
-ARCHITECTURES = ("qwen2", "llama", "gpt2")
+MASKED = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen")  # older files hold their causal masks
 PLAIN = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
 
 __all__ = [  # what lies in the rooms beside is asked for here as well
@@ -21,6 +23,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "Model",
     "Size",
     "Tokenizer",
+    "blocks_name",
     "blocks_of",
     "bytes_of",
     "check_positions",
@@ -38,7 +41,6 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "save_model",
     "shared_vocabulary",
     "size_of",
-    "softcap_in",
     "weight_files",
     "weight_problems",
     "with_weights",
@@ -73,8 +75,8 @@ def config_of(where: str, offline_shape: bool = False) -> Any:
         with hub_errors(name):
             commit = commit_of(name, revision)
             config = transformers.AutoConfig.from_pretrained(name, revision=commit, trust_remote_code=False)
-    if config.model_type not in ARCHITECTURES:
-        raise UserError(f"{where}: model type '{config.model_type}' is not supported (known: {', '.join(ARCHITECTURES)})")
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{where}: a model of type '{config.model_type}' is no causal language model; choose one that is")
     if folder is not None and config.tie_word_embeddings and any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
         config.tie_word_embeddings = _tied(config, stored_in(weight_files(folder)))
     _check_windows(where, config)
@@ -89,12 +91,14 @@ def _check_windows(where: str, config: Any) -> None:
     """
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
     window, chunk = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    if config.model_type != "qwen2":
+    if config.model_type in ("llama", "gpt2"):
         field = "layer_types" if kinds else "sliding_window" if window else "attention_chunk_size" if chunk else ""
         if field:
             raise UserError(
                 f"{where}: {field} asks for windows of attention, which {config.model_type} does not have; remove it"
             )
+    elif config.model_type != "qwen2":
+        return
     elif kinds and kinds != ["sliding_attention"]:
         raise UserError(f"{where}: layer_types names {', '.join(kinds)}; known are full_attention and sliding_attention")
     elif kinds and not window:
@@ -200,15 +204,40 @@ class _Names:
     embedding: str
     prefix: str
 
+    @property
+    def bias(self) -> str:
+        return f"{self.head.removesuffix('weight')}bias"
+
     def of_model(self, stored: str, known: Container[str]) -> str:
         """The model's name of a stored tensor: files of GPT-2 say `wte.weight` for `transformer.wte.weight`."""
         return f"{self.prefix}{stored}" if stored not in known and f"{self.prefix}{stored}" in known else stored
 
 
 def _names(config: Any) -> _Names:
-    kind = library().MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    ((head, embedding),) = kind._tied_weights_keys.items()
-    return _Names(head, embedding, f"{kind.base_model_prefix}.")
+    return _names_in(type(config), _Unasked(config))
+
+
+class _Unasked:
+    """A config that takes no part in a cache's key: its type alone says what its network calls its parts."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unasked)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@cache
+def _names_in(kind: type, of: _Unasked) -> _Names:
+    untied = copy.deepcopy(of.config)
+    untied.tie_word_embeddings = False
+    model = skeleton(untied)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    head, embedding = (names[id(layer.weight)] for layer in (model.get_output_embeddings(), model.get_input_embeddings()))
+    return _Names(head, embedding, f"{model.base_model_prefix}.")
 
 
 def _tied(config: Any, stored: dict[str, Stored]) -> bool:
@@ -230,17 +259,14 @@ def _ends(config: Any, stored: dict[str, Stored]) -> dict[str, tuple[str, Stored
 
 def _harmless(name: str, config: Any) -> bool:
     """Whether a stored tensor is a buffer that the model makes by itself: rotary frequencies, GPT-2's causal masks."""
-    masks = config.model_type == "gpt2" and re.search(r"(^|\.)h\.\d+\.attn\.(masked_)?bias$", name)
+    masks = config.model_type in MASKED and re.search(
+        r"(^|\.)(h|layers)\.\d+\.(attn|attention|attn\.attention)\.(masked_)?bias$", name
+    )
     return bool(masks or re.search(r"(^|\.)rotary_emb\.inv_freq$", name))
 
 
-def softcap_in(config: Any) -> float | None:
-    """The bound of a model's logits, c·tanh(logits / c), where its architecture has one."""
-    return getattr(config, "final_logit_softcapping", None) if getattr(config, "model_type", "").startswith("gemma") else None
-
-
-def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
-    """The output layer of `load_model` alone, frozen, on `device()`, and the softcap of its logits; the body is not read.
+def load_head(where: str, dtype: Any = None) -> tuple[Any, Logits]:
+    """The output layer of `load_model` alone, frozen, on `device()`, and what is done to its products; the body is not read.
 
     Raises:
         UserError: as `load_model`.
@@ -253,9 +279,15 @@ def load_head(where: str, dtype: Any = None) -> tuple[Any, float | None]:
     wanted = [names.embedding, names.head] if config.tie_word_embeddings else [names.head]
     stored_name, tensor = next(ends[name] for name in wanted if name in ends)
     weight = tensor.read(stored_name)
-    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    stored = stored_in(weight_files(folder))
+    bias = {names.of_model(name, (names.bias,)): (name, tensor) for name, tensor in stored.items()}.get(names.bias)
+    head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     head.weight = torch.nn.Parameter(weight.to(device(), dtype or torch.float32), requires_grad=False)
-    return head, softcap_in(config)
+    if bias is not None:
+        stored_name, tensor = bias
+        values = tensor.read(stored_name)
+        head.bias = torch.nn.Parameter(values.to(device(), dtype or torch.float32), requires_grad=False)
+    return head, logits_of(config)
 
 
 def positions_of(config: Any) -> int | None:
@@ -390,11 +422,25 @@ def blocks_of(model: Model) -> list[Any]:
     Raises:
         UserError: their place in the model is unknown.
     """
-    base = model.base_model
-    blocks = getattr(base, "layers", None) or getattr(base, "h", None)
-    if blocks is None:
-        raise UserError(f"the blocks of a {type(model).__name__} are unknown; use a Qwen2, Llama or GPT-2 model")
-    return list(blocks)
+    return list(model.get_submodule(blocks_name(model)))
+
+
+def blocks_name(model: Model) -> str:
+    """Where the decoder layers are, such as `model.layers`: the one list of as many modules as the config counts layers.
+
+    Raises:
+        UserError: there is none, or more than one.
+    """
+    from torch import nn
+
+    count = model.config.num_hidden_layers
+    found = [name for name, part in model.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(outer) != 1:
+        raise UserError(
+            f"the decoder layers of a {type(model).__name__} cannot be told from its other parts; choose another model"
+        )
+    return outer[0]
 
 
 def linears_in(module: Any) -> dict[str, Any]:

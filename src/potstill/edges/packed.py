@@ -5,17 +5,19 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import groupby
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core.errors import UserError
+from potstill.edges.checked import way_of
 from potstill.edges.models import Model, check_positions
 
 _NAME = "potstill_packed"
 # keywords of an attention layer that change nothing of its result, or that `_attend` looks at
-_KNOWN = {"position_ids", "cache_position", "use_cache", "output_attentions", "sliding_window", "is_causal"}
+_KNOWN = {"position_ids", "cache_position", "use_cache", "output_attentions", "sliding_window", "softcap", "is_causal"}
 
 
 class Tie:
@@ -67,10 +69,46 @@ def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seque
         tie: of this pass, see `tie_of`.
 
     Raises:
-        UserError: a document is longer than the model's positions or than a window it attends through, or its attention
-            asks for something that packed attention does not do, such as a softcap.
+        UserError: a document is longer than the model's positions, or the model cannot be read exactly (see `way_of`).
     """
     check_positions(model.config, max(lengths), "the model")
+    if not _packs(model):
+        return _batched_hidden(model, ids_T, lengths, tie)
+    return _packed_hidden(model, ids_T, position_T, lengths, tie)
+
+
+def read(model: Model, ids_T: Tensor, lengths: Sequence[int], *, packed: bool) -> Tensor:
+    """`final_hidden` by a way that is given, for whoever asks which one is exact."""
+    if not packed:
+        return _batched_hidden(model, ids_T, lengths)
+    position_T = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
+    return _packed_hidden(model, ids_T, position_T, lengths)
+
+
+def _packs(model: Model) -> bool:
+    """Whether rows may lie end to end; asked once of each model."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return True
+    if model not in _WAYS:
+        _WAYS[model] = way_of(model.config, read) == "packed"
+    return _WAYS[model]
+
+
+def check_exact(config: Any) -> None:
+    """Refuse a model that neither packs nor batches read as it reads one row at a time; asked of a small copy.
+
+    Raises:
+        UserError: so it is; says by how much.
+    """
+    way_of(config, read)
+
+
+_WAYS: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+
+
+def _packed_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
     _prepare(model)
     if tie is None:
         tokens = {"input_ids": ids_T[None]}
@@ -83,6 +121,23 @@ def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seque
         **tokens, position_ids=position_T[None], attention_mask=unused, use_cache=False, packed_lengths=tuple(lengths)
     )
     return states.last_hidden_state[0]
+
+
+def _batched_hidden(model: Model, ids_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
+    """The same for layers that carry something from token to token: rows of one length are a batch, and nothing is padded."""
+    if tie is None:
+        tokens_TX = ids_T
+    else:
+        embedding = model.get_input_embeddings()
+        tokens_TX = _TiedEmbedding.apply(embedding.weight, ids_T, embedding.padding_idx, tie)
+    parts, begin = [], 0
+    for length, run in groupby(lengths):
+        end = begin + length * sum(1 for _ in run)
+        rows = tokens_TX[begin:end].unflatten(0, (-1, length))
+        states = model.base_model(**{"input_ids" if tie is None else "inputs_embeds": rows}, use_cache=False)
+        parts.append(states.last_hidden_state.flatten(0, 1))
+        begin = end
+    return torch.cat(parts)
 
 
 class _Packing:
@@ -113,7 +168,7 @@ def _prepare(model: Model) -> None:
     _register()
     layers = [module for module in model.base_model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
     if not layers and isinstance(model, PreTrainedModel):
-        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; use a Qwen2, Llama or GPT-2 model")
+        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; choose another model")
     for layer in layers:
         if not isinstance(layer.config, _Packing):
             layer.config = _Packing(layer.config)
@@ -156,15 +211,12 @@ def _attend(
     unknown = sorted(name for name, value in more.items() if name not in _KNOWN and value is not None)
     if unknown:
         raise UserError(f"the model's attention asks for {', '.join(unknown)}, which is not supported; choose another model")
-    window = more.get("sliding_window")
-    if window is not None and max(packed_lengths) > window:
-        raise UserError(
-            f"the model attends through a window of {window} tokens, and a row has {max(packed_lengths)}; "
-            "lower prompts.max_tokens"
-        )
     if more.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UserError("the model's attention looks ahead; choose a causal language model")
-    return attend_within(query_BHTK, key_BGTK, value_BGTK, packed_lengths, dropout, scaling)[None], None
+    within = attend_within(
+        query_BHTK, key_BGTK, value_BGTK, packed_lengths, dropout, scaling, more.get("sliding_window"), more.get("softcap")
+    )
+    return within[None], None
 
 
 def attend_within(
@@ -174,8 +226,15 @@ def attend_within(
     lengths: Sequence[int],
     dropout: float = 0.0,
     scaling: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """[T, H, K]; one call for each run of equal lengths. `benchmarks/attention.py` measures it against other ways."""
+    """[T, H, K]; one call for each run of equal lengths. `benchmarks/attention.py` measures it against other ways.
+
+    Args:
+        window: tokens that a token sees, itself included; default: all before it.
+        softcap: c of scores c·tanh(score / c), where they have one.
+    """
     shared = query_1HTK.shape[1] // key_1GTK.shape[1]
     if shared > 1:
         key_1GTK, value_1GTK = (t.repeat_interleave(shared, dim=1) for t in (key_1GTK, value_1GTK))
@@ -187,7 +246,37 @@ def attend_within(
         query, key, value = (
             t[0, :, begin:end].reshape(H, count, length, K).transpose(0, 1) for t in (query_1HTK, key_1GTK, value_1GTK)
         )
-        out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
+        seen_TT = _seen(length, window, query.device) if window is not None and length > window else None
+        if softcap is None:
+            out = F.scaled_dot_product_attention(
+                query, key, value, seen_TT, dropout_p=dropout, is_causal=seen_TT is None, scale=scaling
+            )
+        else:
+            out = _capped_attention(query, key, value, _seen(length, window, query.device), dropout, scaling, softcap)
         parts.append(out.transpose(1, 2).reshape(count * length, H, K))
         begin = end
     return torch.cat(parts)
+
+
+def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [T, T]: which tokens, by column, each token sees."""
+    ones_TT = torch.ones(length, length, dtype=torch.bool, device=device)
+    seen_TT = ones_TT.tril()
+    return seen_TT if window is None else seen_TT & ones_TT.triu(1 - window)
+
+
+def _capped_attention(
+    query_BHTK: Tensor,
+    key_BHTK: Tensor,
+    value_BHTK: Tensor,
+    seen_TT: Tensor,
+    dropout: float,
+    scaling: float | None,
+    softcap: float,
+) -> Tensor:
+    """softmax(c·tanh(q·k·scale / c))·v, which no kernel of torch does (Gemma 2, arXiv:2408.00118)."""
+    scale = scaling if scaling is not None else query_BHTK.shape[-1] ** -0.5
+    score_BHTT = softcap * (query_BHTK @ key_BHTK.transpose(-1, -2) * (scale / softcap)).tanh()
+    exact = torch.promote_types(score_BHTT.dtype, torch.float32)
+    weight_BHTT = score_BHTT.masked_fill(~seen_TT, -torch.inf).softmax(-1, dtype=exact)
+    return F.dropout(weight_BHTT.to(value_BHTK.dtype), dropout) @ value_BHTK

@@ -1,6 +1,5 @@
 """A student of some of a model's layers."""
 
-import copy
 import re
 from typing import Any
 
@@ -8,10 +7,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model
+from potstill.edges.checked import cut_layers
+from potstill.edges.models import Model, blocks_name
 from potstill.inits import Init
-
-_LAYER = re.compile(r"(model\.layers|transformer\.h)\.(\d+)\.(.+)")
 
 
 class Layers(Init, kind="layers"):
@@ -32,19 +30,16 @@ class Layers(Init, kind="layers"):
             raise UserError(
                 f"init.keep = {list(self.keep)}: the model has {count} layers, 0 to {count - 1}; name some of these"
             )
-        cut = copy.deepcopy(config)
-        cut.num_hidden_layers = len(self.keep)
-        if getattr(config, "layer_types", None) is not None:
-            cut.layer_types = [config.layer_types[layer] for layer in self.keep]
-        return cut
+        return cut_layers(config, self.keep)
 
     def weights(self, model: Model, config: Any) -> dict[str, Tensor]:
         place = {layer: i for i, layer in enumerate(self.keep)}
+        within = re.compile(rf"({re.escape(blocks_name(model))})\.(\d+)\.(.+)")
         found = {}
         for name, parameter in model.named_parameters():
-            within = _LAYER.fullmatch(name)
-            if within is None:
+            layer = within.fullmatch(name)
+            if layer is None:
                 found[name] = parameter.detach().clone()
-            elif int(within[2]) in place:
-                found[f"{within[1]}.{place[int(within[2])]}.{within[3]}"] = parameter.detach().clone()
+            elif int(layer[2]) in place:
+                found[f"{layer[1]}.{place[int(layer[2])]}.{layer[3]}"] = parameter.detach().clone()
         return found

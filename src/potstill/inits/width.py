@@ -79,6 +79,9 @@ class Width(Init, kind="width"):
         return self
 
     def shape(self, config: Any) -> Any:
+        if config.model_type not in _AXES:
+            known = ", ".join(sorted(_AXES))
+            raise UserError(f"init.kind = 'width' knows {known}, not '{config.model_type}'; cut it by layers (kind = 'layers')")
         has = {"hidden_size": config.hidden_size, "intermediate_size": _inner(config), "heads": config.num_attention_heads}
         wanted = {name: getattr(self, name) or size for name, size in has.items()}
         for name, size in has.items():

@@ -6,8 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.data.batches import Batch
+from potstill.edges.families import logits_of
 from potstill.edges.packed import tie_of
-from potstill.losses.head import Loss, fused_head, response_hidden, softcap_of
+from potstill.losses.head import Loss, fused_head, response_hidden
 from potstill.losses.objective import weighted_sum
 
 
@@ -21,4 +22,4 @@ class CrossEntropy:
 
         tie = tie_of(model)
         hidden_ND = response_hidden(model, batch, tie)
-        return fused_head(hidden_ND, model.get_output_embeddings(), terms, softcap=softcap_of(model), tie=tie)
+        return fused_head(hidden_ND, model.get_output_embeddings(), terms, form=logits_of(model.config), tie=tie)

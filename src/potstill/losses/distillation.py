@@ -12,8 +12,9 @@ from torch import Tensor
 from potstill.core.errors import UserError
 from potstill.data.batches import Batch
 from potstill.divergences import Divergence
+from potstill.edges.families import logits_of
 from potstill.edges.packed import tie_of
-from potstill.losses.head import Kernel, Loss, fused_head, response_hidden, softcap_of
+from potstill.losses.head import PLAIN, Kernel, Loss, fused_head, response_hidden
 from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Buckets, Signal
 
@@ -57,7 +58,7 @@ class Distillation:
 
         tie = tie_of(model)
         dense = None if isinstance(said, Buckets) else said
-        capped = softcap_of(model) is not None or (dense is not None and dense.softcap is not None)
+        form, teacher_form = logits_of(model.config), dense.form if dense else PLAIN
         hidden_ND = response_hidden(model, batch, tie)
         return fused_head(
             hidden_ND,
@@ -65,10 +66,12 @@ class Distillation:
             terms,
             teacher_hidden_ND=dense.hidden_ND if dense else None,
             teacher_head=dense.head if dense else None,
-            softcap=softcap_of(model),
-            teacher_softcap=dense.softcap if dense else None,
+            form=form,
+            teacher_form=teacher_form,
             tie=tie,
-            kernel=self._kernel(batch, hidden_ND) if _triton_wanted() and dense is not None and not capped else None,
+            kernel=self._kernel(batch, hidden_ND)
+            if _triton_wanted() and dense is not None and form.plain and teacher_form.plain
+            else None,
         )
 
     def _kernel(self, batch: Batch, hidden_ND: Tensor) -> Kernel | None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.data.batches import Batch
-from potstill.edges.models import softcap_in
+from potstill.edges.families import Logits
 from potstill.edges.packed import Tie, final_hidden
 
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
@@ -17,6 +17,7 @@ Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]
 # the same, done: overwrites the student's logits by the gradient of the sum; logits [C, V] as the heads' products give them
 Kernel = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 
+PLAIN = Logits()
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
 GPU_BYTES = 256 << 20  # of both on a GPU, which has the bandwidth and wants few, large kernels; a dozen fit on any
@@ -35,11 +36,6 @@ def response_hidden(model: Any, batch: Batch, tie: Tie | None = None) -> Tensor:
     return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths, tie)[batch.place_N]
 
 
-def softcap_of(model: Any) -> float | None:
-    """The bound that a model squeezes its logits into by c·tanh(logits / c): Gemma's; None for all others."""
-    return softcap_in(model.config)
-
-
 def chunk_bytes(device: torch.device) -> int:
     """Bytes of a chunk's float32 logits; free memory does not decide, because chunk size decides the rounding."""
     return GPU_BYTES if device.type == "cuda" else CHUNK_BYTES
@@ -52,8 +48,8 @@ def fused_head(
     *,
     teacher_hidden_ND: Tensor | None = None,
     teacher_head: nn.Linear | None = None,
-    softcap: float | None = None,
-    teacher_softcap: float | None = None,
+    form: Logits = PLAIN,
+    teacher_form: Logits = PLAIN,
     tie: Tie | None = None,
     kernel: Kernel | None = None,
     chunk: int | None = None,
@@ -72,24 +68,24 @@ def fused_head(
         head: the student's output layer, its weight tied or not.
         terms: what is asked of the logits; see `Terms`. Logits come in float32, or float64 for a float64 model.
         teacher_hidden_ND, teacher_head: the same of a teacher; no gradient flows there.
-        softcap, teacher_softcap: see `softcap_of`.
+        form, teacher_form: what the networks do to the products, see `logits_of`.
         tie: the one that `hidden_ND` was made with, where the head's weight is the embedding's.
-        kernel: does what `terms` says on a whole chunk at once, where there is a teacher and no softcap.
+        kernel: does what `terms` says on a whole chunk at once, where there is a teacher and both forms are plain.
         chunk, block: tokens per chunk and block; by default from `chunk_bytes` and, on a CPU, what its cache holds.
     """
-    job = _Job(terms, teacher_hidden_ND, teacher_head, softcap, teacher_softcap, tie, kernel, chunk, block)
+    job = _Job(terms, teacher_hidden_ND, teacher_head, form, teacher_form, tie, kernel, chunk, block)
     total = _FusedHead.apply(hidden_ND, head.weight, head.bias, job)
     return Loss(total, job.parts)
 
 
 def logit_chunks(
-    hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None, softcap: float | None = None
+    hidden_ND: Tensor, head: nn.Linear, chunk: int | None = None, form: Logits = PLAIN
 ) -> Iterator[tuple[slice, Tensor]]:
     """Logits [C, V] of one chunk after another, in float32 at least, for use without gradients."""
     size = chunk or max(1, chunk_bytes(hidden_ND.device) // (4 * head.weight.shape[0]))
     for begin in range(0, hidden_ND.shape[0], size):
         rows = slice(begin, min(begin + size, hidden_ND.shape[0]))
-        yield rows, _capped(_wide(_linear(hidden_ND[rows], head.weight, head.bias)), softcap)
+        yield rows, form(_wide(_linear(hidden_ND[rows], head.weight, head.bias)))
 
 
 def _linear(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
@@ -101,17 +97,13 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
 @dataclass
 class _Job:
     terms: Terms
     teacher_hidden_ND: Tensor | None
     teacher_head: nn.Linear | None
-    softcap: float | None
-    teacher_softcap: float | None
+    form: Logits
+    teacher_form: Logits
     tie: Tie | None
     kernel: Kernel | None
     chunk: int | None
@@ -137,8 +129,8 @@ class _Job:
                 teacher_CV = _linear(self.teacher_hidden_ND[rows], self.teacher_head.weight, self.teacher_head.bias)
             if self.kernel is not None:
                 assert teacher_CV is not None
-                assert self.softcap is None
-                assert self.teacher_softcap is None
+                assert self.form.plain
+                assert self.teacher_form.plain
                 total += self._told(*self.kernel(logits_CV, teacher_CV, rows))
             else:
                 logits_CV, teacher_CV = _wide(logits_CV), None if teacher_CV is None else _wide(teacher_CV)
@@ -165,11 +157,11 @@ class _Job:
         return total, [grad_hidden, grad_weight, grad_bias]
 
     def _block(self, logits_CV: Tensor, teacher_CV: Tensor | None, inner: slice, offset: int, differentiate: bool) -> Tensor:
-        teacher_BV = _capped(teacher_CV[inner], self.teacher_softcap) if teacher_CV is not None else None
+        teacher_BV = self.teacher_form(teacher_CV[inner]) if teacher_CV is not None else None
         tokens = slice(offset + inner.start, offset + inner.stop)
         with torch.enable_grad():
             logits_BV = logits_CV[inner].detach().requires_grad_(differentiate)
-            loss, told = self.terms(_capped(logits_BV, self.softcap), teacher_BV, tokens)
+            loss, told = self.terms(self.form(logits_BV), teacher_BV, tokens)
             if differentiate:
                 (slope_BV,) = torch.autograd.grad(loss, logits_BV)
                 logits_CV[inner] = slope_BV

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.data.batches import micro_batches, pack
-from potstill.losses.head import logit_chunks, response_hidden, softcap_of
+from potstill.edges.families import logits_of
+from potstill.losses.head import logit_chunks, response_hidden
 
 MAX_TOKENS = 8192  # of one forward pass
 
@@ -28,12 +29,12 @@ def token_sums(
             batch = pack([pairs[row] for row in rows]).to(model.device)
             hidden_ND = response_hidden(model, batch)
             teacher_ND = response_hidden(teacher, batch) if teacher is not None else None
-            for tokens, logits_CV in logit_chunks(hidden_ND, model.get_output_embeddings(), softcap=softcap_of(model)):
+            for tokens, logits_CV in logit_chunks(hidden_ND, model.get_output_embeddings(), form=logits_of(model.config)):
                 logq_CV = F.log_softmax(logits_CV[:, :vocab], dim=-1)
                 logp_CV = None
                 if teacher is not None and teacher_ND is not None:
                     ((_, theirs_CV),) = logit_chunks(
-                        teacher_ND[tokens], teacher.get_output_embeddings(), logits_CV.shape[0], softcap_of(teacher)
+                        teacher_ND[tokens], teacher.get_output_embeddings(), logits_CV.shape[0], logits_of(teacher.config)
                     )
                     logp_CV = F.log_softmax(theirs_CV[:, :vocab], dim=-1)
                 for name, measure in measures.items():

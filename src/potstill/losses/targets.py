@@ -1,11 +1,12 @@
 """What a distillation loss is told of the teacher, token by token."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from potstill.data.batches import Batch
+from potstill.edges.families import Logits
 
 
 @dataclass(frozen=True)
@@ -15,12 +16,12 @@ class Dense:
     Attributes:
         hidden_ND: final hidden states at response positions.
         head: the teacher's output layer.
-        softcap: of its logits, where the model has one.
+        form: what the teacher does to the head's products.
     """
 
     hidden_ND: Tensor
     head: nn.Linear
-    softcap: float | None = None
+    form: Logits = field(default_factory=Logits)
 
 
 @dataclass(frozen=True)

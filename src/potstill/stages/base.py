@@ -16,6 +16,7 @@ from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts
 from potstill.data.store import to_raise, too_many_left_out
 from potstill.edges.models import positions_of
+from potstill.edges.packed import check_exact
 from potstill.sources import Source
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef, StageRef
@@ -188,6 +189,9 @@ def model_problems(outlook: Outlook, place: str, ref: StageRef) -> Iterator[Prob
     """Why the model that a field names, or its tokenizer, cannot be read."""
     try:
         outlook.tokenizer(ref)
+        found = outlook.model(ref)
+        if found is not None:
+            check_exact(found.config)
     except UserError as error:
         yield Problem(place, str(error), repr(str(ref)))
 

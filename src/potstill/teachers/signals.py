@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from potstill.core.errors import UserError
 from potstill.data.batches import Batch
-from potstill.losses.head import logit_chunks, response_hidden, softcap_of
+from potstill.edges.families import Logits, logits_of
+from potstill.losses.head import logit_chunks, response_hidden
 from potstill.losses.targets import Buckets, Dense
 from potstill.teachers.cache import RowCache, row_key
 
@@ -27,7 +28,7 @@ class Live:
 
     def __call__(self, batch: Batch) -> Dense:
         hidden_ND = teacher_hidden(self.teacher, batch)
-        return Dense(hidden_ND, self.teacher.get_output_embeddings(), softcap_of(self.teacher))
+        return Dense(hidden_ND, self.teacher.get_output_embeddings(), logits_of(self.teacher.config))
 
     def facts(self) -> dict[str, Any]:
         return {"kept": "live"}
@@ -54,8 +55,8 @@ class HiddenForm:
 
     name = "hidden"
 
-    def __init__(self, head: nn.Linear, softcap: float | None) -> None:
-        self.head, self.softcap = head, softcap
+    def __init__(self, head: nn.Linear, form: Logits) -> None:
+        self.head, self.form = head, form
         self.width = 2 * head.in_features
 
     def encode(self, hidden_ND: Tensor) -> np.ndarray:
@@ -64,7 +65,7 @@ class HiddenForm:
 
     def decode(self, values: np.ndarray, device: torch.device) -> Dense:
         hidden_ND = torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
-        return Dense(hidden_ND.to(device), self.head, self.softcap)
+        return Dense(hidden_ND.to(device), self.head, self.form)
 
 
 class TopKForm:
@@ -76,14 +77,14 @@ class TopKForm:
 
     name = "topk"
 
-    def __init__(self, head: nn.Linear, softcap: float | None, k: int, temperature: float, vocab: int) -> None:
-        self.head, self.softcap, self.k, self.temperature, self.vocab = head, softcap, k, temperature, vocab
+    def __init__(self, head: nn.Linear, form: Logits, k: int, temperature: float, vocab: int) -> None:
+        self.head, self.form, self.k, self.temperature, self.vocab = head, form, k, temperature, vocab
         self.width = 8 * k + 4
 
     def encode(self, hidden_ND: Tensor) -> np.ndarray:
         """uint8 [N, width]: ids as uint32, then log-probabilities as float32, the rest's last."""
         parts = []
-        for _, logits_CV in logit_chunks(hidden_ND, self.head, softcap=self.softcap):
+        for _, logits_CV in logit_chunks(hidden_ND, self.head, form=self.form):
             logp_CV = F.log_softmax(logits_CV[:, : self.vocab] / self.temperature, dim=-1)
             top_CK, ids_CK = logp_CV.topk(self.k, dim=-1)
             rest_C = logp_CV.scatter(-1, ids_CK, -torch.inf).logsumexp(-1)

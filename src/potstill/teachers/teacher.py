@@ -65,8 +65,8 @@ class Teacher:
         """
         if kept == "topk" and top_k > self.vocab:
             raise UserError(f"top_k = {top_k} is more than the {self.vocab:,} tokens of the vocabulary; lower it")
-        head, softcap = load_head(self.where, held_in(self.precision, self.bf16))
-        return HiddenForm(head, softcap) if kept == "hidden" else TopKForm(head, softcap, top_k, temperature, self.vocab)
+        head, form = load_head(self.where, held_in(self.precision, self.bf16))
+        return HiddenForm(head, form) if kept == "hidden" else TopKForm(head, form, top_k, temperature, self.vocab)
 
     def identity(self, kept: Kept, top_k: int, temperature: float) -> dict[str, Any]:
         """All that decides what is kept of a row."""

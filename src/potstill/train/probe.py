@@ -4,7 +4,6 @@ Two copies of one and two layers and of a small vocabulary give what a layer tak
 in proportion to its vocabulary, and the optimiser to the parameters. So a model of billions of parameters is timed in seconds.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
+from potstill.edges.checked import cut_layers
 from potstill.edges.machine import free_memory
 from potstill.edges.models import device, size_of
 from potstill.edges.sampling import BATCH_ROWS
@@ -126,11 +126,10 @@ def probe(config: Any, lengths: Sequence[tuple[int, int]], precision: str = "aut
 
 def _cut(config: Any, layers: int, entries: int) -> Any:
     """The config of a copy."""
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers, cut.vocab_size = layers, entries
+    count = config.num_hidden_layers
+    cut = cut_layers(config, [layer % count for layer in range(layers)])
+    cut.vocab_size = entries
     cut.pad_token_id = None  # it may lie outside of the smaller vocabulary
-    if getattr(cut, "layer_types", None):
-        cut.layer_types = [*cut.layer_types, *cut.layer_types][:layers]
     return cut
 
 

@@ -1,0 +1,313 @@
+"""Whether a model can be read exactly: asked of a small random copy of it, because names of models tell nothing."""
+
+import copy
+import inspect
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, Literal
+
+from potstill.core.errors import UserError
+from potstill.edges.families import logits_of
+from potstill.edges.hub import library
+from potstill.edges.models import positions_of
+
+Way = Literal["packed", "batched"]
+Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed) -> final hidden states [T, D]
+
+LENGTHS = (3, 9, 9, 14)  # tokens of the rows that are read
+WINDOW = 4  # of the copy, so that rows cross it
+ENTRIES = 64  # of its vocabulary
+ALLOWED = 2e-6  # of a difference, in units of the largest value: norms and softmaxes of many models round to float32
+ALLOWED_FLOAT32 = 1e-4  # where the copy is in float32
+MOST_PARAMETERS = 30_000_000  # of a copy
+
+
+def cut_layers(config: Any, keep: Sequence[int]) -> Any:
+    """A copy of a config with these layers alone; whatever it lists for each layer is cut with them."""
+    count, cut = config.num_hidden_layers, copy.deepcopy(config)
+    for name, values in _per_layer(config, count):
+        setattr(cut, name, type(values)(values[layer] for layer in keep))
+    cut.num_hidden_layers = len(keep)
+    return cut
+
+
+def _per_layer(config: Any, count: int) -> Iterator[tuple[str, list[Any] | tuple[Any, ...]]]:
+    for name, values in vars(config).items():
+        if isinstance(values, list | tuple) and len(values) == count and not name.startswith("_") and name != "architectures":
+            yield name, values
+
+
+def way_of(config: Any, read: Read) -> Way:
+    """How rows of different lengths go through a model: end to end, or those of one length as a batch.
+
+    A copy of few layers and little width, its windows so small that rows cross them, reads rows in a pack, as batches of
+    equal lengths, and one at a time, in float64, forward and backward. It answers from its cache, and beside a longer row, as
+    it reads; and its logits are what `logits_of` makes of its head's products.
+
+    Args:
+        read: reads rows that lie end to end, by either way.
+
+    Raises:
+        UserError: the copy cannot be built, or differs; with the figure.
+    """
+    return _way_of(json.dumps(_telling(config), sort_keys=True, default=str), _Kept(config), read)
+
+
+class _Kept:
+    """A config that takes no part in the key of a cache."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Kept)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _telling(config: Any) -> dict[str, Any]:
+    """What of a config says how it computes."""
+    silent = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache", "id2label"}
+    return {"model_type": config.model_type} | {k: v for k, v in config.to_dict().items() if k not in silent}
+
+
+@cache
+def _way_of(key: str, kept: _Kept, read: Read) -> Way:
+    import torch
+
+    config = kept.config
+    what = f"a model of type '{config.model_type}'"
+    for field in ("vision_config", "audio_config", "text_config"):
+        if isinstance(getattr(config, field, None), dict) or hasattr(getattr(config, field, None), "to_dict"):
+            raise UserError(f"{what} reads more than text ({field}); take its text model alone")
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{what} has an encoder; choose a decoder")
+    grad = torch.inference_mode(False), torch.enable_grad()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"), grad[0], grad[1], warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            return _asked(_copy(config, what), what, read)
+        except UserError:
+            raise
+        except Exception as error:  # in the words of any network
+            why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+            raise UserError(f"{what}: a small copy of it cannot be asked how it reads ({why}); choose another model") from error
+
+
+def _asked(model: Any, what: str, read: Read) -> Way:
+    import torch
+
+    _perturb(model)
+    most = positions_of(model.config) or max(LENGTHS)
+    rows = [torch.randint(4, ENTRIES, (min(length, most),)) for length in LENGTHS]
+    alone = _Seen(model, [_one_at_a_time(model, rows)])
+    _check_logits(model, rows[-1], what)
+    _check_answers(copy.deepcopy(model).float(), rows, what)  # padding is masked by float32's least number
+    found: dict[str, str] = {}
+    for way in ("packed", "batched"):
+        try:
+            gap = alone.gap([_together(read, model, rows, way)])
+        except UserError as error:
+            found[way] = str(error)
+            continue
+        if gap <= ALLOWED:
+            return way
+        found[way] = f"differs by {gap:.1e}"
+    raise UserError(
+        f"{what} cannot be read exactly: rows end to end {found['packed']}, rows of one length as a batch {found['batched']}, "
+        f"where a copy of it reads them one at a time ({ALLOWED:g} is rounding); choose another model"
+    )
+
+
+def _copy(config: Any, what: str) -> Any:
+    """Two layers or a few more, with new weights in float64, as small as its config lets it be."""
+    import torch
+
+    few = cut_layers(config, _telling_layers(config))
+    problem: Exception | None = None
+    for small in (_small(few), _small(few, width=False)):
+        try:
+            with torch.device("meta"):
+                size = sum(p.numel() for p in library().AutoModelForCausalLM.from_config(small).parameters())
+            if size > MOST_PARAMETERS:
+                continue
+            return library().AutoModelForCausalLM.from_config(small).double().eval()
+        except Exception as error:  # a config that does not go with these sizes, in the words of any library
+            problem = error
+    why = (
+        f"{type(problem).__name__}: {str(problem).splitlines()[0][:120]}"
+        if problem is not None and str(problem)
+        else "too large"
+    )
+    raise UserError(f"{what}: no small copy of it could be made to check how it reads ({why}); choose another model")
+
+
+def _telling_layers(config: Any) -> list[int]:
+    """Two layers at least, and one of every kind that the config tells apart."""
+    count = config.num_hidden_layers
+    lists = [values for _, values in _per_layer(config, count)]
+    kinds: dict[str, int] = {}
+    for layer in range(count):
+        kinds.setdefault(str([values[layer] for values in lists]), layer)
+    repeats = [
+        value
+        for name, value in vars(config).items()
+        if re.search(r"(period|interval|_step|pattern|_freq|_replace)$", name) and isinstance(value, int) and 1 < value < 16
+    ]
+    least = max(2, *(value + 1 for value in repeats)) if repeats and not lists else 2
+    found = set(kinds.values())
+    for layer in range(count):
+        if len(found) >= least:
+            break
+        found.add(layer)
+    return sorted(found)
+
+
+def _small(config: Any, *, width: bool = True) -> Any:
+    """A config of the same kind with small numbers."""
+    small = copy.deepcopy(config)
+
+    def lower(name: str, value: int) -> None:
+        had = getattr(small, name, None)
+        if isinstance(had, int) and not isinstance(had, bool) and had > value:
+            setattr(small, name, value)
+
+    small.vocab_size = ENTRIES
+    if (getattr(small, "max_position_embeddings", None) or ENTRIES) < ENTRIES:
+        small.max_position_embeddings = ENTRIES
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(small, name, None) is not None:
+            setattr(small, name, 1)
+    for name in ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size"):
+        lower(name, WINDOW)
+    for name in vars(small):
+        if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(getattr(small, name), float):
+            setattr(small, name, 0.0)
+    if not width or getattr(config, "num_attention_heads", None) is None:
+        return small
+    heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if not isinstance(heads, int) or not isinstance(groups, int):
+        return small
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = min(groups, 2)
+    small.num_attention_heads = kept * min(heads // groups, 2)
+    if getattr(config, "num_key_value_heads", None) is not None:
+        small.num_key_value_heads = kept
+    small.hidden_size = small.num_attention_heads * head
+    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
+        lower(name, 2 * small.hidden_size)
+    for name in ("moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"):
+        lower(name, 32)
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        lower(name, 4)
+    for name in ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "linear_num_value_heads", "linear_num_key_heads"):
+        lower(name, 2)
+    return small
+
+
+def _perturb(model: Any) -> None:
+    """Give norms and biases values of their own: at their usual ones and zeros mistakes would cancel out."""
+    import torch
+
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+
+
+class _Seen:
+    """Hidden states of rows one at a time, and the gradients of a sum of them."""
+
+    def __init__(self, model: Any, states: Sequence[Any]) -> None:
+        self.model = model
+        self.states, self.gradients = self._both(states)
+
+    def _both(self, states: Sequence[Any]) -> tuple[Any, list[Any]]:
+        import torch
+
+        (hidden,) = states
+        weights = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad((hidden * weights).sum(), parameters, allow_unused=True)
+        return hidden.detach(), [g if g is not None else torch.zeros(()) for g in gradients]
+
+    def gap(self, states: Sequence[Any]) -> float:
+        hidden, gradients = self._both(states)
+        slope = max(float(g.abs().max()) for g in self.gradients)  # of all: some are nothing but rounding
+        gaps = [_difference(a, b, slope) for a, b in zip(gradients, self.gradients, strict=True)]
+        return max(_difference(hidden, self.states), *gaps)
+
+
+def _difference(a: Any, b: Any, unit: float | None = None) -> float:
+    """The largest of two tensors, in units of the second one's largest value; infinite where it is not a number."""
+    if a.shape != b.shape:
+        return float("inf")
+    gap = float((a - b).abs().max()) / max(float(b.abs().max()) if unit is None else unit, 1e-300)
+    return gap if gap == gap else float("inf")
+
+
+def _one_at_a_time(model: Any, rows: Sequence[Any]) -> Any:
+    import torch
+
+    return torch.cat([model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows])
+
+
+def _together(read: Read, model: Any, rows: Sequence[Any], way: str) -> Any:
+    """Hidden states by one of our ways; a model that dies of it in its own words is one that it does not fit."""
+    import torch
+
+    try:
+        return read(model, torch.cat(list(rows)), [len(row) for row in rows], packed=way == "packed")
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"fail ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})") from error
+
+
+def _check_logits(model: Any, row: Any, what: str) -> None:
+    """Refuse a network that does with its head's products what nobody has said."""
+    import torch
+
+    with torch.no_grad():
+        states = model.base_model(input_ids=row[None], use_cache=False).last_hidden_state
+        theirs = model(input_ids=row[None], use_cache=False).logits
+        gap = _difference(logits_of(model.config)(model.get_output_embeddings()(states)), theirs)
+    if gap > ALLOWED:
+        raise UserError(
+            f"{what} makes its logits in a way that is unknown here (they differ by {gap:.1e}); choose another model"
+        )
+
+
+def _check_answers(model: Any, rows: Sequence[Any], what: str) -> None:
+    """Refuse a model that answers otherwise than it reads: from its cache, and beside a longer prompt, padded on the left."""
+    import torch
+
+    short, long = rows[0], rows[-1]
+    with torch.no_grad():
+        whole = model(input_ids=long[None], use_cache=False).logits[0, -1]
+        first = model(input_ids=long[None, :-1], use_cache=True)
+        then = {_cache_name(model): first.past_key_values}
+        stepped = model(input_ids=long[None, -1:], **then, use_cache=True).logits[0, -1]
+        padding = len(long) - len(short)
+        ids_BT = torch.stack([torch.cat([torch.full((padding,), 1), short]), long])
+        mask_BT = torch.ones_like(ids_BT)
+        mask_BT[0, :padding] = 0
+        places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+        beside = model(input_ids=ids_BT, attention_mask=mask_BT, **_places(model, places_BT), use_cache=False).logits[0, -1]
+        alone = model(input_ids=short[None], use_cache=False).logits[0, -1]
+    for how, gap in (("from its cache", _difference(stepped, whole)), ("beside a longer prompt", _difference(beside, alone))):
+        if gap > ALLOWED_FLOAT32:
+            raise UserError(f"{what} answers otherwise {how} than it reads (logits differ by {gap:.1e}); choose another model")
+
+
+def _cache_name(model: Any) -> str:
+    """What a model's forward calls the cache that it is given: transformers renames it."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def _places(model: Any, places_BT: Any) -> dict[str, Any]:
+    return {"position_ids": places_BT} if "position_ids" in inspect.signature(model.forward).parameters else {}
