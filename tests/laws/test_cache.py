@@ -21,6 +21,7 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges.families import Logits
 from potstill.losses.distillation import Distillation
 from potstill.teachers.cache import RECORD, RowCache, keys_of, row_key
 from potstill.teachers.signals import Buckets, Cached, Dense, Form, HiddenForm, Live, TopKForm
@@ -57,11 +58,11 @@ def teacher_of(tokenizer: Any, **more: Any) -> Any:
 
 def topk(teacher: Any, k: int, temperature: float = 1.0) -> TopKForm:
     head = teacher.get_output_embeddings()
-    return TopKForm(head, None, k, temperature, head.out_features)
+    return TopKForm(head, Logits(), k, temperature, head.out_features)
 
 
 def hidden(teacher: Any) -> HiddenForm:
-    return HiddenForm(teacher.get_output_embeddings(), None)
+    return HiddenForm(teacher.get_output_embeddings(), Logits())
 
 
 def cached(folder: Path, teacher: Any, form: Form, pairs: Pairs, told: Callable[[str], None] = lambda _: None) -> Cached:
@@ -180,7 +181,7 @@ def test_top_k_by_hand(tokenizer: Any) -> None:
     head = torch.nn.Linear(4, 4, bias=False)
     with torch.no_grad():
         head.weight.copy_(torch.eye(4))
-    form = TopKForm(head, None, 2, 2.0, 4)
+    form = TopKForm(head, Logits(), 2, 2.0, 4)
     probabilities = torch.tensor([[0.1, 0.5, 0.15, 0.25]])
     said = form.decode(form.encode(2 * probabilities.log()), torch.device("cpu"))
     assert said.ids_NK.tolist() == [[1, 3]]

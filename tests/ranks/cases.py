@@ -19,6 +19,7 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
+from potstill.edges.families import Logits
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.distillation import Distillation
 from potstill.losses.head import Loss
@@ -60,7 +61,7 @@ def objective(case: str, folder: Path) -> Any:
     signal: Any = Live(teacher)
     if "cached" in case:  # each process writes its rows, and in the second epoch reads those of the other
         head = teacher.get_output_embeddings()
-        form = TopKForm(head, None, 300, 2.0, 300) if "topk" in case else HiddenForm(head, None)
+        form = TopKForm(head, Logits(), 300, 2.0, 300) if "topk" in case else HiddenForm(head, Logits())
         ranks.on_first(lambda: RowCache(folder / "said", {}, form.width).close())
         cache = RowCache(folder / "said", {}, form.width)
         alone = (lambda lacking: any(ranks.gathered(lacking))) if "sharded" in case else (lambda lacking: lacking)
