@@ -34,9 +34,13 @@ class Tie:
 
 
 def tie_of(model: Model) -> Tie | None:
-    """A tie for one forward and backward pass; None where the two matrices differ or are not trained."""
-    weight, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    return Tie() if head.weight is weight and weight.requires_grad and torch.is_grad_enabled() else None
+    """A tie for one forward and backward pass; None where the two matrices differ, are not trained, or more than rows is read.
+
+    Gemma's embedding multiplies what it reads: there autograd adds the two gradients.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    weight, plain = embedding.weight, type(embedding) is torch.nn.Embedding
+    return Tie() if plain and head.weight is weight and weight.requires_grad and torch.is_grad_enabled() else None
 
 
 class _TiedEmbedding(torch.autograd.Function):
@@ -79,10 +83,11 @@ def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seque
 
 def read(model: Model, ids_T: Tensor, lengths: Sequence[int], *, packed: bool) -> Tensor:
     """`final_hidden` by a way that is given, for whoever asks which one is exact."""
+    tie = tie_of(model)
     if not packed:
-        return _batched_hidden(model, ids_T, lengths)
+        return _batched_hidden(model, ids_T, lengths, tie)
     position_T = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
-    return _packed_hidden(model, ids_T, position_T, lengths)
+    return _packed_hidden(model, ids_T, position_T, lengths, tie)
 
 
 def _packs(model: Model) -> bool:

@@ -235,8 +235,9 @@ def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Tensor]], batches: Se
         for run, batch in zip(runs, batches, strict=True):
             with suppress(_Enough):
                 run()
-            x_BTI = heard.pop()
+            mask_BT = batch["attention_mask"]
+            x_BTI = heard.pop().reshape(*mask_BT.shape, -1)  # OPT lays the rows of a batch end to end
             hessian = hessian or Hessian(x_BTI.shape[-1])
-            hessian.add(x_BTI[batch["attention_mask"].to(x_BTI.device, torch.bool)])
+            hessian.add(x_BTI[mask_BT.to(x_BTI.device, torch.bool)])
     assert hessian is not None
     return hessian.sum_II

@@ -1,0 +1,197 @@
+"""Any family: what training, distilling, scoring, cutting, quantising, saving and loading make of a model is that model."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_parts import chat_tokenizer, rows
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example
+from potstill.data.batches import pack
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, instruction_pairs
+from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges.checked import way_of
+from potstill.edges.families import logits_of
+from potstill.edges.models import load_head, load_model, save_model
+from potstill.edges.packed import read
+from potstill.edges.sampling import generate
+from potstill.inits.layers import Layers
+from potstill.losses.cross_entropy import CrossEntropy
+from potstill.losses.distillation import Distillation
+from potstill.losses.scoring import token_sums
+from potstill.quant.layers import quantise_model
+from potstill.teachers.signals import HiddenForm, Live
+
+VOCAB = 320
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE |= {"max_position_embeddings": 256, "eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
+SLIDES = {"sliding_window": 8}
+MIXED = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"], **SLIDES}
+OWN: dict[str, dict[str, Any]] = {  # beyond the common shape
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "llama": {},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "mistral": {"head_dim": 8, **SLIDES},
+    "ministral": {"head_dim": 8, **MIXED},
+    "gemma": {"head_dim": 8},
+    "gemma2": {
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        **MIXED,
+    },
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8, **MIXED},
+    "phi": {"partial_rotary_factor": 0.5, "resid_pdrop": 0.0},
+    "phi3": {"resid_pdrop": 0.0},
+    "smollm3": {"no_rope_layers": [1, 0, 1]},
+    "olmo": {},
+    "olmo2": {},
+    "olmo3": MIXED,
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "stablelm": {},
+    "gptj": {"rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "ernie4_5": {"head_dim": 8},
+    "exaone4": {**MIXED},
+    "seed_oss": {"head_dim": 8, "residual_dropout": 0.0, "attention_dropout": 0.0},
+    "starcoder2": {"residual_dropout": 0.0, "embedding_dropout": 0.0, **SLIDES},
+    "arcee": {},
+    "granite": {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25, **MIXED},
+    "helium": {"head_dim": 8},
+    "nanochat": {},
+    "hunyuan_v1_dense": {"head_dim": 8},
+    "nemotron": {"head_dim": 8},
+    "lfm2": {"layer_types": ["full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+}
+FAMILIES = sorted(OWN)
+
+
+def config_of(family: str) -> Any:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return CONFIG_MAPPING[family](**(SHAPE | {"vocab_size": VOCAB} | OWN[family]))
+
+
+def model_of(family: str, seed: int = 0) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config_of(family))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model.double().eval()
+
+
+@pytest.fixture(scope="module")
+def chat() -> Any:
+    return chat_tokenizer(VOCAB)
+
+
+@pytest.fixture(autouse=True)
+def _theirs() -> Any:
+    with warnings.catch_warnings():  # of networks, on their own configs
+        warnings.simplefilter("ignore")
+        yield
+
+
+def pairs_of(tokenizer: Any) -> Any:
+    examples = [Example(str(i), row["instruction"], row["response"], row["context"]) for i, row in enumerate(rows(4))]
+    return list(instruction_pairs(examples, Renderer(tokenizer, Prompts()), Counts()))
+
+
+def plain_logp(model: Any, pairs: Any) -> list[torch.Tensor]:
+    """Log-probabilities at response tokens by the model itself, one row at a time."""
+    found = []
+    for prompt, response in pairs:
+        logits = model(torch.tensor([[*prompt, *response]]), use_cache=False).logits[0]
+        found.append(logits[len(prompt) - 1 : -1].log_softmax(-1))
+    return found
+
+
+def gradients(total: torch.Tensor, model: Any) -> torch.Tensor:
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(total, list(model.parameters()), allow_unused=True) if g is not None]
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_what_it_is_alone(family: str, chat: Any, tmp_path: Path) -> None:
+    student, teacher, pairs = model_of(family), model_of(family, seed=1), pairs_of(chat)
+    batch, rtol = pack(pairs), 1e-5  # norms and softmaxes of some families round to float32
+    logq, targets = plain_logp(student, pairs), [torch.tensor(response) for _, response in pairs]
+
+    sft = CrossEntropy()(student, batch)
+    plain = sum(F.nll_loss(q, t, reduction="sum") for q, t in zip(logq, targets, strict=True))
+    torch.testing.assert_close(sft.total, plain, rtol=rtol, atol=0)
+    ours, theirs = gradients(sft.total, student), gradients(plain, student)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=float(theirs.abs().max()) * 1e-5)
+
+    with torch.no_grad():
+        logp = plain_logp(teacher, pairs)
+        kl = sum((p.exp() * (p - q)).sum() for p, q in zip(logp, logq, strict=True))
+        distilled = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, VOCAB)(student, batch)
+        torch.testing.assert_close(distilled.total, kl, rtol=rtol, atol=0)
+        form, live = HiddenForm(teacher.get_output_embeddings(), logits_of(teacher.config)), Live(teacher)
+        kept = form.decode(form.encode(live(batch).hidden_ND), torch.device("cpu"))
+        cached = Distillation(lambda _: kept, ForwardKL(), 1.0, 1.0, VOCAB)(student, batch)  # pyright: ignore[reportArgumentType]
+        torch.testing.assert_close(cached.total, kl, rtol=0.05, atol=0)  # the cache rounds to bfloat16
+
+        nats = token_sums(student, None, pairs, VOCAB, {"nll": lambda q, t, _: -q.gather(-1, t[:, None]).squeeze(-1)})["nll"]
+        torch.testing.assert_close(torch.tensor(nats).sum().double(), plain.detach(), rtol=rtol, atol=0)
+
+        cut = Layers(keep=(0, 2))(student)
+        assert len(plain_logp(cut, pairs)) == len(pairs)
+        assert cut.config.num_hidden_layers == 2
+        save_model(cut.float(), chat, tmp_path / "cut")
+        again = load_model(f"path:{tmp_path}/cut")
+        assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), cut.state_dict().values(), strict=True))
+        head, form_of_logits = load_head(f"path:{tmp_path}/cut")
+        states = again.base_model(torch.tensor([pairs[0][0]]), use_cache=False).last_hidden_state
+        shown = again(torch.tensor([pairs[0][0]]), use_cache=False).logits
+        torch.testing.assert_close(form_of_logits(head(states)), shown, rtol=1e-4, atol=1e-4)
+
+        answers = generate(again, chat, [prompt for prompt, _ in pairs], stop_ids=[0], max_new_tokens=4)
+        alone = [generate(again, chat, [prompt], stop_ids=[0], max_new_tokens=4).texts[0] for prompt, _ in pairs]
+        assert answers.texts == alone
+
+        longest = max(len(prompt) for prompt, _ in pairs)
+        ids_BT = torch.tensor([prompt + [1] * (longest - len(prompt)) for prompt, _ in pairs])
+        mask_BT = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt, _ in pairs])
+        packed = quantise_model(again, [{"input_ids": ids_BT, "attention_mask": mask_BT}], group=32).packed
+        assert packed
+        assert torch.isfinite(again(ids_BT).logits).all()
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(FAMILIES) >= 24
+
+
+def test_what_reads_otherwise_is_refused_with_the_figure() -> None:
+    config = config_of("gemma2")
+
+    def broken(model: Any, ids_T: Any, lengths: Any, *, packed: bool) -> Any:
+        return read(model, ids_T, lengths, packed=packed) * (1 + 1e-3)
+
+    with pytest.raises(UserError, match=r"cannot be read exactly: rows end to end differs by \d\.\de-0[34]"):
+        way_of(config, broken)
+
+
+def test_a_head_that_nobody_has_described_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from potstill.edges import families
+
+    config = config_of("granite")
+    config.logits_scaling = 5.0
+    monkeypatch.delitem(families.FAMILIES, "granite")
+    with pytest.raises(UserError, match="makes its logits in a way that is unknown here"):
+        way_of(config, read)
