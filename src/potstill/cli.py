@@ -287,7 +287,7 @@ def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool
     from potstill.run.runner import run_recipe
 
     command = shlex.join(["potstill", *sys.argv[1:]])
-    with ranks.joined():  # under torchrun a mistake in the recipe, too, is told once
+    with ranks.joined():  # under torchrun a mistake in the recipe, too, is reported once
         found = preflight.load(recipe, overrides)
         folder = out or Path("runs") / found.name
         progress = Progress("quiet" if quiet else "auto")

@@ -66,7 +66,7 @@ def hidden(teacher: Any) -> HiddenForm:
 
 
 def cached(folder: Path, teacher: Any, form: Form, pairs: Pairs, told: Callable[[str], None] = lambda _: None) -> Cached:
-    cache = RowCache(folder, {"teacher": "t"}, form.width, told=told)
+    cache = RowCache(folder, {"teacher": "t"}, form.width, say=told)
     return Cached(cache, form, Counted(teacher), cache.missing(keys_of(pairs)))
 
 
@@ -280,7 +280,7 @@ def fill(folder: Path, count: int = 8) -> dict[bytes, np.ndarray]:
 
 def whole(folder: Path, made: dict[bytes, np.ndarray], told: Callable[[str], None] = lambda _: None) -> list[bool]:
     """Which rows come back; those that do are as they were written."""
-    cache = RowCache(folder, {"teacher": "t"}, WIDTH, told=told)
+    cache = RowCache(folder, {"teacher": "t"}, WIDTH, say=told)
     found = []
     for key, values in made.items():
         out = np.empty_like(values)
@@ -409,7 +409,7 @@ def test_a_disk_without_locks_is_told_as_it_is(tmp_path: Path, monkeypatch: Any)
 
     monkeypatch.setattr("potstill.teachers.cache.fcntl.flock", refuse)
     told: list[str] = []
-    cache = RowCache(tmp_path, {}, WIDTH, told=told.append)
+    cache = RowCache(tmp_path, {}, WIDTH, say=told.append)
     assert not cache.append(b"1" * 16, np.zeros((1, WIDTH), np.uint8))
     assert len(list(tmp_path.glob("part-*"))) == 1
     assert "cannot be written (No locks available)" in told[0]
@@ -428,7 +428,7 @@ def test_a_description_that_says_nothing_is_refused(text: str, tmp_path: Path) -
     with pytest.raises(UserError, match=r"cache.json: damaged; delete .* and run again$"):
         RowCache(tmp_path, {}, WIDTH)
     told: list[str] = []
-    RowCache(tmp_path, {}, WIDTH, told=told.append, mend=True)
+    RowCache(tmp_path, {}, WIDTH, say=told.append, mend=True)
     assert told == [f"{tmp_path}/cache.json was damaged; it is written again"]
     RowCache(tmp_path, {}, WIDTH)
 

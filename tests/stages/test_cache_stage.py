@@ -233,7 +233,7 @@ def test_whatever_decides_the_values_decides_the_identity(root: Path, tmp_path: 
 
     def identity(change: dict[str, Any]) -> str:
         fields = {**one, **form, **change}
-        teacher = Teacher(**{name: fields[name] for name in one}, told=print)
+        teacher = Teacher(**{name: fields[name] for name in one}, say=print)
         return json.dumps(teacher.identity(**{name: fields[name] for name in form}), sort_keys=True)
 
     found = [identity({}), *(identity(change) for change in changes)]

@@ -114,7 +114,7 @@ def _known(item: Planned) -> Cost:
 
 def _could_show(stages: Sequence[Stage], outlook: Outlook) -> str:
     """The smallest difference that the recipe's studies could show, in words; "" where there is no study."""
-    return " ".join(told for stage in stages if (told := stage.could_show(outlook)))
+    return " ".join(sentence for stage in stages if (sentence := stage.could_show(outlook)))
 
 
 def print_plan(found: Plan, console: "Console | None" = None) -> None:
@@ -142,8 +142,8 @@ def print_plan(found: Plan, console: "Console | None" = None) -> None:
             _size((cost.output_bytes or 0) + (cost.cache_bytes or 0)),
         )
     console.print(table)
-    for told in _in_words(found):
-        console.print(Text(told))
+    for sentence in _in_words(found):
+        console.print(Text(sentence))
 
 
 def _in_words(found: Plan) -> Iterator[str]:

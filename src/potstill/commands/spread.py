@@ -110,10 +110,10 @@ def print_spread(name: str, cluster: Cluster, rows: list[dict[str, Any]]) -> Non
         )
     console = Console(width=None if sys.stdout.isatty() else 110, markup=False)
     if not todo:
-        told = sorted({row["note"] for row in rows if row["note"]})
+        notes = sorted({row["note"] for row in rows if row["note"]})
         left = [row for row in rows if row["state"] != "done"]
         console.print(f"{name}: {'no training is left to do' if not left else 'nothing can be said of the training left'}")
-        for note in told if left else ():
+        for note in notes if left else ():
             console.print(note, highlight=False)
         return
     console.print(table)

@@ -699,7 +699,7 @@ def _call_with_marks(call: dict[str, Any], mark: str) -> dict[str, Any]:
 
 
 def _named(tool: dict[str, Any], name: str) -> dict[str, Any]:
-    """The tool by another name, without what it is for: forms of conversation are told apart by their tools' number."""
+    """The tool by another name, without what it is for: forms of conversation differ by their tools' number."""
     if "function" in tool:
         return {**tool, "function": {"name": name, "description": "", "parameters": {"type": "object", "properties": {}}}}
     return {**tool, "name": name}

@@ -438,7 +438,7 @@ def blocks_name(model: Model) -> str:
     outer = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
     if len(outer) != 1:
         raise UserError(
-            f"the decoder layers of a {type(model).__name__} cannot be told from its other parts; choose another model"
+            f"the decoder layers of a {type(model).__name__} cannot be distinguished from its other parts; choose another model"
         )
     return outer[0]
 

@@ -118,7 +118,7 @@ def _take_gpu() -> None:
 def _is_first_to_fail() -> bool:
     try:
         return _state[0].store.add("failed", 1) == 1
-    except Exception:  # the store is gone with the machine that held it: better told twice than never
+    except Exception:  # the store is gone with the machine that held it: better said twice than never
         return True
 
 
@@ -193,7 +193,7 @@ def launch(command: list[str], processes: int) -> int:
         run.run(run.parse_args([*options, *command]))
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        return next((code for code in (2, 130) if code in codes), 1)  # of those that were killed nothing can be told
+        return next((code for code in (2, 130) if code in codes), 1)  # of those that were killed nothing is known
     except SignalException:
         return 130
     return 0

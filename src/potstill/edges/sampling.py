@@ -70,7 +70,7 @@ def generate(
     """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.
 
     Prompts are batched by length and padded on the left. Sampling uses a random state of its own, so that the caller's
-    is untouched. `on_rows` is told after every new token how many answers are finished, of how many.
+    is untouched. `on_rows` gets, after every new token, how many answers are finished, of how many.
 
     Raises:
         UserError: a prompt and its answer need more positions than the model has.

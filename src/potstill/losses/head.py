@@ -131,7 +131,7 @@ class _Job:
                 assert teacher_CV is not None
                 assert self.form.plain
                 assert self.teacher_form.plain
-                total += self._told(*self.kernel(logits_CV, teacher_CV, rows))
+                total += self._added(*self.kernel(logits_CV, teacher_CV, rows))
             else:
                 logits_CV, teacher_CV = _wide(logits_CV), None if teacher_CV is None else _wide(teacher_CV)
                 for first in range(0, logits_CV.shape[0], block):
@@ -161,13 +161,13 @@ class _Job:
         tokens = slice(offset + inner.start, offset + inner.stop)
         with torch.enable_grad():
             logits_BV = logits_CV[inner].detach().requires_grad_(differentiate)
-            loss, told = self.terms(self.form(logits_BV), teacher_BV, tokens)
+            loss, parts = self.terms(self.form(logits_BV), teacher_BV, tokens)
             if differentiate:
                 (slope_BV,) = torch.autograd.grad(loss, logits_BV)
                 logits_CV[inner] = slope_BV
-        return self._told(loss.detach(), told)
+        return self._added(loss.detach(), parts)
 
-    def _told(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
+    def _added(self, loss: Tensor, parts: dict[str, Tensor]) -> Tensor:
         for name, value in parts.items():
             self.parts[name] = self.parts[name] + value if name in self.parts else value
         return loss

@@ -1,4 +1,4 @@
-"""What a distillation loss is told of the teacher, token by token."""
+"""What a distillation loss gets of the teacher, token by token."""
 
 from dataclasses import dataclass, field
 from typing import Any, Protocol

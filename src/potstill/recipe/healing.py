@@ -19,14 +19,14 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 from potstill.core.component import Settings
 from potstill.recipe.places import place_of, within
 from potstill.recipe.spots import Loc, at, inside, is_role, is_settings, item_of, members, spot
-from potstill.recipe.wording import Told
+from potstill.recipe.wording import Reported
 from potstill.stages.base import StageRef
 
 SAME = 0.8  # difflib's ratio, from which on a misspelt kind is judged by the rules of the one that was meant
 ROUNDS = 12  # each one mends what the one before it found; a table is small
 
 S = TypeVar("S", bound=Settings)
-Tell = Callable[[Sequence[ErrorDetails], Any], list[Told]]
+Tell = Callable[[Sequence[ErrorDetails], Any], list[Reported]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Healed(Generic[S]):
     """
 
     value: S | None
-    told: list[Told] = field(default_factory=list)
+    reported: list[Reported] = field(default_factory=list)
     wounds: tuple[str, ...] = ()
     holes: bool = False
 
@@ -56,7 +56,7 @@ def heal(cls: type[S], raw: dict[str, Any], tell: Tell) -> Healed[S]:
         tell: pydantic's errors and the table -> those errors in our words.
     """
     raw = copy.deepcopy(raw)
-    told: list[Told] = []
+    reported: list[Reported] = []
     wounds: list[str] = []
     guessed: list[str] = []
     holes: set[Loc] = set()
@@ -67,14 +67,14 @@ def heal(cls: type[S], raw: dict[str, Any], tell: Tell) -> Healed[S]:
         except ValidationError as error:
             found = tell(error.errors(), raw)
         else:
-            return Healed(value, told, tuple(dict.fromkeys([*wounds, *guessed])), bool(holes))
-        told += [each for each in found if number == 0 or not _follows(each, wounds)]
+            return Healed(value, reported, tuple(dict.fromkeys([*wounds, *guessed])), bool(holes))
+        reported += [each for each in found if number == 0 or not _follows(each, wounds)]
         for each in found:
             if each.error["type"] == "unknown_kind" and _guess_kind(raw, each):
                 guessed.append(place_of("", each.spot.loc))
             elif not _mend(cls, raw, each, wounds, holes, names):
-                return Healed(None, told, tuple(dict.fromkeys([*wounds, *guessed])), True)
-    return Healed(None, told, tuple(dict.fromkeys([*wounds, *guessed])), True)
+                return Healed(None, reported, tuple(dict.fromkeys([*wounds, *guessed])), True)
+    return Healed(None, reported, tuple(dict.fromkeys([*wounds, *guessed])), True)
 
 
 def kind_meant(kind: Any, kinds: Iterable[str]) -> str | None:
@@ -83,38 +83,38 @@ def kind_meant(kind: Any, kinds: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def _guess_kind(raw: dict[str, Any], told: Told) -> bool:
+def _guess_kind(raw: dict[str, Any], reported: Reported) -> bool:
     """Give a component the kind that was meant, so that its fields are judged too; false where none is near."""
-    role, value = members(told.spot.annotation)[0], at(raw, told.spot.loc)
+    role, value = members(reported.spot.annotation)[0], at(raw, reported.spot.loc)
     if not is_role(role):
         return False
     meant = kind_meant(value.get("kind") if isinstance(value, dict) else value, role.kinds)
     if meant is None:
         return False
-    return _fill(raw, told.spot.loc, {**value, "kind": meant} if isinstance(value, dict) else meant)
+    return _fill(raw, reported.spot.loc, {**value, "kind": meant} if isinstance(value, dict) else meant)
 
 
-def _follows(told: Told, wounds: Sequence[str]) -> bool:
+def _follows(reported: Reported, wounds: Sequence[str]) -> bool:
     """Whether a mistake is only there because of what was taken out before."""
-    place = place_of("", told.spot.loc)
-    if told.error["type"] == "missing" or any(within(place, wound) for wound in wounds):
+    place = place_of("", reported.spot.loc)
+    if reported.error["type"] == "missing" or any(within(place, wound) for wound in wounds):
         return True
-    words = set(re.findall(r"\w+", told.problem.rule))  # a rule between fields names them
+    words = set(re.findall(r"\w+", reported.problem.rule))  # a rule between fields names them
     inner = [wound[len(place) :] for wound in wounds if not place or within(wound, place)]
     return any(words & set(re.findall(r"[a-z_]\w*", wound)) for wound in inner)
 
 
 def _mend(
-    cls: type[Settings], raw: dict[str, Any], told: Told, wounds: list[str], holes: set[Loc], names: Iterator[str]
+    cls: type[Settings], raw: dict[str, Any], reported: Reported, wounds: list[str], holes: set[Loc], names: Iterator[str]
 ) -> bool:
     """Take one mistake out of the table; false where that cannot be done."""
-    wounds += told.meant
-    loc, kind = told.spot.loc, told.error["type"]
+    wounds += reported.meant
+    loc, kind = reported.spot.loc, reported.error["type"]
     if kind == "extra_forbidden":
         _remove(raw, loc)
         return True
     if kind in ("value_error", "assertion_error") and isinstance(at(raw, loc), dict):
-        key = _blamed(cls, raw, told)
+        key = _blamed(cls, raw, reported)
         if key is not None:
             _remove(raw, (*loc, key))
             wounds.append(place_of("", (*loc, key)))
@@ -133,12 +133,12 @@ def _mend(
     return False
 
 
-def _blamed(cls: type[Settings], raw: dict[str, Any], told: Told) -> str | None:
+def _blamed(cls: type[Settings], raw: dict[str, Any], reported: Reported) -> str | None:
     """A field without which a table breaks none of the rules between its fields; one that the rule names, if it can be."""
-    loc, table = told.spot.loc, at(raw, told.spot.loc)
+    loc, table = reported.spot.loc, at(raw, reported.spot.loc)
     owner = spot(cls, raw, loc).annotation
     fields = owner.model_fields if is_settings(owner) else {}
-    words = set(re.findall(r"\w+", told.problem.rule))
+    words = set(re.findall(r"\w+", reported.problem.rule))
     keys = [key for key in table if key in fields and not fields[key].is_required()]
     for key in sorted(keys, key=lambda key: (key not in words, str(table[key]).startswith("stage:"))):
         without = copy.deepcopy(raw)
@@ -146,7 +146,7 @@ def _blamed(cls: type[Settings], raw: dict[str, Any], told: Told) -> str | None:
         try:
             cls.model_validate(without)
         except ValidationError as error:
-            if any(each["loc"] == told.error["loc"] and each["type"] == told.error["type"] for each in error.errors()):
+            if any(each["loc"] == reported.error["loc"] and each["type"] == reported.error["type"] for each in error.errors()):
                 continue
         return key
     return None

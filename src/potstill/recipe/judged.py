@@ -10,7 +10,7 @@ from potstill.recipe.header import Header
 from potstill.recipe.healing import Healed, heal, kind_meant
 from potstill.recipe.places import labels_of, place_of, usable
 from potstill.recipe.spots import at
-from potstill.recipe.wording import Told, shown, told_of
+from potstill.recipe.wording import Reported, reported_of, shown
 from potstill.stages.base import NAME_RULE, DataStage, Stage
 
 
@@ -55,8 +55,8 @@ class Context:
 def judge_header(table: dict[str, Any]) -> tuple[Healed[Header], list[Problem]]:
     """A recipe's own fields."""
     head = {key: value for key, value in table.items() if key != "stage"}
-    healed = heal(Header, head, lambda errors, raw: told_of(errors, Header, raw))
-    return healed, [told.problem for told in healed.told]
+    healed = heal(Header, head, lambda errors, raw: reported_of(errors, Header, raw))
+    return healed, [reported.problem for reported in healed.reported]
 
 
 def judge_stage(raw: Any, number: int, context: Context) -> Judged:
@@ -76,9 +76,11 @@ def judge_stage(raw: Any, number: int, context: Context) -> Judged:
     if issubclass(cls, DataStage):
         fields |= _shared(fields, context.table)
     stages = [name for name in context.names if isinstance(name, str) and name != raw.get("name")]
-    healed = heal(cls, fields, lambda errors, raw: told_of(errors, cls, raw, label, stages))
-    told = [_needed_data(each, label) for each in healed.told if not _told_in_header(each, raw, context.header_places)]
-    return Judged(healed.value, raw, label, healed, (*named, *told))
+    healed = heal(cls, fields, lambda errors, raw: reported_of(errors, cls, raw, label, stages))
+    reported = [
+        _needed_data(each, label) for each in healed.reported if not _stands_in_header(each, raw, context.header_places)
+    ]
+    return Judged(healed.value, raw, label, healed, (*named, *reported))
 
 
 def _of_unknown_kind(raw: dict[str, Any], number: int, context: Context, named: list[Problem]) -> Judged:
@@ -125,15 +127,15 @@ def _shared(fields: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _needed_data(told: Told, label: str) -> Problem:
-    if told.error["type"] == "missing" and told.spot.loc == ("data",):
+def _needed_data(reported: Reported, label: str) -> Problem:
+    if reported.error["type"] == "missing" and reported.spot.loc == ("data",):
         return Problem(f"{label}.data", "is needed: rows for this stage, here or once as the recipe's own `data`")
-    return told.problem
+    return reported.problem
 
 
-def _told_in_header(told: Told, raw: dict[str, Any], header_places: frozenset[str]) -> bool:
+def _stands_in_header(reported: Reported, raw: dict[str, Any], header_places: frozenset[str]) -> bool:
     """Whether it is the shared `data` or `prompts` that is wrong, and the recipe's own fields have said so."""
-    loc = told.spot.loc
+    loc = reported.spot.loc
     if loc[:1] not in (("data",), ("prompts",)):
         return False
     if place_of("", loc) not in header_places:

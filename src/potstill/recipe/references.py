@@ -107,8 +107,8 @@ def stage_paths(judged: Judged, beside: Path | None) -> Iterator[Problem]:
     own = judged.raw.get("data") if isinstance(judged.raw, dict) else None
     path = own.get("path") if isinstance(own, dict) else getattr(own, "path", None)
     reads = judged.stage is None or bool(judged.stage.sources())
-    told = bool(known & {f"{judged.label}.data.path", f"{judged.label}.data"})
-    if isinstance(path, str) and reads and not told and (rule := _missing(path, beside)):
+    reported = bool(known & {f"{judged.label}.data.path", f"{judged.label}.data"})
+    if isinstance(path, str) and reads and not reported and (rule := _missing(path, beside)):
         yield Problem(f"{judged.label}.data.path", rule, repr(path))
     for place, target, _ in _references(judged, "path"):
         if rule := _missing(target, beside):

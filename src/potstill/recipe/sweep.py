@@ -59,9 +59,9 @@ class Sweep:
 
     def first_told(self, problem: Problem) -> Problem:
         """A problem of the stage with every field's first value, at its place in the sweep if it is one of a swept field."""
-        return next((moved for field in self.fields if (moved := self.told(problem, field, 0)) != problem), problem)
+        return next((moved for field in self.fields if (moved := self.placed(problem, field, 0)) != problem), problem)
 
-    def told(self, problem: Problem, field: str, number: int) -> Problem:
+    def placed(self, problem: Problem, field: str, number: int) -> Problem:
         """A problem of the stage at its place in the sweep, if it is one of this field; else as it is."""
         at = f"{self.label}.{field}"
         if not within(problem.place, at):
@@ -82,14 +82,14 @@ class Sweep:
         Args:
             judge: a table -> the stage it describes, and its mistakes.
         """
-        base, known = judge(self.table(raw))  # with every field's first value; its mistakes are told by the caller
+        base, known = judge(self.table(raw))  # with every field's first value; its mistakes are reported by the caller
         problems: list[Problem] = []
         for field, values in self.fields.items():
             seen = [base if not self.touched(field, known) else None]
             for number, value in enumerate(values[1:], 1):
                 stage, wrong = judge(self.table(raw, {**self.first(), field: value}))
                 for problem in wrong:
-                    moved = self.told(problem, field, number)
+                    moved = self.placed(problem, field, number)
                     if problem not in known and moved.place != self.place(field):  # "no such field", whatever the value
                         here = moved if moved != problem else replace(problem, place=f"{self.place(field)}[{number}]")
                         problems.append(here)
@@ -97,19 +97,19 @@ class Sweep:
                     stage = None  # a default stands for the value
                 elif stage is not None and stage in seen:
                     rule = f"stands there already, as number {seen.index(stage)}"
-                    problems.append(Problem(f"{self.place(field)}[{number}]", rule, _told(value)))
+                    problems.append(Problem(f"{self.place(field)}[{number}]", rule, _in_words(value)))
                 seen.append(stage)
         if problems or known or base is None:
             return [], problems
         if self.by not in base.validation.figures():  # pyright: ignore[reportAttributeAccessIssue]  # it is validated
             measured = ", ".join(base.validation.figures())  # pyright: ignore[reportAttributeAccessIssue]
-            return [], [Problem("sweep.by", f"'{self.stage}' measures {measured} while it trains", _told(self.by))]
+            return [], [Problem("sweep.by", f"'{self.stage}' measures {measured} while it trains", _in_words(self.by))]
         combined = [dict(zip(self.fields, each, strict=True)) for each in itertools.product(*self.fields.values())]
         stages: list[Stage] = []
         for name, values in zip(names(self.stage, combined), combined, strict=True):
             stage, wrong = judge(self.table(raw, values))
-            told = ", ".join(f"{self.stage}.{field} = {shown(value)}" for field, value in values.items())
-            problems += [Problem("sweep", f"with {told}: {problem.place} {problem.rule}") for problem in wrong]
+            setting = ", ".join(f"{self.stage}.{field} = {shown(value)}" for field, value in values.items())
+            problems += [Problem("sweep", f"with {setting}: {problem.place} {problem.rule}") for problem in wrong]
             if stage is not None:
                 stages.append(stage.model_copy(update={"name": name}))
         refs = tuple(TrainedRef(f"stage:{stage.name}") for stage in stages)
@@ -162,7 +162,7 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
                 by = values
             else:
                 rule = f"must be one of {', '.join(known)}{suggest(str(values), known)}"
-                problems.append(Problem("sweep.by", rule, _told(values)))
+                problems.append(Problem("sweep.by", rule, _in_words(values)))
             continue
         stage, _, field = place.partition(".")
         rule = _refused(stage, field, values, called, stages)
@@ -176,7 +176,7 @@ def read(sweep: Any, raw_stages: Sequence[Any]) -> tuple[dict[int, Sweep], list[
                 fields.setdefault(number, {})[field] = values
         if rule is not None:
             listed = isinstance(values, list) and values
-            problems.append(Problem(f'sweep."{place}"', rule, None if listed else _told(values)))
+            problems.append(Problem(f'sweep."{place}"', rule, None if listed else _in_words(values)))
     for number, swept in fields.items():
         for field in list(swept):
             inside = next((other for other in swept if field.startswith(f"{other}.")), None)
@@ -236,7 +236,7 @@ def names(stage: str, combined: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{stage}.{name}" if made.count(name) == 1 else f"{stage}.{name}-{fingerprint(values)[:6]}"
 
 
-def _told(value: Any) -> str:
+def _in_words(value: Any) -> str:
     """A value as it stands in the message of a mistake."""
     return written(value) if isinstance(value, str) else shown(value)
 

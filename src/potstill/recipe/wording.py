@@ -30,7 +30,7 @@ LONGEST = 40  # characters of a value in a message
 
 
 @dataclass(frozen=True)
-class Told:
+class Reported:
     """One of pydantic's errors in our words.
 
     Attributes:
@@ -44,9 +44,9 @@ class Told:
     meant: tuple[str, ...] = ()
 
 
-def told_of(
+def reported_of(
     errors: Sequence[ErrorDetails], cls: type[Settings], raw: Any, label: str = "", stages: Sequence[str] = ()
-) -> list[Told]:
+) -> list[Reported]:
     """Pydantic's errors in our words, one for each mistake.
 
     Args:
@@ -55,23 +55,23 @@ def told_of(
     """
     spots = [spot(cls, raw, error["loc"]) for error in errors]
     inner = {found.loc[:depth] for found in spots for depth in range(len(found.loc))}
-    told: dict[Any, Told] = {}
+    reported: dict[Any, Reported] = {}
     for error, found in zip(errors, spots, strict=True):
         # a list whose item is wrong is also too short; where no member of a union fits, each says so
         if found.loc in inner and (found.whole or error["type"] == "too_short"):
             continue
         key = found.loc if found.whole else (found.loc, error["type"], error["msg"])
-        told.setdefault(key, _told(error, found, cls, raw, label, stages))
-    return list(told.values())
+        reported.setdefault(key, _reported(error, found, cls, raw, label, stages))
+    return list(reported.values())
 
 
-def _told(error: ErrorDetails, found: Spot, cls: type[Settings], raw: Any, label: str, stages: Sequence[str]) -> Told:
+def _reported(error: ErrorDetails, found: Spot, cls: type[Settings], raw: Any, label: str, stages: Sequence[str]) -> Reported:
     place = place_of(label, found.loc) or "recipe"
     value = _value(error, found, raw)
     if error["type"] == "extra_forbidden":
         meant = hint(str(found.loc[-1]), found.loc[:-1], cls, raw, label)
-        return Told(Problem(place, f"no such field{meant.text}", value), error, found, meant.meant)
-    return Told(Problem(place, _rule(error, found, stages), value), error, found)
+        return Reported(Problem(place, f"no such field{meant.text}", value), error, found, meant.meant)
+    return Reported(Problem(place, _rule(error, found, stages), value), error, found)
 
 
 def _value(error: ErrorDetails, found: Spot, raw: Any) -> str | None:

@@ -236,7 +236,7 @@ _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 
 
 def _stages(provenance: Mapping[str, Any]) -> list[str]:
-    """The stages in the order they were told, which sorted keys would lose."""
+    """The stages in their own order, which sorted keys would lose."""
     tables = [provenance.get(key) or {} for key in ("seconds", "peak_memory_bytes", "fingerprints")]
     return list(dict.fromkeys(str(name) for table in tables for name in table))
 

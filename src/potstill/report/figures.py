@@ -258,7 +258,7 @@ def _mean_curve(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[fl
 
 
 def _teacher(report: Report, curves: Sequence[Mapping[str, Any]], name: str) -> tuple[float, str] | None:
-    """The teacher's height: on the validation rows if it was trained here, else on the test rows, and told so."""
+    """The teacher's height: on the validation rows if it was trained here, else on the test rows; it says which."""
     if name == "loss" or all(curve.get("role") == "teacher" for curve in curves):
         return None  # a teacher's loss is not the student's; and alone, its own curve is drawn
     for curve in curves:

@@ -146,7 +146,7 @@ _PER_STAGE = ("seconds", "peak_memory_bytes", "fingerprints")
 
 
 def _about(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What is told as facts: all but the command, shown as it was typed, and what has a table by stage."""
+    """What stands in the table of facts: all but the command, shown as it was typed, and what has a table by stage."""
     about = {key: value for key, value in provenance.items() if key not in ("command", *_PER_STAGE)}
     return {name: value for name, value in about.items() if value not in (None, "", [], {})}
 

@@ -69,8 +69,8 @@ def print_table(report: Report, console: "Console") -> None:
     shown, left = fitting(columns, width - names)
     _print_results(report, shown, console, names)
     if left:
-        told = f"Not shown at this width: {', '.join(left)}; the report has them."
-        console.print(_text(console, told, "dim"), width=width)
+        note = f"Not shown at this width: {', '.join(left)}; the report has them."
+        console.print(_text(console, note, "dim"), width=width)
     console.print()
     _print_words(report, console, width)
 

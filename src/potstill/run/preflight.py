@@ -85,7 +85,7 @@ def room_problems(stages: Sequence[Stage], outlook: Outlook, out: Path) -> Itera
 
 
 def cost_of(stage: Stage, outlook: Outlook) -> Cost:
-    """A stage's cost; where it cannot be told, why."""
+    """A stage's cost; where it is not known, why."""
     try:
         return stage.cost(outlook)
     except UserError as error:

@@ -126,11 +126,11 @@ def guess(rows: Sequence[tuple[str, str]]) -> Guess:
     A row is in the language of its answer, or of its question where the answer is too short to tell. Where no row tells, all
     answers together do, or all texts. Deterministic, and the same in any order of the rows. Ours: word lists, no library.
     """
-    votes = Counter(told for row in rows if (told := _first_told(row)) != UNKNOWN)
+    votes = Counter(code for row in rows if (code := _first_known(row)) != UNKNOWN)
     if not votes:
         pooled = ["\n".join(sorted(texts)) for texts in ((row[0] for row in rows), (text for row in rows for text in row))]
-        told = _first_told(pooled)
-        return Guess(told, "too little text, or a language that is not on the list" if told == UNKNOWN else "all rows together")
+        code = _first_known(pooled)
+        return Guess(code, "too little text, or a language that is not on the list" if code == UNKNOWN else "all rows together")
     ordered = sorted(votes.items(), key=lambda item: (-item[1], item[0]))
     best, count = ordered[0]
     if count < _AGREED * votes.total():
@@ -141,8 +141,8 @@ def guess(rows: Sequence[tuple[str, str]]) -> Guess:
     return Guess(best, f"in {count} of {len(rows)} rows looked at")
 
 
-def _first_told(texts: Iterable[str]) -> str:
-    return next((told for text in texts if (told := language_of(text)) != UNKNOWN), UNKNOWN)
+def _first_known(texts: Iterable[str]) -> str:
+    return next((code for text in texts if (code := language_of(text)) != UNKNOWN), UNKNOWN)
 
 
 def language_of(text: str) -> str:

@@ -67,7 +67,7 @@ def _pairs() -> tuple[tuple[str, str, str, str], ...]:
 
 
 def _functions(file: Path) -> Iterator[tuple[str, str, str]]:
-    """Name, first paragraph of the docstring, and source without it, of each function that can be told apart so."""
+    """Name, first paragraph of the docstring, and source without it, of each function that these three identify."""
     with tokenize.open(file) as opened, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in old modules
         source = opened.read()

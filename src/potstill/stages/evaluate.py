@@ -286,7 +286,7 @@ class Evaluate(DataStage, kind="evaluate"):
             return ""
         try:
             rows = outlook.rows(self.data, self.prompts, self.reader(), self.split)
-        except UserError:  # told among the problems
+        except UserError:  # it is among the problems
             return ""
         asked = min(self.rows or rows.kept, rows.kept)
         if not asked:
@@ -446,7 +446,7 @@ class Evaluate(DataStage, kind="evaluate"):
             ours, theirs = read[place.where], read[teacher]
             pairs = zip(ours.pairs, theirs.pairs, strict=True)
             words = (difference(mine, other, ours.renderer, theirs.renderer) for mine, other in pairs)
-            first = next((told for told in words if told is not None), None)
+            first = next((found for found in words if found is not None), None)
             if first is not None:
                 found.setdefault(row.name, first)
         if found and self._asks_for_teacher() and self.teacher_reads == "own":
@@ -652,10 +652,10 @@ class _Rows:
 def unfit(metric: TextMetric, languages: Mapping[str, int]) -> str:
     """Why a metric's figures may mislead on some of these rows, given by language, with their share; empty: they do not."""
     rows = sum(languages.values())
-    told = {language: why for language in languages if (why := metric.unfit(language))}
+    reasons_by = {language: why for language in languages if (why := metric.unfit(language))}
     parts = [
         why if languages[language] == rows else f"on {languages[language]:,} of {rows:,} rows ({language}), {why}"
-        for language, why in told.items()
+        for language, why in reasons_by.items()
     ]
     return "; ".join(parts)
 

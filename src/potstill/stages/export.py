@@ -113,7 +113,7 @@ class Export(Stage, kind="export"):
             held: dict[str, str] = {}
             for exporter in self.formats:
                 held |= exporter.holds(stored, quantised=bool(packed))
-            note = " ".join(filter(None, (_told(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
+            note = " ".join(filter(None, (_note(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
             beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
@@ -185,7 +185,7 @@ def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
     return f"{which} rounded from {stored}: {types}. The figures below are of the model before that rounding."
 
 
-def _told(seeds: list[Any], written: list[Path], quantised: bool) -> str:
+def _note(seeds: list[Any], written: list[Path], quantised: bool) -> str:
     """What the card says of these very files."""
     files = [path.name for path in written if path.suffix in (".gguf", ".safetensors")]
     weights_line = f"Weights: {', '.join(f'`{name}`' for name in files)}"

@@ -129,7 +129,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
 
 
 def _settings(stage: dict[str, Any]) -> dict[str, Any]:
-    """How a stage trained, in flat words; its inputs, data and prompts are told elsewhere."""
+    """How a stage trained, in flat words; its inputs, data and prompts stand elsewhere."""
     left_out = ("name", "kind", "seed", "per_seed", "data", "prompts", "validation", "shard_teacher")
     flat: dict[str, Any] = {}
     for key, value in stage.items():

@@ -54,7 +54,7 @@ def start_problems(
         yield Problem(place, str(error), repr(str(ref)))
         return
     if adapter is not None:
-        yield from _told("adapter", check_peft)
+        yield from _checked("adapter", check_peft)
     try:
         cut = started(model, init)
     except UserError as error:
@@ -63,13 +63,13 @@ def start_problems(
     if cut is None:
         return
     if adapter is not None:
-        yield from _told("adapter", lambda: check_targets(cut.config, adapter.targets))
+        yield from _checked("adapter", lambda: check_targets(cut.config, adapter.targets))
     tokenizer = cut.tokenizer()
     if tokenizer is not None:
-        yield from _told(place, lambda: check_rows(cut.size.vocab, tokenizer, str(ref)))
+        yield from _checked(place, lambda: check_rows(cut.size.vocab, tokenizer, str(ref)))
 
 
-def _told(place: str, check: Callable[[], Any]) -> Iterator[Problem]:
+def _checked(place: str, check: Callable[[], Any]) -> Iterator[Problem]:
     try:
         check()
     except UserError as error:

@@ -60,8 +60,8 @@ def analyse(study: Study, resamples: int = 10_000, seed: int = 0) -> Analysis:
         estimates[row.name][metric.name] = _estimate(row, metric, sample, values_R)
     found = _verdicts(compared, differences, of_differences, of_ratios)
     verdicts = tuple(verdict.doubted(tuple(doubts(study, verdict, found, estimates))) for verdict in found)
-    told = tuple(caveats(study, estimates, verdicts))
-    return Analysis(estimates, verdicts, headline(study, verdicts), told, advice(study, verdicts, estimates))
+    limits = tuple(caveats(study, estimates, verdicts))
+    return Analysis(estimates, verdicts, headline(study, verdicts), limits, advice(study, verdicts, estimates))
 
 
 def _samples(study: Study) -> tuple[list[tuple[ModelRow, MetricInfo, Sample]], list[_Comparison]]:

@@ -111,8 +111,8 @@ def _of_the_control(a: ModelRow, b: ModelRow) -> Iterator[str]:
     yield from taught_wrongly(a, b)
     differ = trained_apart(b, a)
     if differ:
-        told = "; ".join(f"{key} {x} against {y}" for key, (x, y) in differ.items())
-        yield f"{b.name} and {a.name} were not trained alike: {told}. Part of the difference may come from that."
+        differences = "; ".join(f"{key} {x} against {y}" for key, (x, y) in differ.items())
+        yield f"{b.name} and {a.name} were not trained alike: {differences}. Part of the difference may come from that."
     if other_order(a, b):
         yield f"{a.name} and {b.name} saw their training rows in another order or in other batches."
     for sentence in searched_apart(a, b):
@@ -170,10 +170,10 @@ def _of_the_form(study: Study) -> Iterator[str]:
             yield f"{metric.title} was not taken of {joined(names)}, which the teacher reads in another form: {words}."
 
 
-def _alike(told: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, list[str]]]:
+def _alike(pairs: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, list[str]]]:
     """What was said of some models, once, with all the models that it was said of."""
     found: dict[str, list[str]] = {}
-    for name, words in told:
+    for name, words in pairs:
         if words is not None:
             found.setdefault(words, []).append(name)
     yield from found.items()
@@ -191,7 +191,7 @@ def _of_what_was_compared(study: Study) -> Iterator[str]:
 
 
 def _of_training_rows(study: Study) -> Iterator[str]:
-    found = [told for row in study.rows if (told := _left_out(row))]
+    found = [lost for row in study.rows if (lost := _left_out(row))]
     if found:
         yield f"Training rows were left out: {'; '.join(found)}."
     cut = [

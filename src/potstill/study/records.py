@@ -128,7 +128,7 @@ class ModelRow(_Record):
         made_from: what a model was made from without training, as its stage refers to it; empty: nothing, or unknown.
         source: the name of the row that is `made_from`; None: it was not measured. Guessed from the names where `made_from` is
             empty too.
-        taught_by: names of the rows that taught this model; empty: none of its teachers was measured; None: told by comparing
+        taught_by: names of the rows that taught this model; empty: none of its teachers was measured; None: found by comparing
             `Trained.teacher` with the rows' `model`.
         known_rows: test rows that this model, or one that it was made from or taught by, was trained on.
         parameters: weights, counted once where tied.

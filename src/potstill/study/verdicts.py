@@ -221,8 +221,10 @@ def _retention_in_words(
     share, of = f"{number(ratio, digits)}% {interval(ci, digits)}", f"of the teacher's {metric.title}"
     name, teacher = question.a.name, question.b.name
     if level_with:
-        told = f"{name} has {share} {of}; {teacher} is not shown better than {joined(level_with)}, so that is no share kept."
-        return "teacher not ahead", told
+        sentence = (
+            f"{name} has {share} {of}; {teacher} is not shown better than {joined(level_with)}, so that is no share kept."
+        )
+        return "teacher not ahead", sentence
     if not metric.higher_is_better:
         return f"{number(ratio, 0)}%", f"{name} has {share} {of}; lower is better."
     if ratio > 100:

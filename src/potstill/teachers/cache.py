@@ -43,7 +43,7 @@ class RowCache:
         folder: made when missing.
         identity: all that decides the values besides the row; written once, compared at each opening.
         width: bytes per token.
-        told: gets one line for each thing a person should know.
+        say: gets one line for each thing a person should know.
         about: for people and error messages; not compared.
         mend: write the folder's description again where it is damaged; only where the folder's name vouches for it.
 
@@ -61,11 +61,11 @@ class RowCache:
         identity: dict[str, Any],
         width: int,
         *,
-        told: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None] = lambda line: None,
         about: dict[str, Any] | None = None,
         mend: bool = False,
     ) -> None:
-        self.folder, self.width, self._told = folder, width, told
+        self.folder, self.width, self._say = folder, width, say
         self.lost = 0
         self.readonly = False
         self._values: list[Any] = []  # open files, by part
@@ -91,7 +91,7 @@ class RowCache:
             if found is None and not mend:
                 raise UserError(f"{folder / ABOUT}: damaged; delete {folder} and run again")
             if found is None:  # the folder is named by its identity, and its rows are checked one by one
-                told(f"{folder / ABOUT} was damaged; it is written again")
+                say(f"{folder / ABOUT} was damaged; it is written again")
                 write_json(folder / ABOUT, {"identity": wanted, "about": about or {}})
             elif found != wanted:
                 raise UserError(_differences(found, wanted))
@@ -104,7 +104,7 @@ class RowCache:
                 try:
                     self._add_part(path.stem, path.with_suffix(".values").open("rb"))
                 except OSError:
-                    self._told(f"{path.with_suffix('.values')} cannot be read: its rows are computed again")
+                    self._say(f"{path.with_suffix('.values')} cannot be read: its rows are computed again")
                     continue
             part = self._names.index(path.stem)
             if self._writer is not None and self._writer[0] == part:
@@ -120,7 +120,7 @@ class RowCache:
             lost = len(raw) // RECORD.itemsize - len(kept)
             if lost:
                 self.lost += lost
-                self._told(f"{self.folder}: {path.stem} is cut short or damaged: {lost:,} rows of it are computed again")
+                self._say(f"{self.folder}: {path.stem} is cut short or damaged: {lost:,} rows of it are computed again")
             if len(kept) >= MERGED:
                 self._join(kept, np.full(len(kept), part, np.int32))
             else:
@@ -162,7 +162,7 @@ class RowCache:
                 return True
         if found:
             if not self.lost:
-                self._told(f"{self.folder}: rows are damaged (their checksums do not fit); these are computed again")
+                self._say(f"{self.folder}: rows are damaged (their checksums do not fit); these are computed again")
             self.lost += 1
             self._fresh.pop(key, None)
             self._drop(key)
@@ -233,7 +233,7 @@ class RowCache:
 
     def _give_up(self, error: OSError) -> None:
         self.readonly = True
-        self._told(
+        self._say(
             f"the teacher's cache in {self.folder} cannot be written ({error.strerror or error}); "
             "what it lacks is computed again whenever it is needed"
         )

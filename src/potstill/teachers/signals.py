@@ -129,7 +129,7 @@ class Cached:
         form: how hidden states become values.
         load: gives the teacher.
         missing: rows that are not there yet; the teacher is let go when all are.
-        needed: whether the teacher must read a batch, told whether rows of it are missing here.
+        needed: whether the teacher must read a batch, given whether rows of it are missing here.
     """
 
     def __init__(

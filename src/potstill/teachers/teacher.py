@@ -39,11 +39,11 @@ class Teacher:
         precision: TeacherPrecision,
         bf16: bool,
         vocab: int,
-        told: Callable[[str], None],
+        say: Callable[[str], None],
         shard: bool = False,
     ) -> None:
         self.precision: TeacherPrecision = precision
-        self.where, self.bf16, self.vocab, self.told, self.shard = where, bf16, vocab, told, shard
+        self.where, self.bf16, self.vocab, self.say, self.shard = where, bf16, vocab, say, shard
 
     def load(self) -> Model:
         model = load_teacher(self.where, self.precision, self.bf16)
@@ -95,7 +95,7 @@ def kept_signal(
     identity = teacher.identity(kept, top_k, temperature)
     place = folder / fingerprint(identity)[:16]
     ranks.on_first(lambda: RowCache(place, identity, form.width, about=rows, mend=True).close())
-    cache = RowCache(place, identity, form.width, told=teacher.told, about=rows, mend=True)
+    cache = RowCache(place, identity, form.width, say=teacher.say, about=rows, mend=True)
     return teacher.signal(cache, form, cache.missing(keys_of(store)))
 
 
@@ -111,7 +111,7 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
     if len(found) != 1:
         raise UserError(f"the cache '{artifact.name}' has lost its {ABOUT}; delete {artifact.folder} and run again")
     try:
-        cache = RowCache(found[0], teacher.identity(kept, top_k, temperature), form.width, told=teacher.told)
+        cache = RowCache(found[0], teacher.identity(kept, top_k, temperature), form.width, say=teacher.say)
     except UserError as error:
         raise UserError(f"the cache '{artifact.name}' does not fit: {error}; build another one, or leave out `cache`") from None
     missing = list(cache.missing(keys_of(store)))
@@ -130,8 +130,8 @@ def built_signal(artifact: Artifact, teacher: Teacher, temperature: float, rows:
 
 def facts_of(signal: Signal) -> dict[str, Any]:
     """For a summary: rows counted over all processes."""
-    told = ranks.gathered(signal.facts())
-    return {name: sum(t[name] for t in told) if name.startswith("rows_") else value for name, value in told[0].items()}
+    gathered = ranks.gathered(signal.facts())
+    return {name: sum(t[name] for t in gathered) if name.startswith("rows_") else value for name, value in gathered[0].items()}
 
 
 def held_in(precision: TeacherPrecision, bf16: bool) -> Any:

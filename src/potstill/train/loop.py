@@ -203,8 +203,8 @@ class _Fit:
         self.seen += length
         self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, grad_norm=norm, **means)
         rate = self.seen / max(time.monotonic() - self.begun, 1e-9)
-        told = {"loss": f"{means['loss']:.4f}", "tokens": f"{rate:,.0f}/s"}
-        self.work.progress.update(step + 1, self.total, start=self.start, **told)
+        figures = {"loss": f"{means['loss']:.4f}", "tokens": f"{rate:,.0f}/s"}
+        self.work.progress.update(step + 1, self.total, start=self.start, **figures)
         self._report_validation(step + 1)
         stop, due = asked()
         if stop or due:

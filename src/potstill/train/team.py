@@ -118,12 +118,12 @@ class Sharded:
         return Loss(*self.step(batch.to(self.model.device)))
 
     def agree(self, sums: dict[str, float], asked: Asked) -> tuple[dict[str, float], Asked]:
-        told = ranks.gathered((sums, *asked()))
+        gathered = ranks.gathered((sums, *asked()))
         total: dict[str, float] = {}
-        for theirs, _, _ in told:
+        for theirs, _, _ in gathered:
             for name, value in theirs.items():
                 total[name] = total.get(name, 0.0) + value
-        answer = any(stop for _, stop, _ in told), told[0][2]
+        answer = any(stop for _, stop, _ in gathered), gathered[0][2]
         return total, lambda: answer
 
     def clip(self, limit: float) -> float:
