@@ -195,3 +195,14 @@ def test_a_head_that_nobody_has_described_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.delitem(families.FAMILIES, "granite")
     with pytest.raises(UserError, match="makes its logits in a way that is unknown here"):
         way_of(config, read)
+
+
+def test_the_check_is_the_same_inside_autocast_and_inference_and_leaves_random_numbers_alone() -> None:
+    config = config_of("qwen3")
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    config.rms_norm_eps = 3e-6  # a config that was not asked before
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert way_of(config, read) == "packed"
+    assert torch.equal(torch.rand(1), expected)

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal
 
@@ -86,9 +87,7 @@ def _way_of(key: str, kept: _Kept, read: Read) -> Way:
             raise UserError(f"{what} reads more than text ({field}); take its text model alone")
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{what} has an encoder; choose a decoder")
-    grad = torch.inference_mode(False), torch.enable_grad()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), grad[0], grad[1], warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _undisturbed():
         torch.manual_seed(0)
         try:
             return _asked(_copy(config, what), what, read)
@@ -97,6 +96,23 @@ def _way_of(key: str, kept: _Kept, read: Read) -> Way:
         except Exception as error:  # in the words of any network
             why = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
             raise UserError(f"{what}: a small copy of it cannot be asked how it reads ({why}); choose another model") from error
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Neither the caller's modes (inference, autocast, device) nor its random state have a part in what is inside."""
+    import torch
+
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+        torch.autocast("cpu", enabled=False),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _asked(model: Any, what: str, read: Read) -> Way:
