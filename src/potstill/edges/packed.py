@@ -244,13 +244,12 @@ def attend_within(
     if shared > 1:
         key_1GTK, value_1GTK = (t.repeat_interleave(shared, dim=1) for t in (key_1GTK, value_1GTK))
     _, H, _, K = query_1HTK.shape
-    parts, begin = [], 0
-    for length, run in groupby(lengths):
-        count = sum(1 for _ in run)
-        end = begin + count * length
-        query, key, value = (
-            t[0, :, begin:end].reshape(H, count, length, K).transpose(0, 1) for t in (query_1HTK, key_1GTK, value_1GTK)
-        )
+    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
+    # one split: on the way back each slice of its own would fill a tensor of the whole with zeros
+    split = [t.squeeze(0).split([length * count for length, count in runs], dim=1) for t in (query_1HTK, key_1GTK, value_1GTK)]
+    parts = []
+    for (length, count), *of_run in zip(runs, *split, strict=True):
+        query, key, value = (t.reshape(H, count, length, K).transpose(0, 1) for t in of_run)
         seen_TT = _seen(length, window, query.device) if window is not None and length > window else None
         if softcap is None:
             out = F.scaled_dot_product_attention(
@@ -259,7 +258,6 @@ def attend_within(
         else:
             out = _capped_attention(query, key, value, _seen(length, window, query.device), dropout, scaling, softcap)
         parts.append(out.transpose(1, 2).reshape(count * length, H, K))
-        begin = end
     return torch.cat(parts)
 
 
