@@ -162,8 +162,8 @@ def test_config_is_no_json(folder):
 
 
 def test_a_type_that_is_not_supported(folder):
-    edit_json(folder / "config.json", model_type="bert")
-    told = f"path:{folder}: model type 'bert' is not supported (known: qwen2, llama, gpt2)"
+    edit_json(folder / "config.json", model_type="t5")
+    told = f"path:{folder}: a model of type 't5' is no causal language model; choose one that is"
     assert refusal(lambda: load_model(f"path:{folder}")) == told
 
 

@@ -7,7 +7,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, Literal
 
 from potstill.core.errors import UserError
@@ -24,6 +23,7 @@ ENTRIES = 64  # of its vocabulary
 ALLOWED = 2e-6  # of a difference, in units of the largest value: norms and softmaxes of many models round to float32
 ALLOWED_FLOAT32 = 1e-4  # where the copy is in float32
 MOST_PARAMETERS = 30_000_000  # of a copy
+_KNOWN: dict[tuple[str, Read], Way] = {}  # of this process
 
 
 def cut_layers(config: Any, keep: Sequence[int]) -> Any:
@@ -54,20 +54,10 @@ def way_of(config: Any, read: Read) -> Way:
     Raises:
         UserError: the copy cannot be built, or differs; with the figure.
     """
-    return _way_of(json.dumps(_telling(config), sort_keys=True, default=str), _Kept(config), read)
-
-
-class _Kept:
-    """A config that takes no part in the key of a cache."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Kept)
-
-    def __hash__(self) -> int:
-        return 0
+    key = json.dumps(_telling(config), sort_keys=True, default=str)
+    if (key, read) not in _KNOWN:
+        _KNOWN[key, read] = _way_of(config, read)
+    return _KNOWN[key, read]
 
 
 def _telling(config: Any) -> dict[str, Any]:
@@ -76,11 +66,9 @@ def _telling(config: Any) -> dict[str, Any]:
     return {"model_type": config.model_type} | {k: v for k, v in config.to_dict().items() if k not in silent}
 
 
-@cache
-def _way_of(key: str, kept: _Kept, read: Read) -> Way:
+def _way_of(config: Any, read: Read) -> Way:
     import torch
 
-    config = kept.config
     what = f"a model of type '{config.model_type}'"
     for field in ("vision_config", "audio_config", "text_config"):
         if isinstance(getattr(config, field, None), dict) or hasattr(getattr(config, field, None), "to_dict"):

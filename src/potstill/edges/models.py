@@ -4,7 +4,6 @@ import copy
 import re
 from collections.abc import Container
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -214,25 +213,17 @@ class _Names:
 
 
 def _names(config: Any) -> _Names:
-    return _names_in(type(config), _Unasked(config))
+    """By the config's type alone, which decides what its network calls its parts."""
+    if type(config) not in _KNOWN_NAMES:
+        _KNOWN_NAMES[type(config)] = _names_in(config)
+    return _KNOWN_NAMES[type(config)]
 
 
-class _Unasked:
-    """A config that takes no part in a cache's key: its type alone says what its network calls its parts."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Unasked)
-
-    def __hash__(self) -> int:
-        return 0
+_KNOWN_NAMES: dict[type, _Names] = {}
 
 
-@cache
-def _names_in(kind: type, of: _Unasked) -> _Names:
-    untied = copy.deepcopy(of.config)
+def _names_in(config: Any) -> _Names:
+    untied = copy.deepcopy(config)
     untied.tie_word_embeddings = False
     model = skeleton(untied)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
