@@ -125,8 +125,8 @@ def ours(
     from potstill.core.progress import Progress
     from potstill.data.store import Counts, TokenStore
     from potstill.divergences.forward_kl import ForwardKL
+    from potstill.edges.families import logits_of
     from potstill.losses.distillation import Distillation
-    from potstill.losses.head import softcap_of
     from potstill.teachers.cache import RowCache, keys_of
     from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
     from potstill.train.loop import Optim, fit
@@ -150,8 +150,8 @@ def ours(
     if job["engine"] == "live":
         signal = Live(teacher)
     else:
-        head, softcap = teacher.get_output_embeddings(), softcap_of(teacher)
-        form = HiddenForm(head, softcap) if job["engine"] == "hidden" else TopKForm(head, softcap, 64, 1.0, vocab)
+        head, made = teacher.get_output_embeddings(), logits_of(teacher.config)
+        form = HiddenForm(head, made) if job["engine"] == "hidden" else TopKForm(head, made, 64, 1.0, vocab)
         cache = RowCache(folder / "cache", {"signal": form.name}, form.width)
         signal = Cached(cache, form, lambda: teacher, cache.missing(keys_of(store)))
     fit(student, store, Distillation(signal, ForwardKL(), 1.0, 1.0, vocab), optim, work, seed=SEED)

@@ -59,13 +59,14 @@ def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
     """The teacher live, or a cache in a temporary folder that already holds the batch's rows."""
     import tempfile
 
+    from potstill.edges.families import logits_of
     from potstill.teachers.cache import RowCache
     from potstill.teachers.signals import Cached, HiddenForm, Live, TopKForm
 
     if engine in ("live", "triton"):
         return Live(teacher)
-    head = teacher.get_output_embeddings()
-    form = HiddenForm(head, None) if engine == "cached" else TopKForm(head, None, TOP_K, 1.0, head.out_features)
+    head, made = teacher.get_output_embeddings(), logits_of(teacher.config)
+    form = HiddenForm(head, made) if engine == "cached" else TopKForm(head, made, TOP_K, 1.0, head.out_features)
     cache = RowCache(Path(tempfile.mkdtemp(prefix="kd_step-")), {}, form.width)
     signal = Cached(cache, form, lambda: teacher, ())
     signal(batch)

@@ -54,6 +54,7 @@ def step(size: str, vocab: int | None, length: int, signal: str, repeats: int) -
 
     from potstill.data.batches import pack
     from potstill.divergences.forward_kl import ForwardKL
+    from potstill.edges.families import logits_of
     from potstill.losses.distillation import Distillation
     from potstill.teachers.cache import RowCache
     from potstill.teachers.signals import Cached, HiddenForm, Live
@@ -70,7 +71,7 @@ def step(size: str, vocab: int | None, length: int, signal: str, repeats: int) -
     with tempfile.TemporaryDirectory() as folder:
         said: Live | Cached = Live(teacher)
         if signal == "hidden":
-            form = HiddenForm(teacher.get_output_embeddings(), None)
+            form = HiddenForm(teacher.get_output_embeddings(), logits_of(teacher.config))
             said = Cached(RowCache(Path(folder) / "cache", {}, form.width), form, lambda: teacher, ())
         objective = Distillation(said, ForwardKL(), 1.0, 1.0, shape["vocab"])
         memory, seconds = Memory(), []

@@ -25,6 +25,7 @@ from potstill.data.batches import Batch, pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges.families import logits_of
 from potstill.edges.models import load_model, load_tokenizer
 from potstill.losses.distillation import Distillation
 from potstill.run.folder import artifacts_of, find_run
@@ -77,8 +78,12 @@ def main() -> None:
     teacher_where, tokenizer = place(kd.stage["teacher"]), load_tokenizer(f"path:{kd.folder}")
     teacher = load_model(teacher_where).requires_grad_(False)
     batch, vocab = rows_of(kd, tokenizer, words.rows), max(tokenizer.get_vocab().values()) + 1
-    forms: dict[str, Any] = {"hidden": HiddenForm(teacher.get_output_embeddings(), None)}
-    forms |= {f"topk {k}": TopKForm(teacher.get_output_embeddings(), None, k, 1.0, vocab) for k in KS if k <= vocab}
+    forms: dict[str, Any] = {"hidden": HiddenForm(teacher.get_output_embeddings(), logits_of(teacher.config))}
+    forms |= {
+        f"topk {k}": TopKForm(teacher.get_output_embeddings(), logits_of(teacher.config), k, 1.0, vocab)
+        for k in KS
+        if k <= vocab
+    }
     found: dict[str, Any] = {"run": str(words.run), "vocabulary": vocab, "tokens": len(batch.target_N), "forms": {}}
     said = Live(teacher)(batch)
     kept = said.hidden_ND.bfloat16().float()
