@@ -12,7 +12,7 @@ from typing import Any, Literal
 from potstill.core.errors import UserError
 from potstill.edges.families import logits_of
 from potstill.edges.hub import library
-from potstill.edges.models import positions_of
+from potstill.edges.models import head_width, positions_of
 
 Way = Literal["packed", "batched"]
 Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed) -> final hidden states [T, D]
@@ -197,12 +197,11 @@ def _small(config: Any, *, width: bool = True) -> Any:
     heads, groups = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     if not isinstance(heads, int) or not isinstance(groups, int):
         return small
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
     kept = min(groups, 2)
     small.num_attention_heads = kept * min(heads // groups, 2)
     if getattr(config, "num_key_value_heads", None) is not None:
         small.num_key_value_heads = kept
-    small.hidden_size = small.num_attention_heads * head
+    small.hidden_size = small.num_attention_heads * head_width(config)
     for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
         lower(name, 2 * small.hidden_size)
     for name in ("moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"):

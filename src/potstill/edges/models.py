@@ -32,6 +32,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "content_id",
     "device",
     "form_of",
+    "head_width",
     "linears_in",
     "load_head",
     "load_model",
@@ -279,6 +280,11 @@ def load_head(where: str, dtype: Any = None) -> tuple[Any, Logits]:
         values = tensor.read(stored_name)
         head.bias = torch.nn.Parameter(values.to(device(), dtype or torch.float32), requires_grad=False)
     return head, logits_of(config)
+
+
+def head_width(config: Any) -> int:
+    """Entries of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def positions_of(config: Any) -> int | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.edges.models import head_width
 from potstill.exporters._keys import Keys
 
 BLOCK = 32  # weights in a block of Q4_0 or Q8_0
@@ -56,7 +57,7 @@ def architecture_of(config: Any) -> str:
     and biases: the same network once the rows of q and k stand in pairs (`row_order`).
     """
     if config.model_type == "qwen2":
-        wide = config.num_attention_heads * _head_dim(config)
+        wide = config.num_attention_heads * head_width(config)
         return "llama" if wide != config.hidden_size or _rope_type(config) == "llama3" else "qwen2"
     return str(config.model_type)
 
@@ -79,10 +80,10 @@ def _llama_keys(config: Any) -> Keys:
         "feed_forward_length": config.intermediate_size,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "attention.key_length": _head_dim(config),
-        "attention.value_length": _head_dim(config),
+        "attention.key_length": head_width(config),
+        "attention.value_length": head_width(config),
         "rope.freq_base": float(config.rope_parameters["rope_theta"]),
-        "rope.dimension_count": _head_dim(config),
+        "rope.dimension_count": head_width(config),
         **_rope_scaling_keys(config),
     }
 
@@ -93,10 +94,6 @@ def _gpt2_keys(config: Any) -> Keys:
         "attention.head_count_kv": config.n_head,
         "attention.layer_norm_epsilon": float(config.layer_norm_epsilon),
     }
-
-
-def _head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _rope_type(config: Any) -> str:
@@ -147,7 +144,7 @@ def rope_factors(config: Any) -> Any:
 
     if config.model_type == "gpt2" or _rope_type(config) != "llama3":
         return None
-    rope, width = config.rope_parameters, _head_dim(config)
+    rope, width = config.rope_parameters, head_width(config)
     original, low, high = (
         float(rope[name]) for name in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
     )

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model
+from potstill.edges.models import Model, head_width
 from potstill.inits import Init
 
 # What each axis of a parameter counts, by the end of its name; "" is cut nowhere. GPT-2 stores its matrices [in, out].
@@ -87,7 +87,7 @@ class Width(Init, kind="width"):
         for name, size in has.items():
             if wanted[name] > size:
                 raise UserError(f"init.{name} = {wanted[name]}: the model has {size}; choose at most that")
-        hidden, heads, width = wanted["hidden_size"], wanted["heads"], _head_width(config)
+        hidden, heads, width = wanted["hidden_size"], wanted["heads"], head_width(config)
         cut = copy.deepcopy(config)
         if config.model_type == "gpt2":
             if hidden != heads * width:
@@ -133,10 +133,6 @@ def _inner(config: Any) -> int:
     return (config.n_inner or 4 * config.n_embd) if config.model_type == "gpt2" else config.intermediate_size
 
 
-def _head_width(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def _kv_heads(heads: int, config: Any) -> int:
     """How many key-value heads so many queries keep."""
     has, group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
@@ -168,7 +164,7 @@ def _largest(energy_I: Tensor, count: int) -> Tensor:
 
 def _heads(weights: Mapping[str, Tensor], axes_of: Mapping[str, tuple[str, ...]], config: Any, cut: Any) -> dict[str, Tensor]:
     """Rows of queries, and of keys and values, that one layer keeps."""
-    width, has = _head_width(config), config.num_attention_heads
+    width, has = head_width(config), config.num_attention_heads
     query_H = _energy("query", weights, axes_of).view(has, width).sum(1)
     if config.model_type == "gpt2":
         head_H = query_H + _energy("qkv", weights, axes_of).view(3, has, width).sum((0, 2))

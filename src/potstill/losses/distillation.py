@@ -12,9 +12,9 @@ from torch import Tensor
 from potstill.core.errors import UserError
 from potstill.data.batches import Batch
 from potstill.divergences import Divergence
-from potstill.edges.families import logits_of
+from potstill.edges.families import PLAIN, logits_of
 from potstill.edges.packed import tie_of
-from potstill.losses.head import PLAIN, Kernel, Loss, fused_head, response_hidden
+from potstill.losses.head import Kernel, Loss, fused_head, response_hidden
 from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Buckets, Signal
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from potstill.data.batches import Batch
-from potstill.edges.families import Logits
+from potstill.edges.families import PLAIN, Logits
 from potstill.edges.packed import Tie, final_hidden
 
 # (student logits [B, V], teacher logits [B, V] or None, which of the N tokens) -> (sum to differentiate, sums to show)
@@ -17,7 +17,6 @@ Terms = Callable[[Tensor, Tensor | None, slice], tuple[Tensor, dict[str, Tensor]
 # the same, done: overwrites the student's logits by the gradient of the sum; logits [C, V] as the heads' products give them
 Kernel = Callable[[Tensor, Tensor, slice], tuple[Tensor, dict[str, Tensor]]]
 
-PLAIN = Logits()
 CHUNK_BYTES = 96 << 20  # of a chunk's float32 logits: tall enough for matrix products at full rate
 BLOCK_BYTES = 5 << 20  # of a block's: the many element-wise passes over it then stay in the processor's cache
 GPU_BYTES = 256 << 20  # of both on a GPU, which has the bandwidth and wants few, large kernels; a dozen fit on any

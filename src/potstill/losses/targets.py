@@ -1,12 +1,12 @@
 """What a distillation loss gets of the teacher, token by token."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from potstill.data.batches import Batch
-from potstill.edges.families import Logits
+from potstill.edges.families import PLAIN, Logits
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Dense:
 
     hidden_ND: Tensor
     head: nn.Linear
-    form: Logits = field(default_factory=Logits)
+    form: Logits = PLAIN
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def quantise_model(
     run once for each such set, only as far as that set, and once more to feed the next block.
 
     Args:
-        model: a transformers causal language model ; becomes float32.
+        model: a transformers causal language model; becomes float32.
         batches: `input_ids` and `attention_mask`, both [B, T], padded on the right; padding enters no Hessian.
         method: "rtn" rounds to nearest; its errors are measured on its own inputs.
         on_layer: called with (name, index from 1, number of layers, its relative output error or None where kept).

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import Size, device
+from potstill.edges.models import Size, device, head_width
 from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
 from potstill.losses.scoring import MAX_TOKENS
@@ -53,16 +53,15 @@ def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> f
 def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:
     """Keys and values of the answers that are generated together; the cache of one layer is copied as it grows."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     tokens = min(asked, BATCH_ROWS) * (rows.longest_prompt + new_tokens)
-    return 2 * FLOAT * tokens * width * (config.num_hidden_layers + 1)
+    return 2 * FLOAT * tokens * heads * head_width(config) * (config.num_hidden_layers + 1)
 
 
 def scoring_memory(model: Prospect, rows: RowsOf, asked: int, *, teacher: bool) -> float:
     """Of reading rows without training: a layer's work, then logits and log-probabilities, of a teacher too, and a product."""
     share = min(1.0, MAX_TOKENS / max(1.0, asked * rows.tokens))
     responses = share * asked * rows.response
-    inner = getattr(model.config, "intermediate_size", None) or 4 * model.size.hidden
+    inner = _inner(model)
     layer = FLOAT * share * asked * rows.tokens * (6 * model.size.hidden + 3 * inner)
     return layer + (5 if teacher else 3) * min(CHUNK_BYTES, FLOAT * model.size.vocab * responses)
 
@@ -73,12 +72,17 @@ def training_memory(
     """Weights, gradients, two averages, what a micro-batch keeps for backward, and the fused head's buffers."""
     size = model.size
     tokens = min(max(optim.micro_batch_tokens, longest), optim.batch_size * max(rows.tokens, 1.0))
-    inner = getattr(model.config, "intermediate_size", None) or 4 * size.hidden
+    inner = _inner(model)
     saved = tokens * model.config.num_hidden_layers * (SAVED[0] * size.hidden + SAVED[1] * inner)
     trained = 0 if frozen else size.parameters
     held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
     held += left_over(size)
     return round(resting_memory() + held + saved + head_memory(size, tokens * rows.response / max(rows.tokens, 1.0)))
+
+
+def _inner(model: Prospect) -> int:
+    """Inner units of a layer."""
+    return getattr(model.config, "intermediate_size", None) or 4 * model.size.hidden
 
 
 def head_memory(size: Size, responses: float, teacher: bool = False) -> float:

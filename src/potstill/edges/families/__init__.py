@@ -28,6 +28,9 @@ class Logits:
         return self.scale == 1 and self.softcap is None
 
 
+PLAIN = Logits()
+
+
 @dataclass(frozen=True)
 class Family:
     """One family.
@@ -38,7 +41,7 @@ class Family:
     """
 
     types: tuple[str, ...]
-    logits: Callable[[Any], Logits] = lambda config: Logits()
+    logits: Callable[[Any], Logits] = lambda config: PLAIN
 
 
 FAMILIES: dict[str, Family] = {}
@@ -52,7 +55,7 @@ def register(family: Family) -> None:
 def logits_of(config: Any) -> Logits:
     """What a model of this config does to its head's products."""
     family = FAMILIES.get(getattr(config, "model_type", ""))
-    return family.logits(config) if family is not None else Logits()
+    return family.logits(config) if family is not None else PLAIN
 
 
 discover(__name__, __path__)
