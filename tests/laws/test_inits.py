@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,8 +22,13 @@ FAMILIES = ("qwen2", "llama", "gpt2")
 VOCAB = 61
 # kind -> fields that cut something from two layers of 32 channels, 64 (GPT-2: 128) inner units, 4 heads of 8
 CUTS: dict[str, list[dict[str, Any]]] = {
-    "layers": [{"keep": [0]}, {"keep": [1]}],
-    "width": [{"hidden_size": 16, "heads": 2}, {"intermediate_size": 24}],
+    "layers": [{"keep": [0]}, {"keep": [1]}, {"count": 1}, {"count": 1, "by": "influence"}],
+    "width": [
+        {"hidden_size": 16, "heads": 2},
+        {"intermediate_size": 24},
+        {"hidden_size": 16, "heads": 2, "by": "magnitude"},
+        {"intermediate_size": 24, "by": "magnitude"},
+    ],
 }
 IDS_BT = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(0))
 
@@ -36,6 +42,13 @@ def model_of(family: str, **more: Any) -> Any:
 def logits(model: Any) -> Tensor:
     with torch.no_grad():
         return model(IDS_BT).logits
+
+
+def nll(model: Any, rows: int) -> float:
+    """Nats a token of the first rows, in two passes, as calibration is."""
+    with torch.no_grad():
+        halves = [model(half_BT, labels=half_BT).loss for half_BT in IDS_BT.split(1)[:rows]]
+    return float(sum(halves)) / len(halves)
 
 
 def size(model: Any) -> int:
@@ -160,7 +173,7 @@ BROKEN: dict[str, Cut] = {
 
 def every_cut() -> list[Any]:
     return [
-        pytest.param(Init.parse({"kind": kind, **fields}), id=f"{kind}-{i}")
+        pytest.param(partial(Init.parse({"kind": kind, **fields}), nll=nll), id=f"{kind}-{i}")
         for kind in sorted(Init.kinds)
         for i, fields in enumerate(CUTS[kind])
     ]
@@ -193,7 +206,7 @@ def test_saved_and_loaded_it_is_the_same(cut: Any, family: str, tmp_path: Any) -
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 @pytest.mark.parametrize("cut", [Width(heads=2), Width(hidden_size=24), Width(hidden_size=12, heads=2)])
 def test_a_head_keeps_its_width(cut: Width, family: str, tmp_path: Any) -> None:
-    made = cut(model_of(family))
+    made = cut(model_of(family), nll)
     heads = cut.heads or 4
     assert made.config.head_dim == 8
     assert made.base_model.layers[0].self_attn.q_proj.weight.shape == (8 * heads, cut.hidden_size or 32)
@@ -219,7 +232,7 @@ def test_all_layers_are_the_model(family: str) -> None:
 @pytest.mark.parametrize(("family", "inner"), [("qwen2", 64), ("llama", 64), ("gpt2", 128)])
 def test_the_models_own_width_is_the_model(family: str, inner: int) -> None:
     model = model_of(family)
-    assert torch.equal(logits(Width(hidden_size=32, intermediate_size=inner, heads=4)(model)), logits(model))
+    assert torch.equal(logits(Width(hidden_size=32, intermediate_size=inner, heads=4)(model, nll)), logits(model))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -243,8 +256,9 @@ def test_a_layer_keeps_its_kind_of_attention() -> None:
     assert Layers(keep=(1, 2))(model).base_model.layers[0].self_attn.sliding_window == 4
 
 
+@pytest.mark.parametrize("by", ["activation", "magnitude"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_width_drops_what_does_nothing(family: str) -> None:
+def test_width_drops_what_does_nothing(family: str, by: Any) -> None:
     """Heads and inner units that write nothing, and read nothing, can go without a trace."""
     model = model_of(family)
     dead_units, dead_heads = slice(8, 40), [slice(0, 8), slice(24, 32)]  # heads 0 and 3
@@ -263,21 +277,22 @@ def test_width_drops_what_does_nothing(family: str) -> None:
                 block.mlp.gate_proj.weight[dead_units] = 0
                 for head in dead_heads:
                     block.self_attn.o_proj.weight[:, head] = block.self_attn.q_proj.weight[head] = 0
-    cut = Width(heads=2, intermediate_size=32) if family != "gpt2" else Width(intermediate_size=96)
-    made = cut(model)
+    cut = Width(heads=2, intermediate_size=32, by=by) if family != "gpt2" else Width(intermediate_size=96, by=by)
+    made = cut(model, nll)
     torch.testing.assert_close(logits(made), logits(model), rtol=1e-5, atol=1e-5)
     if family != "gpt2":
         assert made.base_model.layers[0].self_attn.q_proj.weight.shape == (16, 32)
         assert made.config.num_key_value_heads == 2, "both stay, with one query each"
     else:
-        made = Width(hidden_size=16, heads=2)(model)
+        made = Width(hidden_size=16, heads=2, by=by)(model, nll)
         alive = model.base_model.h[0].attn.c_attn.bias.view(3, 4, 8)[:, 1:3]
         assert torch.equal(made.base_model.h[0].attn.c_attn.bias.view(3, 2, 8), alive)
 
 
 @pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("by", ["activation", "magnitude"])
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
-def test_channels_that_carry_nothing_go_without_a_trace(family: str, tied: bool) -> None:
+def test_channels_that_carry_nothing_go_without_a_trace(family: str, by: Any, tied: bool) -> None:
     """Norms take a mean over the channels, so theirs is the only weight that must change. LayerNorm's mean itself moves."""
     model, dead = model_of(family, tie_word_embeddings=tied, rms_norm_eps=1e-12), [0, 3, 7, 11, 12, 20, 30, 31]
     with torch.no_grad():
@@ -286,7 +301,7 @@ def test_channels_that_carry_nothing_go_without_a_trace(family: str, tied: bool)
                 weight[dead] = 0
             elif weight.ndim == 2:
                 weight[:, dead] = 0
-    made = Width(hidden_size=24)(model)
+    made = Width(hidden_size=24, by=by)(model, nll)
     assert made.base_model.layers[0].mlp.up_proj.weight.shape == (64, 24)
     torch.testing.assert_close(logits(made), logits(model), rtol=1e-4, atol=1e-4)
 
@@ -298,7 +313,7 @@ def test_channels_are_the_same_in_every_layer(family: str) -> None:
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():
         embedding[:, large] *= 20
-    made = Width(hidden_size=16, heads=2)(model)
+    made = Width(hidden_size=16, heads=2, by="magnitude")(model)
     assert torch.equal(made.get_input_embeddings().weight, embedding[:, large])
     if family == "gpt2":
         assert torch.equal(made.base_model.wpe.weight, model.base_model.wpe.weight[:, large])
@@ -316,7 +331,7 @@ def test_channels_are_the_same_in_every_layer(family: str) -> None:
 @pytest.mark.parametrize(("heads", "kv"), [(8, 4), (4, 4), (2, 1), (6, 3)])
 def test_queries_stay_with_their_key_value_head(heads: int, kv: int) -> None:
     model = model_of("qwen2", num_attention_heads=8, num_key_value_heads=4, width=64)
-    made = Width(heads=heads)(model)
+    made = Width(heads=heads)(model, nll)
     assert (made.config.num_attention_heads, made.config.num_key_value_heads) == (heads, kv)
     theirs, ours = model.base_model.layers[0].self_attn, made.base_model.layers[0].self_attn
     keys = theirs.k_proj.weight.view(4, 8, 64)
@@ -326,7 +341,78 @@ def test_queries_stay_with_their_key_value_head(heads: int, kv: int) -> None:
         assert torch.equal(ours.k_proj.weight.view(kv, 8, 64)[i // (heads // kv)], keys[was // 2])
 
 
+def idle(model: Any, layer: int) -> Any:
+    """A model one of whose layers adds nothing."""
+    block = (model.base_model.h if model.config.model_type == "gpt2" else model.base_model.layers)[layer]
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight", "c_proj.bias")):
+                parameter.zero_()
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_a_layer_that_adds_nothing_has_no_influence(layer: int, family: str) -> None:
+    model = idle(model_of(family, num_hidden_layers=4), layer)
+    init = Layers(count=3, by="influence")
+    choice = init.chosen(model, nll)
+    assert choice.figures["keep"] == [i for i in range(4) if i != layer]
+    torch.testing.assert_close(logits(init.cut(model, choice)), logits(model), rtol=1e-5, atol=1e-5)
+    assert choice.figures["influence"][layer] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "sliding"])
+def test_the_loss_of_a_removal_is_that_of_the_model_cut_so(family: str) -> None:
+    """Layers that are skipped, and first layers that do not run again, against models that do not have the layers."""
+    sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2} if family == "sliding" else {}
+    model = model_of("qwen2" if sliding else family, num_hidden_layers=5, **sliding)
+    figures = Layers(count=2).chosen(model, nll).figures
+    assert figures["nll_before"] == pytest.approx(nll(model, 16), abs=1e-6)
+    stays = set(range(5))
+    for removed in figures["removed"]:
+        tried = {layer: nll(Layers(keep=tuple(sorted(stays - {layer})))(model), 16) for layer in stays}
+        assert removed["layer"] == min(stays, key=lambda layer: tried[layer])
+        assert removed["nll"] == pytest.approx(tried[removed["layer"]], abs=1e-6)
+        stays.remove(removed["layer"])
+    assert figures["keep"] == sorted(stays)
+
+
+def test_block_influence_is_one_minus_the_cosine() -> None:
+    """Against hidden states that transformers gives out."""
+    model = model_of("qwen2", num_hidden_layers=3)
+    with torch.no_grad():
+        states = [*model.base_model(IDS_BT, output_hidden_states=True).hidden_states[:3]]
+        states.append(model.base_model.layers[2](states[2], position_embeddings=rotary(model), attention_mask=None))
+    found = Layers(count=1, by="influence").chosen(model, nll).figures["influence"]
+    for layer, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+        cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
+        assert found[layer] == pytest.approx(float(1 - cosine.mean()), abs=1e-6)
+
+
+def rotary(model: Any) -> Any:
+    return model.base_model.rotary_emb(torch.zeros(1), torch.arange(IDS_BT.shape[1])[None])
+
+
+def test_a_unit_that_is_never_active_goes_however_large_its_weights() -> None:
+    model, silent = model_of("qwen2"), slice(0, 40)
+    with torch.no_grad():
+        for block in model.base_model.layers:
+            block.mlp.up_proj.weight[silent] = 0
+            block.mlp.down_proj.weight[:, silent] *= 100
+    made = Width(intermediate_size=24)(model, nll)
+    torch.testing.assert_close(logits(made), logits(model), rtol=1e-5, atol=1e-5)
+    blind = Width(intermediate_size=24, by="magnitude")(model)
+    assert not torch.allclose(logits(blind), logits(model), rtol=1e-2, atol=1e-2)
+
+
+def test_rows_that_decide_must_be_given() -> None:
+    with pytest.raises(UserError, match=r"init: rows decide what stays; give `nll`, or name the layers: keep = \[0, 2, …\]"):
+        Layers(count=1)(model_of("qwen2"))
+
+
 REFUSED = {
+    "as many layers as there are": (Layers(count=2), "qwen2", "init.count = 2: the model has 2 layers; choose fewer than that"),
     "a layer that is not there": (
         Layers(keep=(0, 2)),
         "qwen2",
@@ -367,7 +453,7 @@ def test_what_cannot_be_cut_is_refused_from_the_config_alone(case: str) -> None:
 
 
 def test_a_cut_model_learns_as_any_other() -> None:
-    model = Width(hidden_size=16, heads=2)(model_of("qwen2"))
+    model = Width(hidden_size=16, heads=2)(model_of("qwen2"), nll)
     loss = model(IDS_BT, labels=IDS_BT).loss
     loss.backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())

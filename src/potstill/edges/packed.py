@@ -114,7 +114,7 @@ _WAYS: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 
 
 def _packed_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
-    _prepare(model)
+    prepare(model)
     if tie is None:
         tokens = {"input_ids": ids_T[None]}
     else:
@@ -162,7 +162,7 @@ class _Packing:
         return getattr(self.plain, name)
 
 
-def _prepare(model: Model) -> None:
+def prepare(model: Model) -> None:
     """Let every attention layer ask `_attend`, which without lengths does what the model's config names.
 
     Raises:
@@ -211,6 +211,8 @@ def _attend(
     Kernels for block-diagonal masks pay for the whole square; one call for each length does not.
     """
     if packed_lengths is None:
+        if query_BHTK.shape[2] == 1 < query_BHTK.shape[1] // key_BGTK.shape[1] and _is_plain_sdpa(module, more):
+            return _one_token(query_BHTK, key_BGTK, value_BGTK, attention_mask, dropout, scaling), None
         plain = _plain_attention(module)
         return plain(module, query_BHTK, key_BGTK, value_BGTK, attention_mask, dropout=dropout, scaling=scaling, **more)
     unknown = sorted(name for name, value in more.items() if name not in _KNOWN and value is not None)
@@ -222,6 +224,22 @@ def _attend(
         query_BHTK, key_BGTK, value_BGTK, packed_lengths, dropout, scaling, more.get("sliding_window"), more.get("softcap")
     )
     return within[None], None
+
+
+def _is_plain_sdpa(module: Any, more: dict[str, Any]) -> bool:
+    """Whether a layer would attend by torch's own attention, and asks for nothing besides."""
+    asked = {name for name, value in more.items() if value is not None}
+    return module.config.plain._attn_implementation == "sdpa" and asked <= _KNOWN - {"softcap", "output_attentions"}
+
+
+def _one_token(
+    query_BH1K: Tensor, key_BGTK: Tensor, value_BGTK: Tensor, mask_B11T: Tensor | None, dropout: float, scaling: float | None
+) -> Tensor:
+    """[B, 1, H, K]: queries that share keys lie side by side, so that keys and values are not copied for each of them."""
+    B, H, _, K = query_BH1K.shape
+    queries_BGRK = query_BH1K.view(B, key_BGTK.shape[1], -1, K)
+    out_BGRK = F.scaled_dot_product_attention(queries_BGRK, key_BGTK, value_BGTK, mask_B11T, dropout_p=dropout, scale=scaling)
+    return out_BGRK.reshape(B, 1, H, -1)
 
 
 def attend_within(

@@ -7,6 +7,7 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.edges import tokens
+from potstill.edges.decoding import decode_batch
 from potstill.edges.models import Model, Tokenizer, positions_of
 
 BATCH_ROWS = 64  # answers that are generated together
@@ -69,44 +70,43 @@ def generate(
 ) -> Answers:
     """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.
 
-    Prompts are batched by length and padded on the left. Sampling uses a random state of its own, so that the caller's
-    is untouched. `on_rows` gets, after every new token, how many answers are finished, of how many.
+    Prompts are batched by length and padded on the left; answers that have ended leave their batch. A row's sample follows
+    from `seed` and its number alone. `on_rows` gets, after every new token, how many answers are finished, of how many.
 
     Raises:
         UserError: a prompt and its answer need more positions than the model has.
     """
-    import torch
-
     _check_room(model, max(map(len, prompts), default=0), max_new_tokens)
     stop_ids = stops_of(model, tokenizer, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = Answers([""] * len(prompts), [False] * len(prompts))
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.inference_mode(), _plain(model):
-        torch.manual_seed(seed)
-        for begin in range(0, len(order), batch_rows):
-            rows = order[begin : begin + batch_rows]
-            width = max(len(prompts[i]) for i in rows)
-            ids_BT = torch.full((len(rows), width), pad_id)
-            mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
-            for b, i in enumerate(rows):
-                ids_BT[b, width - len(prompts[i]) :] = torch.tensor(prompts[i])
-                mask_BT[b, width - len(prompts[i]) :] = 1
-            watching = {} if on_rows is None else {"stopping_criteria": [_counting(begin, len(order), stop_ids, on_rows)]}
-            out_BT = model.generate(
-                ids_BT.to(model.device),
-                attention_mask=mask_BT.to(model.device),
-                **watching,
-                **_arguments(max_new_tokens, stop_ids, temperature, pad_id),
-            )
-            for b, i in enumerate(rows):
-                ids = out_BT[b, width:].tolist()
-                answers.texts[i] = decode(tokenizer, ids, stop_ids)
-                answers.cut[i] = not any(token in stop_ids for token in ids)
-            if on_rows is not None:
-                on_rows(begin + len(rows), len(order))
+    for begin in range(0, len(order), batch_rows):
+        rows = order[begin : begin + batch_rows]
+        found = decode_batch(
+            model,
+            [prompts[i] for i in rows],
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            uniform=(lambda b, rows=rows: _uniform(seed, rows[b], max_new_tokens)) if temperature > 0 else None,
+            on_ended=(lambda ended, begin=begin: on_rows(begin + ended, len(order))) if on_rows is not None else None,
+        )
+        for i, ids in zip(rows, found, strict=True):
+            answers.texts[i] = decode(tokenizer, ids, stop_ids)
+            answers.cut[i] = not any(token in stop_ids for token in ids)
+        if on_rows is not None:
+            on_rows(begin + len(rows), len(order))
     return answers
+
+
+def _uniform(seed: int, row: int, count: int) -> Any:
+    """Numbers in [0, 1) of one row's own: its sample does not depend on the rows beside it."""
+    import numpy as np
+    import torch
+
+    return torch.from_numpy(np.random.Generator(np.random.PCG64([seed, row])).random(count))
 
 
 def stops_of(model: Model, tokenizer: Tokenizer, stop_ids: list[int]) -> list[int]:
@@ -116,21 +116,6 @@ def stops_of(model: Model, tokenizer: Tokenizer, stop_ids: list[int]) -> list[in
         eos = getattr(config, "eos_token_id", None)
         own += eos if isinstance(eos, list | tuple) else [eos] if eos is not None else []
     return list(dict.fromkeys([*stop_ids, *own]))
-
-
-def _counting(before: int, total: int, stop_ids: list[int], on_rows: Callable[[int, int], None]) -> Callable[[Any, Any], Any]:
-    """A stopping criterion that stops nothing: it counts the rows of a batch that have come to a stop token."""
-    import torch
-
-    ended: list[Any] = []
-
-    def count(ids_BT: Any, scores: Any) -> Any:
-        now_B = torch.isin(ids_BT[:, -1], torch.tensor(stop_ids, device=ids_BT.device))
-        ended[:] = [ended[0] | now_B] if ended else [now_B]
-        on_rows(before + int(ended[0].sum()), total)
-        return torch.zeros_like(now_B)
-
-    return count
 
 
 def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:

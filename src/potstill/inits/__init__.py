@@ -1,12 +1,30 @@
 """What a student starts as, when it is cut out of a larger model. One file per way of cutting."""
 
 from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from potstill.core.component import Component, discover
+from potstill.core.errors import UserError
 from potstill.edges.models import Model, with_weights
+
+NLL = Callable[[Model, int], float]  # a model and how many calibration rows it reads -> nats per response token
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What stays of a model.
+
+    Attributes:
+        keep: what an `Init` makes of its own choice, such as the numbers of layers.
+        figures: what decided, for the artifact and the report; JSON.
+    """
+
+    keep: Any = None
+    figures: dict[str, Any] = field(default_factory=dict)
 
 
 class Init(Component):
@@ -16,22 +34,53 @@ class Init(Component):
     def shape(self, config: Any) -> Any:
         """The config of the smaller model, a copy; so that what cannot be cut is refused before weights are read.
 
+        Where rows decide what stays, the config has the sizes of the smaller model and stands for every choice.
+
         Raises:
             UserError: a model of this config cannot be cut so.
         """
 
     @abstractmethod
-    def weights(self, model: Model, config: Any) -> dict[str, Tensor]:
-        """Every parameter of the smaller model, copied, by the name it has there.
+    def weights(self, model: Model, choice: Choice) -> tuple[Any, dict[str, Tensor]]:
+        """The config of the smaller model, and its parameters, copied, by the name that each has there."""
+
+    def calibration(self, config: Any) -> tuple[int, float]:
+        """How many rows decide what stays, and how often a model of this config reads them; (0, 0): none are read."""
+        return 0, 0.0
+
+    def choose(self, model: Model, nll: NLL) -> Choice:
+        """What stays, by what calibration rows show."""
+        return Choice()
+
+    def chosen(self, model: Model, nll: NLL | None = None) -> Choice:
+        """`choose`, where rows decide.
 
         Args:
-            config: what `shape` gave for this model.
-        """
+            nll: lets a model read calibration rows.
 
-    def __call__(self, model: Model) -> Model:
+        Raises:
+            UserError: rows decide, and there are none.
+        """
+        rows, _ = self.calibration(model.config)
+        if not rows:
+            return Choice()
+        if nll is None:
+            raise UserError(f"init: rows decide what stays; give `nll`, or {self.without_rows()}")
+        return self.choose(model, nll)
+
+    def without_rows(self) -> str:
+        """How to ask for a cut that no rows decide."""
+        return "name what stays"
+
+    def cut(self, model: Model, choice: Choice) -> Model:
         """The smaller model; a tied output head stays tied."""
-        config = self.shape(model.config)
-        return with_weights(model, config, self.weights(model, config))
+        self.shape(model.config)
+        config, weights = self.weights(model, choice)
+        return with_weights(model, config, weights)
+
+    def __call__(self, model: Model, nll: NLL | None = None) -> Model:
+        """`cut` of what is `chosen`."""
+        return self.cut(model, self.chosen(model, nll))
 
 
 discover(__name__, __path__)

@@ -4,16 +4,18 @@ import copy
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model, head_width
-from potstill.inits import Init
+from potstill.edges.codes import weight_of
+from potstill.edges.models import Model, head_width, linears_in
+from potstill.inits import NLL, Choice, Init
 
 # What each axis of a parameter counts, by the end of its name; "" is cut nowhere. GPT-2 stores its matrices [in, out].
 _GATED = {
@@ -59,24 +61,51 @@ _LAYER = re.compile(r"(?:model\.layers|transformer\.h)\.\d+")
 
 
 class Width(Init, kind="width"):
-    """Keep the channels, inner units and attention heads whose weights are largest, in the order they have.
+    """Keep the channels, inner units and attention heads that matter most, in the order they have.
 
-    Largest by the sum of squares of all weights that read or write them: the same channels everywhere, for layers add to
-    one stream; heads and inner units layer by layer. Norms divide by a mean over fewer and larger channels, so their weights
-    grow by √(old / new), as if the channels that went were 0. A head keeps its width. Every key-value head stays where `heads`
-    divides among them, else whole groups go. Weights alone decide, so no data is needed and activations are not seen
-    (unlike Minitron, Muralidharan et al., arXiv:2407.14679).
+    By activation: each adds mean(x²)·‖w‖² to a layer that reads it, where x are its values over calibration rows and w the
+    weights that multiply it (Wanda, Sun et al., arXiv:2306.11695; Minitron, Muralidharan et al., arXiv:2407.14679, takes x
+    alone); channels are summed over all layers, each layer's shares summing to 1. By magnitude: the sum of squares of all
+    weights that read or write them. The same channels stay everywhere, because layers add to one stream; heads and inner
+    units are chosen layer by layer. Norms divide by a mean over fewer and larger channels, so their weights grow by
+    √(old / new), as if the channels that went were 0. A head keeps its width. Every key-value head stays where `heads` divides
+    among them, else whole groups go.
     """
 
     hidden_size: int | None = Field(default=None, ge=1, description="channels to keep; default: all")
     intermediate_size: int | None = Field(default=None, ge=1, description="inner units of the MLP to keep; default: all")
     heads: int | None = Field(default=None, ge=1, description="attention heads (queries) to keep; default: all")
+    by: Literal["activation", "magnitude"] = Field(
+        default="activation", description="what decides: values on calibration rows, or weights alone"
+    )
+    rows: int = Field(default=32, ge=1, description="by activation: training rows to calibrate on")
 
     @model_validator(mode="after")
     def _cuts_something(self) -> "Width":
         if self.hidden_size is None and self.intermediate_size is None and self.heads is None:
             raise ValueError("needs hidden_size, intermediate_size or heads")
+        if self.by == "magnitude" and self.rows != type(self).model_fields["rows"].default:
+            raise ValueError("rows is for by = 'activation'; leave it out")
         return self
+
+    def calibration(self, config: Any) -> tuple[int, float]:
+        return (self.rows, 1.0) if self.by == "activation" else (0, 0.0)
+
+    def without_rows(self) -> str:
+        return "set by = 'magnitude'"
+
+    def choose(self, model: Model, nll: NLL) -> Choice:
+        found = by_activation(model, lambda: nll(model, self.rows))
+        return Choice(found, {"by": "activation", "rows": self.rows, **self._shares(found, self.shape(model.config))})
+
+    def _shares(self, importance: "Importance", cut: Any) -> dict[str, float]:
+        """How much of the importance stays, averaged over layers."""
+        inner, heads = _inner(cut), cut.num_attention_heads
+        return {
+            "hidden_size_share": _share(importance.channels, cut.hidden_size),
+            "intermediate_size_share": _mean(_share(layer["inner"], inner) for layer in importance.layers.values()),
+            "heads_share": _mean(_share(layer["head"], heads) for layer in importance.layers.values()),
+        }
 
     def shape(self, config: Any) -> Any:
         if config.model_type not in _AXES:
@@ -105,28 +134,123 @@ class Width(Init, kind="width"):
         cut.hidden_size, cut.num_attention_heads = hidden, heads
         return cut
 
-    def weights(self, model: Model, config: Any) -> dict[str, Tensor]:
-        axes = _AXES[config.model_type]
-        axes_of = {name: next(axes[end] for end in axes if name.endswith(end)) for name, _ in model.named_parameters()}
-        whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-        for name, weight in whole.items():
-            within = _LAYER.match(name)
-            layers[within[0] if within else ""][name] = weight
-        channels = _largest(_energy("hidden", whole, axes_of), config.hidden_size)
+    def weights(self, model: Model, choice: Choice) -> tuple[Any, dict[str, Tensor]]:
+        config, axes_of = self.shape(model.config), _axes_of(model)
+        importance: Importance = choice.keep or by_magnitude(model)
+        channels = _largest(importance.channels, config.hidden_size)
+        stays: dict[str, dict[str, Tensor]] = {"": {}}
+        for layer, units in importance.layers.items():
+            stays[layer] = {"inner": _largest(units["inner"], _inner(config)), **_heads(units, model.config, config)}
         found = {}
-        for layer, members in layers.items():
-            kept = {"hidden": channels, "norm": channels}
-            if layer:
-                kept["inner"] = _largest(_energy("inner", members, axes_of), _inner(config))
-                kept |= _heads(members, axes_of, model.config, config)
-            for name, weight in members.items():
-                for axis, label in enumerate(axes_of[name]):
-                    weight = weight.index_select(axis, kept[label]) if label else weight
-                if axes_of[name] == ("norm",):
-                    weight = weight * math.sqrt(model.config.hidden_size / config.hidden_size)
-                found[name] = weight.clone()
-        return found
+        for name, parameter in model.named_parameters():
+            kept, weight = {**stays[_layer_of(name)], "hidden": channels, "norm": channels}, parameter.detach()
+            for axis, label in enumerate(axes_of[name]):
+                weight = weight.index_select(axis, kept[label].to(weight.device)) if label else weight
+            if axes_of[name] == ("norm",):
+                weight = weight * math.sqrt(model.config.hidden_size / config.hidden_size)
+            found[name] = weight.clone()
+        return config, found
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much the units of a model matter, in float32.
+
+    Attributes:
+        channels: of each channel, [hidden].
+        layers: by the layer's name: "inner" of each inner unit, "head" of each query head, "group" of each key-value head.
+    """
+
+    channels: Tensor
+    layers: dict[str, dict[str, Tensor]]
+
+
+def by_magnitude(model: Model) -> Importance:
+    """Sums of squares of the weights that read or write each unit."""
+    config, axes_of, width = model.config, _axes_of(model), head_width(model.config)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    layers = {}
+    for layer, names in _by_layer(weights).items():
+        members = {name: weights[name] for name in names}
+        head_H = _energy("query", members, axes_of).view(-1, width).sum(1)
+        if config.model_type == "gpt2":
+            head_H = head_H + _energy("qkv", members, axes_of).view(3, -1, width).sum((0, 2))
+            group_G = head_H
+        else:
+            group_G = _by_group(head_H, config) + _energy("key", members, axes_of).view(-1, width).sum(1)
+        layers[layer] = {"inner": _energy("inner", members, axes_of), "head": head_H, "group": group_G}
+    return Importance(_energy("hidden", weights, axes_of), layers)
+
+
+def by_activation(model: Model, ask: Callable[[], float]) -> Importance:
+    """mean(x²)·‖w‖² of each unit, in shares of the layer that reads it; x is what `ask` lets the layer read."""
+    axes_of, width = _axes_of(model), head_width(model.config)
+    reads = {"hidden": "hidden", "inner": "inner", "query": "head"}
+    squares: dict[str, Tensor] = {}
+    linears = {name: layer for name, layer in linears_in(model.base_model).items()}
+    prefix = next(name for name, part in model.named_modules() if part is model.base_model)
+
+    def hook(name: str) -> Callable[..., None]:
+        def seen(_: Any, args: tuple[Any, ...]) -> None:
+            squares[name] = squares.get(name, 0) + args[0].detach().flatten(0, -2).float().square().sum(0)
+
+        return seen
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in linears.items()]
+    try:
+        ask()
+    finally:
+        for handle in handles:
+            handle.remove()
+    channels: Any = 0
+    layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for name, square_I in squares.items():
+        full = f"{prefix}.{name}.weight"
+        label = axes_of[full][0 if model.config.model_type == "gpt2" else 1]
+        share_I = square_I * weight_of(linears[name]).detach().float().square().sum(0)
+        share_I = share_I / share_I.sum().clamp(min=torch.finfo(torch.float32).tiny)
+        if label == "hidden":
+            channels = channels + share_I
+        elif label == "query":
+            share_I = share_I.view(-1, width).sum(1)
+        if label in ("inner", "query"):
+            layers[_layer_of(full)][reads[label]] = share_I
+    for units in layers.values():
+        units["group"] = _by_group(units["head"], model.config)
+    return Importance(channels.cpu(), {name: {k: v.cpu() for k, v in units.items()} for name, units in layers.items()})
+
+
+def _share(importance_I: Tensor, stay: int) -> float:
+    return float(importance_I[_largest(importance_I, stay)].sum() / importance_I.sum())
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _axes_of(model: Model) -> dict[str, tuple[str, ...]]:
+    axes = _AXES[model.config.model_type]
+    return {name: next(axes[end] for end in axes if name.endswith(end)) for name, _ in model.named_parameters()}
+
+
+def _layer_of(name: str) -> str:
+    """The decoder layer that a parameter is in; "" outside of all."""
+    within = _LAYER.match(name)
+    return within[0] if within else ""
+
+
+def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        if layer := _layer_of(name):
+            found[layer].append(name)
+    return found
+
+
+def _by_group(head_H: Tensor, config: Any) -> Tensor:
+    """Of each key-value head the sum over its queries."""
+    return head_H.view(getattr(config, "num_key_value_heads", None) or len(head_H), -1).sum(1)
 
 
 def _inner(config: Any) -> int:
@@ -162,18 +286,14 @@ def _largest(energy_I: Tensor, count: int) -> Tensor:
     return energy_I.argsort(descending=True, stable=True)[:count].sort().values
 
 
-def _heads(weights: Mapping[str, Tensor], axes_of: Mapping[str, tuple[str, ...]], config: Any, cut: Any) -> dict[str, Tensor]:
+def _heads(units: Mapping[str, Tensor], config: Any, cut: Any) -> dict[str, Tensor]:
     """Rows of queries, and of keys and values, that one layer keeps."""
     width, has = head_width(config), config.num_attention_heads
-    query_H = _energy("query", weights, axes_of).view(has, width).sum(1)
     if config.model_type == "gpt2":
-        head_H = query_H + _energy("qkv", weights, axes_of).view(3, has, width).sum((0, 2))
-        rows = _rows(_largest(head_H, cut.num_attention_heads), width)
+        rows = _rows(_largest(units["head"], cut.num_attention_heads), width)
         return {"query": rows, "qkv": torch.cat([rows + part * has * width for part in range(3)])}
-    groups = config.num_key_value_heads
-    query_GQ = query_H.view(groups, -1)
-    group_G = query_GQ.sum(1) + _energy("key", weights, axes_of).view(groups, width).sum(1)
-    kept = _largest(group_G, cut.num_key_value_heads)
+    query_GQ = units["head"].view(config.num_key_value_heads, -1)
+    kept = _largest(units["group"], cut.num_key_value_heads)
     each = cut.num_attention_heads // cut.num_key_value_heads
     queries = torch.cat([group * query_GQ.shape[1] + _largest(query_GQ[group], each) for group in kept])
     return {"query": _rows(queries, width), "key": _rows(kept, width)}

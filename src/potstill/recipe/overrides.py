@@ -10,12 +10,20 @@ from potstill.recipe.header import Header
 
 
 def apply(table: dict[str, Any], override: str) -> None:
-    """Set one field of a recipe's table, as `stage.field=value` or `field=value`.
+    """Set one field of a recipe's table, as `stage.field=value` or `field=value`; or a model wherever it is named.
+
+    `hf:ORG/NAME=path:FOLDER` names another model wherever the recipe names the first, such as a copy of it on this machine.
 
     Raises:
-        UserError: no such stage or field of the recipe, or a value on the way that is no table.
+        UserError: no such stage, field or model in the recipe, or a value on the way that is no table.
     """
     place, equals, text = override.partition("=")
+    if equals and place.startswith(("hf:", "path:")):
+        replaced, count = _renamed(table, place, text)
+        if not count:
+            raise UserError(f"--set {override}: the recipe names no model '{place}'; write it as the recipe does")
+        table |= replaced
+        return
     keys = [key.strip() for key in place.split(".")]
     if not equals or not all(keys):
         raise UserError(f"--set {override}: write stage.field=value, or field=value for the recipe's own fields")
@@ -39,6 +47,17 @@ def apply(table: dict[str, Any], override: str) -> None:
         sweeping.put(target, keys, sweeping.flat(value) if keys == ["sweep"] else value)
     except TypeError as way:
         raise UserError(f"--set {override}: '{way}' is not a table") from None
+
+
+def _renamed(value: Any, old: str, new: str) -> tuple[Any, int]:
+    """A value with one text put in place of another, wherever it is, and how often; tables and lists are copied."""
+    if isinstance(value, dict):
+        found = {key: _renamed(inner, old, new) for key, inner in value.items()}
+        return {key: inner for key, (inner, _) in found.items()}, sum(count for _, count in found.values())
+    if isinstance(value, list):
+        items = [_renamed(inner, old, new) for inner in value]
+        return [inner for inner, _ in items], sum(count for _, count in items)
+    return (new, 1) if value == old else (value, 0)
 
 
 def refuse_twice(sweeps: dict[int, sweeping.Sweep], overrides: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """What training begins with: a student, cut and given adapters as asked."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -11,7 +12,7 @@ from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft, check_targets
 from potstill.edges.models import Model, load_model, size_of
 from potstill.edges.vocabulary import check_rows
-from potstill.inits import Init
+from potstill.inits import NLL, Init
 from potstill.stages.outlook import Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 
@@ -76,24 +77,65 @@ def _checked(place: str, check: Callable[[], Any]) -> Iterator[Problem]:
         yield Problem(place, str(error))
 
 
-def load_student(
-    stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int
-) -> tuple[Model, Callable[[], None]]:
-    """What is trained, and what makes it a plain model afterwards.
+@dataclass(frozen=True)
+class Student:
+    """What is trained.
+
+    Attributes:
+        merge: makes it a plain model once training has ended.
+        cut: what decided which parts of a larger model it is; empty where nothing was cut, or no rows decided.
+    """
+
+    model: Model
+    merge: Callable[[], None]
+    cut: dict[str, Any]
+
+
+def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int, nll: NLL) -> Student:
+    """The model that training begins with.
+
+    Args:
+        nll: lets a model read calibration rows, where these decide how it is cut.
 
     Raises:
         UserError: the model cannot be loaded, cut or adapted so.
     """
-    model = load_model(where)
+    model, figures = load_model(where), {}
+    if init is not None:
+        model, figures = cut_model(stage, model, init, nll)
+    model = unfreeze(model)
+    if adapter is None:
+        return Student(model, lambda: None, figures)
     try:
-        model = unfreeze(init(model) if init is not None else model)
-        if adapter is None:
-            return model, lambda: None
         if ranks.several():
             raise UserError("adapters are trained by one process only; leave out `adapter`, or start one process")
-        return model, add_lora(model, **adapter.model_dump(), seed=seed)
+        return Student(model, add_lora(model, **adapter.model_dump(), seed=seed), figures)
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error
+
+
+def cut_model(stage: str, model: Model, init: Init, nll: NLL) -> tuple[Model, dict[str, Any]]:
+    """The smaller model, and the figures that decided what it is, with its own NLL on the calibration rows.
+
+    Raises:
+        UserError: it cannot be cut so.
+    """
+    try:
+        rows, _ = init.calibration(model.config)
+        choice = ranks.on_first(lambda: init.chosen(model, nll))
+        made = init.cut(model, choice)
+        return made, {**choice.figures, "nll": ranks.on_first(lambda: nll(made, rows))} if rows else {}
+    except UserError as error:
+        raise UserError(f"{stage}: {error}") from error
+
+
+def cut_in_words(figures: dict[str, Any]) -> str:
+    """What decided a cut, for the line that says a stage is done; "" where no rows did."""
+    if not figures:
+        return ""
+    keep = f"; layers {', '.join(map(str, figures['keep']))} stay" if "keep" in figures else ""
+    before = f" (before the cut {figures['nll_before']:.2f})" if "nll_before" in figures else ""
+    return f"{keep}, {figures['nll']:.2f} nats a token{before} on {figures['rows']} calibration rows, untrained"
 
 
 def unfreeze(model: Model) -> Model:

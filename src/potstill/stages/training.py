@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator
 
-from potstill.core.artifact import PRINT, fingerprint
+from potstill.core.artifact import MANIFEST, PRINT, fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
@@ -32,9 +32,9 @@ from potstill.edges import ranks
 from potstill.edges.models import Model, check_positions, save_model, stored_dtype
 from potstill.edges.sampling import generate
 from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenizer
-from potstill.inits import Init
+from potstill.inits import NLL, Init
 from potstill.losses.objective import Objective
-from potstill.losses.scoring import token_sums
+from potstill.losses.scoring import mean_nll, token_sums
 from potstill.metrics import Metric, TextMetric, TokenMetric
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
@@ -42,7 +42,7 @@ from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import answer_seconds, training_cost
 from potstill.stages.known import Noted
-from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, load_student, start_problems, started
 from potstill.study.records import Trained
@@ -199,7 +199,11 @@ class TrainingStage(DataStage):
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
         cost = training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
-        return replace(cost, seconds=cost.seconds + self._validating(outlook, found)) if cost.seconds is not None else cost
+        full = outlook.model(self.learner()[1])
+        choosing = choosing_seconds(outlook, self.init, full, rows) if full is not None else 0.0
+        if cost.seconds is None or choosing is None:
+            return cost
+        return replace(cost, seconds=cost.seconds + choosing + self._validating(outlook, found))
 
     def _validating(self, outlook: Outlook, model: Prospect) -> float:
         """Seconds of all validations, the one before the first step among them."""
@@ -234,7 +238,10 @@ class TrainingStage(DataStage):
         work, where = context.work, context.where(self.learner()[1])
         tokenizer = load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
-        model, merge = load_student(work.name, where, self.init, self.adapter, self.seed)
+        student = load_student(
+            work.name, where, self.init, self.adapter, self.seed, calibration(work, self.data, renderer)
+        )
+        model = student.model
         check_vocabulary(model, tokenizer, work.name)
         store = training_rows(work, self.data, renderer)
         check_positions(model.config, longest(store), work.name)
@@ -244,18 +251,21 @@ class TrainingStage(DataStage):
             model, store, objective, self.optim, work, seed=self.seed, validate=validate, validations=self.validation.times
         )
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        merge()
+        student.merge()
         with full_model(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in(where))
         teacher = self.taught_by()
         record = trained_record(self, store, totals, str(self.learner()[1]), str(teacher) if teacher is not None else None)
+        if self.init is None:
+            record = record.model_copy(update={"init": already_cut(context, self.learner()[1])})
         summary = {
             **asdict(totals),
             "trained_parameters": trained_parameters,
             "parameters": sum(p.numel() for p in model.parameters()),
             "data": rows_in_words(store, renderer),
             "trained": record.model_dump(mode="json"),
+            **({"cut": student.cut} if student.cut else {}),
             **self.facts(context, tokenizer, objective),
         }
         tidy(context)
@@ -274,8 +284,8 @@ def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, te
         by=str(stage.kind),
         seed=stage.seed,
         start=start,
-        init=_in_words(getattr(stage, "init", None)),
-        adapter=_in_words(getattr(stage, "adapter", None)),
+        init=in_words(getattr(stage, "init", None)),
+        adapter=in_words(getattr(stage, "adapter", None)),
         teacher=teacher,
         data=fingerprint(stage.data.spec())[:PRINT],
         prompts=fingerprint(stage.prompts.model_dump(mode="json"))[:PRINT],
@@ -291,6 +301,44 @@ def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, te
         left_out=dict(store.counts.dropped),
         shortened=store.counts.context_shortened,
     )
+
+
+def already_cut(context: Context, ref: ModelRef) -> str:
+    """How the model that training begins with was cut by a stage of its own, in words; "none" where it was not."""
+    if ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file()):
+        return "none"
+    return str(context.artifacts(ref)[0].summary.get("init", "none"))
+
+
+def calibration(work: Work, source: Source, renderer: Renderer) -> NLL:
+    """Lets a model read training rows, always the same ones, and gives its NLL in nats per token of their responses.
+
+    Raises:
+        UserError: no training row fits.
+    """
+    pairs: dict[int, list[Pair]] = {}
+    reads = 0
+
+    def nll(model: Model, rows: int) -> float:
+        nonlocal reads
+        if rows not in pairs:
+            pairs[rows] = list(instruction_pairs(sample_rows(source, "train", rows), renderer, Counts()))
+        if not pairs[rows]:
+            raise UserError("no training row fits prompts.max_tokens to calibrate the cut on")
+        reads += 1
+        work.progress.update(reads, None, "calibration read")
+        return mean_nll(model, pairs[rows])
+
+    return nll
+
+
+def choosing_seconds(outlook: Outlook, init: Init | None, full: Prospect, rows: RowsOf) -> float | None:
+    """Seconds until calibration rows have chosen what stays of a model; None where it cannot be known."""
+    read, passes = init.calibration(full.config) if init is not None else (0, 0.0)
+    if not read:
+        return 0.0
+    probe, asked = outlook.probe(full.config, rows), min(read, rows.kept)
+    return None if probe is None else passes * probe.scored_seconds(asked * rows.tokens, asked * rows.response)
 
 
 def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
@@ -371,7 +419,7 @@ def sample_rows(source: Source, split: Split, count: int) -> list[Example]:
     return heapq.nsmallest(count, source.examples(split), key=hash_order)
 
 
-def _in_words(settings: Settings | None) -> str:
+def in_words(settings: Settings | None) -> str:
     """As a caveat of the report names it."""
     table = getattr(settings, "spec", lambda: settings.model_dump(mode="json") if settings is not None else None)()
     if table is None:

@@ -29,7 +29,7 @@ def questions(study: Study) -> list[Question]:
     for row in quantized:
         rivals = [other for other in rtn if of_one_model(study, other, row)]
         asked += [Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other) for other in rivals[:1]]
-    asked += [Question("sft_over_base", "SFT over base", a, b, cut=was_cut(a)) for a in sft for b in base]
+    asked += [Question("sft_over_base", "SFT over base", a, b, cut=was_cut(a) and not began_as(a, b)) for a in sft for b in base]
     for row in (*kd, *sft, *quantized):
         full = source_of(study, row) if row.role == "quantized" else row
         teacher = study.teacher_of(full) if full is not None else None
@@ -71,8 +71,13 @@ def of_one_model(study: Study, a: ModelRow, b: ModelRow) -> bool:
 
 
 def was_cut(row: ModelRow) -> bool:
-    """Whether training began from a part of the model that it names."""
+    """Whether training began from a part of a larger model."""
     return any(one.init != "none" for one in row.trained or ())
+
+
+def began_as(row: ModelRow, other: ModelRow) -> bool:
+    """Whether training of a row began with another row, whatever that one was cut from."""
+    return bool(row.trained) and all(one.start == other.model for one in row.trained or ())
 
 
 def about_teacher(key: str) -> bool:
