@@ -16,7 +16,13 @@ if TYPE_CHECKING:
     from potstill.recipe.header import Recipe
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
-SET = click.option("--set", "overrides", multiple=True, metavar="STAGE.FIELD=VALUE", help="Change a field, or with hf:ORG/NAME=path:FOLDER a model wherever it is named; may be repeated.")
+SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="STAGE.FIELD=VALUE",
+    help="Change a field, or with hf:ORG/NAME=path:FOLDER a model wherever it is named; may be repeated.",
+)
 OUT = click.option(
     "--out",
     type=click.Path(path_type=Path),

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -385,7 +386,7 @@ def test_block_influence_is_one_minus_the_cosine() -> None:
         states = [*model.base_model(IDS_BT, output_hidden_states=True).hidden_states[:3]]
         states.append(model.base_model.layers[2](states[2], position_embeddings=rotary(model), attention_mask=None))
     found = Layers(count=1, by="influence").chosen(model, nll).figures["influence"]
-    for layer, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+    for layer, (before, after) in enumerate(pairwise(states)):
         cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
         assert found[layer] == pytest.approx(float(1 - cosine.mean()), abs=1e-6)
 

@@ -15,6 +15,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
+from potstill.edges import decoding
 from potstill.edges.sampling import decode, decode_speed, generate, stream
 from potstill.losses.scoring import mean_nll, token_sums
 from potstill.metrics import TextMetric, TokenMetric
@@ -220,9 +221,43 @@ def test_greedy_answers_are_those_of_one_row_at_a_time(family: str) -> None:
 def test_the_oracle_rejects_padding_that_is_attended(monkeypatch: Any) -> None:
     tokenizer, _, prompts, renderer = a_case("gpt2")
     model = tiny_model("gpt2", len(tokenizer), seed=3, **LIVELY)
-    plain = model.generate
-    model.generate = lambda ids_BT, attention_mask, **more: plain(ids_BT, attention_mask=attention_mask * 0 + 1, **more)
+    plain = model.forward
+
+    def attends_to_padding(
+        *ids: Any, attention_mask: Any = None, cache: Any = None, position_ids: Any = None, **more: Any
+    ) -> Any:
+        seen = attention_mask * 0 + 1 if attention_mask is not None else None
+        return plain(*ids, attention_mask=seen, cache=cache, position_ids=position_ids, **more)
+
+    model.forward = attends_to_padding
     assert not without_left_padding_harm(model, tokenizer, prompts, renderer.stop_ids)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_that_end_at_different_times_leave_the_others_as_they_are(family: str, monkeypatch: Any) -> None:
+    """Rows leave one by one, and what stays grows past a block of the cache."""
+    tokenizer, _, prompts, _ = a_case(family)
+    model = tiny_model(family, len(tokenizer), seed=3, **LIVELY)
+    monkeypatch.setattr(decoding, "BLOCK", 4)
+    left: list[int] = []
+    keep = decoding._Forward.keep
+    monkeypatch.setattr(decoding._Forward, "keep", lambda self, kept_B: left.append(int((~kept_B).sum())) or keep(self, kept_B))
+    longest = plain_answers(model, tokenizer, prompts, [], 24)
+    spoken = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in longest]
+    stop_ids = [spoken[0][2], spoken[-1][9 % len(spoken[-1])]]
+    wanted = plain_answers(model, tokenizer, prompts, stop_ids, 24)
+    assert generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=24).texts == wanted
+    assert len(set(map(len, wanted))) > 1
+    assert left, "some row left before the others"
+
+
+def test_a_sample_does_not_depend_on_the_rows_beside_it() -> None:
+    tokenizer, _, prompts, renderer = a_case("qwen2")
+    model = tiny_model("qwen2", len(tokenizer), seed=3, **LIVELY)
+    asked = {"stop_ids": renderer.stop_ids, "max_new_tokens": 12, "temperature": 1.0, "seed": 4}
+    together = generate(model, tokenizer, prompts, **asked).texts
+    assert generate(model, tokenizer, prompts, **asked, batch_rows=1).texts == together
+    assert generate(model, tokenizer, prompts[:2], **asked).texts == together[:2]
 
 
 def test_decoding_defaults_of_a_checkpoint_change_nothing_and_are_kept() -> None:

@@ -64,7 +64,7 @@ MISTAKES: dict[str, tuple[tuple[Any, ...], Any, str]] = {
     "below the last stage": (("stage", 1, "log"), ["tensorboard"], "sft.log"),
     "a table that is none": (("stage", 1, "validation"), 0.1, "sft.validation"),
     "an adapter's rank": (("stage", 1, "adapter"), {"r": 0}, "sft.adapter.r"),
-    "an init without its field": (("stage", 1, "init"), {"kind": "layers"}, "sft.init.keep"),
+    "an init without its field": (("stage", 1, "init"), {"kind": "layers"}, "sft.init"),
     "a file of its own": (("stage", 1, "data"), {"kind": "jsonl", "path": "none.jsonl"}, "sft.data.path"),
     "unknown in optim": (("stage", 1, "optim", "learning_rate"), 1.0, "sft.optim.learning_rate"),
     "unknown in a cache": (("stage", 2, "micro_batch"), 8, "said.micro_batch"),

@@ -20,7 +20,7 @@ DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:b
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
 SOURCES = "dolly, jsonl, primer, squad, stdlib"
-STAGES = "best, cache, distill, evaluate, export, pretrain, quantize, report, sft"
+STAGES = "best, cache, cut, distill, evaluate, export, pretrain, quantize, report, sft"
 
 
 def message(toml: str, *overrides: str) -> str:
@@ -121,7 +121,11 @@ ONE_MISTAKE = {
     ),
     "no layers named": (
         TUNED + 'init = { kind = "layers" }',
-        "sft.init.keep  is needed: layers to keep, counted from 0, in the order they have",
+        "sft.init  needs keep = [layers] or count = how many, and not both",
+    ),
+    "rows for layers that are named": (
+        TUNED + 'init = { kind = "layers", keep = [0], rows = 8 }',
+        "sft.init  rows is for count, which chooses layers; leave it out, or give count in place of keep",
     ),
     "no layers": (TUNED + 'init = { kind = "layers", keep = [] }', "sft.init.keep = []  needs at least 1"),
     "layers out of order": (

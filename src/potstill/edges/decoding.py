@@ -140,10 +140,9 @@ def in_blocks(cache: Any) -> Any:
             super().batch_select_indices(indices)
             self.room_keys = self.room_values = None
 
-    layers = getattr(cache, "layers", None)
-    for i, layer in enumerate(layers or ()):
-        if type(layer) is DynamicLayer and layer.is_initialized and layer.keys.numel():
-            grown = Blocks()
-            grown.__dict__.update(layer.__dict__)
-            layers[i] = grown
+    layers: list[Any] = getattr(cache, "layers", [])
+    for i, layer in enumerate(layers):
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.keys.numel():
+            layers[i] = Blocks()
+            vars(layers[i]).update(vars(layer))
     return cache

@@ -11,7 +11,22 @@ from potstill.core.component import Component, discover
 from potstill.core.errors import UserError
 from potstill.edges.models import Model, with_weights
 
-NLL = Callable[[Model, int], float]  # a model and how many calibration rows it reads -> nats per response token
+Read = Callable[[Model, int], float]  # a model and how many calibration rows it reads -> nats per response token
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What it takes to choose what stays.
+
+    Attributes:
+        rows: that the model reads each time; 0: no rows decide.
+        reads: how often it reads them.
+        passes: these, in passes of the full model: a part of it may be skipped.
+    """
+
+    rows: int = 0
+    reads: int = 0
+    passes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,15 +59,15 @@ class Init(Component):
     def weights(self, model: Model, choice: Choice) -> tuple[Any, dict[str, Tensor]]:
         """The config of the smaller model, and its parameters, copied, by the name that each has there."""
 
-    def calibration(self, config: Any) -> tuple[int, float]:
-        """How many rows decide what stays, and how often a model of this config reads them; (0, 0): none are read."""
-        return 0, 0.0
+    def calibration(self, config: Any) -> Calibration:
+        """What it takes to choose what stays of a model of this config."""
+        return Calibration()
 
-    def choose(self, model: Model, nll: NLL) -> Choice:
+    def choose(self, model: Model, nll: Read) -> Choice:
         """What stays, by what calibration rows show."""
         return Choice()
 
-    def chosen(self, model: Model, nll: NLL | None = None) -> Choice:
+    def chosen(self, model: Model, nll: Read | None = None) -> Choice:
         """`choose`, where rows decide.
 
         Args:
@@ -61,8 +76,7 @@ class Init(Component):
         Raises:
             UserError: rows decide, and there are none.
         """
-        rows, _ = self.calibration(model.config)
-        if not rows:
+        if not self.calibration(model.config).rows:
             return Choice()
         if nll is None:
             raise UserError(f"init: rows decide what stays; give `nll`, or {self.without_rows()}")
@@ -78,7 +92,7 @@ class Init(Component):
         config, weights = self.weights(model, choice)
         return with_weights(model, config, weights)
 
-    def __call__(self, model: Model, nll: NLL | None = None) -> Model:
+    def __call__(self, model: Model, nll: Read | None = None) -> Model:
         """`cut` of what is `chosen`."""
         return self.cut(model, self.chosen(model, nll))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from potstill.core.errors import UserError
 from potstill.edges.checked import cut_layers
 from potstill.edges.models import Model, blocks_name, blocks_of
-from potstill.inits import NLL, Choice, Init
+from potstill.inits import Calibration, Choice, Init, Read
 
 
 class Layers(Init, kind="layers"):
@@ -60,24 +60,26 @@ class Layers(Init, kind="layers"):
         return cut_layers(config, self._named(has))
 
     def _named(self, has: int) -> tuple[int, ...]:
-        keep = self.keep or ()
+        assert self.keep
+        keep = self.keep
         if keep[-1] >= has:
             raise UserError(f"init.keep = {list(keep)}: the model has {has} layers, 0 to {has - 1}; name some of these")
         return keep
 
-    def calibration(self, config: Any) -> tuple[int, float]:
+    def calibration(self, config: Any) -> Calibration:
         if self.count is None:
-            return 0, 0.0
+            return Calibration()
         if self.by == "influence":
-            return self.rows, 1.0
-        has = config.num_hidden_layers  # of n layers the k-th's removal is tried by those after it
-        tried = sum(n * (n - 1) / 2 / has + n / has for n in range(self.count + 1, has + 1))
-        return self.rows, tried + 1
+            return Calibration(self.rows, 1, 1.0)
+        has = config.num_hidden_layers
+        sizes = range(self.count + 1, has + 1)  # of n layers, the removal of the k-th is tried by those after it
+        recorded, tried = sum(sizes) / has, sum(n * (n - 1) / 2 for n in sizes) / has
+        return Calibration(self.rows, len(sizes) + sum(sizes), recorded + tried)
 
     def without_rows(self) -> str:
         return "name the layers: keep = [0, 2, …]"
 
-    def choose(self, model: Model, nll: NLL) -> Choice:
+    def choose(self, model: Model, nll: Read) -> Choice:
         assert self.count is not None
         ask = lambda: nll(model, self.rows)  # noqa: E731
         if self.by == "influence":

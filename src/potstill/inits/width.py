@@ -15,7 +15,7 @@ from torch import Tensor
 from potstill.core.errors import UserError
 from potstill.edges.codes import weight_of
 from potstill.edges.models import Model, head_width, linears_in
-from potstill.inits import NLL, Choice, Init
+from potstill.inits import Calibration, Choice, Init, Read
 
 # What each axis of a parameter counts, by the end of its name; "" is cut nowhere. GPT-2 stores its matrices [in, out].
 _GATED = {
@@ -88,13 +88,13 @@ class Width(Init, kind="width"):
             raise ValueError("rows is for by = 'activation'; leave it out")
         return self
 
-    def calibration(self, config: Any) -> tuple[int, float]:
-        return (self.rows, 1.0) if self.by == "activation" else (0, 0.0)
+    def calibration(self, config: Any) -> Calibration:
+        return Calibration(self.rows, 1, 1.0) if self.by == "activation" else Calibration()
 
     def without_rows(self) -> str:
         return "set by = 'magnitude'"
 
-    def choose(self, model: Model, nll: NLL) -> Choice:
+    def choose(self, model: Model, nll: Read) -> Choice:
         found = by_activation(model, lambda: nll(model, self.rows))
         return Choice(found, {"by": "activation", "rows": self.rows, **self._shares(found, self.shape(model.config))})
 
@@ -187,7 +187,7 @@ def by_activation(model: Model, ask: Callable[[], float]) -> Importance:
     axes_of, width = _axes_of(model), head_width(model.config)
     reads = {"hidden": "hidden", "inner": "inner", "query": "head"}
     squares: dict[str, Tensor] = {}
-    linears = {name: layer for name, layer in linears_in(model.base_model).items()}
+    linears = linears_in(model.base_model)
     prefix = next(name for name, part in model.named_modules() if part is model.base_model)
 
     def hook(name: str) -> Callable[..., None]:

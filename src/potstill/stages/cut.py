@@ -44,7 +44,7 @@ class Cut(DataStage, kind="cut"):
         if full is None or made is None:
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.model, "train")
-        read, _ = self.init.calibration(full.config)
+        read = self.init.calibration(full.config).rows
         scoring = scoring_memory(full, rows, min(read, rows.kept), teacher=False) if read else 0
         size = full.size.parameters + made.size.parameters
         return Cost(
@@ -57,13 +57,15 @@ class Cut(DataStage, kind="cut"):
         )
 
     def closing(self, summary: dict[str, Any]) -> str:
-        return f"{count(summary['parameters'])} of {count(summary['parameters_before'])} parameters{cut_in_words(summary['cut'])}"
+        return (
+            f"{count(summary['parameters'])} of {count(summary['parameters_before'])} parameters{cut_in_words(summary['cut'])}"
+        )
 
     def run(self, context: Context) -> dict[str, Any]:
         work, where = context.work, context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
-        made, figures = cut_model(work.name, model, self.init, calibration(work, self.data, renderer))
+        made, figures = cut_model(work.name, model, self.init, calibration(work, self.data, renderer, self.init, model.config))
         save_model(made, tokenizer, work.folder, renderer.stop_ids, dtype=stored_dtype(where))
         return {
             "made_from": str(self.model),

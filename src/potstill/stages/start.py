@@ -12,7 +12,7 @@ from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft, check_targets
 from potstill.edges.models import Model, load_model, size_of
 from potstill.edges.vocabulary import check_rows
-from potstill.inits import NLL, Init
+from potstill.inits import Init, Read
 from potstill.stages.outlook import Outlook, Prospect, made_from
 from potstill.stages.refs import ModelRef
 
@@ -91,7 +91,7 @@ class Student:
     cut: dict[str, Any]
 
 
-def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int, nll: NLL) -> Student:
+def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int, nll: Read) -> Student:
     """The model that training begins with.
 
     Args:
@@ -114,14 +114,14 @@ def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | N
         raise UserError(f"{stage}: {error}") from error
 
 
-def cut_model(stage: str, model: Model, init: Init, nll: NLL) -> tuple[Model, dict[str, Any]]:
+def cut_model(stage: str, model: Model, init: Init, nll: Read) -> tuple[Model, dict[str, Any]]:
     """The smaller model, and the figures that decided what it is, with its own NLL on the calibration rows.
 
     Raises:
         UserError: it cannot be cut so.
     """
     try:
-        rows, _ = init.calibration(model.config)
+        rows = init.calibration(model.config).rows
         choice = ranks.on_first(lambda: init.chosen(model, nll))
         made = init.cut(model, choice)
         return made, {**choice.figures, "nll": ranks.on_first(lambda: nll(made, rows))} if rows else {}

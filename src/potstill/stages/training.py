@@ -29,10 +29,10 @@ from potstill.data.store import (
     weighted_pairs,
 )
 from potstill.edges import ranks
-from potstill.edges.models import Model, check_positions, save_model, stored_dtype
+from potstill.edges.models import Model, check_positions, config_of, save_model, stored_dtype
 from potstill.edges.sampling import generate
 from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenizer
-from potstill.inits import NLL, Init
+from potstill.inits import Init, Read
 from potstill.losses.objective import Objective
 from potstill.losses.scoring import mean_nll, token_sums
 from potstill.metrics import Metric, TextMetric, TokenMetric
@@ -239,7 +239,12 @@ class TrainingStage(DataStage):
         tokenizer = load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
         student = load_student(
-            work.name, where, self.init, self.adapter, self.seed, calibration(work, self.data, renderer)
+            work.name,
+            where,
+            self.init,
+            self.adapter,
+            self.seed,
+            calibration(work, self.data, renderer, self.init, config_of(where)),
         )
         model = student.model
         check_vocabulary(model, tokenizer, work.name)
@@ -310,14 +315,17 @@ def already_cut(context: Context, ref: ModelRef) -> str:
     return str(context.artifacts(ref)[0].summary.get("init", "none"))
 
 
-def calibration(work: Work, source: Source, renderer: Renderer) -> NLL:
+def calibration(work: Work, source: Source, renderer: Renderer, init: Init | None, config: Any) -> Read:
     """Lets a model read training rows, always the same ones, and gives its NLL in nats per token of their responses.
+
+    Args:
+        init, config: how which model is cut, for the progress line.
 
     Raises:
         UserError: no training row fits.
     """
     pairs: dict[int, list[Pair]] = {}
-    reads = 0
+    reads, total = 0, init.calibration(config).reads + 1 if init is not None else None
 
     def nll(model: Model, rows: int) -> float:
         nonlocal reads
@@ -326,7 +334,7 @@ def calibration(work: Work, source: Source, renderer: Renderer) -> NLL:
         if not pairs[rows]:
             raise UserError("no training row fits prompts.max_tokens to calibrate the cut on")
         reads += 1
-        work.progress.update(reads, None, "calibration read")
+        work.progress.update(reads, total, "calibration read")
         return mean_nll(model, pairs[rows])
 
     return nll
@@ -334,11 +342,11 @@ def calibration(work: Work, source: Source, renderer: Renderer) -> NLL:
 
 def choosing_seconds(outlook: Outlook, init: Init | None, full: Prospect, rows: RowsOf) -> float | None:
     """Seconds until calibration rows have chosen what stays of a model; None where it cannot be known."""
-    read, passes = init.calibration(full.config) if init is not None else (0, 0.0)
-    if not read:
+    if init is None or not init.calibration(full.config).rows:
         return 0.0
-    probe, asked = outlook.probe(full.config, rows), min(read, rows.kept)
-    return None if probe is None else passes * probe.scored_seconds(asked * rows.tokens, asked * rows.response)
+    takes = init.calibration(full.config)
+    probe, asked = outlook.probe(full.config, rows), min(takes.rows, rows.kept)
+    return None if probe is None else (takes.passes + 1) * probe.scored_seconds(asked * rows.tokens, asked * rows.response)
 
 
 def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:

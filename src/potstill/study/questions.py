@@ -29,7 +29,9 @@ def questions(study: Study) -> list[Question]:
     for row in quantized:
         rivals = [other for other in rtn if of_one_model(study, other, row)]
         asked += [Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other) for other in rivals[:1]]
-    asked += [Question("sft_over_base", "SFT over base", a, b, cut=was_cut(a) and not began_as(a, b)) for a in sft for b in base]
+    asked += [
+        Question("sft_over_base", "SFT over base", a, b, cut=was_cut(a) and not began_as(a, b)) for a in sft for b in base
+    ]
     for row in (*kd, *sft, *quantized):
         full = source_of(study, row) if row.role == "quantized" else row
         teacher = study.teacher_of(full) if full is not None else None
