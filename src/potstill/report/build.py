@@ -20,7 +20,7 @@ from potstill.study.records import ModelRow, Study, load_answers, write_json
 from potstill.study.ship import Advice
 from potstill.study.verdicts import Verdict
 
-SCHEMA = 2  # of report.json
+SCHEMA = 3  # of report.json
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
 HALF_THE_WORDS = 50.0  # Rouge-L
@@ -36,6 +36,8 @@ def build_report(
     provenance: Mapping[str, Any] | None = None,
     *,
     sweeps: Sequence[Mapping[str, Any]] = (),
+    cuts: Sequence[Mapping[str, Any]] = (),
+    asked: Sequence[Mapping[str, Any]] = (),
     resamples: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -50,6 +52,8 @@ def build_report(
         sweeps: per swept stage, {"name", "role", "stage", "by", "title", "unit", "higher_is_better": of the figure that picked,
             "fields", "chosen": its number, "candidates": [{"label", "values", "mean", "by_seed": [[seed, figure]], "curves":
             [{"seed", "points"}]}]}.
+        cuts: per model that calibration rows cut, {"stage", "by", "rows", "nll": after the cut, and what decided}.
+        asked: per prompt of a user's own, {"prompt", "answers": {model name: text}}.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
@@ -85,6 +89,8 @@ def build_report(
         "curves": curves,
         "data": data,
         "quantization": quantization,
+        "cuts": cuts,
+        "asked": asked,
         "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in sweeps],
         "provenance": provenance or {},
         "stages": _stages(provenance or {}),
@@ -99,6 +105,8 @@ def report_of(
     quantization: Sequence[Mapping[str, Any]] = (),
     provenance: Mapping[str, Any] | None = None,
     sweeps: Sequence[Mapping[str, Any]] = (),
+    cuts: Sequence[Mapping[str, Any]] = (),
+    asked: Sequence[Mapping[str, Any]] = (),
     shipped: Mapping[str, tuple[str, dict[str, int]]] | None = None,
 ) -> dict[str, Any]:
     """The report of the study in a folder: `study.json` and `answers.jsonl`. Other arguments and errors as in `build_report`.
@@ -110,7 +118,8 @@ def report_of(
     for row in study.rows:
         if shipped and row.model in shipped:
             study = study.with_files(row.name, *shipped[row.model])
-    return build_report(study, load_answers(folder), curves, data, quantization, provenance, sweeps=sweeps)
+    answers = load_answers(folder)
+    return build_report(study, answers, curves, data, quantization, provenance, sweeps=sweeps, cuts=cuts, asked=asked)
 
 
 def read_report(folder: Path | str) -> dict[str, Any]:

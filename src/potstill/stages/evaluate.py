@@ -84,8 +84,8 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    # 5: origins, teachers and training rows; 4: what was cut and left out; 3: each in its own form; 2: each seed's teacher
-    version: ClassVar[int] = 5
+    # 6: a sample stands alone; 5: origins, teachers, training rows; 4: what was cut; 3: own forms; 2: each seed's teacher
+    version: ClassVar[int] = 6
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -100,6 +100,7 @@ class Evaluate(DataStage, kind="evaluate"):
     metrics: tuple[Metric, ...] = (RougeL(), ExactMatch(), NLL(), KLToTeacher(), DecodeSpeed())
     primary: str = Field(default="rouge_l", description="the metric of the verdict")
     decoding: Decoding = Decoding()
+    ask: tuple[str, ...] = Field(default=(), description="prompts of your own; the report shows what each model answers")
 
     @field_validator("study")
     @classmethod
@@ -164,9 +165,19 @@ class Evaluate(DataStage, kind="evaluate"):
                 rows = outlook.rows(self.data, self.prompts, row.model, self.split)
                 check_positions(model.config, rows.longest, row.name)
                 self._check_answers(model.config, rows.longest_prompt, row.name)
+                self._check_asked(outlook.tokenizer(row.model))
                 self._check_model_metrics(model.config, row.name)
             except UserError as error:
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
+
+    def _check_asked(self, tokenizer: Tokenizer | None) -> None:
+        """Refuse prompts of the user's own that the model's template or `prompts` do not take."""
+        renderer = Renderer(tokenizer, self.prompts) if tokenizer is not None and self.ask else None
+        for number, prompt in enumerate(self.ask if renderer is not None else ()):
+            found = renderer.prompt(_asking(prompt))  # pyright: ignore[reportOptionalMemberAccess]
+            if not prompt.strip() or found.ids is None:
+                why = "is empty" if not prompt.strip() else found.reason
+                raise UserError(f"ask[{number}]: {why}; write another prompt, or raise prompts.max_prompt_tokens")
 
     def _pair_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """Models whose tokens cannot be compared with the first's, or whose form of the rows the teacher does not read."""
@@ -347,7 +358,8 @@ class Evaluate(DataStage, kind="evaluate"):
                 for (row, _), result in zip(jobs, results, strict=True):
                     of_row.setdefault(row.name, []).append(result["answers"][i])
                 answers.write(json.dumps({"key": fingerprint(example.key)[:16], "answers": of_row}) + "\n")
-        write_json(work.folder / "lineage.json", lineage([(row.name, row.role, place) for row, place in jobs], context))
+        made = lineage([(row.name, row.role, place) for row, place in jobs], context)
+        write_json(work.folder / "lineage.json", {**made, "asked": self._asked(jobs, results)})
         for file in work.folder.glob("partial-*.json"):
             file.unlink()
         return {
@@ -358,6 +370,16 @@ class Evaluate(DataStage, kind="evaluate"):
             "left_out": {"kl_to_teacher": foreign} if foreign and self.teacher_reads == "own" else {},
             "language_in_use": self.data.language_note(),
         }
+
+    def _asked(self, jobs: list[tuple[Row, Place]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Each of the user's own prompts with the answer of each model's first seed."""
+        first: dict[str, list[str]] = {}
+        for (row, _), result in zip(jobs, results, strict=True):
+            first.setdefault(row.name, result["asked"])
+        return [
+            {"prompt": prompt, "answers": {name: answers[i] for name, answers in first.items()}}
+            for i, prompt in enumerate(self.ask)
+        ]
 
     def _rows(self, models: list[tuple[str, str]]) -> "_Rows":
         """The rows that every model can read, and how each reads them; models are given by name and place."""
@@ -476,17 +498,19 @@ class Evaluate(DataStage, kind="evaluate"):
         packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
         check_vocabulary(model, renderer.tokenizer, place.where)
         # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
+        own = [renderer.prompt(_asking(prompt)).ids or [] for prompt in self.ask]
         given = generate(
             model,
             renderer.tokenizer,
-            [prompt for prompt, _ in read.pairs],
+            [*(prompt for prompt, _ in read.pairs), *own],
             stop_ids=renderer.stop_ids,
             max_new_tokens=self.decoding.max_new_tokens,
             temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
             seed=self.decoding.seed,
             on_rows=watch,
         )
-        answers = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
+        said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
+        answers, asked = said[: len(examples)], said[len(examples) :]
         scores: dict[str, Sequence[float | None]] = {}
         abstentions: dict[str, dict[str, int]] = {}
         accepted = [renderer.scored(example) for example in examples]
@@ -503,7 +527,8 @@ class Evaluate(DataStage, kind="evaluate"):
         of_model = {str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)}
         return {
             "answers": answers,
-            "cut": sum(given.cut),
+            "asked": asked,
+            "cut": sum(given.cut[: len(examples)]),
             "scores": scores,
             "abstentions": abstentions,
             "of_model": of_model,
@@ -707,6 +732,10 @@ def _clusters_drawn(asked: int, rows: int, keys: int) -> int:
     if not keys:
         return asked
     return max(1, round(keys * (1 - (1 - asked / rows) ** (rows / keys))))
+
+
+def _asking(prompt: str) -> Example:
+    return Example(key="", instruction=prompt, response="")
 
 
 def _needs_teacher(metric: Metric) -> bool:

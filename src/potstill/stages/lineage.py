@@ -93,13 +93,14 @@ def places(context: Context, ref: ModelRef) -> list[Place]:
 
 
 def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[str, Any]:
-    """What the report shows of how the models were made: curves, data statistics, quantisation errors, provenance.
+    """What the report shows of how the models were made: curves, data statistics, quantisation errors, cuts, provenance.
 
     Args:
         models: name, role and place of each.
     """
     curves, data, quantization = [], [], []
     sweeps: dict[str, Any] = {}
+    cuts: dict[str, dict[str, Any]] = {}
     for name, role, place in models:
         artifact = place.artifact
         if artifact is None:
@@ -118,13 +119,22 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
                     "steps": summary["steps"],
                 }
             )
+        for made_by in place.ancestry.values():  # a cut that several models begin with is told once
+            if made_by.summary.get("cut"):
+                cuts.setdefault(made_by.fingerprint, {"stage": made_by.name, **made_by.summary["cut"]})
         if (artifact.folder / SWEEP).is_file():  # the same for every seed
             sweep = read_json(artifact.folder / SWEEP)
             sweeps.setdefault(sweep["stage"], {"name": name, "role": role, **sweep})
         if "bits_per_weight" in summary:
             keys = ("method", "layers", "kept", "bits_per_weight", "calibration_tokens")
             quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
-    made = {"curves": curves, "data": data, "quantization": quantization, "sweeps": [*sweeps.values()]}
+    made = {
+        "curves": curves,
+        "data": data,
+        "quantization": quantization,
+        "sweeps": [*sweeps.values()],
+        "cuts": [*cuts.values()],
+    }
     return {**made, "provenance": dict(context.provenance)}
 
 
