@@ -2,6 +2,7 @@
 
     python benchmarks/kd_step.py --quick          # about two minutes on two cores
     python benchmarks/kd_step.py --shape cpu      # 250 M -> 82 M parameters, vocabulary 151,936
+    POTSTILL_REAL_MODELS=.models python benchmarks/kd_step.py --shape real --precision bf16   # SmolLM2 -> 12 of its layers
 
 Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. Loss and gradient norm
 are compared before any time is shown. Peers come from their published packages (`pip install 'potstill[bench]'`); what is
@@ -11,7 +12,9 @@ Engines: `live`, potstill's distill stage while it first sees a row, the teacher
 in every later epoch, the teacher's hidden states read back from disk; `topk`, the same with 64 probabilities a token instead
 (a coarser loss, so its value is lower); `trl`, TRL's GKD loss (beta = 0, forward KL) on the full
 logits of both models, as its trainer does; `liger`, Liger's chunked JSD (beta = 0) in PyTorch on every position's hidden
-state; `paper`, the soft cross-entropy of MiniLLM's and the paper's code on full logits, whose value is higher by the
+state; `trl_distillation`, the loss of TRL's stable DistillationTrainer (beta = 0) on prompts padded left and answers padded
+right, as that trainer lays them out; `trl_compacted`, the same loss given only the response positions, as it does by itself on
+a GPU; `paper`, the soft cross-entropy of MiniLLM's and the paper's code on full logits, whose value is higher by the
 teacher's entropy and whose gradient is the same.
 
 `--json`'s `matmul_share`: the step's floating-point operations on real tokens, none of them spent on padding or on prompts in
@@ -29,15 +32,29 @@ from pathlib import Path
 from typing import Any
 
 from _bench import facts, hand_over, in_a_process, left_out, resident, shown, synchronize
-from _models import SHAPES, build
+from _models import REAL_MODELS, SHAPES, build, real_model
 
 # (prompt, response) tokens of eight instruction rows: 984 real tokens, 386 of them response, padded to 2,312
 ROWS = [(24, 58), (201, 88), (12, 20), (150, 30), (38, 70), (90, 40), (48, 60), (35, 20)]
+# of sixteen rows of Dolly: 1,799 real tokens, 1,080 of them response
+REAL_ROWS = [(14, 9), (16, 22), (17, 31), (19, 38), (21, 44), (22, 52), (24, 57), (27, 63)]
+REAL_ROWS += [(29, 68), (33, 71), (38, 76), (46, 83), (58, 92), (79, 104), (118, 119), (158, 151)]
 OURS = ("live", "cached", "topk")
-PEERS = ("triton", "trl", "liger", "paper")  # triton: our own kernel, on a GPU, against `live` without it
+PEERS = (
+    "triton",
+    "trl",
+    "trl_distillation",
+    "trl_compacted",
+    "liger",
+    "paper",
+)  # triton: our own kernel, on a GPU, against `live` without it
 ENGINES = (*OURS, *PEERS, "matmul")
 TOP_K = 64
-NEEDS = {"trl": "trl", "liger": "liger_kernel"}
+NEEDS = {"trl": "trl", "trl_distillation": "trl", "trl_compacted": "trl", "liger": "liger_kernel"}
+
+
+def rows_of(shape: dict[str, Any]) -> list[tuple[int, int]]:
+    return REAL_ROWS if "inner" in shape else ROWS
 
 
 def padded(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
@@ -80,22 +97,23 @@ def work_of(shape: dict[str, Any]) -> dict[str, list[tuple[int, int, int]]]:
     """
 
     def body(width: int, layers: int, tokens: int) -> list[tuple[int, int, int]]:
-        shared = max(1, width // 128) * 64
-        return layers * [(tokens, width, 2 * width), (tokens, width, 2 * shared), *3 * [(tokens, width, 4 * width)]]
+        shared, inner = shape.get("kv", max(1, width // 128) * 64), shape.get("inner", 4 * width)
+        return layers * [(tokens, width, 2 * width), (tokens, width, 2 * shared), *3 * [(tokens, width, inner)]]
 
-    tokens, learned = sum(a + b for a, b in ROWS), sum(b for _, b in ROWS)
+    rows = rows_of(shape)
+    tokens, learned = sum(a + b for a, b in rows), sum(b for _, b in rows)
     student, teacher = (shape[which] for which in ("student", "teacher"))
     once = body(*student, tokens)
     heads = [*3 * [(learned, student[0], shape["vocab"])], (learned, teacher[0], shape["vocab"])]
     return {"cached": 3 * once + heads, "live": 3 * once + heads + body(*teacher, tokens)}
 
 
-def matmul(shape: dict[str, Any], repeats: int) -> dict[str, float]:
+def matmul(shape: dict[str, Any], precision: str, repeats: int) -> dict[str, float]:
     """Floating-point operations a second of plain matrix products, weighted as a step is made of them."""
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     found = {}
     for name, products in work_of(shape).items():
         seconds = 0.0
@@ -144,6 +162,8 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
             return GKDTrainer.generalized_jsd_loss(student_logits, teacher_logits, labels_BT[:, 1:], beta=0.0)
 
         return trl
+    if engine in ("trl_distillation", "trl_compacted"):
+        return distillation_trainer(student, teacher, pairs, compacted=engine == "trl_compacted")
     if engine == "liger":
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
@@ -173,7 +193,39 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
     return paper
 
 
-def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
+def distillation_trainer(student: Any, teacher: Any, pairs: list[tuple[Any, Any]], *, compacted: bool) -> Any:
+    """TRL's stable trainer: prompts padded left, answers padded right, the hidden states of the latter."""
+    import torch
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    before, after = (max(len(pair[part]) for pair in pairs) for part in (0, 1))
+    ids_BT = torch.zeros((len(pairs), before + after), dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for b, (prompt, response) in enumerate(pairs):
+        row = slice(before - len(prompt), before + len(response))
+        ids_BT[b, row] = torch.tensor([*prompt, *response])
+        mask_BT[b, row] = 1
+    ids_BT, mask_BT = ids_BT.to(student.device), mask_BT.to(student.device)
+    learned_BK = mask_BT[:, before:]
+
+    def hidden(model: Any) -> Any:
+        states = model.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+        return states[:, before - 1 : -1]
+
+    def loss() -> Any:
+        with torch.no_grad():
+            theirs = hidden(teacher)
+        ours, learned = hidden(student), learned_BK
+        if compacted:
+            valid = learned_BK.bool()
+            ours, theirs, learned = ours[valid][None], theirs[valid][None], learned_BK[valid][None]
+        heads = (student.lm_head.weight, teacher.lm_head.weight)
+        return _chunked_divergence_loss(ours, theirs, *heads, learned, beta=0.0)[0]
+
+    return loss
+
+
+def measure(engine: str, shape_name: str, precision: str, repeats: int) -> dict[str, float]:
     """In this process: loss, gradient norm, median seconds of a step, peak bytes above the loaded models."""
     import torch
 
@@ -181,13 +233,13 @@ def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
 
     shape = SHAPES[shape_name]
     if engine == "matmul":
-        return matmul(shape, repeats)
+        return matmul(shape, precision, repeats)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # on a CPU bf16 is autocast over float32
     student = build(shape, "student", 1).to(device, dtype).train()
     teacher = build(shape, "teacher", 2).to(device, dtype).eval().requires_grad_(False)
     draw = torch.Generator().manual_seed(3)
-    pairs = [tuple(torch.randint(0, shape["vocab"], (n,), generator=draw).tolist() for n in row) for row in ROWS]
+    pairs = [tuple(torch.randint(0, shape["vocab"], (n,), generator=draw).tolist() for n in row) for row in rows_of(shape)]
     before = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
     step = step_of(engine, student, teacher, pairs)
     reset_peak_memory()
@@ -196,7 +248,8 @@ def measure(engine: str, shape_name: str, repeats: int) -> dict[str, float]:
         student.zero_grad(set_to_none=True)
         synchronize(device)
         begin = time.perf_counter()
-        loss = step()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16" and device.type == "cpu"):
+            loss = step()
         loss.backward()
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
@@ -215,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small shape, two rounds")
     parser.add_argument("--shape", choices=SHAPES, default=None)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default=None, help="default: bf16 on a GPU, else fp32")
     parser.add_argument("--rounds", type=int, default=None, help="how often each engine has its turn")
     parser.add_argument("--repeats", type=int, default=2, help="steps measured in each turn, after a warm-up")
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
@@ -225,13 +279,19 @@ def main() -> None:
     if words.one:
         print(json.dumps(measure(**json.loads(words.one))))
         return
+    if shape == "real" and real_model() is None:
+        raise SystemExit(f"--shape real needs the folder that {REAL_MODELS} names, with `smollm2` in it; see `make models`")
+    precision = words.precision or ("bf16" if has_gpu() else "fp32")
     missing = left_out(NEEDS)
     if not has_gpu():
         missing.add("triton")
     engines = [engine for engine in ENGINES if engine not in missing]
     rounds: list[dict[str, dict[str, float]]] = []
     for n in range(words.rounds or (2 if words.quick else 3)):
-        jobs = {engine: {"engine": engine, "shape_name": shape, "repeats": words.repeats} for engine in engines}
+        jobs = {
+            engine: {"engine": engine, "shape_name": shape, "precision": precision, "repeats": words.repeats}
+            for engine in engines
+        }
         rounds.append({engine: in_a_process(__file__, job) for engine, job in jobs.items()})
         times = [f"{e} {r['seconds']:.2f} s" for e, r in rounds[-1].items() if e != "matmul"]
         print(f"round {n + 1}: {', '.join(times)}", file=sys.stderr)
@@ -246,7 +306,7 @@ def main() -> None:
     told = "relative gaps: the peers' loss {loss_gap:.1e}, their gradient norm {grad_gap:.1e}; "
     told += "cached to live, loss {cached_loss_gap:.1e}, gradient norm {cached_grad_gap:.1e}"
     print(f"\n{told.format(**gaps)}\n")
-    found: dict[str, Any] = {"shape": shape, "speedup": {}, "memory_ratio": {}, **gaps}
+    found: dict[str, Any] = {"shape": shape, "precision": precision, "speedup": {}, "memory_ratio": {}, **gaps}
     print("| engine | s per step | GB above the models |" + "".join(f" {ours} is faster by |" for ours in OURS))
     print("|---|---:|---:|" + 3 * "---:|")
     for engine in engines:
