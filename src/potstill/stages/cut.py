@@ -17,6 +17,7 @@ from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import ModelRef
 from potstill.stages.start import cut_in_words, cut_model, start_problems, started
 from potstill.stages.training import calibration, choosing_seconds, in_words
+from potstill.train.loop import Precision
 
 
 class Cut(DataStage, kind="cut"):
@@ -28,6 +29,9 @@ class Cut(DataStage, kind="cut"):
 
     model: ModelRef = Field(description="what is cut; it stays as it is")
     init: Init = Field(description="what stays")
+    precision: Precision = Field(
+        default="auto", description="of the products by which rows choose; auto: bf16 on a GPU that has it"
+    )
 
     def reader(self) -> ModelRef:
         return self.model
@@ -49,7 +53,7 @@ class Cut(DataStage, kind="cut"):
         size = full.size.parameters + made.size.parameters
         return Cost(
             parameters=made.size.parameters,
-            seconds=choosing_seconds(outlook, self.init, full, rows),
+            seconds=choosing_seconds(outlook, self.init, full, rows, self.precision),
             memory_bytes=round(resting_memory() + left_over(full.size) + 4 * size + scoring),
             output_bytes=4 * made.size.parameters,
             less_memory="lower init.rows",
@@ -65,7 +69,8 @@ class Cut(DataStage, kind="cut"):
         work, where = context.work, context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
-        made, figures = cut_model(work.name, model, self.init, calibration(work, self.data, renderer, self.init, model.config))
+        read = calibration(work, self.data, renderer, self.init, model.config, self.precision)
+        made, figures = cut_model(work.name, model, self.init, read)
         save_model(made, tokenizer, work.folder, renderer.stop_ids, dtype=stored_dtype(where))
         return {
             "made_from": str(self.model),

@@ -47,7 +47,7 @@ from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
-from potstill.train.loop import Optim, Totals, fit
+from potstill.train.loop import Optim, Totals, autocast, fit
 from potstill.train.team import full_model
 from potstill.train.work import Work
 
@@ -200,7 +200,7 @@ class TrainingStage(DataStage):
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
         cost = training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
         full = outlook.model(self.learner()[1])
-        choosing = choosing_seconds(outlook, self.init, full, rows) if full is not None else 0.0
+        choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0
         if cost.seconds is None or choosing is None:
             return cost
         return replace(cost, seconds=cost.seconds + choosing + self._validating(outlook, found))
@@ -244,7 +244,7 @@ class TrainingStage(DataStage):
             self.init,
             self.adapter,
             self.seed,
-            calibration(work, self.data, renderer, self.init, config_of(where)),
+            calibration(work, self.data, renderer, self.init, config_of(where), self.optim.precision),
         )
         model = student.model
         check_vocabulary(model, tokenizer, work.name)
@@ -315,11 +315,12 @@ def already_cut(context: Context, ref: ModelRef) -> str:
     return str(context.artifacts(ref)[0].summary.get("init", "none"))
 
 
-def calibration(work: Work, source: Source, renderer: Renderer, init: Init | None, config: Any) -> Read:
+def calibration(work: Work, source: Source, renderer: Renderer, init: Init | None, config: Any, precision: str) -> Read:
     """Lets a model read training rows, always the same ones, and gives its NLL in nats per token of their responses.
 
     Args:
         init, config: how which model is cut, for the progress line.
+        precision: of the products.
 
     Raises:
         UserError: no training row fits.
@@ -335,17 +336,18 @@ def calibration(work: Work, source: Source, renderer: Renderer, init: Init | Non
             raise UserError("no training row fits prompts.max_tokens to calibrate the cut on")
         reads += 1
         work.progress.update(reads, total, "calibration read")
-        return mean_nll(model, pairs[rows])
+        with autocast(precision):
+            return mean_nll(model, pairs[rows])
 
     return nll
 
 
-def choosing_seconds(outlook: Outlook, init: Init | None, full: Prospect, rows: RowsOf) -> float | None:
+def choosing_seconds(outlook: Outlook, init: Init | None, full: Prospect, rows: RowsOf, precision: str) -> float | None:
     """Seconds until calibration rows have chosen what stays of a model; None where it cannot be known."""
     if init is None or not init.calibration(full.config).rows:
         return 0.0
     takes = init.calibration(full.config)
-    probe, asked = outlook.probe(full.config, rows), min(takes.rows, rows.kept)
+    probe, asked = outlook.probe(full.config, rows, precision), min(takes.rows, rows.kept)
     return None if probe is None else (takes.passes + 1) * probe.scored_seconds(asked * rows.tokens, asked * rows.response)
 
 
