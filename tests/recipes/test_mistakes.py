@@ -428,6 +428,7 @@ BAD_OVERRIDES = {
     "sff.seed=1": "'sff' is neither a stage nor a field of the recipe; did you mean 'sft'?",
     "sedes=[1]": "'sedes' is neither a stage nor a field of the recipe; did you mean 'seeds'?",
     "seeds.first=1": "'seeds' is not a table",
+    "hf:o/none=path:m": "the recipe names no model 'hf:o/none'; write it as the recipe does",
 }
 
 
@@ -440,6 +441,18 @@ def test_an_override_of_a_recipe_without_stages():
     assert (
         message('name = "t"\nstage = 5', "seeds=[1]") == "t.toml: 1 problem\n  stage  write [[stage]], in two pairs of brackets"
     )
+
+
+def test_a_model_is_replaced_wherever_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "copy").mkdir()
+    sft = TUNED.replace('model = "stage:base"', 'model = "hf:o/base"')
+    rows = ("hf:o/base", "stage:sft", "hf:o/base2")
+    study = ", ".join(f'{{ name = "{model}", model = "{model}" }}' for model in rows)
+    study = f'[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{study}]\n'
+    *_, tuned, scored = parsed(sft + study, "hf:o/base=path:copy").stages
+    assert tuned.model == "path:copy"
+    assert [row.model for row in scored.study] == ["path:copy", "stage:sft", "hf:o/base2"]
 
 
 def test_an_override_is_checked_like_the_file():

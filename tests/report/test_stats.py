@@ -547,15 +547,17 @@ def test_tokens_of_unequal_forms_are_no_common_unit():
     assert any("(KD and Base 20; SFT 90), so NLL per token cannot be compared" in caveat for caveat in found.caveats)
 
 
-def test_a_student_cut_out_of_its_base_is_not_said_to_be_hurt_by_fine_tuning():
+@pytest.mark.parametrize(("base", "says"), [("hf:o/full", "Cutting and fine-tuning hurt"), ("stage:cut", "Fine-tuning hurt")])
+def test_a_student_cut_out_of_its_base_is_not_said_to_be_hurt_by_fine_tuning(base, says):
+    """Unless the base is the student as it was cut."""
     rng = np.random.default_rng(1)
     base_N = rng.uniform(40, 60, 30)
-    cut = tuple(trained_record(seed, by="sft", init="abc") for seed in (1, 2, 3, 4, 5))
+    cut = tuple(trained_record(seed, by="sft", init="abc", start="stage:cut") for seed in (1, 2, 3, 4, 5))
     rows = (
         ModelRow(name="SFT", role="sft", seeds=(1, 2, 3, 4, 5), trained=cut, scores={"m": [(base_N - 20).tolist()] * 5}),
-        ModelRow(name="Base", role="base", scores={"m": [base_N.tolist()]}),
+        ModelRow(name="Base", role="base", model=base, scores={"m": [base_N.tolist()]}),
     )
     examples = tuple(TestRow(key=str(n), prompt="") for n in range(30))
     metrics = (MetricInfo(name="m", title="M", unit="0–100"),)
     found = analyse(Study(metrics=metrics, primary="m", rows=rows, tokens=(1,) * 30, examples=examples), resamples=200)
-    assert found.verdicts[0].sentence.startswith("Cutting and fine-tuning hurt: SFT is worse than Base by 20.0")
+    assert found.verdicts[0].sentence.startswith(f"{says}: SFT is worse than Base by 20.0")
