@@ -12,6 +12,7 @@ from potstill.core.types import Example
 from potstill.data.batches import pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.models import blocks_of, recomputed
 from potstill.edges.packed import final_hidden
 from potstill.losses.cross_entropy import CrossEntropy
 
@@ -51,6 +52,30 @@ def test_gradient_checkpointing_changes_no_gradient(chat: Any, family: str, tied
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     for a, b in zip(gradients_of(model, pairs_of(chat)), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+def test_layers_that_run_again_on_the_way_back_change_no_bit_and_keep_less(chat: Any, family: str) -> None:
+    """Dropout included: GPT-2 has some."""
+    model, kept = tiny_model(family, len(chat), num_hidden_layers=4), {}
+
+    def trained(again: bool) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        stored: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            stored[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with recomputed(model, again), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            found = gradients_of(model, pairs_of(chat))
+        kept[again] = sum(stored.values())
+        return found
+
+    for a, b in zip(trained(True), trained(False), strict=True):
+        assert torch.equal(a, b)
+    assert kept[True] < kept[False]
+    assert not any("forward" in vars(block) for block in blocks_of(model)), "the model is as it was"
 
 
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is not in every version

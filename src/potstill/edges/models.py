@@ -2,7 +2,8 @@
 
 import copy
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "load_model",
     "load_tokenizer",
     "positions_of",
+    "recomputed",
     "save_model",
     "shared_vocabulary",
     "size_of",
@@ -420,6 +422,32 @@ def blocks_of(model: Model) -> list[Any]:
         UserError: their place in the model is unknown.
     """
     return list(model.get_submodule(blocks_name(model)))
+
+
+@contextmanager
+def recomputed(model: Model, wanted: bool = True) -> Iterator[None]:
+    """While inside, decoder layers keep their inputs alone for the way back and run again there: exact, dropout included.
+
+    Chen et al., arXiv:1604.06174.
+    """
+    import torch
+    from torch.utils.checkpoint import checkpoint
+
+    def again(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            keeps = torch.is_grad_enabled()
+            return checkpoint(forward, *args, use_reentrant=False, **kwargs) if keeps else forward(*args, **kwargs)
+
+        return run
+
+    blocks = blocks_of(model) if wanted else []
+    for block in blocks:
+        block.forward = again(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 def blocks_name(model: Model) -> str:

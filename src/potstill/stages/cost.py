@@ -24,7 +24,7 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
         parameters=size.parameters,
         output_bytes=FLOAT * size.parameters,
         memory_bytes=training_memory(outlook, model, optim, rows, longest, frozen=frozen),
-        less_memory="lower optim.micro_batch_tokens, or train with `adapter`",
+        less_memory="lower optim.micro_batch_tokens, set optim.activation_checkpointing, or train with `adapter`",
         rows=(rows,),
     )
     if not rows.kept:
@@ -34,13 +34,15 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
     tokens, learned = seen * rows.tokens, seen * rows.response
     flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
     probe = outlook.probe(model.config, rows, optim.precision)
+    again = probe.forward_seconds(tokens) if probe is not None and optim.activation_checkpointing else 0.0
+    flops += 2 * size.body * tokens if optim.activation_checkpointing else 0
     return replace(
         cost,
         steps=steps,
         tokens=round(tokens),
         response_tokens=round(learned),
         flops=flops,
-        seconds=steps * probe.step_seconds(tokens / steps) if probe is not None else None,
+        seconds=steps * probe.step_seconds(tokens / steps) + again if probe is not None else None,
         step=Step(size, None, rows.tokens, longest, flops / steps),
     )
 
@@ -73,7 +75,8 @@ def training_memory(
     size = model.size
     tokens = min(max(optim.micro_batch_tokens, longest), optim.batch_size * max(rows.tokens, 1.0))
     inner = _inner(model)
-    saved = tokens * model.config.num_hidden_layers * (SAVED[0] * size.hidden + SAVED[1] * inner)
+    layers, layer = model.config.num_hidden_layers, SAVED[0] * size.hidden + SAVED[1] * inner
+    saved = tokens * (FLOAT * size.hidden * layers + layer if optim.activation_checkpointing else layer * layers)
     trained = 0 if frozen else size.parameters
     held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
     held += left_over(size)

@@ -15,7 +15,7 @@ from potstill.core.errors import Interrupted, UserError
 from potstill.data.batches import Order
 from potstill.data.store import TokenStore
 from potstill.edges import ranks
-from potstill.edges.models import device
+from potstill.edges.models import device, recomputed
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.team import full_model, team_of
@@ -40,6 +40,9 @@ class Optim(Settings):
         default=8192,
         ge=1,
         description="tokens in one forward pass; changes memory and rounding, and with dropout which values are dropped",
+    )
+    activation_checkpointing: bool = Field(
+        default=False, description="compute each layer again on the way back: exact, less memory, about a third more time"
     )
     precision: Precision = Field(default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it")
 
@@ -173,8 +176,9 @@ class _Fit:
             self._report_validation(self.start)
         self.model.train()
         self.begun, self.seen = time.monotonic(), 0
-        for step in range(self.start, self.total):
-            self._step(step)
+        with recomputed(self.model, self.optim.activation_checkpointing):
+            for step in range(self.start, self.total):
+                self._step(step)
         self.model.eval()
         counted = {name: state[name] for name in ("rows", "response_tokens", "tokens", "padded_tokens")}
         return Totals(self.total, **counted, epochs=self._epoch(), training_seconds=time.monotonic() - self.begun)
