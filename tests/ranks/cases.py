@@ -46,6 +46,7 @@ CASES = (
     "kd-cached-topk-idle",
     "wide-batches",
     "reduced-each",
+    "recomputed",
 )
 
 
@@ -113,6 +114,8 @@ def trained(
         optim = {"batch_size": 1, "steps": 40} | optim
     if "wide" in case:
         optim = {"micro_batch_tokens": 10_000, "batch_size": 10} | optim
+    if "recomputed" in case:
+        optim = {"activation_checkpointing": True} | optim
     team.WHOLE_GRADIENTS_BYTES = 0 if "reduced" in case else 4 << 30
     if "bf16" in case:
         model, optim = model.float(), {"precision": "bf16"} | optim

@@ -99,6 +99,10 @@ def test_two_processes_end_as_one_does(results: Any, alone: Any, case: str) -> N
     assert figures_agree(results[case], alone[case])
 
 
+def test_layers_that_run_again_end_in_the_same_bits(alone: Any) -> None:
+    assert distance(alone["recomputed"], alone["sft-qwen2"]) == 0
+
+
 def test_in_bfloat16_they_differ_by_its_rounding(results: Any, alone: Any) -> None:
     """Adam turns a gradient near zero, whose sign is rounding, into a whole step: weights may be a few steps apart."""
     assert distance(results["bf16"], alone["bf16"]) < 3 * cases.TRAINING.lr
