@@ -158,7 +158,7 @@ def test_no_such_file(write_rows: WriteRows, tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert complaint(path=str(tmp_path)) == f"{tmp_path}: is a folder; name one JSON-lines file"
+    assert complaint(path=str(tmp_path)) == f"{tmp_path}: is a folder; name one file"
 
 
 def test_no_permission(write_rows: WriteRows) -> None:

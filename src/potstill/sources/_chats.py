@@ -7,7 +7,7 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.types import Turn
-from potstill.sources._lines import Row, column, text
+from potstill.sources._cells import Row, column, text
 
 KNOWN = (
     "role",

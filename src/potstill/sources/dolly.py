@@ -8,7 +8,9 @@ from pydantic import Field
 from potstill.core.types import Example
 from potstill.edges.hub_rows import commit, stream
 from potstill.sources import Skip, Source
-from potstill.sources._lines import OnEmpty, Row, answered, read, sha256, text
+from potstill.sources._cells import OnEmpty, Row, answered, text
+from potstill.sources._files import sha256
+from potstill.sources._lines import read
 from potstill.sources._survey import asked_key
 
 

@@ -11,7 +11,9 @@ from potstill.core.types import Example, Turn
 from potstill.scorers.text import primary
 from potstill.sources import Skip, Source
 from potstill.sources._chats import Chat, read_chat
-from potstill.sources._lines import OnEmpty, Row, answered, column, read, sha256, text, texts, with_first
+from potstill.sources._cells import OnEmpty, Row, answered, column, text, texts, with_first
+from potstill.sources._files import sha256
+from potstill.sources._lines import read
 from potstill.sources._survey import asked_key
 
 

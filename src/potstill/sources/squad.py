@@ -10,7 +10,9 @@ from potstill.core.types import Example
 from potstill.edges.hub_rows import commit, stream
 from potstill.scorers.text import key_form
 from potstill.sources import Skip, Source
-from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text, texts, with_first
+from potstill.sources._cells import OnEmpty, Row, answered, digest, text, texts, with_first
+from potstill.sources._files import sha256
+from potstill.sources._lines import read
 
 
 class Squad(Source, kind="squad"):
