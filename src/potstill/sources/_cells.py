@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from potstill.core.component import suggest
@@ -13,6 +14,9 @@ Row = dict[str, Any]
 OnEmpty = Literal["skip", "refuse"]
 
 NAMES = {dict: "an object", list: "a list", str: "text", bool: "a truth value", int: "a number", float: "a number"}
+_LIST = '["one", "two"]'
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_FEW, _SHORT = 20, 40  # names of columns in a message, characters of each
 
 
 def digest(*parts: str) -> str:
@@ -31,9 +35,21 @@ def column(row: Row, name: str, place: str) -> Any:
         UserError: there is no such column.
     """
     if name not in row:
-        found = f"columns: {', '.join(row)}" if row else "it has no columns"
-        raise UserError(f"{place}: no column '{name}'{suggest(name, row)} ({found})")
+        raise no_column(row, name, place)
     return row[name]
+
+
+def no_column(row: Row, name: str, place: str, remedy: str = "") -> UserError:
+    """That a row lacks a column, which it has, and what to set; a name alike where no remedy is known."""
+    found = f"columns: {shown(row)}" if row else "it has no columns"
+    return UserError(f"{place}: no column '{name}'{'' if remedy else suggest(name, row)} ({found}){remedy}")
+
+
+def shown(names: Iterable[str]) -> str:
+    """Names of columns in a message, shortened: of a file without a header they are its first row."""
+    names = list(names)
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(name if len(name) <= _SHORT else f"{name[:_SHORT]}…" for name in names[:_FEW]) + more
 
 
 def text(row: Row, name: str, place: str) -> str:
@@ -46,19 +62,35 @@ def text(row: Row, name: str, place: str) -> str:
 
 
 def texts(row: Row, name: str, place: str) -> tuple[str, ...]:
-    """The texts of a column that holds a list of them; null is the empty list.
+    """The texts of a column that holds a list of them, or that list as JSON; null and the empty text are the empty list.
 
     Raises:
         UserError: there is no such column, or it holds something else than a list of texts.
     """
-    values = column(row, name, place)
-    if values is None:
+    values = unpacked(column(row, name, place))
+    if values is None or values == "":
         return ()
     if not isinstance(values, list):
-        raise UserError(
-            f"{place}: column '{name}' holds {NAMES.get(type(values), type(values).__name__)}, not a list of texts"
-        )
+        held = NAMES.get(type(values), type(values).__name__)
+        raise UserError(f"{place}: column '{name}' holds {held}, not a list of texts; write it as {_LIST}")
     return tuple(_text(value, f"{place}: column '{name}', item {number}") for number, value in enumerate(values, 1))
+
+
+def with_number(row: Row, name: str | None) -> Row:
+    """A row with the text of one column as a number, as files of text need it; text that is no number stays, to be refused."""
+    value = row.get(name) if name else None
+    return {**row, name: float(value)} if name and isinstance(value, str) and _NUMBER.fullmatch(value.strip()) else row
+
+
+def unpacked(value: Any) -> Any:
+    """The list that a text holds as JSON, as cells of CSV must; every other value as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value.strip()
+    return found if isinstance(found, list) else value
 
 
 def answered(example: Example, place: str, on_empty: OnEmpty, skip: Callable[[Example, str], None] | None) -> bool:

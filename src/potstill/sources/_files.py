@@ -26,7 +26,7 @@ _REFUSED = {
 }
 
 
-def open_text(path: str) -> BufferedReader:
+def open_text(path: str) -> "BufferedReader[Any]":
     """The bytes of a file of text; gzip, bzip2, xz and Zstandard are recognised by the file's first bytes and decompressed.
 
     Raises:
@@ -36,7 +36,7 @@ def open_text(path: str) -> BufferedReader:
     file = open_bytes(path)
     try:
         opener = _opener(file.peek(_HEAD)[:_HEAD])
-        opened = BufferedReader(_Decompressed(path, file, opener(file)), _PIECE) if opener else file
+        opened: BufferedReader[Any] = BufferedReader(_Decompressed(path, file, opener(file)), _PIECE) if opener else file
         _refuse_other_kinds(path, opened.peek(_HEAD)[:_HEAD])
     except BaseException:
         file.close()

@@ -21,9 +21,18 @@ def read(path: str) -> Iterator[tuple[str, Row]]:
                 line = line.removeprefix(b"\xef\xbb\xbf")
             if line.strip():
                 count += 1
+                if count == 1:
+                    _refuse_an_array(line, path)
                 yield f"{path}:{number}", _parse(line, f"{path}:{number}")
     if not count:
         raise UserError(f"{path}: has no rows; write one JSON object per line")
+
+
+def _refuse_an_array(line: bytes, path: str) -> None:
+    """One JSON list of all rows is the other habit of files that end in .json."""
+    start = line.strip()
+    if start == b"[" or start.startswith((b"[{", b"[ {")):
+        raise UserError(f"{path}: is one JSON list, not one JSON object per line; write `jq -c '.[]' {path} > rows.jsonl`")
 
 
 def _parse(line: bytes, place: str) -> Row:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
-from potstill.edges.hub_rows import commit, stream
+from potstill.edges.hub_rows import HubRows
 from potstill.scorers.text import key_form
 from potstill.sources import Skip, Source
 from potstill.sources._cells import OnEmpty, Row, answered, digest, text, texts, with_first
@@ -46,13 +46,13 @@ class Squad(Source, kind="squad"):
         return self
 
     def rows(self, skip: Skip | None = None) -> Iterator[Example]:
-        for place, row in read(self.path) if self.path else stream(self.hub or "", self.revision):
+        for place, row in read(self.path) if self.path else HubRows(self.hub or "", self.revision).stream():
             example = self._example(row, place)
             if answered(example, place, self.on_empty, skip):
                 yield example
 
     def content_hash(self) -> str:
-        return sha256(self.path) if self.path else commit(self.hub or "", self.revision)
+        return sha256(self.path) if self.path else HubRows(self.hub or "", self.revision).commit()
 
     def _example(self, row: Row, place: str) -> Example:
         context, title = text(row, "context", place), text(row, "title", place) if "title" in row else ""
