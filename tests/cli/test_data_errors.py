@@ -70,7 +70,7 @@ def test_a_folder(place):
     place.rows.mkdir()
     result = place.run("--quiet")
     assert result.exit_code == 2
-    assert result.stderr == f"error: {place.rows}: is a folder; name one JSON-lines file\n"
+    assert result.stderr == f"error: {place.rows}: is a folder; name one file\n"
 
 
 def test_empty_responses_are_left_out_and_counted(place):

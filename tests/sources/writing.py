@@ -14,10 +14,10 @@ def write_jsonl(rows: Rows, file: Path) -> None:
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_csv(rows: Rows, file: Path, delimiter: str = ",") -> None:
+def write_csv(rows: Rows, file: Path, delimiter: str = ",", quote: str = '"') -> None:
     """Lists as JSON, numbers as digits, null as an empty cell."""
     with file.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, delimiter=delimiter)
+        writer = csv.writer(out, delimiter=delimiter, quotechar=quote)
         writer.writerow(rows[0])
         writer.writerows([_cell(value) for value in row.values()] for row in rows)
 

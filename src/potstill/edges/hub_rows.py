@@ -62,8 +62,8 @@ class HubRows:
         if isinstance(load_dataset_builder(where, **fields), Csv):
             # as they stand: pandas would read "NA" as nothing, and "007" as 7 in a part of the file that holds numbers alone
             fields |= {"na_filter": False, "keep_default_na": False}
-            first = next(iter(load_dataset(where, split=split, streaming=True, **fields)), {})
-            fields["features"] = Features({column: Value("string") for column in first})
+            heads = list(load_dataset(where, split=split, streaming=True, nrows=1, **fields))
+            fields["features"] = Features({column: Value("string") for head in heads[:1] for column in head})
         return load_dataset(where, split=split, streaming=True, **fields)
 
     def _unreadable(self, split: str, error: Exception) -> UserError:

@@ -35,7 +35,7 @@ def read_delimited(path: str, form: Form, names: Iterable[str] = ()) -> Iterator
 
     Raises:
         UserError: as `open_text`; or names file, line and column of what is not UTF-8, of a quotation mark out of place, of a
-            record with more or fewer fields than the header, and of two columns with one name.
+            record with more or fewer fields than the header or equal to it, and of two columns with one name.
     """
     with open_text(path) as file:
         lines = _decoded(file, path)
@@ -50,6 +50,8 @@ def read_delimited(path: str, form: Form, names: Iterable[str] = ()) -> Iterator
         for record in records:
             if len(record.fields) != len(header.fields):
                 raise _uneven(record, header, form, path)
+            if record.fields == header.fields:  # of files that were joined by `cat`
+                raise UserError(f"{path}:{record.first}: repeats the header; take the line out")
             yield (
                 f"{path}:{record.first}",
                 {name: cell for name, cell in zip(header.fields, record.fields, strict=True) if name},

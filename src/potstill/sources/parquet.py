@@ -26,7 +26,7 @@ class Parquet(FileColumns, kind="parquet"):
         with open_bytes(self.path) as file:
             try:
                 count = 0
-                opened = ParquetFile(file)
+                opened = ParquetFile(file, page_checksum_verification=True)
                 for batch in opened.iter_batches(_ROWS, columns=self._columns(opened.schema_arrow.names)):
                     for row in batch.to_pylist():
                         count += 1
@@ -34,7 +34,7 @@ class Parquet(FileColumns, kind="parquet"):
             except (pyarrow.ArrowException, OSError) as error:
                 told = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
                 raise UserError(
-                    f"{self.path}: cannot be read as Parquet ({told}); copy or download it again, or name its kind"
+                    f"{self.path}: cannot be read as Parquet ({told}); download it again, or set data.kind to what it is"
                 ) from None
         if not count:
             raise UserError(f"{self.path}: has no rows; write at least one")

@@ -26,7 +26,7 @@ class Squad(Source, kind="squad"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
-    version: ClassVar[int] = 3  # 2: titles and paragraphs that ask the same are joined; 3: keys without typography
+    version: ClassVar[int] = 4  # 2: titles that ask the same joined; 3: keys without typography; 4: CSV of the hub stays text
 
     path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines")
     hub: str | None = Field(default=None, min_length=1, description="name of the data set on the hub, such as rajpurkar/squad")
