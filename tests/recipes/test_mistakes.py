@@ -75,6 +75,14 @@ ONE_MISTAKE = {
         BASE + 'data = { kind = "jsonl", path = "pyproject.toml", language = "english" }',
         "base.data.language = 'english'  must be a two-letter language code such as en",
     ),
+    "a delimiter": (
+        BASE + 'data = { kind = "csv", path = "pyproject.toml", delimiter = "tab" }',
+        "base.data.delimiter = 'tab'  must be one character, and not a quotation mark; a tab is \"\\t\"",
+    ),
+    "a slice of a split": (
+        BASE + 'data = { kind = "hub", hub = "someone/rows", split = "train[:10%]" }',
+        "base.data.split[0] = 'train[:10%]'  must be the name of a split, without a slice; for fewer rows set share or limit",
+    ),
     "empty text": (BASE + 'data = { kind = "jsonl", path = "" }', "base.data.path = ''  must not be empty"),
     "long text": (
         STUDIED.replace('name = "Base"', f'name = "{"x" * 41}"'),

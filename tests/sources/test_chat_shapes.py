@@ -73,6 +73,15 @@ def test_sharegpt_weights_and_parts_of_texts(read_one: Callable[..., Example]) -
     assert read_one(row, messages="m").instruction == "a\nb"
 
 
+def test_ignored_keys_tell_no_shape(read_one: Callable[..., Example]) -> None:
+    row = said(("human", "Hi"), ("gpt", "Hello"))
+    for message in row["conversations"]:
+        message["role"] = "speaker"
+    assert read_one(row, messages="conversations", ignored=["role"]).response == "Hello"
+    row = {"m": [{"role": "user", "content": "Hi", "from": "Ann"}, {"role": "assistant", "content": "Hello", "from": "Bob"}]}
+    assert read_one(row, messages="m", ignored=["from"]).response == "Hello"
+
+
 def user(**message: Any) -> list[dict[str, Any]]:
     return [message, {"role": "assistant", "content": "x"}]
 
@@ -171,3 +180,12 @@ def test_a_json_list_is_no_file_of_lines(content: str, tmp_path: Any) -> None:
         list(Jsonl(path=str(file)).rows())
     told = f"{file}: is one JSON list, not one JSON object per line; write `jq -c '.[]' {file} > rows.jsonl`"
     assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.TSV", "rows.csv.gz"])
+def test_a_table_is_no_file_of_lines(name: str, tmp_path: Any) -> None:
+    file = tmp_path / name
+    file.write_text("instruction,response\na,b\n")
+    with pytest.raises(UserError) as caught:
+        list(Jsonl(path=str(file)).rows())
+    assert str(caught.value) == f'{file}: is no JSON, and named like a table; set data.kind = "csv"'

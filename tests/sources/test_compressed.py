@@ -39,6 +39,11 @@ def test_the_first_bytes_decide_and_not_the_name(suffix: str, name: str, tmp_pat
     assert read(file, ROWS) == 299, "a browser has decompressed it, and left its name"
 
 
+def test_a_frame_to_skip_before_the_first_one_of_zstandard(tmp_path: Path) -> None:
+    """As pzstd writes."""
+    assert read(tmp_path / "rows", b"\x50\x2a\x4d\x18\x04\0\0\0size" + zstandard(ROWS)) == 299
+
+
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_streams_one_after_another(suffix: str, tmp_path: Path) -> None:
     half = ROWS.index(b"\n", len(ROWS) // 2) - 5  # inside a line

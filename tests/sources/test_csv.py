@@ -12,7 +12,7 @@ from potstill.sources.csv import Csv
 HEADER = "instruction,response\n"
 QUOTES = (
     'write "" for a quotation mark, and " around the whole field without spaces; '
-    "or set data.quote = '' where quotation marks are plain characters"
+    'or set data.quote = "none" where quotation marks are plain characters'
 )
 COMMA = "put \" around a field that holds ','"
 NUMBER = "column 'w' weights the rows and must hold a number of 0 or more"
@@ -57,7 +57,7 @@ def test_cells_are_text_as_they_stand(tmp_path: Path) -> None:
 
 
 def test_quotation_marks_can_be_plain_characters(tmp_path: Path) -> None:
-    assert pairs(tmp_path, 'instruction\tresponse\n5" pipe\t"a\n', quote="") == [('5" pipe', '"a')]
+    assert pairs(tmp_path, 'instruction\tresponse\n5" pipe\t"a\n', quote="none") == [('5" pipe', '"a')]
     assert pairs(tmp_path, "instruction,response\n'a, b',\"c\n", quote="'") == [("a, b", '"c')]
 
 
@@ -106,6 +106,8 @@ def test_what_could_be_read_in_two_ways_is_refused(content: str, told: str, tmp_
         (HEADER.encode("utf-16-le"), ":1: column 2: a NUL character; save the file as UTF-8 text"),
         (b"PK\x03\x04", ": is a zip archive, as Excel's .xlsx files are; unzip it, or save the sheet as CSV"),
         (b"PAR1....", ': is a Parquet file; set data.kind = "parquet"'),
+        ('{"instruction": "a", "response": "b"}\n', ': holds JSON objects; set data.kind = "jsonl"'),
+        (b"\x04\x22\x4d\x18", ": is compressed with LZ4; decompress it with `lz4 -d`"),
         (b"x" * 257 + b"ustar", ": is a tar archive; unpack it and name one file of it"),
     ],
 )

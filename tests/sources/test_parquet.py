@@ -83,5 +83,11 @@ def test_what_is_no_parquet(tmp_path: Path) -> None:
         assert told.endswith("); download it again, or set data.kind to what it is")
 
 
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    broken = pyarrow.array([b"\xe9"]).view("string")
+    told = complaint(tmp_path, pyarrow.table({"instruction": broken, "response": ["a"]}))
+    assert told.startswith("FILE: cannot be read as Parquet ('utf-8' codec can't decode byte 0xe9")
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"FILE: no such file in {tmp_path}; check data.path"

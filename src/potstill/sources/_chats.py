@@ -58,7 +58,7 @@ def read_chat(row: Row, name: str, tools: str, ignored: tuple[str, ...], place: 
     messages = unpacked(column(row, name, place))
     if not isinstance(messages, list):
         raise UserError(f"{place}: column '{name}' must hold a list of messages with role and content, or that list as JSON")
-    sharegpt = from_sharegpt(messages, f"{place}: {name}")
+    sharegpt = from_sharegpt(messages, ignored, f"{place}: {name}")
     turns: list[Turn] = []
     weights: list[float] = []
     for number, message in enumerate(messages):

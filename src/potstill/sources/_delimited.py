@@ -42,6 +42,8 @@ def read_delimited(path: str, form: Form, names: Iterable[str] = ()) -> Iterator
         first = next((line for line in lines if line[1].strip("\r\n")), None)
         if first is None:
             raise UserError(f"{path}: has no rows; write the names of the columns in the first line, and one record per line")
+        if first[1].startswith('{"') and first[1].rstrip().endswith("}"):
+            raise UserError(f'{path}: holds JSON objects; set data.kind = "jsonl"')
         form = Form(form.delimiter or _delimiter(first, form, names, path), form.quote)
         records = _records(chain([first], lines), form, path)
         header = next(records)
@@ -141,7 +143,7 @@ class _Record:
         begun = "" if self.first == number else f" (the record begins in line {self.first})"
         return UserError(
             f"{self.path}:{number}: column {at + 1}: {told}{begun}; write {quote * 2} for a quotation mark, and {quote} around "
-            "the whole field without spaces; or set data.quote = '' where quotation marks are plain characters"
+            'the whole field without spaces; or set data.quote = "none" where quotation marks are plain characters'
         )
 
 

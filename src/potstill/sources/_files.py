@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable
 from io import BufferedReader, RawIOBase
@@ -21,6 +22,9 @@ _REFUSED = {
     b"\xd0\xcf\x11\xe0": "is an old Office file; save the sheet as CSV",
     b"PAR1": 'is a Parquet file; set data.kind = "parquet"',
     b"ARROW1": 'is an Arrow file; save it as Parquet and set data.kind = "parquet"',
+    b"\x04\x22\x4d\x18": "is compressed with LZ4; decompress it with `lz4 -d`",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it and name one file of it",
+    b"\x5d\0\0": "is an old .lzma file; decompress it with `unlzma`",
     b"\xff\xfe": "is UTF-16 text; save the file as UTF-8",
     b"\xfe\xff": "is UTF-16 text; save the file as UTF-8",
 }
@@ -67,6 +71,16 @@ def open_bytes(path: str) -> BufferedReader:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check data.path") from None
 
 
+def bare_name(path: str) -> str:
+    """The name in small letters, without the ending of compression."""
+    return re.sub(r"\.(gz|bz2|xz|zst)$", "", Path(path).name.lower())
+
+
+def is_table(path: str) -> bool:
+    """Whether the name says CSV or TSV."""
+    return bare_name(path).endswith((".csv", ".tsv", ".tab"))
+
+
 def sha256(path: str) -> str:
     """The hex digest of the file's bytes as they lie on disk, read in pieces.
 
@@ -93,7 +107,7 @@ def _opener(head: bytes) -> Callable[[BufferedReader], Any] | None:
         return lambda file: _Streams(file, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ))
     if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):  # π of a block, √π of an empty stream
         return lambda file: _Streams(file, bz2.BZ2Decompressor)
-    if head.startswith(b"\x28\xb5\x2f\xfd"):
+    if head.startswith(b"\x28\xb5\x2f\xfd") or (head[1:4] == b"*M\x18" and head[0] & 0xF0 == 0x50):  # or a frame to skip
         return _zstandard
     return None
 

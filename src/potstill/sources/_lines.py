@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from potstill.core.errors import UserError
 from potstill.sources._cells import NAMES, Row
-from potstill.sources._files import open_text
+from potstill.sources._files import is_table, open_text
 
 
 def read(path: str) -> Iterator[tuple[str, Row]]:
@@ -22,15 +22,16 @@ def read(path: str) -> Iterator[tuple[str, Row]]:
             if line.strip():
                 count += 1
                 if count == 1:
-                    _refuse_an_array(line, path)
+                    _refuse_other_habits(line.strip(), path)
                 yield f"{path}:{number}", _parse(line, f"{path}:{number}")
     if not count:
         raise UserError(f"{path}: has no rows; write one JSON object per line")
 
 
-def _refuse_an_array(line: bytes, path: str) -> None:
-    """One JSON list of all rows is the other habit of files that end in .json."""
-    start = line.strip()
+def _refuse_other_habits(start: bytes, path: str) -> None:
+    """One JSON list of all rows, which is the other habit of files that end in .json; and a table."""
+    if not start.startswith(b"{") and is_table(path):
+        raise UserError(f'{path}: is no JSON, and named like a table; set data.kind = "csv"')
     if start == b"[" or start.startswith((b"[{", b"[ {")):
         raise UserError(f"{path}: is one JSON list, not one JSON object per line; write `jq -c '.[]' {path} > rows.jsonl`")
 

@@ -27,7 +27,7 @@ RESPONSES = ("response", "output", "answer", "completion", "reply", "target", "a
 CONTEXTS = ("context", "input", "passage", "document")
 
 
-def from_sharegpt(messages: Sequence[Any], here: str) -> bool:
+def from_sharegpt(messages: Sequence[Any], ignored: tuple[str, ...], here: str) -> bool:
     """Whether messages are ShareGPT's `from` and `value` rather than OpenAI's `role` and `content`.
 
     Raises:
@@ -35,7 +35,7 @@ def from_sharegpt(messages: Sequence[Any], here: str) -> bool:
     """
     seen: set[tuple[str, str]] = set()
     for number, message in enumerate(messages):
-        seen |= _shapes_of(message)
+        seen |= _shapes_of(message, ignored)
         if len(seen) > 1:
             raise UserError(
                 f"{here}[{number}]: 'role' and 'content' are mixed with 'from' and 'value'; write a row's messages in one shape"
@@ -52,7 +52,7 @@ def as_openai(message: Row, here: str) -> Row:
     speaker, value = text(message, "from", here), text(message, "value", here)
     if speaker not in SPEAKERS:
         raise UserError(f"{here} is from '{speaker}'; speakers are {', '.join(SPEAKERS)}")
-    others = {key: other for key, other in message.items() if key not in SHAREGPT}
+    others = {key: other for key, other in message.items() if key not in (*SHAREGPT, *OPENAI)}
     if speaker != "function_call":
         return {"role": SPEAKERS[speaker], "content": value, **others}
     return {"role": "assistant", "content": None, "tool_calls": _called(value, here), **others}
@@ -95,9 +95,9 @@ def remedy(row: Row, instruction: str, response: str, context: str | None) -> st
     return "; set " + " and ".join(f"data.{field} = {_quoted(column)}" for field, column in found.items())
 
 
-def _shapes_of(message: Any) -> set[tuple[str, str]]:
+def _shapes_of(message: Any, ignored: tuple[str, ...]) -> set[tuple[str, str]]:
     held = {key for key, value in message.items() if value is not None} if isinstance(message, dict) else set()
-    return {shape for shape in (OPENAI, SHAREGPT) if held & set(shape)}
+    return {shape for shape in (OPENAI, SHAREGPT) if held & set(shape) - set(ignored)}
 
 
 def _called(value: str, here: str) -> list[Any]:

@@ -1,6 +1,5 @@
 """Any CSV or TSV file."""
 
-import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -9,8 +8,7 @@ from pydantic import Field, model_validator
 from potstill.sources._cells import Row, with_number
 from potstill.sources._columns import FileColumns
 from potstill.sources._delimited import Form, read_delimited
-
-_COMPRESSED = re.compile(r"\.(gz|bz2|xz|zst)$", re.IGNORECASE)
+from potstill.sources._files import bare_name
 
 
 class Csv(FileColumns, kind="csv"):
@@ -28,9 +26,9 @@ class Csv(FileColumns, kind="csv"):
         pattern='^[^"\r\n]$',
         description="between fields; default: a tab in files named .tsv, else , ; | or tab, whichever cuts the header",
     )
-    quote: Literal['"', "'", ""] = Field(
+    quote: Literal['"', "'", "none"] = Field(
         default='"',
-        description="around fields that hold delimiters or line ends; empty: quotation marks are plain",
+        description="around fields that hold delimiters or line ends; none: quotation marks are plain characters",
     )
 
     @model_validator(mode="after")
@@ -40,9 +38,8 @@ class Csv(FileColumns, kind="csv"):
         return self
 
     def read(self) -> Iterator[tuple[str, Row]]:
-        for place, row in read_delimited(self.path, Form(self._delimiter(), self.quote), self.needed()):
+        for place, row in read_delimited(self.path, Form(self._delimiter(), self.quote.replace("none", "")), self.needed()):
             yield place, with_number(row, self.weight)
 
     def _delimiter(self) -> str | None:
-        name = _COMPRESSED.sub("", self.path).lower()
-        return self.delimiter or ("\t" if name.endswith((".tsv", ".tab")) else None)
+        return self.delimiter or ("\t" if bare_name(self.path).endswith((".tsv", ".tab")) else None)

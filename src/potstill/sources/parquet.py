@@ -31,7 +31,7 @@ class Parquet(FileColumns, kind="parquet"):
                     for row in batch.to_pylist():
                         count += 1
                         yield f"{self.path} row {count}", without_nulls(row)
-            except (pyarrow.ArrowException, OSError) as error:
+            except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # not UTF-8, a date of year 10,000
                 told = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
                 raise UserError(
                     f"{self.path}: cannot be read as Parquet ({told}); download it again, or set data.kind to what it is"
