@@ -101,7 +101,7 @@ def test_neither_network_nor_cache(hub_cache: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("split", ["train[:10%]", "", [], ["train", "a b"]])
+@pytest.mark.parametrize("split", ["train[:10%]", "", [], ["train", "a b"], ["train", "train"]])
 def test_a_split_is_a_name(split: Any) -> None:
     with pytest.raises(ValidationError):
         Hub(hub="someone/rows", split=split)

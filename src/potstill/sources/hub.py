@@ -37,6 +37,13 @@ class Hub(Columns, kind="hub"):
     def _one_is_a_list(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("split")
+    @classmethod
+    def _each_once(cls, split: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(split)) < len(split):
+            raise ValueError("names a split twice, whose rows would count twice")
+        return split
+
     def read(self) -> Iterator[tuple[str, Row]]:
         for place, row in self._data_set().stream():
             yield place, with_number(without_nulls(row), self.weight)
