@@ -5,6 +5,8 @@ from typing import Any
 
 from potstill.commands.list import components, fields_of, toml
 from potstill.recipe.header import Header
+from potstill.sources import Source
+from potstill.sources._columns import Columns
 from potstill.stages.base import DataStage, Stage
 from potstill.stages.evaluate import Row
 
@@ -37,6 +39,7 @@ def page() -> str:
         title, told = ROLES[role]
         parts += [f"## {title}", told]
         shared: list[dict[str, Any]] = []
+        columns = [field for field in fields_of(Columns) if field not in fields_of(Source)]
         if role == "stage":
             parts += ["### Fields of every stage", table(every_stage)]
             parts += [
@@ -52,8 +55,11 @@ def page() -> str:
                 if field["name"].startswith(("splits", "share", "limit"))
             ]
             parts += ["### Fields of every source", table(shared)]
+            kinds_of_columns = [f"`{kind}`" for kind, cls in sorted(Source.kinds.items()) if issubclass(cls, Columns)]
+            parts += ["### Fields of sources with columns", f"Of {', '.join(kinds_of_columns)}.", table(columns)]
         for kind, described in kinds.items():
-            own = [field for field in described["fields"] if field not in shared]
+            from_above = shared + (columns if role == "source" and issubclass(Source.kinds[kind], Columns) else [])
+            own = [field for field in described["fields"] if field not in from_above]
             parts += [f"### `{kind}`", described["summary"], table(own)]
             if kind == "evaluate":
                 parts += ["Each entry of `study`:", table(fields_of(Row))]

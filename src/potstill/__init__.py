@@ -40,8 +40,11 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.run.runner import run_stage as run_stage
     from potstill.sources import Source as Source
     from potstill.sources import Splits as Splits
+    from potstill.sources.csv import Csv as Csv
     from potstill.sources.dolly import Dolly as Dolly
+    from potstill.sources.hub import Hub as Hub
     from potstill.sources.jsonl import Jsonl as Jsonl
+    from potstill.sources.parquet import Parquet as Parquet
     from potstill.sources.primer import Primer as Primer
     from potstill.sources.squad import Squad as Squad
     from potstill.sources.stdlib import Stdlib as Stdlib
@@ -83,7 +86,10 @@ _WHERE = {
     "Source": "potstill.sources",
     "Splits": "potstill.sources",
     "Jsonl": "potstill.sources.jsonl",
+    "Parquet": "potstill.sources.parquet",
+    "Csv": "potstill.sources.csv",
     "Dolly": "potstill.sources.dolly",
+    "Hub": "potstill.sources.hub",
     "Primer": "potstill.sources.primer",
     "Stdlib": "potstill.sources.stdlib",
     "Squad": "potstill.sources.squad",

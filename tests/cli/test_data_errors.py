@@ -70,7 +70,21 @@ def test_a_folder(place):
     place.rows.mkdir()
     result = place.run("--quiet")
     assert result.exit_code == 2
-    assert result.stderr == f"error: {place.rows}: is a folder; name one JSON-lines file\n"
+    assert result.stderr == f"error: {place.rows}: is a folder; name one file\n"
+
+
+def test_a_csv_goes_in_and_a_finished_run_comes_out(place):
+    table = place.folder / "rows.csv"
+    table.write_text("".join(["question;answer\r\n", *(f'"What is {i}; plus 1?";{i + 1}\r\n' for i in range(60))]))
+    columns = ("--set", "data.instruction=question", "--set", "data.response=answer")
+    where = ("--set", "data.kind=csv", "--set", f"data.path={table}")
+    result = place.run("--quiet", *where)
+    assert result.exit_code == 2
+    told = f"  base.data  {table}:2: no column 'instruction' (columns: question, answer); "
+    told += 'set data.instruction = "question" and data.response = "answer"\n'
+    assert result.stderr == f"tiny.toml: 1 problem\n{told}"
+    assert place.run("--quiet", *where, *columns).exit_code == 0
+    assert {name.split("-")[0] for name in place.artifacts()} == {"base", "sft"}
 
 
 def test_empty_responses_are_left_out_and_counted(place):

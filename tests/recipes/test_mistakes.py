@@ -19,7 +19,7 @@ TUNED = BASE + '[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:base"\n'
 DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:base"\nteacher = "stage:base"\n'
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
-SOURCES = "dolly, jsonl, primer, squad, stdlib"
+SOURCES = "csv, dolly, hub, jsonl, parquet, primer, squad, stdlib"
 STAGES = "best, cache, cut, distill, evaluate, export, pretrain, quantize, report, sft"
 
 
@@ -74,6 +74,14 @@ ONE_MISTAKE = {
     "pattern": (
         BASE + 'data = { kind = "jsonl", path = "pyproject.toml", language = "english" }',
         "base.data.language = 'english'  must be a two-letter language code such as en",
+    ),
+    "a delimiter": (
+        BASE + 'data = { kind = "csv", path = "pyproject.toml", delimiter = "tab" }',
+        "base.data.delimiter = 'tab'  must be one character, and not a quotation mark; a tab is \"\\t\"",
+    ),
+    "a slice of a split": (
+        BASE + 'data = { kind = "hub", hub = "someone/rows", split = "train[:10%]" }',
+        "base.data.split[0] = 'train[:10%]'  must be the name of a split, without a slice; for fewer rows set share or limit",
     ),
     "empty text": (BASE + 'data = { kind = "jsonl", path = "" }', "base.data.path = ''  must not be empty"),
     "long text": (

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from writing import WRITERS, write_cache
 
 from potstill.sources import Source
 
 WriteRows = Callable[..., str]
+OWN_ROWS = {"primer": {"countries": 3}, "stdlib": {"max_lines": 2}}
 
 
 @pytest.fixture
@@ -33,13 +35,33 @@ def _pair(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_source(write_rows: WriteRows) -> Callable[[str, Iterable[int]], Source]:
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, in use while the test runs; there is no network in tests."""
+    from huggingface_hub import constants
+
+    folder = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def make_source(write_rows: WriteRows, tmp_path: Path, hub_cache: Path) -> Callable[[str, Iterable[int]], Source]:
     """A source of a kind with one row per number; kinds that make their own rows ignore the numbers."""
 
+    def fields(kind: str, numbers: Iterable[int]) -> dict[str, Any]:
+        if kind in OWN_ROWS:
+            return OWN_ROWS[kind]
+        rows = [*map(_pair, numbers)]
+        if kind == "hub":
+            return {"hub": "someone/rows", "revision": write_cache(rows, hub_cache)}
+        if kind in WRITERS:
+            file = tmp_path / f"rows.{kind}"
+            WRITERS[kind](rows, file)
+            return {"path": str(file)}
+        return {"path": write_rows(rows)}
+
     def make(kind: str, numbers: Iterable[int] = range(60)) -> Source:
-        own_rows = {"primer": {"countries": 3}, "stdlib": {"max_lines": 2}}
-        fields = own_rows[kind] if kind in own_rows else {"path": write_rows(map(_pair, numbers))}
-        return Source.kinds[kind].model_validate(fields)
+        return Source.kinds[kind].model_validate(fields(kind, numbers))
 
     return make
 

@@ -110,10 +110,10 @@ def test_roles_out_of_order(roles: str, message: str, write_rows: WriteRows) -> 
 @pytest.mark.parametrize(
     ("chat", "message"),
     [
-        ("hi", "column 'm' must hold a list of messages with role and content"),
+        ("hi", "column 'm' must hold a list of messages with role and content, or that list as JSON"),
         (["hi"], "m[0] must be an object with role and content"),
-        ([{"from": "human", "value": "hi"}], "m[0]: no column 'role' (columns: from, value)"),
-        ([{"role": "user", "content": [1]}], "m[0]: column 'content' holds a list, not text"),
+        ([{"who": "human", "says": "hi"}], "m[0]: no column 'role' (columns: who, says)"),
+        ([{"role": "user", "content": [1]}], "m[0]: content[0] must be an object with type and text"),
     ],
 )
 def test_chats_of_another_shape(chat: Any, message: str, write_rows: WriteRows) -> None:
@@ -158,7 +158,7 @@ def test_no_such_file(write_rows: WriteRows, tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert complaint(path=str(tmp_path)) == f"{tmp_path}: is a folder; name one JSON-lines file"
+    assert complaint(path=str(tmp_path)) == f"{tmp_path}: is a folder; name one file"
 
 
 def test_no_permission(write_rows: WriteRows) -> None:
@@ -219,7 +219,7 @@ def test_a_broken_line_is_named(line: bytes, message: str, tmp_path: Path) -> No
     ("fields", "row", "message"),
     [
         ({"context": "passage"}, {}, "no column 'passage' (columns: instruction, response)"),
-        ({"references": "all"}, {"all": "x"}, "column 'all' holds text, not a list of texts"),
+        ({"references": "all"}, {"all": "x"}, 'column \'all\' holds text, not a list of texts; write it as ["one", "two"]'),
         ({"references": "all"}, {"all": ["x", 3]}, "column 'all', item 2 holds a number, not text"),
         ({"key": "id"}, {"id": 1.5}, "column 'id' splits the rows and must hold text or a whole number"),
         ({"key": "id"}, {"id": None}, "column 'id' splits the rows and must hold text or a whole number"),

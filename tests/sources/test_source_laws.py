@@ -3,18 +3,20 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from writing import WRITERS, write_jsonl
 
 from potstill.core.types import Example, Split
 from potstill.sources import Skip, Source, Splits
 from potstill.sources.jsonl import Jsonl
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-FROM_FILES = ("jsonl", "dolly", "squad")
+FROM_FILES = ("jsonl", "csv", "parquet", "dolly", "squad")
 MakeSource = Callable[..., Source]
 Texts = tuple[str, str, str]
 
@@ -60,15 +62,15 @@ def test_the_law_of_one_split_rejects_a_split_by_place(make_source: MakeSource) 
 
 
 @pytest.mark.parametrize("kind", FROM_FILES)
-def test_a_question_with_two_answers_lies_in_one_split(
-    kind: str, make_source: MakeSource, write_rows: Callable[..., str]
-) -> None:
+def test_a_question_with_two_answers_lies_in_one_split(kind: str, make_source: MakeSource, tmp_path: Path) -> None:
     numbers = [number % 200 for number in range(400)]
     rows = [
         {"instruction": f"¿{n}?", "context": f"c{n}", "response": f"r{at}", "category": "qa", "title": ""}
         for at, n in enumerate(numbers)
     ]
-    source = Source.parse({**make_source(kind).spec(), "path": write_rows(rows)})
+    file = tmp_path / f"asked.{kind}"
+    WRITERS.get(kind, write_jsonl)(rows, file)
+    source = Source.parse({**make_source(kind).spec(), "path": str(file)})
     assert isinstance(source, Source)
     splits: dict[str, set[Split]] = {}
     for example in source.rows():

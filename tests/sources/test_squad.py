@@ -48,7 +48,7 @@ def test_path_or_hub(fields: dict[str, str], given: str) -> None:
     [
         ({"instruction": "Who?", "context": "x"}, "no column 'response' (columns: instruction, context)"),
         ({"context": "x", "response": "y"}, "no column 'instruction' (columns: context, response)"),
-        ({**ROW, "responses": "Ann"}, "column 'responses' holds text, not a list of texts"),
+        ({**ROW, "responses": "Ann"}, 'column \'responses\' holds text, not a list of texts; write it as ["one", "two"]'),
         ({**HUB_ROW, "answers": "Ann"}, "column 'answers' must hold an object with a list of texts under 'text'"),
         ({**HUB_ROW, "answers": {"texts": []}}, "column 'answers': no column 'text'; did you mean 'texts'? (columns: texts)"),
     ],

@@ -1,5 +1,6 @@
 """What recipes can name, read off the classes themselves."""
 
+import json
 import re
 import typing
 from typing import Any
@@ -95,7 +96,9 @@ def _type(annotation: Any) -> str:
         return annotation.__name__ if issubclass(annotation, Settings) else annotation.__name__.replace("str", "text")
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Literal:
-        return " | ".join(f"'{arg}'" for arg in args)
+        return " | ".join(map(repr, args))
+    if origin is typing.Annotated:
+        return _type(args[0])
     if origin in (tuple, list):
         return "list of " + _type(args[0])
     if origin is dict:
@@ -159,7 +162,7 @@ def toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f'"{value}"'
+        return json.dumps(value, ensure_ascii=False)
     if isinstance(value, list):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -80,6 +80,10 @@ ELSEWHERE = {
     "path": "file filename data_file folder",
     "instruction": "prompt_column question_column input_column",
     "response": "answer_column completion_column output_column",
+    "messages": "conversations conversation chat_column messages_column",
+    "delimiter": "sep separator",
+    "hub": "repo_id repo dataset dataset_name dataset_id",
+    "subset": "config config_name configuration dataset_config_name",
     # of the recipe itself
     "seeds": "seed random_seed random_seeds num_seeds",
     "log": "report_to logging logger wandb tensorboard",

@@ -23,7 +23,11 @@ BOUNDS = {
     "greater_than_equal": ("at least", "ge"),
     "multiple_of": ("a multiple of", "multiple_of"),
 }
-PATTERNS = {"^[a-z]{2}$": "must be a two-letter language code such as en"}
+PATTERNS = {
+    "^[a-z]{2}$": "must be a two-letter language code such as en",
+    '^[^"\r\n]$': 'must be one character, and not a quotation mark; a tab is "\\t"',
+    r"^\w+(\.\w+)*$": "must be the name of a split, without a slice; for fewer rows set share or limit",
+}
 PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes", dict: "a table"}
 HUB = "https://huggingface.co/"
 LONGEST = 40  # characters of a value in a message

@@ -7,7 +7,8 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.types import Turn
-from potstill.sources._lines import Row, column, text
+from potstill.sources._cells import Row, column, text, unpacked
+from potstill.sources._shapes import OPENAI, ROLES, SHAREGPT, as_openai, from_sharegpt, joined, unread
 
 KNOWN = (
     "role",
@@ -49,17 +50,21 @@ class Chat:
 def read_chat(row: Row, name: str, tools: str, ignored: tuple[str, ...], place: str) -> Chat:
     """The conversation of a row: perhaps a system turn, then user and assistant by turns, tools after a call of them.
 
+    Messages have OpenAI's keys or ShareGPT's. In ShareGPT's a call can stand in the words of an assistant.
+
     Raises:
         UserError: names file, line and message where roles are out of order, or a key is of another kind or unknown.
     """
-    messages = column(row, name, place)
+    messages = unpacked(column(row, name, place))
     if not isinstance(messages, list):
-        raise UserError(f"{place}: column '{name}' must hold a list of messages with role and content")
+        raise UserError(f"{place}: column '{name}' must hold a list of messages with role and content, or that list as JSON")
+    sharegpt = from_sharegpt(messages, ignored, f"{place}: {name}")
     turns: list[Turn] = []
     weights: list[float] = []
     for number, message in enumerate(messages):
-        turn, weight = _turn(message, ignored, f"{place}: {name}[{number}]")
-        _check_order(turn, turns, f"{place}: {name}[{number}]")
+        here = f"{place}: {name}[{number}]"
+        turn, weight = _turn(message, sharegpt, ignored, here)
+        _check_order(turn, turns, sharegpt, here)
         turns.append(turn)
         weights.append(weight)
     questions = [number for number, turn in enumerate(turns) if turn.role == "user"]
@@ -70,7 +75,7 @@ def read_chat(row: Row, name: str, tools: str, ignored: tuple[str, ...], place: 
     return Chat(tuple(turns[:last]), turns[last].content, tuple(between), answer, weights[-1], _tools(row, tools, place))
 
 
-def _check_order(turn: Turn, before: list[Turn], here: str) -> None:
+def _check_order(turn: Turn, before: list[Turn], calls_in_text: bool, here: str) -> None:
     previous = before[-1] if before else None
     if previous is None:
         allowed = ["user", "system"]
@@ -81,7 +86,7 @@ def _check_order(turn: Turn, before: list[Turn], here: str) -> None:
     elif previous.role == "tool":
         allowed = ["assistant", "tool"]
     else:
-        allowed = ["tool"] if previous.tool_calls else ["user"]
+        allowed = ["tool"] if previous.tool_calls else ["user", "tool"] if calls_in_text else ["user"]
     if turn.role not in allowed:
         raise UserError(
             f"{here} is of role '{turn.role}', not '{allowed[0]}'; user and assistant take turns after an optional system"
@@ -89,30 +94,29 @@ def _check_order(turn: Turn, before: list[Turn], here: str) -> None:
         )
 
 
-def _turn(message: Any, ignored: tuple[str, ...], here: str) -> tuple[Turn, float]:
+def _turn(message: Any, sharegpt: bool, ignored: tuple[str, ...], here: str) -> tuple[Turn, float]:
     """A message as a turn, and the weight of its tokens."""
     if not isinstance(message, dict):
         raise UserError(f"{here} must be an object with role and content")
-    message = {key: value for key, value in message.items() if value is not None or key in ("role", "content")}
+    shape = SHAREGPT if sharegpt else OPENAI
+    message = {key: value for key, value in message.items() if value is not None or key in shape}
+    if sharegpt:
+        message = as_openai(message, here)
     role = text(message, "role", here)
     unknown = [key for key in message if key not in KNOWN and key not in ignored]
     if unknown:
-        raise UserError(
-            f"{here} has a key '{unknown[0]}' that is not read; take it out, or set data.ignored = {_list(unknown)}"
-        )
-    if role not in ("system", "user", "assistant", "tool"):
+        raise unread(unknown, here)
+    if role not in ROLES:
         raise UserError(f"{here} is of role '{role}'; roles are system, user, assistant and tool")
     calls = _calls(message, here)
     reasoning = next((text(message, key, here) for key in REASONING if message.get(key)), "")
     if role != "assistant" and (calls or reasoning):
         raise UserError(f"{here} is of role '{role}', and only an assistant has tool_calls and reasoning")
+    if "content" in message:
+        message["content"] = joined(message["content"], ignored, here)
     content = text(message, "content", here) if "content" in message or not calls else ""
     names = {key: _named(message, key, here) for key in ("name", "tool_call_id")}
     return Turn(role, content, reasoning, calls, **names), _weight(message, here)
-
-
-def _list(keys: list[str]) -> str:
-    return json.dumps(list(dict.fromkeys(keys)), ensure_ascii=False)
 
 
 def _named(message: Row, key: str, here: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from potstill.core.types import Example, Split
 from potstill.scorers.text import key_form
-from potstill.sources._lines import digest
+from potstill.sources._cells import digest
 
 MOST = 50_000  # training rows that are compared when nothing is dropped: 4 seconds for each ten thousand of Dolly's length
 MOST_HELD_OUT = 20_000

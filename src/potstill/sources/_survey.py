@@ -11,7 +11,7 @@ import numpy as np
 from potstill.core.types import Example, Turn
 from potstill.scorers.language import Guess, guess
 from potstill.scorers.text import key_form
-from potstill.sources._lines import digest
+from potstill.sources._cells import digest
 
 SAMPLE = 256  # rows from which the language is detected
 SHOWN = 400  # characters of each

@@ -6,9 +6,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from potstill.core.types import Example
-from potstill.edges.hub_rows import commit, stream
+from potstill.edges.hub_rows import HubRows
 from potstill.sources import Skip, Source
-from potstill.sources._lines import OnEmpty, Row, answered, read, sha256, text
+from potstill.sources._cells import OnEmpty, Row, answered, text
+from potstill.sources._files import sha256
+from potstill.sources._lines import read
 from potstill.sources._survey import asked_key
 
 
@@ -22,7 +24,7 @@ class Dolly(Source, kind="dolly"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
-    version: ClassVar[int] = 3  # 2: the key is that of the normalised question; 3: without typography
+    version: ClassVar[int] = 4  # 2: normalised questions are keys; 3: without typography; 4: CSV of the hub stays text
 
     path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines, instead of the hub")
     hub: str = Field(default="databricks/databricks-dolly-15k", min_length=1, description="name of the data set on the hub")
@@ -39,7 +41,7 @@ class Dolly(Source, kind="dolly"):
     on_empty: OnEmpty = Field(default="skip", description="what to do with rows that have no instruction or no response")
 
     def rows(self, skip: Skip | None = None) -> Iterator[Example]:
-        for place, row in read(self.path) if self.path else stream(self.hub, self.revision):
+        for place, row in read(self.path) if self.path else HubRows(self.hub, self.revision).stream():
             example = self._example(row, place)
             if answered(example, place, self.on_empty, skip):
                 yield example
@@ -48,7 +50,7 @@ class Dolly(Source, kind="dolly"):
         return True
 
     def content_hash(self) -> str:
-        return sha256(self.path) if self.path else commit(self.hub, self.revision)
+        return sha256(self.path) if self.path else HubRows(self.hub, self.revision).commit()
 
     def _example(self, row: Row, place: str) -> Example:
         instruction = text(row, self.instruction, place)

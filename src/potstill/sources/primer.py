@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from potstill.core.types import Example, Split
 from potstill.sources import Skip, Source, Splits
-from potstill.sources._lines import with_first
+from potstill.sources._cells import with_first
 
 Language = Literal["en", "es"]
 Relation = Literal["currency", "language", "continent", "code"]

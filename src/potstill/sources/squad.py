@@ -7,10 +7,12 @@ from pydantic import Field, model_validator
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
-from potstill.edges.hub_rows import commit, stream
+from potstill.edges.hub_rows import HubRows
 from potstill.scorers.text import key_form
 from potstill.sources import Skip, Source
-from potstill.sources._lines import OnEmpty, Row, answered, digest, read, sha256, text, texts, with_first
+from potstill.sources._cells import OnEmpty, Row, answered, digest, text, texts, with_first
+from potstill.sources._files import sha256
+from potstill.sources._lines import read
 
 
 class Squad(Source, kind="squad"):
@@ -24,7 +26,7 @@ class Squad(Source, kind="squad"):
         UserError: the hub cannot be reached, or a row lacks a column.
     """
 
-    version: ClassVar[int] = 3  # 2: titles and paragraphs that ask the same are joined; 3: keys without typography
+    version: ClassVar[int] = 4  # 2: titles that ask the same joined; 3: keys without typography; 4: CSV of the hub stays text
 
     path: str | None = Field(default=None, min_length=1, description="the rows as JSON lines")
     hub: str | None = Field(default=None, min_length=1, description="name of the data set on the hub, such as rajpurkar/squad")
@@ -44,13 +46,13 @@ class Squad(Source, kind="squad"):
         return self
 
     def rows(self, skip: Skip | None = None) -> Iterator[Example]:
-        for place, row in read(self.path) if self.path else stream(self.hub or "", self.revision):
+        for place, row in read(self.path) if self.path else HubRows(self.hub or "", self.revision).stream():
             example = self._example(row, place)
             if answered(example, place, self.on_empty, skip):
                 yield example
 
     def content_hash(self) -> str:
-        return sha256(self.path) if self.path else commit(self.hub or "", self.revision)
+        return sha256(self.path) if self.path else HubRows(self.hub or "", self.revision).commit()
 
     def _example(self, row: Row, place: str) -> Example:
         context, title = text(row, "context", place), text(row, "title", place) if "title" in row else ""

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from potstill.core.types import Example
 from potstill.sources import Skip, Source
-from potstill.sources._lines import digest
+from potstill.sources._cells import digest
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
