@@ -9,7 +9,8 @@ from tiny_export import QWEN2_REGEX, ROWS, TEMPLATE, split_then_bytes, train_tok
 
 from potstill.core.errors import UserError
 from potstill.exporters import Exporter
-from potstill.exporters._network import q4_0_bytes, row_order
+from potstill.exporters._rope import row_order
+from potstill.exporters._tensors import q4_0_bytes
 from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
 from potstill.exporters.gguf import Gguf
 from potstill.quant.gptq import round_to_nearest
@@ -171,7 +172,8 @@ def test_paired_rotary_rows_give_the_attention_of_halves() -> None:
     def scores(rotated_q, rotated_k):
         return np.einsum("hdt,hds->hts", rotated_q.reshape(2, 8, 5), rotated_k.reshape(2, 8, 5))
 
-    reorder_q, reorder_k = (row_order(f"model.layers.0.self_attn.{part}.weight", Config) for part in ("q_proj", "k_proj"))
+    names = [f"model.layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj")]
+    reorder_q, reorder_k = (row_order(name, Config, "llama") for name in names)
     halves = scores(rotate_halves(q), rotate_halves(k))
     np.testing.assert_allclose(scores(rotate_pairs(reorder_q(q)), rotate_pairs(reorder_k(k))), halves, atol=1e-12)
     assert not np.allclose(scores(rotate_pairs(q), rotate_pairs(k)), halves)
@@ -317,8 +319,8 @@ def test_what_the_format_cannot_hold_is_refused(build, tokenizer, tmp_path) -> N
     narrow = build("qwen2", width=48)
     refused(narrow, "divisible by 32, not 48", quantised(narrow), types=("q4_0",), embeddings="q8_0")
     other = build("qwen2")
-    other.config.model_type = "mistral"
-    refused(other, "knows qwen2, llama and gpt2, not 'mistral'")
+    other.config.model_type = "olmo2"
+    refused(other, "knows gemma3_text, gpt2, llama, mistral, qwen2, qwen3, smollm3, not 'olmo2'")
 
 
 def test_sentencepiece_and_endless_tokenizers_are_refused() -> None:

@@ -49,6 +49,16 @@ def tiny_model(family: str, *, tied: bool = False, width: int = 64, **config: An
             model = t.Qwen2ForCausalLM(t.Qwen2Config(**(shape | rope | config)))
         case "llama":
             model = t.LlamaForCausalLM(t.LlamaConfig(**(shape | rope | {"attention_bias": True} | config)))
+        case "mistral":
+            model = t.MistralForCausalLM(t.MistralConfig(**(shape | rope | {"sliding_window": None} | config)))
+        case "qwen3":
+            model = t.Qwen3ForCausalLM(t.Qwen3Config(**(shape | rope | {"head_dim": 32} | config)))
+        case "smollm3":
+            model = t.SmolLM3ForCausalLM(t.SmolLM3Config(**(shape | rope | {"num_hidden_layers": 5, "pad_token_id": 0} | config)))
+        case "gemma3":
+            own = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "num_hidden_layers": 7}
+            own |= {"rope_parameters": {"full_attention": rope["rope_parameters"]}}  # the window's base is its default
+            model = t.Gemma3ForCausalLM(t.Gemma3TextConfig(**(shape | rope | own | config)))
         case "gpt2":
             shape = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": ROWS}
             shape |= {"tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": None}
@@ -57,4 +67,7 @@ def tiny_model(family: str, *, tied: bool = False, width: int = 64, **config: An
             raise AssertionError(family)
     for parameter in model.parameters():  # biases too: at their initial zero, a lost one would go unseen
         torch.nn.init.normal_(parameter, std=0.2)
+    for name, parameter in model.named_parameters():  # Gemma's: a tenth of the inner layer and so of its rounding, because
+        if name.endswith("post_feedforward_layernorm.weight"):  # llama.cpp looks its GELU up in a table of float16
+            parameter.data -= 0.9
     return model.eval()
