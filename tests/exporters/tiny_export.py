@@ -54,7 +54,9 @@ def tiny_model(family: str, *, tied: bool = False, width: int = 64, **config: An
         case "qwen3":
             model = t.Qwen3ForCausalLM(t.Qwen3Config(**(shape | rope | {"head_dim": 32} | config)))
         case "smollm3":
-            model = t.SmolLM3ForCausalLM(t.SmolLM3Config(**(shape | rope | {"num_hidden_layers": 5, "pad_token_id": 0} | config)))
+            model = t.SmolLM3ForCausalLM(
+                t.SmolLM3Config(**(shape | rope | {"num_hidden_layers": 5, "pad_token_id": 0} | config))
+            )
         case "gemma3":
             own = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16, "num_hidden_layers": 7}
             own |= {"rope_parameters": {"full_attention": rope["rope_parameters"]}}  # the window's base is its default
