@@ -1,5 +1,6 @@
 """Tiny models and tokenizers built in code, and the facts about them that tests rely on."""
 
+import json
 from typing import Any
 
 QWEN2_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,6 +28,63 @@ def train_tokenizer(pre_tokenizers: list[Any], normalizer: Any = None, ignore_me
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = TEMPLATE
     return tokenizer
+
+
+CORPUS = [
+    *TEXT,
+    "a  b   c    d",
+    "no, no, no: banana bandana",
+    "=====  -----",
+    "aaaa aaaaaa",
+    "def f(x):\n    return x + 1\n\n",
+]
+
+
+def sentencepiece(blanks: str = "gemma", *, whole: bool = True, order: Any = None, extra: tuple[str, ...] = ()) -> Any:
+    """A byte-fallback BPE tokenizer, trained on the spot.
+
+    Args:
+        blanks: how they are written: "gemma", "never", "llama" (one before each piece), "converted" (likewise, as transformers
+            writes it), or a prepend scheme of Metaspace that llama.cpp does not have.
+        whole: every way to make a token of two others is a merge, as where SentencePiece trained it; else one of them.
+        order: reorders the merges in place.
+        extra: tokens that no merge makes.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors, trainers
+    from tokenizers import pre_tokenizers as pre
+    from transformers import PreTrainedTokenizerFast
+
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=180, show_progress=False, special_tokens=[]))
+    model = json.loads(trained.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocab = {token: id for id, token in enumerate([*special, *model["vocab"], *extra])}
+    merges = [tuple(pair) for pair in model["merges"]]
+    if whole:
+        made = [left + right for left, right in merges]
+        pairs = [(token[:i], token[i:]) for token in made for i in range(len(token) - 1, 0, -1)]
+        merges = [pair for pair in pairs if pair[0] in vocab and pair[1] in vocab]
+    if order is not None:
+        order(merges)
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    written = normalizers.Replace(" ", "▁")
+    match blanks:
+        case "gemma":
+            backend.normalizer, backend.pre_tokenizer = written, pre.Split(" ", "merged_with_previous")
+        case "llama":
+            backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), written])
+        case "converted":
+            backend.normalizer = normalizers.Sequence([written, normalizers.Replace(Regex(r"\A▁"), "▁▁")])
+            backend.pre_tokenizer = pre.Sequence([pre.Metaspace("▁", prepend_scheme="always", split=False)])
+        case scheme:
+            backend.pre_tokenizer = pre.Metaspace("▁", prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in ("<unk>", "<s>", "</s>")])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE
+    )
 
 
 def split_then_bytes(regex: str) -> list[Any]:
