@@ -20,6 +20,9 @@ from potstill.quant.packed import Packed
 LLAMA3_REGEX = QWEN2_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 F32, F16, Q4_0, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q4_0", "Q8_0"))
 HEADS = {"q_proj": 4, "k_proj": 2}
+PAIRED = ("llama", "mistral", "smollm3")  # families whose rotary rows llama.cpp wants in pairs
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "smollm3", "gemma3", "gpt2")
+ARCHITECTURES = {"mistral": "llama"}  # where llama.cpp's name is another
 SHORT_NAMES = {
     "llama": {
         "input_layernorm": "attn_norm",
@@ -31,6 +34,13 @@ SHORT_NAMES = {
         "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+    },
+    "gemma3": {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
     },
     "gpt2": {
         "ln_1": "attn_norm",
@@ -70,17 +80,20 @@ def gguf_name(name: str, family: str) -> str:
     if stem in outer:
         return f"{outer[stem]}.{kind}"
     index, short = stem.split(".", 3)[2:]
-    return f"blk.{index}.{SHORT_NAMES['gpt2' if family == 'gpt2' else 'llama'][short]}.{kind}"
+    own = SHORT_NAMES["gpt2"] if family == "gpt2" else SHORT_NAMES["llama"] | SHORT_NAMES.get(family, {})
+    return f"blk.{index}.{own[short]}.{kind}"
 
 
 def expected_tensors(model: Any, family: str) -> dict[str, torch.Tensor]:
-    """Every parameter as llama.cpp wants it: Conv1D transposed, Llama's q and k with paired rotary rows."""
+    """Every parameter as llama.cpp wants it: Conv1D transposed, q and k with paired rotary rows, Gemma's norms with their 1."""
     expected = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach()
         if family == "gpt2" and ".c_" in name and value.ndim == 2:
             value = value.T
-        heads = HEADS.get(name.split(".")[-2]) if family == "llama" else None
+        if family == "gemma3" and "norm" in name:
+            value = value + 1
+        heads = HEADS.get(name.split(".")[-2]) if family in PAIRED else None
         if heads:
             half = len(value) // heads // 2
             rows = [head * 2 * half + part * half + i for head in range(heads) for i in range(half) for part in (0, 1)]
@@ -90,7 +103,7 @@ def expected_tensors(model: Any, family: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("embeddings", ["f16", "q8_0"])
 def test_every_tensor_is_there_in_its_type_with_its_values(family, tied, embeddings, build, tokenizer, tmp_path) -> None:
     model = build(family, tied=tied)
@@ -179,7 +192,7 @@ def test_paired_rotary_rows_give_the_attention_of_halves() -> None:
     assert not np.allclose(scores(rotate_pairs(q), rotate_pairs(k)), halves)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
     model = build(family)
     packed = quantised(model)
@@ -200,17 +213,21 @@ def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
             "vocab_size": ROWS,
             "context_length": 128,
             "embedding_length": 64,
-            "block_count": 2,
+            "block_count": {"smollm3": 5, "gemma3": 7}.get(family, 2),
             "feed_forward_length": 256 if family == "gpt2" else 96,
             "attention.head_count": 4,
             "attention.head_count_kv": 4 if family == "gpt2" else 2,
             f"attention.{eps}": pytest.approx(1e-5 if family == "gpt2" else 1e-6),
         }
         if family != "gpt2":
-            own |= {"rope.freq_base": 1_000_000.0, "rope.dimension_count": 16}
-            own |= {"attention.key_length": 16, "attention.value_length": 16}
+            width = 32 if family in ("qwen3", "gemma3") else 16
+            own |= {"rope.freq_base": 1_000_000.0, "rope.dimension_count": width}
+            own |= {"attention.key_length": width, "attention.value_length": width}
+        if family == "gemma3":
+            own |= {"attention.sliding_window": 16, "rope.freq_base_swa": 10_000.0}
+        architecture = ARCHITECTURES.get(family, family)
         assert keys == {
-            "general.architecture": family,
+            "general.architecture": architecture,
             "general.name": "my student",
             "general.file_type": file_type,
             "general.quantization_version": 2,
@@ -221,7 +238,7 @@ def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
             "tokenizer.ggml.add_bos_token": False,
             "tokenizer.ggml.add_eos_token": False,
             "tokenizer.chat_template": TEMPLATE,
-        } | {f"{family}.{key}": value for key, value in own.items()}
+        } | {f"{architecture}.{key}": value for key, value in own.items()}
 
 
 def test_a_layer_kept_at_full_precision_stands_as_f16(build, tokenizer, tmp_path) -> None:
