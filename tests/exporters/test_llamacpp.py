@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from llamacpp import Refused, ask, needs_llamacpp
+from strings import TEXTS as ANY_TEXTS
 from tiny_export import QWEN2_REGEX, ROWS, split_then_bytes, tiny_model, train_tokenizer
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from potstill.exporters._vocabulary import vocabulary_problems
 from potstill.exporters.gguf import Gguf
+from potstill.inits.layers import Layers
 from potstill.inits.width import Width
 from potstill.quant.layers import quantise_model
 
@@ -136,6 +138,19 @@ def test_a_narrower_qwen2_opens_and_computes_the_same(cut: dict[str, int], token
     assert farthest(model, file_of(model, tokenizer, tmp_path)) < 1e-3
 
 
+@pytest.mark.parametrize("keep", [(0, 2, 5, 6), (5,), (0,)])
+def test_a_shorter_gemma3_keeps_the_windows_of_its_layers(keep: tuple[int, ...], tokenizer: Any, tmp_path: Path) -> None:
+    model = Layers(keep=keep)(tiny_model("gemma3")).eval()
+    assert farthest(model, file_of(model, tokenizer, tmp_path)) < 1e-3
+
+
+@pytest.mark.parametrize("keep", [(0, 1, 2, 3), (0, 1, 2, 4)])
+def test_a_shorter_smollm3_rotates_as_before(keep: tuple[int, ...], tokenizer: Any, tmp_path: Path) -> None:
+    """The fourth layer does not rotate; without it llama.cpp's llama is the network."""
+    model = Layers(keep=keep)(tiny_model("smollm3")).eval()
+    assert farthest(model, file_of(model, tokenizer, tmp_path)) < 1e-3
+
+
 FOUR_BIT: dict[str, Callable[[], Any]] = {
     "qwen2, wide heads": lambda: tiny_model("qwen2", head_dim=32),
     "qwen2, llama3": lambda: stretched("qwen2", LLAMA3),
@@ -160,10 +175,8 @@ def test_four_bit_rows_are_reordered_with_their_scales_and_biases(make: Any, tok
 
 
 TEXTS = [
-    "It's 12 o'clock: don't wait!", "a <x> b", "a  <x>  b", "a<x>b", "the <tool> still", "a\n\n<x>\n b", "x1234567 \t y\r\n",
-    "naïve café", "日本語 สวัสดี مرحبا", "👍🏽 e\u0301", "<|im_start|>user\nhi<|im_end|>", "[PAD310]", "aaaaa", "  lead",
-    "trail  ", "", "\x01\x04a\x04b", "\U000f0000", "ﬁne ½ ²", "I'M I'm we'LL", "\u00a0nbsp\u3000wide",
-    "def f(x):\n\treturn x+1",
+    *ANY_TEXTS, "a <x> b", "a  <x>  b", "a<x>b", "the <tool> still", "a\n\n<x>\n b", "x1234567 \t y\r\n", "naïve café",
+    "日本語 สวัสดี مرحبا", "👍🏽 e\u0301", "<|im_start|>user\nhi<|im_end|>", "aaaaa", "  lead", "trail  ",
 ]  # fmt: skip
 
 
