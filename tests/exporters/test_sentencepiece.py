@@ -84,8 +84,8 @@ def test_a_family_with_its_own_kind_of_tokenizer(family: str, blanks: str, tmp_p
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "a blank before the text": (lambda: sentencepiece("first"), "how this tokenizer writes blanks (Metaspace first)"),
-    "a blank before what has none": (lambda: sentencepiece("always"), "how this tokenizer writes blanks (Metaspace always)"),
+    "a blank before the text": (lambda: sentencepiece("first"), "how this tokenizer prepares text (Metaspace first)"),
+    "a blank before what has none": (lambda: sentencepiece("always"), "how this tokenizer prepares text (Metaspace always)"),
     "a token without merges": (
         lambda: sentencepiece(extra=("=d",)),
         "llama.cpp would merge '=' and 'd', because '=d' is a token",
@@ -125,6 +125,19 @@ def test_added_tokens_are_found_where_the_tokenizer_finds_them_or_refused(case: 
     assert ["is looked for after blanks are written as ▁" in problem for problem in problems] == ([] if fine else [True])
     texts = ["a<x>b", "a <x> b", "<x>", " <x>", "a b", "a▁b", "x a b y", "<s>a b<s> <x>"]
     assert same_ids(tokenizer, tmp_path, texts) is fine
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("blanks", ["gemma", "never"])
+def test_added_runs_of_blanks_are_merged_like_text_and_spelt_as_blanks(blanks: str, tmp_path: Path) -> None:
+    tokenizer = sentencepiece(blanks)
+    runs = [token for token in tokenizer.get_vocab() if len(token) > 1 and set(token) == {"▁"}]
+    assert runs, "the corpus has runs of blanks"
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in runs])
+    assert problems_of(tokenizer) == []
+    assert same_ids(tokenizer, tmp_path, [text for text in TEXTS + COMPETING if "▁" not in text])
+    ids = tokenizer.convert_tokens_to_ids(["a", max(runs, key=len), "b"])
+    assert ask(tmp_path / "model-f32.gguf", spelt=[ids])["texts"] == [f"a{' ' * len(max(runs, key=len))}b"]
 
 
 def test_a_tokenizer_without_all_bytes_is_refused() -> None:

@@ -45,8 +45,8 @@ def sentencepiece_problems(backend: Mapping[str, Any], added: Sequence[Any], tok
     prepends = _prepends(backend)
     if prepends is None:
         yield (
-            f"the gguf exporter cannot express how this tokenizer writes blanks ({_steps_in_words(backend)}): "
-            f"llama.cpp puts one before every piece of text between special tokens, or before none; {INSTEAD}"
+            f"the gguf exporter cannot express how this tokenizer prepares text ({_steps_in_words(backend)}): llama.cpp writes "
+            f"blanks as {_BLANK}, and puts one before every piece of text between special tokens or before none; {INSTEAD}"
         )
     yield from bpe_problems(model)
     if model.get("ignore_merges"):
@@ -62,6 +62,15 @@ def sentencepiece_problems(backend: Mapping[str, Any], added: Sequence[Any], tok
                 f"looks for it before; add it with normalized = False, or {INSTEAD}"
             )
     yield from _merged_otherwise(_ranks(merges), tokens)
+
+
+def is_blanks(token: Any) -> bool:
+    """Whether an added token is text with blanks, such as Gemma's runs of them.
+
+    The tokenizer looks for the sign ▁ itself and finds it in no ordinary text: it merges such tokens like any other. llama.cpp
+    would print the sign.
+    """
+    return not token.special and not token.normalized and _BLANK in token.content
 
 
 def _looked_for_among_blanks(backend: Mapping[str, Any], content: str) -> bool:

@@ -9,7 +9,7 @@ from potstill.exporters._added_tokens import added_token_problems
 from potstill.exporters._byte_level import byte_level_keys, byte_level_problems
 from potstill.exporters._keys import Keys
 from potstill.exporters._networks import INSTEAD
-from potstill.exporters._sentencepiece import BYTES, sentencepiece_keys, sentencepiece_problems
+from potstill.exporters._sentencepiece import BYTES, is_blanks, sentencepiece_keys, sentencepiece_problems
 
 MOST_ENDS = 3  # a file's places for them: end of sequence, of turn, of message; llama.cpp stops at each
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 3, 4, 5, 6  # llama.cpp's token types
@@ -23,6 +23,7 @@ def vocabulary_problems(tokenizer: Any, rows: int) -> list[str]:
         return [f"the gguf exporter knows BPE tokenizers, not {model}; {INSTEAD}"]
     added = list(tokenizer.added_tokens_decoder.values())
     if _falls_back(backend):
+        added = [token for token in added if not is_blanks(token)]
         found = [*sentencepiece_problems(backend, added, _tokens(tokenizer, backend, rows)[0])]
     else:
         found = [*byte_level_problems(backend, added)]
@@ -100,10 +101,12 @@ def _tokens(tokenizer: Any, backend: Mapping[str, Any], rows: int) -> tuple[list
     """The file's tokens by id, and their types, padded to `rows`."""
     names = tokenizer.get_vocab()
     vocabulary = {index: token for token, index in names.items()}
-    types = {names[byte]: _BYTE for byte in BYTES if byte in names and _falls_back(backend)}
-    types |= {index: _CONTROL if token.special else _USER_DEFINED for index, token in tokenizer.added_tokens_decoder.items()}
+    types = {id: _CONTROL if token.special else _USER_DEFINED for id, token in tokenizer.added_tokens_decoder.items()}
+    if _falls_back(backend):
+        types |= {id: _NORMAL for id, token in tokenizer.added_tokens_decoder.items() if is_blanks(token)}
+        types |= {names[byte]: _BYTE for byte in BYTES if byte in names}
     tokens = [vocabulary[i] if i in vocabulary else _unclashing(f"[PAD{i}]", names) for i in range(rows)]
-    return tokens, [types.get(index, _NORMAL) if index in vocabulary else _UNUSED for index in range(rows)]
+    return tokens, [types.get(i, _NORMAL) if i in vocabulary else _UNUSED for i in range(rows)]
 
 
 def _unclashing(name: str, names: Mapping[str, int]) -> str:
