@@ -153,6 +153,11 @@ SLIDING = {"sliding_window": 16, "layer_types": ["full_attention", "sliding_atte
     "family, fields, words",
     [
         ("mistral", {"sliding_window": 16}, "sliding-window attention (16 of 128 positions)"),
+        ("mistral", {"sliding_window": 16, "layer_types": ["full_attention"] * 2}, "sliding-window attention"),
+        ("llama", SLIDING, "sliding-window attention (16 of 128 positions)"),
+        ("llama", {"sliding_window": 16}, "sliding-window attention"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
+        ("qwen2", SLIDING, "sliding-window attention (16 of 128 positions)"),
         ("mistral", {"hidden_act": "gelu"}, "the activation 'gelu'"),
         ("mistral", {"rope_parameters": DYNAMIC}, "rotary embeddings of type 'dynamic'"),
         ("qwen3", SLIDING, "sliding-window attention (16 of 128 positions)"),

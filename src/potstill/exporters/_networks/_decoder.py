@@ -1,6 +1,6 @@
 """What Llama and the decoders after it have in common: RMS norms, rotary positions, a gated inner layer."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from potstill.edges.models import head_width
@@ -24,16 +24,24 @@ def decoder_keys(config: Any) -> Keys:
     return attention_keys(config) | rope_keys(config, config.rope_parameters)
 
 
-def decoder_problems(config: Any, types: tuple[str, ...] = STRETCHED) -> Iterator[str]:
-    """What llama.cpp could not compute of a decoder with SiLU and full attention, and positions of these types."""
+def decoder_problems(config: Any, types: Collection[str] = STRETCHED) -> Iterator[str]:
+    """What llama.cpp could not compute of a decoder with SiLU, and positions of these types."""
     yield from rope_problems(config.rope_parameters, types)
     if config.hidden_act not in ("silu", "swish"):
         yield f"the activation '{config.hidden_act}'"
-    if _windowed(config) and config.sliding_window < config.max_position_embeddings:
-        yield f"sliding-window attention ({config.sliding_window:,} of {config.max_position_embeddings:,} positions)"
 
 
-def _windowed(config: Any) -> bool:
-    """Whether a layer sees a window alone: those that `layer_types` names, or all where the family has no such list."""
-    layers = getattr(config, "layer_types", None)
-    return getattr(config, "sliding_window", None) is not None and (layers is None or "sliding_attention" in layers)
+def window_problems(config: Any, *, windowed: bool) -> Iterator[str]:
+    """A window of attention that is shorter than the positions.
+
+    Args:
+        windowed: whether a layer sees only `sliding_window` positions.
+    """
+    window, positions = getattr(config, "sliding_window", None), config.max_position_embeddings
+    if windowed and (window is None or window < positions):
+        yield f"sliding-window attention ({window} of {positions} positions)"
+
+
+def names_windows(config: Any) -> bool:
+    """Whether `layer_types` has layers of other attention than the full one."""
+    return any(layer != "full_attention" for layer in getattr(config, "layer_types", None) or ())

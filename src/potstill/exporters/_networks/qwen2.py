@@ -1,15 +1,17 @@
 """Qwen 2 and 2.5: Llama's network with biases of q, k and v."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from potstill.edges.models import head_width
 from potstill.exporters._networks import Network, register
-from potstill.exporters._networks._decoder import STRETCHED, decoder_keys, decoder_problems
+from potstill.exporters._networks._decoder import STRETCHED, decoder_keys, decoder_problems, names_windows, window_problems
 from potstill.exporters._rope import rope_type
 
 
-def _problems(config: Any) -> Any:
-    return decoder_problems(config, (*STRETCHED, "llama3"))
+def _problems(config: Any) -> Iterator[str]:
+    yield from decoder_problems(config, (*STRETCHED, "llama3"))
+    yield from window_problems(config, windowed=names_windows(config))
 
 
 def _architecture(config: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from potstill.exporters._networks import Network, register
-from potstill.exporters._networks._decoder import STRETCHED, decoder_keys, decoder_problems
+from potstill.exporters._networks._decoder import STRETCHED, decoder_keys, decoder_problems, names_windows, window_problems
 
 EVERY = 4  # llama.cpp's smollm3 rotates in all layers but each fourth, whatever the file says
 
@@ -18,13 +18,12 @@ def _architecture(config: Any) -> str:
 
 
 def _problems(config: Any) -> Iterator[str]:
-    if _architecture(config) == "llama":
-        yield from decoder_problems(config, (*STRETCHED, "llama3"))
-        return
-    yield from decoder_problems(config)
-    if _rotated(config) != [layer % EVERY != EVERY - 1 for layer in range(config.num_hidden_layers)]:
+    as_llama = _architecture(config) == "llama"
+    yield from decoder_problems(config, (*STRETCHED, "llama3") if as_llama else STRETCHED)
+    yield from window_problems(config, windowed=names_windows(config))
+    if not as_llama and _rotated(config) != [layer % EVERY != EVERY - 1 for layer in range(config.num_hidden_layers)]:
         yield f"layers without rotary positions other than each {EVERY}th, as a cut by layers leaves them"
-    if config.attention_bias or config.mlp_bias:
+    if not as_llama and (config.attention_bias or config.mlp_bias):
         yield "biases"
 
 
