@@ -105,6 +105,7 @@ def test_what_llamacpp_tokenises_otherwise_is_refused(case: str, tmp_path: Path)
 
 ADDED: dict[str, tuple[str, AddedToken, bool]] = {
     "raw": ("gemma", AddedToken("<x>", normalized=False), True),
+    "raw, of two characters that nothing merges": ("gemma", AddedToken("=>", normalized=False), True),
     "raw, with a blank": ("gemma", AddedToken("a b", normalized=False), True),
     "raw, Llama 2's": ("llama", AddedToken("<x>", normalized=False), True),
     "normalised": ("gemma", AddedToken("<x>", normalized=True), True),
@@ -123,7 +124,7 @@ def test_added_tokens_are_found_where_the_tokenizer_finds_them_or_refused(case: 
     tokenizer.add_tokens([token])
     problems = problems_of(tokenizer)
     assert ["is looked for after blanks are written as ▁" in problem for problem in problems] == ([] if fine else [True])
-    texts = ["a<x>b", "a <x> b", "<x>", " <x>", "a b", "a▁b", "x a b y", "<s>a b<s> <x>"]
+    texts = ["a<x>b", "a <x> b", "<x>", " <x>", "a b", "a▁b", "x a b y", "<s>a b<s> <x>", "a=>b", " => ==>"]
     assert same_ids(tokenizer, tmp_path, texts) is fine
 
 

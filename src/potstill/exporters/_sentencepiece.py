@@ -39,6 +39,7 @@ def sentencepiece_problems(backend: Mapping[str, Any], added: Sequence[Any], tok
     """Why llama.cpp could not tokenise as this tokenizer does, apart from where it finds added tokens.
 
     Args:
+        added: tokens that are cut out of a text before it is merged.
         tokens: of the file, by id.
     """
     model = backend["model"]
@@ -61,7 +62,8 @@ def sentencepiece_problems(backend: Mapping[str, Any], added: Sequence[Any], tok
                 f"the added token {token.content!r} is looked for after blanks are written as {_BLANK}, and llama.cpp "
                 f"looks for it before; add it with normalized = False, or {INSTEAD}"
             )
-    yield from _merged_otherwise(_ranks(merges), tokens)
+    cut_out = {token.content for token in added}
+    yield from _merged_otherwise(_ranks(merges), [token for token in tokens if token not in cut_out])
 
 
 def is_blanks(token: Any) -> bool:
