@@ -22,7 +22,13 @@ class Refused(Exception):
     """llama.cpp did not take the file; holds its last words."""
 
 
-def ask(file: Path, prompts: Sequence[list[int]] = (), texts: Sequence[str] = (), words: int = 0) -> dict[str, Any]:
+def ask(
+    file: Path,
+    prompts: Sequence[list[int]] = (),
+    texts: Sequence[str] = (),
+    words: int = 0,
+    spelt: Sequence[list[int]] = (),
+) -> dict[str, Any]:
     """What llama.cpp answers.
 
     Args:
@@ -30,11 +36,14 @@ def ask(file: Path, prompts: Sequence[list[int]] = (), texts: Sequence[str] = ()
         texts: `ids` of the answer holds for each its token ids, special tokens read as such.
         words: when set, `answers` holds instead of `logp` the greedy text of so many tokens after each prompt, and why
             it ended: "stop" or "length".
+        spelt: token ids; `texts` of the answer holds what they spell.
 
     Raises:
         Refused: llama.cpp could not open the file, or died.
     """
-    question = json.dumps({"file": str(file), "prompts": list(prompts), "texts": list(texts), "words": words})
+    question = json.dumps(
+        {"file": str(file), "prompts": list(prompts), "texts": list(texts), "words": words, "spelt": list(spelt)}
+    )
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
         [sys.executable, __file__], input=question, text=True, capture_output=True, env={**os.environ, "PYTHONPATH": path}
@@ -71,7 +80,7 @@ def _main() -> None:
     def complete(prompt: list[int], **more: Any) -> Any:
         return server.handle_completions({"prompt": prompt, "temperature": 0, "cache_prompt": False, **more})["choices"][0]
 
-    answer: dict[str, Any] = {"logp": [], "ids": [], "answers": [], "props": post("/props")}
+    answer: dict[str, Any] = {"logp": [], "ids": [], "texts": [], "answers": [], "props": post("/props")}
     letter = post("/tokenize", {"content": "a"})["tokens"][0]
     for prompt in question["prompts"]:
         if question["words"]:
@@ -85,6 +94,8 @@ def _main() -> None:
     for text in question["texts"]:
         asked = {"content": text, "add_special": True, "parse_special": True}
         answer["ids"].append(post("/tokenize", asked)["tokens"])
+    for ids in question["spelt"]:
+        answer["texts"].append(post("/detokenize", {"tokens": ids})["content"])
     print("\n" + json.dumps(answer), flush=True)
     os._exit(0)
 

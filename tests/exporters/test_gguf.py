@@ -9,7 +9,8 @@ from tiny_export import QWEN2_REGEX, ROWS, TEMPLATE, split_then_bytes, train_tok
 
 from potstill.core.errors import UserError
 from potstill.exporters import Exporter
-from potstill.exporters._network import q4_0_bytes, row_order
+from potstill.exporters._rope import row_order
+from potstill.exporters._tensors import q4_0_bytes
 from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
 from potstill.exporters.gguf import Gguf
 from potstill.quant.gptq import round_to_nearest
@@ -19,6 +20,9 @@ from potstill.quant.packed import Packed
 LLAMA3_REGEX = QWEN2_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 F32, F16, Q4_0, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q4_0", "Q8_0"))
 HEADS = {"q_proj": 4, "k_proj": 2}
+PAIRED = ("llama", "mistral", "smollm3")  # families whose rotary rows llama.cpp wants in pairs
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral", "smollm3", "gemma3", "gpt2")
+ARCHITECTURES = {"mistral": "llama"}  # where llama.cpp's name is another
 SHORT_NAMES = {
     "llama": {
         "input_layernorm": "attn_norm",
@@ -30,6 +34,13 @@ SHORT_NAMES = {
         "mlp.gate_proj": "ffn_gate",
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
+        "self_attn.q_norm": "attn_q_norm",
+        "self_attn.k_norm": "attn_k_norm",
+    },
+    "gemma3": {
+        "post_attention_layernorm": "post_attention_norm",
+        "pre_feedforward_layernorm": "ffn_norm",
+        "post_feedforward_layernorm": "post_ffw_norm",
     },
     "gpt2": {
         "ln_1": "attn_norm",
@@ -69,17 +80,20 @@ def gguf_name(name: str, family: str) -> str:
     if stem in outer:
         return f"{outer[stem]}.{kind}"
     index, short = stem.split(".", 3)[2:]
-    return f"blk.{index}.{SHORT_NAMES['gpt2' if family == 'gpt2' else 'llama'][short]}.{kind}"
+    own = SHORT_NAMES["gpt2"] if family == "gpt2" else SHORT_NAMES["llama"] | SHORT_NAMES.get(family, {})
+    return f"blk.{index}.{own[short]}.{kind}"
 
 
 def expected_tensors(model: Any, family: str) -> dict[str, torch.Tensor]:
-    """Every parameter as llama.cpp wants it: Conv1D transposed, Llama's q and k with paired rotary rows."""
+    """Every parameter as llama.cpp wants it: Conv1D transposed, q and k with paired rotary rows, Gemma's norms with their 1."""
     expected = {}
     for name, parameter in model.named_parameters():
         value = parameter.detach()
         if family == "gpt2" and ".c_" in name and value.ndim == 2:
             value = value.T
-        heads = HEADS.get(name.split(".")[-2]) if family == "llama" else None
+        if family == "gemma3" and "norm" in name:
+            value = value + 1
+        heads = HEADS.get(name.split(".")[-2]) if family in PAIRED else None
         if heads:
             half = len(value) // heads // 2
             rows = [head * 2 * half + part * half + i for head in range(heads) for i in range(half) for part in (0, 1)]
@@ -89,7 +103,7 @@ def expected_tensors(model: Any, family: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("embeddings", ["f16", "q8_0"])
 def test_every_tensor_is_there_in_its_type_with_its_values(family, tied, embeddings, build, tokenizer, tmp_path) -> None:
     model = build(family, tied=tied)
@@ -171,13 +185,14 @@ def test_paired_rotary_rows_give_the_attention_of_halves() -> None:
     def scores(rotated_q, rotated_k):
         return np.einsum("hdt,hds->hts", rotated_q.reshape(2, 8, 5), rotated_k.reshape(2, 8, 5))
 
-    reorder_q, reorder_k = (row_order(f"model.layers.0.self_attn.{part}.weight", Config) for part in ("q_proj", "k_proj"))
+    names = [f"model.layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj")]
+    reorder_q, reorder_k = (row_order(name, Config, "llama") for name in names)
     halves = scores(rotate_halves(q), rotate_halves(k))
     np.testing.assert_allclose(scores(rotate_pairs(reorder_q(q)), rotate_pairs(reorder_k(k))), halves, atol=1e-12)
     assert not np.allclose(scores(rotate_pairs(q), rotate_pairs(k)), halves)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
     model = build(family)
     packed = quantised(model)
@@ -198,17 +213,21 @@ def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
             "vocab_size": ROWS,
             "context_length": 128,
             "embedding_length": 64,
-            "block_count": 2,
+            "block_count": {"smollm3": 5, "gemma3": 7}.get(family, 2),
             "feed_forward_length": 256 if family == "gpt2" else 96,
             "attention.head_count": 4,
             "attention.head_count_kv": 4 if family == "gpt2" else 2,
             f"attention.{eps}": pytest.approx(1e-5 if family == "gpt2" else 1e-6),
         }
         if family != "gpt2":
-            own |= {"rope.freq_base": 1_000_000.0, "rope.dimension_count": 16}
-            own |= {"attention.key_length": 16, "attention.value_length": 16}
+            width = 32 if family in ("qwen3", "gemma3") else 16
+            own |= {"rope.freq_base": 1_000_000.0, "rope.dimension_count": width}
+            own |= {"attention.key_length": width, "attention.value_length": width}
+        if family == "gemma3":
+            own |= {"attention.sliding_window": 16, "rope.freq_base_swa": 10_000.0}
+        architecture = ARCHITECTURES.get(family, family)
         assert keys == {
-            "general.architecture": family,
+            "general.architecture": architecture,
             "general.name": "my student",
             "general.file_type": file_type,
             "general.quantization_version": 2,
@@ -219,7 +238,7 @@ def test_every_key_is_there(family, build, tokenizer, tmp_path) -> None:
             "tokenizer.ggml.add_bos_token": False,
             "tokenizer.ggml.add_eos_token": False,
             "tokenizer.chat_template": TEMPLATE,
-        } | {f"{family}.{key}": value for key, value in own.items()}
+        } | {f"{architecture}.{key}": value for key, value in own.items()}
 
 
 def test_a_layer_kept_at_full_precision_stands_as_f16(build, tokenizer, tmp_path) -> None:
@@ -317,8 +336,8 @@ def test_what_the_format_cannot_hold_is_refused(build, tokenizer, tmp_path) -> N
     narrow = build("qwen2", width=48)
     refused(narrow, "divisible by 32, not 48", quantised(narrow), types=("q4_0",), embeddings="q8_0")
     other = build("qwen2")
-    other.config.model_type = "mistral"
-    refused(other, "knows qwen2, llama and gpt2, not 'mistral'")
+    other.config.model_type = "olmo2"
+    refused(other, "knows gemma3_text, gpt2, llama, mistral, qwen2, qwen3, smollm3, not 'olmo2'")
 
 
 def test_sentencepiece_and_endless_tokenizers_are_refused() -> None:
@@ -327,7 +346,7 @@ def test_sentencepiece_and_endless_tokenizers_are_refused() -> None:
 
     sentencepiece = Tokenizer(models.BPE({"<0x00>": 0, "a": 1}, [], byte_fallback=True))
     problems = vocabulary_problems(PreTrainedTokenizerFast(tokenizer_object=sentencepiece), ROWS)
-    assert "byte-level BPE tokenizers, not SentencePiece" in problems[0]
+    assert "a token for every byte, never merged, and the tokenizer lacks 255" in problems[1]
     endless = train_tokenizer([byte_level()])
     endless.eos_token = None
     assert vocabulary_problems(endless, ROWS) == [

@@ -1,4 +1,4 @@
-"""A pretrained model through the exporter and llama.cpp."""
+"""Pretrained models through the exporter and llama.cpp."""
 
 import os
 import unicodedata
@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from llamacpp import ask, needs_llamacpp
+from strings import TEXTS as ANY_TEXTS
+from strings import random_texts
 
 from potstill.edges.models import load_stored, load_tokenizer
 from potstill.exporters.gguf import Gguf
@@ -15,7 +17,7 @@ from potstill.exporters.gguf import Gguf
 REAL = os.environ.get("POTSTILL_REAL_MODELS", "")
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not REAL, reason="set POTSTILL_REAL_MODELS to a folder that holds smollm2"),
+    pytest.mark.skipif(not REAL, reason="set POTSTILL_REAL_MODELS to a folder that holds smollm2 and gemma3"),
     needs_llamacpp,
 ]
 TEXTS = [
@@ -47,3 +49,34 @@ def test_smollm2_says_the_same_in_llamacpp(smollm2: tuple[Any, Any], tmp_path: P
     ((text, reason),) = ask(file, [prompt], words=40)["answers"]
     assert text == "The capital of Peru is Lima."
     assert reason == "stop"
+
+
+SPANISH = [
+    "La capital del Perú es Lima, y la de Ecuador es Quito.",
+    "El alambique calienta el mosto hasta que el espíritu se eleva, y entonces se recoge el corazón del destilado.",
+    "¿Cuántos habitantes tiene la ciudad? Unos diez millones, según el último censo.",
+]
+
+
+@pytest.fixture(scope="module")
+def gemma3() -> tuple[Any, Any]:
+    where = f"path:{REAL}/gemma3"
+    return load_stored(where), load_tokenizer(where)
+
+
+def test_gemma3_says_the_same_in_llamacpp(gemma3: tuple[Any, Any], tmp_path: Path) -> None:
+    """In float16: KL of its next words to llama.cpp's, at several places of Spanish sentences."""
+    model, tokenizer = gemma3
+    (file,) = Gguf(types=("f16",)).write(model, tokenizer, {}, tmp_path)
+    rows = [tokenizer(text).input_ids for text in SPANISH]
+    assert all(row[0] == tokenizer.bos_token_id for row in rows)
+    prompts = [row[:length] for row in rows for length in (4, len(row))]
+    texts = [*ANY_TEXTS, *random_texts(200, "ban d,:a-=\n"), "</s>", "<end_of_turn>\n", "[multimodal]", "\n" * 40]
+    answer = ask(file, prompts, texts)
+    assert answer["ids"] == [tokenizer(text).input_ids for text in texts]
+    for prompt, found in zip(prompts, answer["logp"], strict=True):
+        with torch.no_grad():
+            logp_V = model.float()(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+        assert len(found) == len(logp_V) == 262_144
+        logq_V = torch.tensor([found[id] for id in range(len(logp_V))])
+        assert float((logp_V.exp() * (logp_V - logq_V)).sum()) < 1e-3

@@ -142,6 +142,53 @@ def test_rotary_embeddings_of_other_kinds_are_refused(fields: dict[str, Any], wo
     assert words in problem
 
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0}
+THETA = {"rope_type": "default", "rope_theta": 10_000.0}
+SLIDING = {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}
+
+
+@pytest.mark.parametrize(
+    "family, fields, words",
+    [
+        ("mistral", {"sliding_window": 16}, "sliding-window attention (16 of 128 positions)"),
+        ("mistral", {"sliding_window": 16, "layer_types": ["full_attention"] * 2}, "sliding-window attention"),
+        ("llama", SLIDING, "sliding-window attention (16 of 128 positions)"),
+        ("llama", {"sliding_window": 16}, "sliding-window attention"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window attention"),
+        ("qwen2", SLIDING, "sliding-window attention (16 of 128 positions)"),
+        ("mistral", {"hidden_act": "gelu"}, "the activation 'gelu'"),
+        ("mistral", {"rope_parameters": DYNAMIC}, "rotary embeddings of type 'dynamic'"),
+        ("qwen3", SLIDING, "sliding-window attention (16 of 128 positions)"),
+        ("qwen3", {"attention_bias": True}, "biases of attention"),
+        ("qwen3", {"rope_parameters": LLAMA3}, "rotary embeddings of type 'llama3'"),
+        ("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1]}, "layers without rotary positions other than each 4th"),
+        ("smollm3", {"no_rope_layers": [1, 1, 1, 0, 0]}, "layers without rotary positions other than each 4th"),
+        ("smollm3", {"attention_bias": True}, "biases"),
+        ("smollm3", {"mlp_bias": True}, "biases"),
+        ("smollm3", {"rope_parameters": LLAMA3}, "rotary embeddings of type 'llama3'"),
+        ("smollm3", {"sliding_window": 16, "layer_types": ["sliding_attention"] * 5}, "sliding-window attention"),
+        ("gemma3", {"attention_bias": True}, "biases of attention"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "a softcap of attention"),
+        ("gemma3", {"use_bidirectional_attention": True}, "attention to later tokens"),
+        ("gemma3", {"hidden_activation": "relu"}, "the activation 'relu'"),
+        ("gemma3", {"rope_parameters": {"full_attention": LLAMA3, "sliding_attention": THETA}}, "of type 'llama3'"),
+        ("gemma3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": THETA}}, "of type 'yarn'"),
+        ("gemma3", {"rope_parameters": {"full_attention": THETA, "sliding_attention": YARN}}, "of type 'yarn'"),
+    ],
+)
+def test_what_llamacpp_does_not_compute_is_refused(family: str, fields: dict[str, Any], words: str, tokenizer: Any) -> None:
+    config = tiny_model(family).config
+    assert Gguf().problems(config, tokenizer, quantised=False) == []
+    for name, value in fields.items():
+        setattr(config, name, value)
+    (problem,) = Gguf().problems(config, tokenizer, quantised=False)
+    assert problem.startswith("the gguf exporter cannot express ")
+    assert words in problem
+    assert problem.endswith("; export 'safetensors' instead")
+
+
 @pytest.mark.parametrize("field", ["end_of_word_suffix", "continuing_subword_prefix"])
 def test_bpe_of_another_make_is_refused(field: str, tokenizer: Any) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers

@@ -14,7 +14,8 @@ from potstill.core.errors import UserError
 from potstill.exporters import Exporter
 from potstill.exporters._ends import end_ids
 from potstill.exporters._keys import Keys, write_keys
-from potstill.exporters._network import BLOCK, architecture_of, network_keys, network_problems, tensors
+from potstill.exporters._networks import architecture_of, network_keys, network_problems
+from potstill.exporters._tensors import BLOCK, tensors
 from potstill.exporters._vocabulary import MOST_ENDS, vocabulary_keys, vocabulary_problems
 
 Type = Literal["f32", "f16", "q4_0"]
@@ -27,7 +28,7 @@ class Gguf(Exporter, kind="gguf"):
     The q4_0 file repacks the solver's codes and scales bit for bit and quantises nothing again; layers that were kept at
     full precision are f16 in it. Norms and biases are f32 in every file. Other types of a quantised model hold its four-bit
     weights too, and say so in their name (`model-q4_0-as-f16.gguf`): for full precision export the model that was quantised.
-    Qwen2, Llama and GPT-2.
+    Qwen 2 and 3, Llama, Mistral, Gemma 3 (text), SmolLM 3 and GPT-2.
     """
 
     types: Literal["auto"] | tuple[Type, ...] = Field(
