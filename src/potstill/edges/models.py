@@ -11,7 +11,16 @@ from potstill.core.errors import UserError
 from potstill.edges.families import Logits, logits_of
 from potstill.edges.hub import INDEX, WEIGHTS, commit_of, files_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
 from potstill.edges.known import KNOWN
-from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, form_of, load_tokenizer, shared_vocabulary
+from potstill.edges.vocabulary import (
+    Model,
+    Tokenizer,
+    check_rows,
+    check_vocabulary,
+    form_of,
+    load_tokenizer,
+    other_tokens,
+    shared_vocabulary,
+)
 from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
 
 MASKED = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen")  # older files hold their causal masks
@@ -37,6 +46,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "load_head",
     "load_model",
     "load_tokenizer",
+    "other_tokens",
     "positions_of",
     "save_model",
     "shared_vocabulary",
