@@ -46,6 +46,22 @@ def hub_errors(name: str):
         ) from error
 
 
+def gguf_of(where: str) -> Path | None:
+    """The GGUF file that `path:` names; None for anything else.
+
+    Raises:
+        UserError: no such file.
+    """
+    scheme, _, rest = where.partition(":")
+    file = Path(os.path.expanduser(rest))
+    if scheme != "path" or file.suffix.lower() != ".gguf" or file.is_dir():
+        return None
+    if not file.is_file():
+        near = suggest(file.name, [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else [])
+        raise UserError(f"path:{rest}: no such file{near}")
+    return file
+
+
 def folder_of(where: str) -> Path | None:
     """The local folder that `path:` names, checked; None for a hub name.
 
@@ -61,7 +77,9 @@ def folder_of(where: str) -> Path | None:
         raise UserError(f"path:{rest}: no such folder{near}")
     refuse_adapter(folder, where)
     if not (folder / "config.json").is_file():
-        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved")
+        files = sorted(file.name for file in folder.glob("*.[gG][gG][uU][fF]"))
+        named = f"; name the GGUF file itself: path:{(Path(rest) / files[0]).as_posix()}" if files else ""
+        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved{named}")
     return folder
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from potstill.core.artifact import fingerprint
 from potstill.core.errors import UserError
-from potstill.edges.hub import commit_of, folder_of, hub_errors, hub_name, library
+from potstill.edges import gguf_files
+from potstill.edges.hub import commit_of, folder_of, gguf_of, hub_errors, hub_name, library
 
 Model = Any  # transformers.PreTrainedModel
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
@@ -16,6 +17,8 @@ def load_tokenizer(where: str) -> Tokenizer:
     Raises:
         UserError: there is none, or the hub cannot be reached.
     """
+    if (gguf := gguf_of(where)) is not None:
+        return gguf_files.tokenizer_of(gguf_files.read(where, gguf))
     transformers = library()
     folder = folder_of(where)
     if folder is None:
