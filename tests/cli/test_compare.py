@@ -107,6 +107,24 @@ def test_one_tokenizer_keeps_nats_per_token(root: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_gguf_file_of_a_model_has_its_scores(root: Path) -> None:
+    from potstill.exporters.gguf import Gguf
+
+    (root / "files").mkdir()
+    (file,) = Gguf(types=("f32",)).write(
+        load_model(f"path:{root / 'a'}"), load_tokenizer(f"path:{root / 'a'}"), {}, root / "files"
+    )
+    report = json.loads(call(*words(root, "folder=a", f"file={file}", out="gguf"), "--json").stdout)
+    folder, found = report["rows"]
+    assert found["metrics"] == folder["metrics"]
+    assert found["bytes"] == file.stat().st_size
+    assert [v["difference"] for v in report["verdicts"]] == [0.0, 0.0]
+    assert "the scores are the same" in report["headline"]["sentence"]
+    asked = call("compare", f"a=path:{root / 'files'}", f"b=path:{root / 'b'}", "--data", str(root / "rows.jsonl"))
+    assert asked.exit_code == 2
+    assert f"name the GGUF file itself: path:{file}" in asked.stderr
+
+
 @pytest.mark.parametrize(
     ("models", "more", "told"),
     [

@@ -32,7 +32,8 @@ REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXTS = [
     "", " ", "  ", "\n", " \n\n\t x  ", "a\r\nb\r\n\r\nc", "tabs\t\there", "1", "12", "123", "1234567 3.14 10,000 x² ½ ٣٤٥",
     "It's 12 o'clock: don't wait!", "I'LL THEY'RE we've you'd 'twas", "¿Qué tal, naïve café? ¡Olé! año, pingüino",
-    "e\u0301 cafe\u0301 A\u030a", "日本語 中文 한국어", "สวัสดี مرحبا שלום Ελλάδα", "👍🏽 👨‍👩‍👧 🇵🇪", "a\x04b", "\U000f0000 \u200b\u00a0x",
+    "e\u0301 cafe\u0301 A\u030a", "日本語 中文 한국어", "สวัสดี مرحبا שלום Ελλάδα", "👍🏽 👨‍👩‍👧 🇵🇪",
+    "a\x04b", "\U000f0000 \u200b\u00a0x",
     "def f(x):\n\treturn x+1  # ok", "<|im_start|>user\nhi<|im_end|>\n", "x<tool>y <tool> z", "<|endoftext|><|endoftext|>",
     "http://a.b/c?d=1&e=2", "________ ------- ....", "CamelCase snake_case kebab-case", "'", "''s", "x'S y'T", "ﬁ ﬂ Å Å",
 ]  # fmt: skip
@@ -227,6 +228,29 @@ def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
     assert bytes_of(copy) == path.stat().st_size
 
 
+def test_training_goes_on_from_a_file_as_from_its_folder(tmp_path: Path) -> None:
+    from tiny_parts import write_rows
+
+    from potstill.recipe.parse import parse_recipe
+    from potstill.run.runner import run_recipe
+
+    model, tokenizer = network("qwen2"), trained("qwen2")
+    tokenizer.chat_template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    save_model(model, tokenizer, tmp_path / "folder")
+    (tmp_path / "files").mkdir()
+    wheres = [f"path:{tmp_path / 'folder'}", exported(model, tmp_path / "files", tokenizer=tokenizer)]
+    training = {"optim": {"steps": 2, "batch_size": 4}, "validation": {"times": 0}}
+    kd = {"name": "kd", "kind": "distill", "student": wheres[0], "teacher": wheres[1], **training}
+    stages = [{"name": f"from{i}", "kind": "sft", "model": where, **training} for i, where in enumerate(wheres)]
+    data = {"kind": "jsonl", "path": str(write_rows(tmp_path / "rows.jsonl", 40))}
+    prompts = {"max_tokens": 120, "max_prompt_tokens": 90}
+    table = {"name": "tiny", "data": data, "prompts": prompts, "stage": [*stages, kd]}
+    done = run_recipe(parse_recipe(table), tmp_path / "run")
+    one, other = (load_model(f"path:{done[f'from{i}'].folder}").state_dict() for i in range(2))
+    assert all(torch.equal(other[name], value) for name, value in one.items())
+    assert done["kd"].summary["steps"] == 2
+
+
 # Refusals
 
 
@@ -309,7 +333,7 @@ TOKENIZER_CHANGES = {
     "an unknown cut": ({"tokenizer.ggml.pre": "tekken"}, "names 'tekken' for how its tokenizer cuts text"),
     "no cut": ({"tokenizer.ggml.pre": None}, "does not name how its tokenizer cuts text (tokenizer.ggml.pre; known: deepseek"),
     "the way of old files": ({"tokenizer.ggml.pre": "default"}, "names 'default' for how its tokenizer cuts text"),
-    "SentencePiece": ({"tokenizer.ggml.model": "llama"}, "its tokenizer is of llama.cpp's kind 'llama', and only byte-level BPE"),
+    "SentencePiece": ({"tokenizer.ggml.model": "llama"}, "its tokenizer is of llama.cpp's kind 'llama', and only"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, "it holds no tokenizer"),
     "no merges": ({"tokenizer.ggml.merges": None}, "it holds no tokenizer.ggml.merges; convert the model again"),
     "merges of others": ({"tokenizer.ggml.merges": ["zz qq"]}, "its tokens and merges do not fit together"),
@@ -359,6 +383,15 @@ def test_files_that_are_something_else_are_refused(file: Path, tmp_path: Path) -
     assert "no such file; did you mean 'model-00001-of-00003.gguf'?" in refusal(
         config_of, tmp_path / "model-00001-of-00002.gguf"
     )
+
+
+def test_ollamas_files_need_no_ending(file: Path, tmp_path: Path) -> None:
+    blob = tmp_path / "sha256-0123abcd"
+    blob.write_bytes(file.read_bytes())
+    assert torch.equal(logits(load_model(f"path:{blob}")), logits(load_model(f"path:{file}")))
+    (tmp_path / "model.safetensors").write_bytes(b"12345678")
+    told = refusal(config_of, tmp_path / "model.safetensors")
+    assert told.endswith("is a file and not a GGUF file; name the folder that holds config.json and the weights")
 
 
 def test_a_folder_with_nothing_but_a_file_says_how_to_name_it(file: Path, tmp_path: Path) -> None:
