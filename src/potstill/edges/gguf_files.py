@@ -386,6 +386,11 @@ def _qwen3(file: Gguf) -> Any:
     return library().Qwen3Config(**_shape(file), use_sliding_window=False)
 
 
+def _smollm3(file: Gguf) -> Any:
+    """Every fourth layer has no rotary embeddings: llama.cpp does not ask the file."""
+    return library().SmolLM3Config(**_shape(file), no_rope_layer_interval=4, use_sliding_window=False)
+
+
 def _gpt2(file: Gguf) -> Any:
     heads = _whole(file, "attention.head_count")
     if _whole(file, "attention.head_count_kv", heads) != heads:
@@ -406,6 +411,7 @@ _ARCHITECTURES = {
     "llama": _Architecture(frozenset(_COUNTS | _ROTARY), _llama, pairs=True),
     "qwen2": _Architecture(frozenset(_COUNTS | _ROTARY), _qwen2),
     "qwen3": _Architecture(frozenset(_COUNTS | _ROTARY), _qwen3),
+    "smollm3": _Architecture(frozenset(_COUNTS | _ROTARY), _smollm3, pairs=True),
     "gpt2": _Architecture(frozenset(_COUNTS | {"attention.layer_norm_epsilon"}), _gpt2),
 }
 
