@@ -10,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from llamacpp import ask, needs_llamacpp
 
 from potstill.core.errors import UserError
 from potstill.edges.models import (
@@ -195,6 +196,182 @@ def test_the_cuts_differ_so_that_a_lost_name_would_be_seen(cut: str, tmp_path: P
     assert [mine(text).input_ids for text in TEXTS] != [other(text).input_ids for text in TEXTS]
 
 
+# Files of llama.cpp's own converter
+
+
+def converted(model: Any, architecture: str, tokenizer: dict[str, Any], path: Path, **own: Any) -> str:
+    """A file as llama.cpp's converter writes it, independently of the package's exporter."""
+    config = model.config
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    keys = {
+        "vocab_size": config.vocab_size, "context_length": config.max_position_embeddings,
+        "block_count": len(model.model.layers),
+        "embedding_length": config.hidden_size, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps), "attention.key_length": width,
+        "attention.value_length": width, **own,
+    }  # fmt: skip
+    writer = gguf.GGUFWriter(path, architecture)
+    _add_keys(writer, {f"{architecture}.{key}": value for key, value in keys.items()} | tokenizer)
+    names = gguf.get_tensor_name_map({v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}[architecture], len(model.model.layers))
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().numpy()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads and architecture in ("llama", "smollm3"):
+            values = values.reshape(heads, 2, width // 2, -1).swapaxes(1, 2).reshape(values.shape)
+        if architecture == "gemma3" and name.endswith("norm.weight"):
+            values = values + 1
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return f"path:{path}"
+
+
+def decoder(family: str) -> tuple[Any, dict[str, Any]]:
+    """A tiny network and the keys of its own."""
+    import transformers as t
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 4, "head_dim": 32}
+    shape |= {"num_key_value_heads": 2, "vocab_size": 460, "tie_word_embeddings": True, "max_position_embeddings": 128}
+    shape |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0}}
+    torch.manual_seed(0)
+    own: dict[str, Any] = {"rope.freq_base": 1_000_000.0}
+    match family:
+        case "qwen3":
+            model = t.Qwen3ForCausalLM(t.Qwen3Config(**(shape | rope)))
+        case "smollm3":
+            model = t.SmolLM3ForCausalLM(t.SmolLM3Config(**(shape | rope)))
+        case "mistral":
+            model = t.MistralForCausalLM(t.MistralConfig(**(shape | rope | {"sliding_window": None})))
+        case _:
+            more = {"sliding_window": 16, "query_pre_attn_scalar": 32, "final_logit_softcapping": 9.0}
+            theta = {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1_000_000.0}}}
+            model = t.Gemma3ForCausalLM(t.Gemma3TextConfig(**(shape | more | theta)))
+            own |= {"attention.sliding_window": 16, "final_logit_softcapping": 9.0}
+            own |= {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0}
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    for name, parameter in model.named_parameters():  # less of the inner layer: llama.cpp looks its GELU up in float16
+        parameter.data -= 0.9 * name.endswith("post_feedforward_layernorm.weight")
+    return model.eval(), own
+
+
+ARCHITECTURES = {"qwen3": "qwen3", "smollm3": "smollm3", "mistral": "llama", "gemma3": "gemma3"}
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_files_of_other_families_compute_what_transformers_does(family: str, tmp_path: Path) -> None:
+    model, own = decoder(family)
+    where = converted(model, ARCHITECTURES[family], sentencepiece_keys(sentencepiece("gemma")), tmp_path / "m.gguf", **own)
+    assert weight_problems(where) == []
+    assert (logits(load_model(where)) - logits(model)).abs().max() < 1e-5
+
+
+def sentencepiece(blanks: str) -> Any:
+    """BPE over ▁ with tokens for bytes, in which each way to make a token of two others is a merge."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    written = normalizers.Replace(" ", "▁")
+    first = Tokenizer(models.BPE())
+    first.normalizer = written
+    first.train_from_iterator(SPOKEN * 5, trainers.BpeTrainer(vocab_size=180, show_progress=False, special_tokens=[]))
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    runs = ["▁" * length for length in range(2, 9)]
+    vocab = {
+        name: id for id, name in enumerate(dict.fromkeys([*special, *runs, *sorted(first.get_vocab(), key=first.token_to_id)]))
+    }
+    pieces = [name for name in vocab if name not in special and len(name) > 1]
+    merges = [(name[:i], name[i:]) for name in pieces for i in range(1, len(name)) if name[:i] in vocab and name[i:] in vocab]
+    backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), written]) if blanks == "llama" else written
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if blanks == "llama" else steps)
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special[:3]])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+SPOKEN = [
+    "The still heats the wash until its spirit rises.",
+    "no, no, no: banana bandana",
+    "a  b   c    d",
+    "aaaa aaaaaa",
+    "====-----",
+]
+MIXED = [
+    *TEXTS,
+    *SPOKEN,
+    "▁",
+    " ▁a",
+    "<s>",
+    "<s> a",
+    "a<s>b",
+    "<0x41>",
+    "x" * 50,
+    " " * 20,
+    "ban  and ,aaa=== -- an",
+    "aaaaaaa bb",
+]
+
+
+def sentencepiece_keys(tokenizer: Any, *, given: bool = False) -> dict[str, Any]:
+    """Keys as the converter writes them; with `given`, blanks as tokens that SentencePiece was given, all of one score."""
+    vocab = tokenizer.get_vocab()
+    names = sorted(vocab, key=vocab.__getitem__)
+    types = [2, 3, 3, *[6] * 256, *[1] * (len(names) - 259), *[5] * (460 - len(names))]
+    names += [f"[PAD{id}]" for id in range(len(names), 460)]
+    scores = [-float(id) for id in range(len(names))]
+    if given:
+        for id, name in enumerate(names):
+            if len(name) > 1 and not name.strip("▁"):
+                names[id], types[id], scores[id] = " " * len(name), 4, -1000.0
+    return {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": names,
+        "tokenizer.ggml.scores": scores, "tokenizer.ggml.token_type": types, "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": "Prepend" in tokenizer.backend_tokenizer.to_str(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("blanks", ["gemma", "llama"])
+def test_sentencepiece_cuts_text_as_before(blanks: str, given: bool, tmp_path: Path) -> None:
+    tokenizer = sentencepiece(blanks)
+    keys = sentencepiece_keys(tokenizer, given=given)
+    found = load_tokenizer(converted(decoder("mistral")[0], "llama", keys, tmp_path / "m.gguf", **{"rope.freq_base": 1e6}))
+    assert {text: found(text).input_ids for text in MIXED} == {text: tokenizer(text).input_ids for text in MIXED}
+    for text in MIXED:
+        assert found.decode(tokenizer(text).input_ids) == tokenizer.decode(tokenizer(text).input_ids)
+    assert shared_vocabulary(tokenizer, found) == len(tokenizer)
+    assert found.special_tokens_map == tokenizer.special_tokens_map
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("blanks", ["gemma", "llama"])
+def test_llamacpp_reads_the_same_file_alike(blanks: str, tmp_path: Path) -> None:
+    model, own = decoder("gemma3")
+    where = converted(model, "gemma3", sentencepiece_keys(sentencepiece(blanks)), tmp_path / "m.gguf", **own)
+    texts = [text for text in MIXED if unicodedata.is_normalized("NFC", text)]
+    prompt = list(range(260, 300))
+    answer = ask(tmp_path / "m.gguf", [prompt], texts)
+    assert answer["ids"] == [load_tokenizer(where)(text).input_ids for text in texts]
+    with torch.no_grad():
+        logp = load_model(where)(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    assert max(abs(float(logp[id]) - value) for id, value in answer["logp"][0].items()) < 1e-3
+
+
+def test_scores_that_leave_the_order_open_are_refused(tmp_path: Path) -> None:
+    keys = sentencepiece_keys(sentencepiece("gemma"))
+    keys["tokenizer.ggml.scores"] = [0.0] * len(keys["tokenizer.ggml.scores"])
+    where = converted(decoder("mistral")[0], "llama", keys, tmp_path / "m.gguf", **{"rope.freq_base": 1e6})
+    with pytest.raises(UserError, match="have one score, so that no rank can say which is merged first"):
+        load_tokenizer(where)
+
+
 def test_templates_of_several_names_are_all_there(tmp_path: Path) -> None:
     tokenizer = trained("qwen2")
     tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
@@ -263,19 +440,7 @@ def rewritten(
     found |= keys or {}
     made = path.with_name(f"rewritten-{abs(hash(repr((keys, sorted(tensors or {})))))}.gguf")
     writer = gguf.GGUFWriter(made, found.pop("general.architecture"))
-    for name, value in found.items():
-        if value is not None:
-            match value:
-                case bool():
-                    writer.add_bool(name, value)
-                case int():
-                    writer.add_uint32(name, value)
-                case float():
-                    writer.add_float32(name, value)
-                case str():
-                    writer.add_string(name, value)
-                case _:
-                    writer.add_array(name, value)
+    _add_keys(writer, found)
     for tensor in reader.tensors:
         change = (tensors or {}).get(tensor.name, ())
         if change is None:
@@ -289,6 +454,23 @@ def rewritten(
     writer.write_tensors_to_file()
     writer.close()
     return made
+
+
+def _add_keys(writer: Any, keys: dict[str, Any]) -> None:
+    for name, value in keys.items():
+        match value:
+            case None:
+                continue
+            case bool():
+                writer.add_bool(name, value)
+            case int():
+                writer.add_uint32(name, value)
+            case float():
+                writer.add_float32(name, value)
+            case str():
+                writer.add_string(name, value)
+            case _:
+                writer.add_array(name, value)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +488,7 @@ def refusal(ask: Callable[[str], Any], path: Path) -> str:
 NETWORK_CHANGES = {
     "general.architecture": (
         "mamba",
-        "the architecture 'mamba' is not read from GGUF files (known: gpt2, llama, qwen2, qwen3)",
+        "the architecture 'mamba' is not read from GGUF files (known: gemma3, gpt2, llama,",
     ),
     "qwen2.attention.sliding_window": (4096, "its key 'qwen2.attention.sliding_window' = 4096 is not known here"),
     "qwen2.some.new_thing": (0.5, "its key 'qwen2.some.new_thing' = 0.5 is not known here, and without it this would be"),
@@ -333,7 +515,8 @@ TOKENIZER_CHANGES = {
     "an unknown cut": ({"tokenizer.ggml.pre": "tekken"}, "names 'tekken' for how its tokenizer cuts text"),
     "no cut": ({"tokenizer.ggml.pre": None}, "does not name how its tokenizer cuts text (tokenizer.ggml.pre; known: deepseek"),
     "the way of old files": ({"tokenizer.ggml.pre": "default"}, "names 'default' for how its tokenizer cuts text"),
-    "SentencePiece": ({"tokenizer.ggml.model": "llama"}, "its tokenizer is of llama.cpp's kind 'llama', and only"),
+    "another kind": ({"tokenizer.ggml.model": "t5"}, "its tokenizer is of llama.cpp's kind 't5', and only byte-"),
+    "no scores": ({"tokenizer.ggml.model": "llama"}, "it holds no tokenizer.ggml.scores; convert the model again"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, "it holds no tokenizer"),
     "no merges": ({"tokenizer.ggml.merges": None}, "it holds no tokenizer.ggml.merges; convert the model again"),
     "merges of others": ({"tokenizer.ggml.merges": ["zz qq"]}, "its tokens and merges do not fit together"),

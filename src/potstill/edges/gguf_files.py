@@ -7,9 +7,11 @@ passed over in silence makes another model of it. The format: github.com/ggml-or
 import math
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -219,6 +221,9 @@ _ROTARY = {
     "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
     "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.finetuned",
 }  # fmt: skip
+_WINDOWS = {
+    "attention.sliding_window", "attention.sliding_window_pattern", "rope.freq_base_swa", "final_logit_softcapping",
+}  # fmt: skip
 _NEUTRAL = {"expert_count": 0, "expert_used_count": 0, "attention.sliding_window": 0, "attention.causal": True}  # these values
 
 
@@ -391,6 +396,40 @@ def _smollm3(file: Gguf) -> Any:
     return library().SmolLM3Config(**_shape(file), no_rope_layer_interval=4, use_sliding_window=False)
 
 
+def _gemma3(file: Gguf) -> Any:
+    """Gemma 3, text alone. llama.cpp divides scores by the root of a head's width, in the 27B by that of heads side by side."""
+    shape, own = _shape(file), file.own
+    layers, window = shape["num_hidden_layers"], own.get("attention.sliding_window", 0)
+    full, theta = shape.pop("rope_parameters"), _short(own.get("rope.freq_base_swa", 10_000.0))
+    beside = shape["hidden_size"] // shape["num_attention_heads"]
+    softcap = own.get("final_logit_softcapping")
+    return library().Gemma3TextConfig(
+        **shape,
+        layer_types=["sliding_attention" if slides else "full_attention" for slides in _sliding(file, layers, window)],
+        sliding_window=window or shape["max_position_embeddings"],
+        rope_parameters={"full_attention": full, "sliding_attention": {"rope_type": "default", "rope_theta": theta}},
+        query_pre_attn_scalar=beside if layers == _GEMMA_27B else shape["head_dim"],
+        final_logit_softcapping=_short(softcap) if softcap else None,
+    )
+
+
+def _sliding(file: Gguf, layers: int, window: int) -> list[bool]:
+    """Which layers see a window alone: as the file says, else all but each sixth."""
+    pattern = file.own.get("attention.sliding_window_pattern", 6)
+    if not window:
+        return [False] * layers
+    if isinstance(pattern, int):
+        return [layer % pattern < pattern - 1 for layer in range(layers)]
+    if len(pattern) < layers:
+        raise file.refuse(
+            f"its attention.sliding_window_pattern names {len(pattern)} of {layers} layers; convert the model again"
+        )
+    return [bool(slides) for slides in pattern[:layers]]
+
+
+_GEMMA_27B = 62  # layers
+
+
 def _gpt2(file: Gguf) -> Any:
     heads = _whole(file, "attention.head_count")
     if _whole(file, "attention.head_count_kv", heads) != heads:
@@ -412,6 +451,7 @@ _ARCHITECTURES = {
     "qwen2": _Architecture(frozenset(_COUNTS | _ROTARY), _qwen2),
     "qwen3": _Architecture(frozenset(_COUNTS | _ROTARY), _qwen3),
     "smollm3": _Architecture(frozenset(_COUNTS | _ROTARY), _smollm3, pairs=True),
+    "gemma3": _Architecture(frozenset(_COUNTS | _ROTARY | _WINDOWS), _gemma3),
     "gpt2": _Architecture(frozenset(_COUNTS | {"attention.layer_norm_epsilon"}), _gpt2),
 }
 
@@ -460,6 +500,8 @@ def _order(file: Gguf, config: Any, name: str) -> tuple[Order, bool]:
     layer = name.split(".")[-2:][0]
     if config.model_type == "gpt2" and layer in ("c_attn", "c_proj", "c_fc") and name.endswith(".weight"):
         return (lambda array: array.T), True
+    if config.model_type == "gemma3_text" and layer.endswith("norm"):  # llama.cpp multiplies by what transformers adds to 1
+        return (lambda array: array - 1), False
     heads = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(layer)
     if heads is None or not _ARCHITECTURES[file.architecture].pairs:
         return (lambda array: array), False
@@ -503,7 +545,9 @@ _CUTS = {
     "smollm": _Cut(digits=True),
     "gpt-2": _Cut(),
 }
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # llama.cpp's token types
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # llama.cpp's token types
+_GIVEN_BLANKS = -1  # ours: of runs of blanks that SentencePiece was given as tokens
+_BLANK = "▁"
 _PADDING = re.compile(r"\[+PAD\d+\]+")
 
 
@@ -511,24 +555,59 @@ def tokenizer_of(file: Gguf) -> Any:
     """The tokenizer of a file, with its chat template.
 
     Raises:
-        UserError: it holds none, one that is no byte-level BPE, or one that cuts text in a way that is not known here.
+        UserError: it holds none, or one that cuts text in a way that is not known here.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    cut = _cut_of(file)
+    names, types = _tokens(file)
+    match kind := file.keys.get("tokenizer.ggml.model"):
+        case "gpt2":
+            backend, begins = _byte_level(file, names, types)
+        case "llama":
+            backend, begins = _sentencepiece(file, names, types)
+        case None:
+            raise file.refuse("it holds no tokenizer; take a file that has one")
+        case _:
+            raise file.refuse(
+                f"its tokenizer is of llama.cpp's kind '{kind}', and only byte-level BPE ('gpt2') and SentencePiece's BPE "
+                "('llama') are read; name the model's transformers folder or hub name instead"
+            )
+    _add_tokens(backend, names, types)
+    _add_ends(file, backend, names, begins=begins)
+    if len(names) > _rows(file):
+        raise file.refuse(f"it has {len(names):,} tokens and {_rows(file):,} embeddings; download it again")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, **_special(file, names), **_template(file)
+    )
+
+
+def _tokens(file: Gguf) -> tuple[list[str], list[int]]:
+    """Names and types by id. Runs of blanks that SentencePiece was given as tokens are written as it writes them."""
     names = _list(file, "tokens")
-    types = _list(file, "token_type") if "tokenizer.ggml.token_type" in file.keys else [1] * len(names)
-    merges = [tuple(merge.split(" ", 1)) for merge in _list(file, "merges")]
+    types = _list(file, "token_type") if "tokenizer.ggml.token_type" in file.keys else [_NORMAL] * len(names)
     if len(types) != len(names):
         raise file.refuse(f"it has {len(names):,} tokens and {len(types):,} token types; download it again")
-    vocabulary = {
-        name: id
-        for id, (name, type) in enumerate(zip(names, types, strict=True))
-        if not (type == _UNUSED and _PADDING.fullmatch(name))
-    }
+    if file.keys.get("tokenizer.ggml.model") == "llama":
+        blanks = [type == _USER_DEFINED and not name.strip(" ") for name, type in zip(names, types, strict=True)]
+        names = [name.replace(" ", _BLANK) if blank else name for name, blank in zip(names, blanks, strict=True)]
+        types = [_GIVEN_BLANKS if blank else type for type, blank in zip(types, blanks, strict=True)]
+    return names, types
+
+
+def _vocabulary(names: list[str], types: list[int]) -> dict[str, int]:
+    """Ids by name, without the entries that only fill the embedding's rows."""
+    entries = enumerate(zip(names, types, strict=True))
+    return {name: id for id, (name, type) in entries if not (type == _UNUSED and _PADDING.fullmatch(name))}
+
+
+def _byte_level(file: Gguf, names: list[str], types: list[int]) -> tuple[Any, bool]:
+    """GPT-2's kind of BPE, and whether texts begin with BOS where the file does not say."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    cut = _cut_of(file)
+    merges = [tuple(merge.split(" ", 1)) for merge in _list(file, "merges")]
     try:
-        backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut.whole_words))
+        backend = Tokenizer(models.BPE(vocab=_vocabulary(names, types), merges=merges, ignore_merges=cut.whole_words))
     except Exception as error:
         raise file.refuse(f"its tokens and merges do not fit together ({str(error)[:160]}); download it again") from error
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not cut.split)
@@ -537,14 +616,79 @@ def tokenizer_of(file: Gguf) -> Any:
     backend.decoder = decoders.ByteLevel()
     if cut.composes:
         backend.normalizer = normalizers.NFC()
-    _add_tokens(backend, names, types)
-    _add_ends(file, backend, names, cut)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, **_special(file, names), **_template(file)
+    return backend, cut.begins
+
+
+def _sentencepiece(file: Gguf, names: list[str], types: list[int]) -> tuple[Any, bool]:
+    """BPE over text whose blanks are written ▁, with a token for each byte, and whether texts begin with BOS by themselves.
+
+    llama.cpp merges two pieces whenever their joined text is a token, the token of the highest score first and the leftmost of
+    these. All ways to make a token of two others, in the order of the tokens' scores, do the same: where one token could be
+    made in two places, both hold the same two pieces.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    vocabulary, scores = _vocabulary(names, types), _list(file, "scores")
+    lost = [byte for byte in range(256) if f"<0x{byte:02X}>" not in vocabulary]
+    if lost or len(scores) != len(names):
+        what = f"no token for {len(lost)} of 256 bytes" if lost else f"{len(scores):,} scores for {len(names):,} tokens"
+        raise file.refuse(f"its tokenizer has {what}; download the file again")
+    unknown = file.keys.get("tokenizer.ggml.unknown_token_id")
+    backend = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(file, vocabulary, types, scores),
+            unk_token=names[unknown] if unknown is not None else None,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
     )
-    if (max(vocabulary.values()) + 1) > _rows(file):
-        raise file.refuse(f"it has {len(names):,} tokens and {_rows(file):,} embeddings; download it again")
-    return tokenizer
+    prefixed = bool(file.keys.get("tokenizer.ggml.add_space_prefix", True))
+    written = normalizers.Replace(" ", _BLANK)
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend(_BLANK), written]) if prefixed else written
+    steps = [decoders.Replace(_BLANK, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if prefixed else steps)
+    return backend, True
+
+
+def _merges(file: Gguf, vocabulary: Mapping[str, int], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+    """All ways to make a token of two others, the token of the highest score first.
+
+    Raises:
+        UserError: two tokens that could be made have one score, so that the place in a text decides between them.
+    """
+    plain = {name: id for name, id in vocabulary.items() if types[id] in (_NORMAL, _GIVEN_BLANKS)}
+    # given blanks are found in the raw text, so before anything else
+    score = {name: math.inf if types[id] == _GIVEN_BLANKS else scores[id] for name, id in plain.items()}
+    ways = {
+        name: pairs
+        for name in plain
+        if len(name) > 1
+        and (pairs := [(name[:i], name[i:]) for i in range(1, len(name)) if name[:i] in plain and name[i:] in plain])
+    }
+    shared = {value for value, count in Counter(map(score.__getitem__, ways)).items() if count > 1}
+    ways = {name: pairs for name, pairs in ways.items() if score[name] not in shared or _made(name, score)}
+    order = sorted(ways, key=lambda name: -score[name])
+    tied = (pair for pair in pairwise(order) if score[pair[0]] == score[pair[1]] < math.inf)
+    for one, other in tied:
+        raise file.refuse(
+            f"its tokens {one!r} and {other!r} have one score, so that no rank can say which is merged first; "
+            "name the model's transformers folder or hub name instead"
+        )
+    return [pair for name in order for pair in ways[name]]
+
+
+def _made(name: str, score: Mapping[str, float]) -> bool:
+    """Whether llama.cpp merges a token's own text into that token."""
+    pieces = list(name)
+    while len(pieces) > 1:
+        joined = [left + right for left, right in pairwise(pieces)]
+        able = [place for place, text in enumerate(joined) if text in score]
+        if not able:
+            return False
+        place = max(able, key=lambda place: (score[joined[place]], -place))
+        pieces[place : place + 2] = [joined[place]]
+    return True
 
 
 def _list(file: Gguf, name: str) -> list[Any]:
@@ -555,14 +699,6 @@ def _list(file: Gguf, name: str) -> list[Any]:
 
 
 def _cut_of(file: Gguf) -> _Cut:
-    kind = file.keys.get("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise file.refuse(
-            "it holds no tokenizer"
-            if kind is None
-            else f"its tokenizer is of llama.cpp's kind '{kind}', and only byte-level BPE "
-            "('gpt2') is read; name the model's transformers folder or hub name instead"
-        )
     name = file.keys.get("tokenizer.ggml.pre")
     if name in _CUTS:
         return _CUTS[name]
@@ -586,27 +722,25 @@ def _add_tokens(backend: Any, names: list[str], types: list[int]) -> None:
     """Tokens that are found in the raw text, before it is cut; each keeps its id, because the vocabulary has it already."""
     from tokenizers import AddedToken
 
-    of_type = {
-        kind: [name for name, type in zip(names, types, strict=True) if type == kind] for kind in (_CONTROL, _USER_DEFINED)
-    }
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in of_type[_CONTROL]])
-    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in of_type[_USER_DEFINED]])
+    special = [name for name, type in zip(names, types, strict=True) if type in (_UNKNOWN, _CONTROL)]
+    others = [name for name, type in zip(names, types, strict=True) if type == _USER_DEFINED]
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in others])
 
 
-def _add_ends(file: Gguf, backend: Any, names: list[str], cut: _Cut) -> None:
+def _add_ends(file: Gguf, backend: Any, names: list[str], *, begins: bool) -> None:
     """BOS before a text and EOS after it, where the file says so."""
-    from tokenizers.processors import ByteLevel, TemplateProcessing
+    from tokenizers.processors import TemplateProcessing
 
     ids = {"bos": file.keys.get("tokenizer.ggml.bos_token_id"), "eos": file.keys.get("tokenizer.ggml.eos_token_id")}
     wanted = {
-        "bos": file.keys.get("tokenizer.ggml.add_bos_token", cut.begins and ids["bos"] is not None),
+        "bos": file.keys.get("tokenizer.ggml.add_bos_token", begins and ids["bos"] is not None),
         "eos": file.keys.get("tokenizer.ggml.add_eos_token", False),
     }
     for end, put in wanted.items():
         if put and ids[end] is None:
             raise file.refuse(f"it asks for {end.upper()} around texts and names no such token; convert the model again")
     if not any(wanted.values()):
-        backend.post_processor = ByteLevel(trim_offsets=False)
         return
     used = {names[ids[end]]: ids[end] for end, put in wanted.items() if put}
     pieces = [*([names[ids["bos"]]] if wanted["bos"] else []), "$A", *([names[ids["eos"]]] if wanted["eos"] else [])]
