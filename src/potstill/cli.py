@@ -216,9 +216,9 @@ def compare(
     \b
     potstill compare base=hf:ORG/NAME tuned=path:FOLDER --data rows.jsonl
 
-    A model is hf:ORG/NAME or path:FOLDER. The first model, or the one called base, is what the others are compared with.
-    --set changes any other field: data.response=output names a column, prompts.format=alpaca a form for models without a chat
-    template, study.primary=nll the metric that decides.
+    A model is hf:ORG/NAME, path:FOLDER or path:FILE.gguf. The first model, or the one called base, is what the others are
+    compared with. --set changes any other field: data.response=output names a column, prompts.format=alpaca a form for models
+    without a chat template, study.primary=nll the metric that decides.
     """
     from potstill.commands.compare import comparison, in_words_of, models_of
 

@@ -521,6 +521,10 @@ TOKENIZER_CHANGES = {
     "no merges": ({"tokenizer.ggml.merges": None}, "it holds no tokenizer.ggml.merges; convert the model again"),
     "merges of others": ({"tokenizer.ggml.merges": ["zz qq"]}, "its tokens and merges do not fit together"),
     "an end beyond": ({"tokenizer.ggml.eos_token_id": 9999}, "its eos_token has id 9999, and there are 352 tokens"),
+    "BOS beyond": (
+        {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 9999},
+        "its bos_token has id 9999, and there are 352 tokens",
+    ),
     "BOS without one": ({"tokenizer.ggml.add_bos_token": True}, "it asks for BOS around texts and names no such token"),
 }  # fmt: skip
 

@@ -560,11 +560,12 @@ def tokenizer_of(file: Gguf) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     names, types = _tokens(file)
+    special = _special(file, names)
     match kind := file.keys.get("tokenizer.ggml.model"):
         case "gpt2":
             backend, begins = _byte_level(file, names, types)
         case "llama":
-            backend, begins = _sentencepiece(file, names, types)
+            backend, begins = _sentencepiece(file, names, types, special.get("unk_token"))
         case None:
             raise file.refuse("it holds no tokenizer; take a file that has one")
         case _:
@@ -573,12 +574,10 @@ def tokenizer_of(file: Gguf) -> Any:
                 "('llama') are read; name the model's transformers folder or hub name instead"
             )
     _add_tokens(backend, names, types)
-    _add_ends(file, backend, names, begins=begins)
+    _add_ends(file, backend, special, begins=begins)
     if len(names) > _rows(file):
         raise file.refuse(f"it has {len(names):,} tokens and {_rows(file):,} embeddings; download it again")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, **_special(file, names), **_template(file)
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special, **_template(file))
 
 
 def _tokens(file: Gguf) -> tuple[list[str], list[int]]:
@@ -619,7 +618,7 @@ def _byte_level(file: Gguf, names: list[str], types: list[int]) -> tuple[Any, bo
     return backend, cut.begins
 
 
-def _sentencepiece(file: Gguf, names: list[str], types: list[int]) -> tuple[Any, bool]:
+def _sentencepiece(file: Gguf, names: list[str], types: list[int], unknown: str | None) -> tuple[Any, bool]:
     """BPE over text whose blanks are written ▁, with a token for each byte, and whether texts begin with BOS by themselves.
 
     llama.cpp merges two pieces whenever their joined text is a token, the token of the highest score first and the leftmost of
@@ -633,12 +632,11 @@ def _sentencepiece(file: Gguf, names: list[str], types: list[int]) -> tuple[Any,
     if lost or len(scores) != len(names):
         what = f"no token for {len(lost)} of 256 bytes" if lost else f"{len(scores):,} scores for {len(names):,} tokens"
         raise file.refuse(f"its tokenizer has {what}; download the file again")
-    unknown = file.keys.get("tokenizer.ggml.unknown_token_id")
     backend = Tokenizer(
         models.BPE(
             vocab=vocabulary,
             merges=_merges(file, vocabulary, types, scores),
-            unk_token=names[unknown] if unknown is not None else None,
+            unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,
         )
@@ -728,23 +726,23 @@ def _add_tokens(backend: Any, names: list[str], types: list[int]) -> None:
     backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in others])
 
 
-def _add_ends(file: Gguf, backend: Any, names: list[str], *, begins: bool) -> None:
+def _add_ends(file: Gguf, backend: Any, special: Mapping[str, str], *, begins: bool) -> None:
     """BOS before a text and EOS after it, where the file says so."""
     from tokenizers.processors import TemplateProcessing
 
-    ids = {"bos": file.keys.get("tokenizer.ggml.bos_token_id"), "eos": file.keys.get("tokenizer.ggml.eos_token_id")}
+    named = {"bos": special.get("bos_token"), "eos": special.get("eos_token")}
     wanted = {
-        "bos": file.keys.get("tokenizer.ggml.add_bos_token", begins and ids["bos"] is not None),
+        "bos": file.keys.get("tokenizer.ggml.add_bos_token", begins and named["bos"] is not None),
         "eos": file.keys.get("tokenizer.ggml.add_eos_token", False),
     }
-    for end, put in wanted.items():
-        if put and ids[end] is None:
-            raise file.refuse(f"it asks for {end.upper()} around texts and names no such token; convert the model again")
-    if not any(wanted.values()):
-        return
-    used = {names[ids[end]]: ids[end] for end, put in wanted.items() if put}
-    pieces = [*([names[ids["bos"]]] if wanted["bos"] else []), "$A", *([names[ids["eos"]]] if wanted["eos"] else [])]
-    backend.post_processor = TemplateProcessing(single=pieces, special_tokens=list(used.items()))
+    around = {end: named[end] or "" for end, put in wanted.items() if put}
+    lost = next((end for end, name in around.items() if not name), None)
+    if lost is not None:
+        raise file.refuse(f"it asks for {lost.upper()} around texts and names no such token; convert the model again")
+    if around:
+        pieces = [name for name in (around.get("bos"), "$A", around.get("eos")) if name]
+        ids = [(name, backend.token_to_id(name)) for name in around.values()]
+        backend.post_processor = TemplateProcessing(single=pieces, special_tokens=ids)
 
 
 def _special(file: Gguf, names: list[str]) -> dict[str, str]:
