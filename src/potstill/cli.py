@@ -88,8 +88,10 @@ def main() -> None:
 @guarded
 def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """The whole still on a small bilingual task: needs no file, no network and no GPU."""
+    from potstill.run import preflight
+
     _spread(processes)
-    _run(shipped("quickstart.toml"), overrides, out, quiet, as_json)
+    _run(lambda: preflight.load(shipped("quickstart.toml"), overrides), out, quiet, as_json)
 
 
 @main.command()
@@ -185,8 +187,58 @@ def plan(
 @guarded
 def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
+    from potstill.run import preflight
+
     _spread(processes)
-    _run(_recipe_path(recipe), overrides, out, quiet, as_json)
+    _run(lambda: preflight.load(_recipe_path(recipe), overrides), out, quiet, as_json)
+
+
+@main.command()
+@click.argument("models", nargs=-1, metavar="NAME=MODEL NAME=MODEL...")
+@click.option("--data", required=True, metavar="FILE", help="Rows to score, all of them: .jsonl, .csv or .parquet.")
+@click.option("--teacher", metavar="NAME", help="The model that the others are measured by: share kept, KL.")
+@click.option("--rows", type=click.IntRange(1), help="Score this number of rows, drawn by a hash.  [default: all]")
+@click.option("--metrics", metavar="KIND,KIND", help="What to measure, the deciding metric first; see `potstill list metric`.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.  [default: 128]")
+@SET
+@OUT
+@QUIET
+@JSON
+@guarded
+def compare(
+    models: tuple[str, ...],
+    data: str,
+    teacher: str | None,
+    rows: int | None,
+    metrics: str | None,
+    max_new_tokens: int | None,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Score finished models on the same rows and say which is better, with intervals; trains nothing.
+
+    \b
+    potstill compare base=hf:ORG/NAME tuned=path:FOLDER --data rows.jsonl
+
+    A model is hf:ORG/NAME, path:FOLDER or path:FILE.gguf. The first model, or the one called base, is what the others are
+    compared with. --set changes any other field: data.response=output names a column, prompts.format=alpaca a form for models
+    without a chat template, study.primary=nll the metric that decides.
+    """
+    from potstill.commands.compare import comparison, in_words_of, models_of
+
+    recipe = comparison(
+        models,
+        data,
+        teacher=teacher,
+        rows=rows,
+        metrics=metrics,
+        max_new_tokens=max_new_tokens,
+        overrides=overrides,
+    )
+    with in_words_of(models_of(recipe)):
+        _run(lambda: recipe, out, quiet, as_json)
 
 
 @main.command(name="list")
@@ -284,17 +336,16 @@ def _spread(processes: int) -> None:
         sys.exit(ranks.launch(["--module", "potstill", *sys.argv[1:]], processes))
 
 
-def _run(recipe: Path, overrides: tuple[str, ...], out: Path | None, quiet: bool, as_json: bool) -> None:
+def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json: bool) -> None:
     import shlex
 
     from potstill.core.progress import Progress
     from potstill.edges import ranks
-    from potstill.run import preflight
     from potstill.run.runner import run_recipe
 
     command = shlex.join(["potstill", *sys.argv[1:]])
     with ranks.joined():  # under torchrun a mistake in the recipe, too, is reported once
-        found = preflight.load(recipe, overrides)
+        found = recipe()
         folder = out or Path("runs") / found.name
         progress = Progress("quiet" if quiet else "auto")
         done = run_recipe(found, folder, progress=progress, command=command, stopper=click.get_current_context().obj)

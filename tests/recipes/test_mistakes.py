@@ -241,7 +241,8 @@ ONE_MISTAKE = {
     ),
     "nothing to train on": (
         BASE + 'data = { kind = "primer", splits = { validation = 0.5, test = 0.5 } }',
-        "base.data.splits  validation + test = 1 leaves no row to train on",
+        "base.data.splits  validation + test = 1 leaves no row to train on; where nothing is trained, "
+        "set validation = 0 and test = 1",
     ),
     "unmeasured verdict": (
         STUDIED + 'primary = "bleu"',

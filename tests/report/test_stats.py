@@ -561,3 +561,72 @@ def test_a_student_cut_out_of_its_base_is_not_said_to_be_hurt_by_fine_tuning(bas
     metrics = (MetricInfo(name="m", title="M", unit="0–100"),)
     found = analyse(Study(metrics=metrics, primary="m", rows=rows, tokens=(1,) * 30, examples=examples), resamples=200)
     assert found.verdicts[0].sentence.startswith(f"{says}: SFT is worse than Base by 20.0")
+
+
+def _given(means: dict[str, float], roles: dict[str, str], N: int = 40) -> Study:
+    """Models of one metric, their scores a fixed distance apart with a little noise on each row."""
+    rng = np.random.default_rng(3)
+    level_N = rng.uniform(30, 60, N)
+    rows = tuple(
+        ModelRow(name=name, role=roles[name], scores={"m": [(level_N + mean + rng.normal(0, 1, N)).tolist()]})
+        for name, mean in means.items()
+    )
+    examples = tuple(TestRow(key=str(n), prompt="") for n in range(N))
+    metrics = (MetricInfo(name="m", title="M", unit="0–100"),)
+    return Study(metrics=metrics, primary="m", rows=rows, tokens=(1,) * N, examples=examples)
+
+
+def test_candidates_are_compared_with_the_base_and_each_other_and_nothing_is_said_to_have_helped():
+    roles = {"old": "base", "new": "candidate", "alike": "candidate", "big": "teacher"}
+    found = analyse(_given({"old": 0, "new": 10, "alike": 0, "big": 20}, roles), resamples=500)
+    assert {(v.a, v.b): v.verdict for v in found.verdicts if v.key == "compared"} == {
+        ("new", "old"): "better",
+        ("alike", "old"): "not shown",
+        ("big", "old"): "better",
+        ("alike", "new"): "worse",
+        ("big", "new"): "better",
+        ("big", "alike"): "better",
+    }
+    assert found.headline.label == "better"
+    assert found.headline.sentence.startswith("new is better than old by ")
+    assert {(v.a, v.label[-4:]) for v in found.verdicts if v.key == "retention"} == {("new", "kept"), ("alike", "kept")}
+    assert found.ship.name == "new"
+    assert found.ship.sentence == "Ship new: it is better than old and alike."
+    assert any(caveat.startswith("6 pairs of models are compared") for caveat in found.caveats)
+    said = " ".join([found.ship.sentence, *found.caveats, *(f"{v.sentence} {v.label} {v.verdict}" for v in found.verdicts)])
+    assert not any(word in said for word in ("istill", "helped", "hurt", "student", "taught"))
+
+
+def test_where_no_candidate_is_shown_better_the_base_is_kept():
+    found = analyse(_given({"old": 0, "new": 0}, {"old": "base", "new": "candidate"}), resamples=500)
+    (verdict,) = found.verdicts
+    assert (verdict.verdict, verdict.label) == ("not shown", "no difference shown")
+    assert verdict.sentence.startswith("Not shown that new and old differ: new − old is ")
+    assert found.ship.sentence == "Ship old: no other model is shown better than it by M."
+
+
+def test_a_teacher_that_is_not_ahead_of_the_base_leaves_no_share_to_keep():
+    roles = {"old": "base", "new": "candidate", "big": "teacher"}
+    found = analyse(_given({"old": 0, "new": 10, "big": -5}, roles), resamples=500)
+    (share,) = (v for v in found.verdicts if v.key == "retention")
+    assert share.label == "teacher not ahead"
+    assert found.ship.sentence == "Ship new: it is better than old."
+
+
+def test_sums_over_bytes_are_divided_by_the_bytes_of_the_same_rows():
+    """Nats 4 and 8 on answers of 2 and 6 bytes: (4 + 8) / (2 + 6), whatever the tokens."""
+    metrics = (
+        MetricInfo(name="m", title="M", unit="0–100"),
+        MetricInfo(name="nll", title="NLL", unit="nats/byte", higher_is_better=False, over="bytes"),
+    )
+    rows = tuple(
+        ModelRow(name=name, role=role, tokens=tokens, scores={"m": [[5.0] * 10], "nll": [[4.0, 8.0] * 5]})
+        for name, role, tokens in (("a", "base", None), ("b", "candidate", (9,) * 10))
+    )
+    examples = tuple(TestRow(key=str(n), prompt="") for n in range(10))
+    study = Study(metrics=metrics, primary="m", rows=rows, tokens=(2,) * 10, bytes=(2, 6) * 5, examples=examples)
+    found = analyse(study, resamples=100)
+    assert [found.estimates[name]["nll"].value for name in "ab"] == [pytest.approx(1.5)] * 2
+    assert ("b", "a", "nll") in {(v.a, v.b, v.metric) for v in found.verdicts}
+    with pytest.raises(ValueError, match="bytes has 0 entries for 10 test rows"):
+        Study(metrics=metrics, primary="m", rows=rows, tokens=(2,) * 10, examples=examples)

@@ -433,3 +433,11 @@ def test_joined_keys_are_the_connected_components(pairs: list[tuple[int, int]]) 
         leaders = {kin.get(here, here) for here in places}
         assert len(leaders) == 1
         assert leaders <= places
+
+
+def test_a_share_of_one_takes_every_place_for_the_test():
+    """Also the last places, which 2⁶⁴ rounds up to a share of 1."""
+    all_of_it = Splits(validation=0, test=1)
+    assert {all_of_it.at(place) for place in (0, 2**63, 2**64 - 1)} == {"test"}
+    with pytest.raises(ValueError, match="leaves no row to train on"):
+        Splits(validation=0.1, test=1)

@@ -240,17 +240,20 @@ def test_a_study_refuses_short_models_before_it_loads_any(root: Path, tmp_path: 
     assert not list(tmp_path.rglob("partial-*.json"))
 
 
-def test_models_of_other_tokenizers_are_compared_by_text_alone(root: Path, tmp_path: Path) -> None:
+def test_models_of_other_tokenizers_are_compared_by_text_and_by_its_bytes(root: Path, tmp_path: Path) -> None:
     tokenizer = chat_tokenizer(330)
     save_model(tiny_model("qwen2", len(tokenizer)), tokenizer, tmp_path / "small")
     rows = [{"name": "a", "model": f"path:{root / 'chatml'}"}, {"name": "b", "model": f"path:{tmp_path / 'small'}"}]
     table = {"name": "eval", "kind": "evaluate", "study": rows, "decoding": DECODING}
+    asked = {**table, "study": [{**rows[0], "role": "teacher"}, rows[1]], "metrics": ["rouge_l", "kl_to_teacher"]}
     with pytest.raises(
-        UserError, match=r"study\[1\].*nll and kl_to_teacher compare token by token: give `metrics` without them"
+        UserError, match=r"eval\.metrics  kl_to_teacher compares token by token, and b and a have different tok"
     ):
-        run_recipe(recipe(root, {**table, "metrics": ["rouge_l", "nll"]}), tmp_path / "out")
-    found = run_recipe(recipe(root, {**table, "metrics": ["rouge_l"]}), tmp_path / "out")["eval"]
-    assert set(json.loads((found.folder / "study.json").read_text())["rows"][1]["scores"]) == {"rouge_l"}
+        run_recipe(recipe(root, asked), tmp_path / "out")
+    found = run_recipe(recipe(root, {**table, "metrics": ["rouge_l", "nll"]}), tmp_path / "out")["eval"]
+    study = json.loads((found.folder / "study.json").read_text())
+    assert set(study["rows"][1]["scores"]) == {"rouge_l", "nll"}
+    assert study["metrics"][1]["over"] == "bytes"
 
 
 def test_a_speed_past_the_positions_is_refused_by_its_own_field(root: Path, tmp_path: Path) -> None:

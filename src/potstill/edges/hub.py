@@ -46,6 +46,29 @@ def hub_errors(name: str):
         ) from error
 
 
+def gguf_of(where: str) -> Path | None:
+    """The GGUF file that `path:` names, by its ending or, of Ollama's files without one, by its first bytes; else None.
+
+    Raises:
+        UserError: no such file.
+    """
+    scheme, _, rest = where.partition(":")
+    file = Path(os.path.expanduser(rest))
+    if scheme != "path" or file.is_dir():
+        return None
+    if file.suffix.lower() != ".gguf":
+        return file if file.is_file() and _begins(file, b"GGUF") else None
+    if not file.is_file():
+        near = suggest(file.name, [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else [])
+        raise UserError(f"path:{rest}: no such file{near}")
+    return file
+
+
+def _begins(file: Path, data: bytes) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(data)) == data
+
+
 def folder_of(where: str) -> Path | None:
     """The local folder that `path:` names, checked; None for a hub name.
 
@@ -56,12 +79,16 @@ def folder_of(where: str) -> Path | None:
     if scheme == "hf":
         return None
     folder = Path(os.path.expanduser(rest))  # unlike pathlib's, leaves the home of nobody as it is
+    if folder.is_file():
+        raise UserError(f"path:{rest}: is a file and not a GGUF file; name the folder that holds config.json and the weights")
     if not folder.is_dir():
         near = suggest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else [])
         raise UserError(f"path:{rest}: no such folder{near}")
     refuse_adapter(folder, where)
     if not (folder / "config.json").is_file():
-        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved")
+        files = sorted(file.name for file in folder.glob("*.[gG][gG][uU][fF]"))
+        named = f"; name the GGUF file itself: path:{(Path(rest) / files[0]).as_posix()}" if files else ""
+        raise UserError(f"path:{rest}: holds no config.json, so it is not a model that transformers saved{named}")
     return folder
 
 

@@ -9,10 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.edges import gguf_files
 from potstill.edges.families import Logits, logits_of
-from potstill.edges.hub import INDEX, WEIGHTS, commit_of, files_of, folder_of, hub_errors, hub_name, library, refuse_remote_code
+from potstill.edges.hub import (
+    INDEX,
+    WEIGHTS,
+    commit_of,
+    files_of,
+    folder_of,
+    gguf_of,
+    hub_errors,
+    hub_name,
+    library,
+    refuse_remote_code,
+)
 from potstill.edges.known import KNOWN
-from potstill.edges.vocabulary import Model, Tokenizer, check_rows, check_vocabulary, form_of, load_tokenizer, shared_vocabulary
+from potstill.edges.vocabulary import (
+    Model,
+    Tokenizer,
+    check_rows,
+    check_vocabulary,
+    form_of,
+    load_tokenizer,
+    other_tokens,
+    shared_vocabulary,
+)
 from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
 
 MASKED = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen")  # older files hold their causal masks
@@ -38,6 +59,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "load_head",
     "load_model",
     "load_tokenizer",
+    "other_tokens",
     "positions_of",
     "recomputed",
     "save_model",
@@ -61,6 +83,8 @@ def config_of(where: str, offline_shape: bool = False) -> Any:
 
     Of a folder, `tie_word_embeddings` is what its weights say: a head that differs from the embedding is not tied to it.
     """
+    if (gguf := gguf_of(where)) is not None:
+        return gguf_files.config_of(gguf_files.read(where, gguf))
     transformers = library()
     folder = folder_of(where)
     if folder is not None:
@@ -119,7 +143,10 @@ def load_model(where: str, dtype: Any = None) -> Model:
     """
     import torch
 
-    config, folder = _checked(where)
+    config, stored = _checked(where)
+    if gguf_of(where) is not None:
+        return _from_tensors(config, stored, dtype).to(device()).eval()
+    folder = files_of(where)
     try:
         model, info = library().AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -146,27 +173,56 @@ def weight_problems(where: str) -> list[str]:
     Raises:
         UserError: there are no weights, or their files are damaged; as `config_of`.
     """
-    return _problems(config_of(where), stored_in(weight_files(files_of(where))))
+    config = config_of(where)
+    return _problems(config, _stored(where, config), _described(where))
 
 
-def _checked(where: str) -> tuple[Any, Path]:
-    """A model's config, tied or not as its weights are, and the folder of these, which fit it."""
-    config, folder = config_of(where), files_of(where)
-    stored = stored_in(weight_files(folder))
+def _described(where: str) -> str:
+    """What says how a model is built."""
+    return "config.json" if gguf_of(where) is None else "the file's header"
+
+
+def _stored(where: str, config: Any) -> dict[str, Stored]:
+    """All tensors of a model's weight files by name."""
+    if (gguf := gguf_of(where)) is not None:
+        return gguf_files.stored_in(gguf_files.read(where, gguf), config, _shapes(config))
+    return stored_in(weight_files(files_of(where)))
+
+
+def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """Of all weights of a network, by the names that it has for them."""
+    return {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
+
+
+def _from_tensors(config: Any, stored: dict[str, Stored], dtype: Any) -> Model:
+    """A model with the weights of a file that transformers does not load itself."""
+    transformers = library()
+    weights = {name: tensor.read(name) for name, tensor in stored.items()}
+    model, info = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True
+    )
+    left = sorted({*info["missing_keys"], *info["unexpected_keys"]})
+    assert not left, f"weight_problems overlooked {left}"
+    ends = {f"{name}_token_id": getattr(config, f"{name}_token_id") for name in ("eos", "bos", "pad")}
+    model.generation_config = transformers.GenerationConfig(**ends)
+    return model
+
+
+def _checked(where: str) -> tuple[Any, dict[str, Stored]]:
+    """A model's config, tied or not as its weights are, and its weights, which fit it."""
+    config = config_of(where)
+    stored = _stored(where, config)
     config.tie_word_embeddings = _tied(config, stored)
-    problems = _problems(config, stored)
+    problems = _problems(config, stored, _described(where))
     if problems:
         raise UserError(f"{where}: {'; '.join(problems)}")
-    return config, folder
+    return config, stored
 
 
-def _problems(config: Any, stored: dict[str, Stored]) -> list[str]:
-    import torch
-
+def _problems(config: Any, stored: dict[str, Stored], described: str) -> list[str]:
     if getattr(config, "transformers_weights", None) not in (None, WEIGHTS):
         return [f"config.json names weights of its own (transformers_weights); call the file {WEIGHTS} and remove the field"]
-    with torch.device("meta"):
-        shapes = {name: tuple(t.shape) for name, t in library().AutoModelForCausalLM.from_config(config).state_dict().items()}
+    shapes = _shapes(config)
     names = _names(config)
     found = {names.of_model(name, shapes): tensor for name, tensor in stored.items()}
     problems = []
@@ -177,20 +233,21 @@ def _problems(config: Any, stored: dict[str, Stored]) -> list[str]:
         shapes = {name: shape for name, shape in shapes.items() if name in found or name not in (names.head, names.embedding)}
     wrong = sorted(name for name, shape in shapes.items() if name in found and found[name].shape != shape)
     if wrong:
-        seen = f"'{wrong[0]}' is {found[wrong[0]].shape}, config.json asks for {shapes[wrong[0]]}"
-        problems.append(f"the weights do not fit config.json: {seen}; take both from one model")
+        seen = f"'{wrong[0]}' is {found[wrong[0]].shape}, {described} asks for {shapes[wrong[0]]}"
+        problems.append(f"the weights do not fit {described}: {seen}; take both from one model")
     missing = sorted(shapes.keys() - found.keys())
     if missing:
         lost = "1 weight is missing:" if len(missing) == 1 else f"{len(missing)} weights are missing, the first is"
         own = "; if the head is the embedding's matrix, set tie_word_embeddings to true in config.json"
-        problems.append(f"{lost} '{missing[0]}'; the folder is not complete{own if missing == [names.head] else ''}")
+        what = "folder" if described == "config.json" else "file"
+        problems.append(f"{lost} '{missing[0]}'; the {what} is not complete{own if missing == [names.head] else ''}")
     foreign = sorted(name for name in found if name not in shapes and not _harmless(name, config))
     if foreign:
         lost = "1 weight has" if len(foreign) == 1 else f"{len(foreign)} weights have"
         first = "it is" if len(foreign) == 1 else "the first is"
         problems.append(
-            f"{lost} no place in the model that config.json describes, {first} '{foreign[0]}'; without it this would be "
-            "another model: take config and weights from one model"
+            f"{lost} no place in the model that {described} describes, {first} '{foreign[0]}'; without it this would be "
+            f"another model: take {described} and weights from one model"
         )
     coded = sorted(name for name in shapes.keys() & found.keys() if found[name].dtype not in PLAIN)
     if coded:
@@ -267,13 +324,12 @@ def load_head(where: str, dtype: Any = None) -> tuple[Any, Logits]:
     """
     import torch
 
-    config, folder = _checked(where)
-    ends = _ends(config, stored_in(weight_files(folder)))
+    config, stored = _checked(where)
+    ends = _ends(config, stored)
     names = _names(config)
     wanted = [names.embedding, names.head] if config.tie_word_embeddings else [names.head]
     stored_name, tensor = next(ends[name] for name in wanted if name in ends)
     weight = tensor.read(stored_name)
-    stored = stored_in(weight_files(folder))
     bias = {names.of_model(name, (names.bias,)): (name, tensor) for name, tensor in stored.items()}.get(names.bias)
     head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     head.weight = torch.nn.Parameter(weight.to(device(), dtype or torch.float32), requires_grad=False)
@@ -358,6 +414,8 @@ def stored_dtype(where: str) -> Any:
     """
     import torch
 
+    if gguf_of(where) is not None:
+        return torch.float32  # which alone holds decoded weights exactly
     folder = folder_of(where)
     if folder is None:
         return getattr(config_of(where), "dtype", None)

@@ -4,7 +4,8 @@ from typing import Any
 
 from potstill.core.artifact import fingerprint
 from potstill.core.errors import UserError
-from potstill.edges.hub import commit_of, folder_of, hub_errors, hub_name, library
+from potstill.edges import gguf_files
+from potstill.edges.hub import commit_of, folder_of, gguf_of, hub_errors, hub_name, library
 
 Model = Any  # transformers.PreTrainedModel
 Tokenizer = Any  # transformers.PreTrainedTokenizerBase
@@ -16,6 +17,8 @@ def load_tokenizer(where: str) -> Tokenizer:
     Raises:
         UserError: there is none, or the hub cannot be reached.
     """
+    if (gguf := gguf_of(where)) is not None:
+        return gguf_files.tokenizer_of(gguf_files.read(where, gguf))
     transformers = library()
     folder = folder_of(where)
     if folder is None:
@@ -56,6 +59,15 @@ def check_rows(rows: int, tokenizer: Tokenizer, where: str) -> None:
             f"{where}: the tokenizer has {tokens:,} tokens and the model only {rows:,} embeddings; "
             "call model.resize_token_embeddings(len(tokenizer)) and save it again"
         )
+
+
+def other_tokens(first: Tokenizer, other: Tokenizer, first_name: str = "the first", other_name: str = "this one") -> str:
+    """How two tokenizers differ, in words; "" where their tokens mean the same, see `shared_vocabulary`."""
+    try:
+        shared_vocabulary(first, other, first_name, other_name)
+    except UserError as error:
+        return str(error).partition("; white-box")[0]
+    return ""
 
 
 def shared_vocabulary(

@@ -8,7 +8,7 @@ from typing import Any
 
 from potstill.core.artifact import file_hash, fingerprint
 from potstill.core.errors import UserError
-from potstill.edges.hub import INDEX, WEIGHTS, commit_of, folder_of, hub_name, indexed
+from potstill.edges.hub import INDEX, WEIGHTS, commit_of, folder_of, gguf_of, hub_name, indexed
 
 PACKED = "packed.safetensors"
 # what transformers reads beside weights: configuration, tokenizers of all kinds, chat templates
@@ -106,29 +106,34 @@ def stored_in(files: list[Path]) -> dict[str, Stored]:
 
 
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
-    """What identifies a model's content: file hashes for a folder, the commit for a hub name.
+    """What identifies a model's content: file hashes for a folder or a GGUF file, the commit for a hub name.
 
     `hashes` remembers file hashes by path, size and time, so that gigabytes are read once; default: while the process lives.
     """
+    hashes = hashes if hashes is not None else _HASHES
+    if (gguf := gguf_of(where)) is not None:
+        return fingerprint({"gguf": _hash_of(gguf, hashes)})
     folder = folder_of(where)
     if folder is None:
         name, revision = hub_name(where)
         return f"{name}@{commit_of(name, revision)}"
-    hashes = hashes if hashes is not None else _HASHES
     named = [path for pattern in (*READ, PACKED) for path in sorted(folder.glob(pattern))]
     files = [*weight_files(folder), *(path for path in named if path.name != "artifact.json")]
-    found = {}
-    for file in files:
-        stat = file.stat()
-        key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key not in hashes:
-            hashes[key] = file_hash(file)
-        found[file.relative_to(folder).as_posix()] = hashes[key]
-    return fingerprint(found)
+    return fingerprint({file.relative_to(folder).as_posix(): _hash_of(file, hashes) for file in files})
+
+
+def _hash_of(file: Path, hashes: dict[str, Any]) -> Any:
+    stat = file.stat()
+    key = f"{file.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+    if key not in hashes:
+        hashes[key] = file_hash(file)
+    return hashes[key]
 
 
 def bytes_of(folder: Path) -> int:
-    """Bytes of a model's weights on disk; quantised layers count in their packed form."""
+    """Bytes of a model's weights on disk; quantised layers count in their packed form, a GGUF file as it is."""
+    if folder.is_file():
+        return folder.stat().st_size
     files = weight_files(folder)
     packed = folder / PACKED
     if not packed.is_file():

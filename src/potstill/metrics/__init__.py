@@ -33,6 +33,7 @@ class TokenMetric(Metric):
     """Scores every response token from the model's own distribution; averaged over tokens, not rows."""
 
     needs_teacher: ClassVar[bool] = False
+    per_byte: ClassVar[str] = ""  # unit of the sum divided by the text's bytes; "" where the sum depends on how text is cut
 
     @abstractmethod
     def __call__(self, logq_NV: Tensor, target_N: Tensor, logp_NV: Tensor | None) -> Tensor:

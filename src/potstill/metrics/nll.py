@@ -8,9 +8,13 @@ from potstill.metrics import TokenMetric
 
 
 class NLL(TokenMetric, kind="nll"):
-    """−log q(target) in nats per response token, end-of-turn included; its exponential is the perplexity."""
+    """−log q(target) in nats per response token, end-of-turn included; its exponential is the perplexity.
+
+    In a study whose models have different tokenizers: nats per byte of the reference, as UTF-8.
+    """
 
     unit: ClassVar[str] = "nats/token"
+    per_byte: ClassVar[str] = "nats/byte"
     higher_is_better: ClassVar[bool] = False
     title: ClassVar[str] = "NLL"
 

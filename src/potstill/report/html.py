@@ -11,7 +11,8 @@ SHORT_TEXT = 240  # characters of an answer shown before "more"
 MOST_GROUPS = 20
 MOST_PREVIEW = 400  # tokens of a mask preview
 MARKS = {"right": "✓", "partly": "≈", "wrong": "✗", "differs": "≠", "unscored": "·"}
-BADGES = {"helped": "✓", "hurt": "✗", "not shown": "≈", "measured": "%", "in doubt": "?"}
+_FINISHED = ("path:", "hf:")  # models that lie somewhere already, and that no stage of the recipe could export
+BADGES = {"helped": "✓", "hurt": "✗", "better": "✓", "worse": "✗", "not shown": "≈", "measured": "%", "in doubt": "?"}
 
 
 def render_html(report: Mapping[str, Any]) -> str:
@@ -63,6 +64,9 @@ def render_html(report: Mapping[str, Any]) -> str:
             (by, groups[:MOST_GROUPS], len(groups)) for by in ("tag", "language") if len(groups := report["breakdown"][by]) > 1
         ],
         quantized=quantized,
+        of_stage=any(
+            row["name"] == report["ship"]["name"] and not row["model"].startswith(_FINISHED) for row in report["rows"]
+        ),
         previews=_previews(report["data"]),
         trained=_trained(report["data"]),
         provenance=report["provenance"],

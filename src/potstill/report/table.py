@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Report = Mapping[str, Any]
 
-_STYLES = {"helped": "green", "hurt": "red", "not shown": "yellow", "measured": "cyan", "in doubt": "yellow"}
+_STYLES = {"helped": "green", "hurt": "red", "better": "green", "worse": "red"}
+_STYLES |= {"not shown": "yellow", "measured": "cyan", "in doubt": "yellow"}
 _PLAIN = {
     "\N{NO-BREAK SPACE}": " ",
     "✓": "+",

@@ -29,7 +29,7 @@ class Splits(Settings):
     """Shares of the rows kept out of training; a row's split depends on the hash of its key alone."""
 
     validation: float = Field(default=0.05, ge=0, lt=1, description="share of keys for validation")
-    test: float = Field(default=0.1, ge=0, lt=1, description="share of keys for the test")
+    test: float = Field(default=0.1, ge=0, le=1, description="share of keys for the test; 1: no row is trained on")
     near_duplicates: Literal["tell", "drop"] = Field(
         default="tell", description="training rows that nearly repeat a held-out row: count them, or leave them out of training"
     )
@@ -39,8 +39,11 @@ class Splits(Settings):
 
     @model_validator(mode="after")
     def _leave_some_to_train(self) -> "Splits":
-        if self.validation + self.test >= 1:
-            raise ValueError(f"validation + test = {self.validation + self.test:g} leaves no row to train on")
+        if self.validation + self.test >= 1 and (self.validation, self.test) != (0, 1):
+            raise ValueError(
+                f"validation + test = {self.validation + self.test:g} leaves no row to train on; where nothing is trained, "
+                "set validation = 0 and test = 1"
+            )
         return self
 
     def of(self, key: str) -> Split:
@@ -50,7 +53,7 @@ class Splits(Settings):
     def at(self, place: int) -> Split:
         """The split of one of 2⁶⁴ places."""
         share = place / 2**64
-        if share < self.test:
+        if share < self.test or self.test == 1:  # the last places are rounded up to 1
             return "test"
         return "validation" if share < self.test + self.validation else "train"
 

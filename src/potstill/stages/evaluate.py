@@ -27,6 +27,7 @@ from potstill.edges.models import (
     form_of,
     load_model,
     load_tokenizer,
+    other_tokens,
     positions_of,
     shared_vocabulary,
 )
@@ -50,7 +51,7 @@ from potstill.stages.training import hash_order
 from potstill.study.power import TYPICAL_SD, smallest_difference
 from potstill.study.records import NO_PRIMARY, MetricInfo, ModelRow, RowRole, Study, TestRow
 from potstill.study.records import Decoding as StudyDecoding
-from potstill.study.words import reasons
+from potstill.study.words import joined, reasons
 from potstill.teachers.reading import TeacherReads, difference, foreign_form
 from potstill.train.work import Work
 
@@ -60,7 +61,9 @@ class Row(Settings):
 
     name: str = Field(min_length=1, max_length=40, description="as the report prints it")
     model: ModelRef
-    role: RowRole = Field(default="other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher")
+    role: RowRole = Field(
+        default="other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher, candidate"
+    )
 
 
 class Decoding(Settings):
@@ -78,13 +81,15 @@ class Evaluate(DataStage, kind="evaluate"):
     """Measure every model of a study on the same rows: text metrics on generated answers, token metrics on the references.
 
     Each model is asked in the form of its own chat template and stops at its own ends; a row that does not fit one of them is
-    left out for all. Rows trained per seed are measured for each seed. Every generated answer is kept in `answers.jsonl`.
+    left out for all. Where the models' tokenizers differ, nll is per byte of the reference, and kl_to_teacher is taken only of
+    models that share the teacher's. Rows trained per seed are measured for each seed. Every generated answer is kept in
+    `answers.jsonl`.
 
     The summary's `teacher_reads` and `left_out` name the models of another template than the teacher's, with the first
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    # 6: a sample stands alone; 5: origins, teachers, training rows; 4: what was cut; 3: own forms; 2: each seed's teacher
+    # 6: samples stand alone, tokenizers may differ; 5: origins, teachers, training rows; 4: what was cut; 3: own forms
     version: ClassVar[int] = 6
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
@@ -183,17 +188,21 @@ class Evaluate(DataStage, kind="evaluate"):
         """Models whose tokens cannot be compared with the first's, or whose form of the rows the teacher does not read."""
         tokenizers = [outlook.tokenizer(row.model) for row in self.study]
         teacher = self.teacher()
+        theirs = outlook.tokenizer(teacher.model) if teacher is not None and self._asks_for_teacher() else None
+        if None not in tokenizers and (
+            alone := self._no_kin(dict(zip((row.name for row in self.study), tokenizers, strict=True)))
+        ):
+            yield Problem("metrics", alone)
+            return
         for number, (row, tokenizer) in enumerate(zip(self.study, tokenizers, strict=True)):
             place, mine = f"study[{number}].model", tokenizers[0]
             if tokenizer is None or mine is None:
                 continue
-            try:
-                self._vocabulary(mine, tokenizer, self.study[0].name, row.name)
-            except UserError as error:
-                yield Problem(place, str(error), repr(str(row.model)))
+            apart = other_tokens(mine, tokenizer, self.study[0].name, row.name)
+            if apart and self._of_tokens():
+                yield Problem(place, self._unlike(apart, row.name), repr(str(row.model)))
                 continue
-            theirs = outlook.tokenizer(teacher.model) if teacher is not None and self._asks_for_teacher() else None
-            if theirs is None or self.teacher_reads == "student":
+            if theirs is None or self.teacher_reads == "student" or other_tokens(theirs, tokenizer):
                 continue
             try:
                 rows = self.data.examples(self.split)
@@ -201,21 +210,28 @@ class Evaluate(DataStage, kind="evaluate"):
             except UserError as error:
                 yield Problem(place, f"{error}; or leave kl_to_teacher out", repr(str(row.model)))
 
-    def _vocabulary(self, first: Tokenizer, other: Tokenizer, first_name: str, other_name: str) -> int:
-        """Leading token ids that mean the same to two models; 0 where no metric needs them.
+    def _of_tokens(self) -> list[str]:
+        """The metrics whose values depend on how a tokenizer cuts text."""
+        return [str(m.kind) for m in self.metrics if isinstance(m, TokenMetric) and not m.per_byte and not m.needs_teacher]
 
-        Raises:
-            UserError: their tokenizers differ, and a metric is of tokens.
+    def _unlike(self, apart: str, name: str) -> str:
+        """Why models of different tokenizers cannot be compared by these metrics, and the remedy."""
+        return f"{apart}; {joined(self._of_tokens())} of them have no common unit: give `metrics` without, or leave {name} out"
+
+    def _no_kin(self, tokenizers: Mapping[str, Tokenizer]) -> str:
+        """Why a metric against the teacher that was asked for by name can be taken of no other model; "" where it can.
+
+        Args:
+            tokenizers: of each study model, by its name.
         """
-        if not any(isinstance(metric, TokenMetric) for metric in self.metrics):
-            return 0
-        try:
-            return shared_vocabulary(first, other, first_name, other_name)
-        except UserError as error:
-            raise UserError(
-                f"{str(error).partition('; white-box')[0]}; nll and kl_to_teacher compare token by token: "
-                f"give `metrics` without them, or leave {other_name} out"
-            ) from error
+        teacher = self.teacher()
+        others = [row.name for row in self.study if row is not teacher]
+        if teacher is None or not others or not self._asks_for_teacher():
+            return ""
+        apart = [other_tokens(tokenizers[teacher.name], tokenizers[name], teacher.name, name) for name in others]
+        if not all(apart):
+            return ""
+        return f"kl_to_teacher compares token by token, and {apart[0]}; give `metrics` without it"
 
     def _known_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """Rows that a stage of the recipe will train on, where its data or splits are not the study's own."""
@@ -327,9 +343,12 @@ class Evaluate(DataStage, kind="evaluate"):
         against = [teacher_of(place, teachers) for _, place in jobs]
         found = self._rows([(row.name, place.where) for row, place in jobs])
         examples, read = found.examples, found.read
-        vocab = self._shared_tokens(jobs, read)
+        spoken = self._spoken(jobs, read, against)
+        against = [teacher if number not in spoken.strangers else "" for number, teacher in enumerate(against)]
         self._check_room(jobs, read, against)
         foreign = self._foreign(jobs, read, against)
+        untaken = {jobs[number][0].name: words for number, words in spoken.strangers.items()}
+        untaken |= foreign if self.teacher_reads == "own" else {}
         known = self._known(jobs, examples, work)
         files = [work.folder / f"partial-{number:03}.json" for number in range(len(jobs))]
         teacher, loaded = None, ""
@@ -341,8 +360,9 @@ class Evaluate(DataStage, kind="evaluate"):
                 if against[number] != loaded:
                     teacher = None  # let go of before the next one comes
                     teacher, loaded = load_model(against[number]), against[number]
-                kept = [m for m in metrics if not (_needs_teacher(m) and row.name in foreign and self.teacher_reads == "own")]
+                kept = [m for m in metrics if not (_needs_teacher(m) and row.name in untaken)]
                 watch = partial(work.progress.update, what="answers", model=row.name)
+                vocab = spoken.tokens[number]
                 write_json(files[number], self._measure(place, kept, teacher, vocab, read[place.where], examples, watch))
             work.progress.update(done + 1, len(jobs), "model", now=row.name)
             if work.stop_requested():
@@ -350,7 +370,9 @@ class Evaluate(DataStage, kind="evaluate"):
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [read_json(file) for file in files]
-        study = self._study(jobs, results, metrics, found, foreign, self._near_duplicates(jobs, work), known)
+        study = self._study(
+            jobs, results, metrics, found, foreign | untaken, self._near_duplicates(jobs, work), known, apart=spoken.apart
+        )
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
@@ -367,7 +389,7 @@ class Evaluate(DataStage, kind="evaluate"):
             "dropped": found.left_out,
             "test_response_tokens": sum(study.tokens),
             "teacher_reads": foreign if self.teacher_reads == "student" else {},
-            "left_out": {"kl_to_teacher": foreign} if foreign and self.teacher_reads == "own" else {},
+            "left_out": {"kl_to_teacher": untaken} if untaken else {},
             "language_in_use": self.data.language_note(),
         }
 
@@ -423,11 +445,31 @@ class Evaluate(DataStage, kind="evaluate"):
             sum(shortened for *_, shortened in found),
         )
 
-    def _shared_tokens(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"]) -> int:
-        """Leading token ids that mean the same to all models: their scores are of the same tokens."""
-        (first, at), *_ = jobs
-        mine = read[at.where].renderer.tokenizer
-        return min(self._vocabulary(mine, read[place.where].renderer.tokenizer, first.name, row.name) for row, place in jobs)
+    def _spoken(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> "_Spoken":
+        """Which token ids each model is scored over, and whose tokens are not the teacher's.
+
+        Raises:
+            UserError: tokenizers differ, and a metric cannot be without equal tokens.
+        """
+        tokenizers = [read[place.where].renderer.tokenizer for _, place in jobs]
+        strangers: dict[int, str] = {}
+        tokens: list[int] = []
+        for number, (tokenizer, teacher) in enumerate(zip(tokenizers, against, strict=True)):
+            theirs = read[teacher].renderer.tokenizer if teacher else tokenizer
+            words = other_tokens(theirs, tokenizer)
+            strangers |= {number: "its tokenizer is another one"} if words else {}
+            tokens.append(shared_vocabulary(tokenizer if words else theirs, tokenizer))
+        if alone := self._no_kin({row.name: tokenizer for (row, _), tokenizer in zip(jobs, tokenizers, strict=True)}):
+            raise UserError(f"{self.name or 'evaluate'}: {alone}")
+        apart = False
+        for tokenizer, (row, _) in zip(tokenizers, jobs, strict=True):
+            words = other_tokens(tokenizers[0], tokenizer, jobs[0][0].name, row.name)
+            if words and self._of_tokens():
+                raise UserError(f"{self.name or 'evaluate'}: {self._unlike(words, row.name)}")
+            apart = apart or bool(words)
+        if not apart:  # scores of one study are of the same tokens
+            tokens = [min(shared_vocabulary(tokenizers[0], tokenizer) for tokenizer in tokenizers)] * len(jobs)
+        return _Spoken(tokens, strangers, apart)
 
     def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> None:
         """Refuse before the first model is loaded what would run past the positions of one of them."""
@@ -578,6 +620,8 @@ class Evaluate(DataStage, kind="evaluate"):
         foreign: dict[str, str],
         near_duplicates: str,
         known: Mapping[str, int],
+        *,
+        apart: bool,
     ) -> Study:
         examples = found.examples
         lengths = [tuple(len(response) for _, response in found.read[place.where].pairs) for _, place in jobs]
@@ -613,10 +657,11 @@ class Evaluate(DataStage, kind="evaluate"):
                 )
             )
         return Study(
-            metrics=tuple(_info(metric) for metric in metrics if not isinstance(metric, ModelMetric)),
+            metrics=tuple(_info(metric, apart=apart) for metric in metrics if not isinstance(metric, ModelMetric)),
             primary=self.primary,
             rows=tuple(rows),
             tokens=usual,
+            bytes=tuple(map(_bytes_of, examples)),
             examples=tuple(
                 TestRow(
                     key=fingerprint(e.key)[:16],
@@ -654,6 +699,21 @@ class _Read:
 
     renderer: Renderer
     pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class _Spoken:
+    """How the tokens of the study's models compare.
+
+    Attributes:
+        tokens: of each model and seed, leading token ids that its scores are over.
+        strangers: number of model and seed -> how its tokens differ from its teacher's.
+        apart: whether the models have different tokenizers.
+    """
+
+    tokens: list[int]
+    strangers: dict[int, str]
+    apart: bool
 
 
 @dataclass(frozen=True)
@@ -716,15 +776,23 @@ def _rows_called(refs: Sequence[str], place: Place, jobs: Sequence[tuple[Row, Pl
     return tuple(dict.fromkeys(found))
 
 
-def _info(metric: Metric) -> MetricInfo:
+def _info(metric: Metric, *, apart: bool = False) -> MetricInfo:
+    """`apart`: the study's models have different tokenizers."""
+    of_bytes = metric.per_byte if apart and isinstance(metric, TokenMetric) else ""
     return MetricInfo(
         name=str(metric.kind),
-        title=metric.title,
-        unit=metric.unit,
+        title=f"{metric.title} per byte" if of_bytes else metric.title,
+        unit=of_bytes or metric.unit,
         higher_is_better=metric.higher_is_better,
-        over="tokens" if isinstance(metric, TokenMetric) else "rows",
+        over="bytes" if of_bytes else "tokens" if isinstance(metric, TokenMetric) else "rows",
         against_teacher=_needs_teacher(metric),
     )
+
+
+def _bytes_of(example: Example) -> int:
+    """Of all that a row's answer says, as UTF-8: reasoning, text and tool calls."""
+    calls = [json.dumps(call, ensure_ascii=False) for call in example.tool_calls]
+    return sum(len(text.encode()) for text in (example.reasoning, example.response, *calls))
 
 
 def _clusters_drawn(asked: int, rows: int, keys: int) -> int:

@@ -43,7 +43,7 @@ class StageRef(str):
 
 
 class ModelRef(StageRef):
-    """`stage:NAME`, `hf:ORG/NAME` (or `hf:ORG/NAME@REVISION`), or `path:FOLDER`: a model."""
+    """`stage:NAME`, `hf:ORG/NAME` (or `hf:ORG/NAME@REVISION`), `path:FOLDER` or `path:FILE.gguf`: a model."""
 
     schemes = ("stage", "hf", "path")
     accepts = ("model",)

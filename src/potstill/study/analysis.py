@@ -9,7 +9,7 @@ from potstill.study.bootstrap import Sample, percentile_interval, resample, scor
 from potstill.study.caveats import caveats
 from potstill.study.doubts import doubts
 from potstill.study.estimate import Estimate
-from potstill.study.questions import Question, about_teacher, questions
+from potstill.study.questions import COMPARED, Question, about_teacher, questions
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.ship import Advice, advice
 from potstill.study.verdicts import Headline, Verdict, difference_verdict, headline, retention_verdict
@@ -73,15 +73,17 @@ def _samples(study: Study) -> tuple[list[tuple[ModelRow, MetricInfo, Sample]], l
         scores_of = {row.name: kept for row in study.rows if (kept := scored(row, metric)) is not None}
         for row in study.rows:
             if row.name in scores_of:
-                measured.append((row, metric, Sample.of(row, metric, study.tokens_of(row), clusters_N, scores_of[row.name])))
+                measured.append(
+                    (row, metric, Sample.of(row, metric, study.weights_N(row, metric), clusters_N, scores_of[row.name]))
+                )
         for question in questions(study):
             a, b = question.a, question.b
-            if (metric.against_teacher and about_teacher(question.key)) or not study.comparable(a, b, metric):
+            if (metric.against_teacher and about_teacher(question)) or not study.comparable(a, b, metric):
                 continue
             of_ratios = metric.name in (study.primary, "exact_match")
             if a.name in scores_of and b.name in scores_of and (of_ratios or question.key != "retention"):
                 keep_N = scores_of[a.name] & scores_of[b.name]
-                pair = [Sample.of(row, metric, study.tokens_of(row), clusters_N, keep_N) for row in (a, b)]
+                pair = [Sample.of(row, metric, study.weights_N(row, metric), clusters_N, keep_N) for row in (a, b)]
                 compared.append(_Comparison(question, metric, *pair))
     return measured, compared
 
@@ -101,22 +103,26 @@ def _verdicts(
 ) -> list[Verdict]:
     """One verdict per comparison; a share of the teacher knows whether the teacher is ahead of the controls."""
     verdicts: list[Verdict] = []
+    behind: dict[tuple[str, str], list[str]] = {}  # metric and teacher -> controls that it is not shown better than
     ratio_pairs = iter(zip(of_ratios[0::2], of_ratios[1::2], strict=True))
     for pair, difference, values_R in zip(compared, differences, of_differences, strict=True):
         question, metric = pair.question, pair.metric
         if question.key == "retention":
-            level = [
-                verdict.b
-                for verdict in verdicts
-                if (verdict.key, verdict.metric, verdict.a) == ("teacher_over_sft", metric.name, question.b.name)
-                and verdict.verdict != "helped"
-            ]
+            level = behind.get((metric.name, question.b.name), [])
             verdict = retention_verdict(question, metric, pair.a, pair.b, *next(ratio_pairs), level_with=level)
         else:
             verdict = difference_verdict(question, metric, difference, values_R)
+            if _asks_for_lead(question) and not verdict.ahead:
+                behind.setdefault((metric.name, question.a.name), []).append(question.b.name)
         if verdict is not None:
             verdicts.append(verdict)
     return verdicts
+
+
+def _asks_for_lead(question: Question) -> bool:
+    """Whether a question asks if a teacher is better than a model that it did not teach."""
+    compared = question.key == COMPARED and (question.a.role, question.b.role) == ("teacher", "base")
+    return compared or question.key == "teacher_over_sft"
 
 
 def breakdown(study: Study, by: Literal["tag", "language"]) -> list[dict]:
@@ -133,6 +139,6 @@ def breakdown(study: Study, by: Literal["tag", "language"]) -> list[dict]:
             kept = scored(row, metric)
             if kept is not None:
                 keep_N = np.isin(np.arange(len(study.examples)), members) & kept
-                values[row.name] = Sample.of(row, metric, study.tokens_of(row), clusters_N, keep_N).value
+                values[row.name] = Sample.of(row, metric, study.weights_N(row, metric), clusters_N, keep_N).value
         table.append({"group": group, "rows": len(members), "values": values})
     return table

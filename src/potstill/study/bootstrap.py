@@ -1,6 +1,6 @@
 """Whether a difference is more than luck: a paired bootstrap over clusters of test rows, and Student's t over training seeds.
 
-For a model with scores x[s, n] (seed s, test row n) and weights w[n] (1, or the response tokens of the row) the value is
+For a model with scores x[s, n] (seed s, test row n) and weights w[n] (1, or the row's response tokens or bytes) the value is
 
     mean over s of  Σ_n x[s, n] / Σ_n w[n]
 
@@ -63,17 +63,17 @@ class Sample:
 
     @classmethod
     def of(
-        cls, row: ModelRow, metric: MetricInfo, tokens: Sequence[int], clusters_N: np.ndarray, keep_N: np.ndarray
+        cls, row: ModelRow, metric: MetricInfo, weights_N: np.ndarray, clusters_N: np.ndarray, keep_N: np.ndarray
     ) -> "Sample":
         """The statistic of one model over the rows to keep; the model must have scores there.
 
         Args:
-            tokens: response tokens of each test row in the model's own form, see `Study.tokens_of`.
+            weights_N: see `Study.weights_N`.
         """
         scores_SN = row.scores_SN(metric.name)
         assert scores_SN is not None
         scores_SN = np.where(keep_N, scores_SN, 0.0)
-        weights_N = keep_N * (np.asarray(tokens, dtype=float) if metric.over == "tokens" else 1.0)
+        weights_N = keep_N * weights_N
         K = int(clusters_N.max(initial=-1)) + 1
         scores_K = np.bincount(clusters_N, scores_SN.mean(0), minlength=K)
         weights_K = np.bincount(clusters_N, weights_N, minlength=K)

@@ -7,8 +7,8 @@ from potstill.core.numbers import decimals, number
 from potstill.study.bootstrap import student
 from potstill.study.controls import equal_tokens, mean_amount, other_order, searched_apart, taught_wrongly, trained_apart
 from potstill.study.doubts import Estimates, floored, picked_by, teacher_not_ahead, trained_once, untold_teachers
-from potstill.study.questions import source_of
-from potstill.study.records import ModelRow, Study
+from potstill.study.questions import COMPARED, source_of
+from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
 from potstill.study.words import joined, plain, reasons
 
@@ -27,7 +27,7 @@ def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> 
             yield from _of_the_control(a, b)
     yield from _of_the_origins(study)
     yield from _of_the_form(study)
-    yield from _of_what_was_compared(study)
+    yield from _of_what_was_compared(study, verdicts)
     yield from _of_training_rows(study)
     yield from _of_test_rows(study)
     yield from _of_repeats(study)
@@ -147,16 +147,23 @@ def _of_the_form(study: Study) -> Iterator[str]:
             forms.setdefault(row.template, []).append(row.name)
     if len(forms) > 1:
         groups = "; ".join(joined(names) for names in forms.values())
-        yield f"The models were asked in different forms, each in that of its own template ({groups})."
+        own = "tokens and template" if any(metric.over == "bytes" for metric in study.metrics) else "template"
+        yield f"The models were asked in different forms, each in that of its own {own} ({groups})."
     counts: dict[tuple[int, ...], list[str]] = {}
     for row in study.rows:
         counts.setdefault(study.tokens_of(row), []).append(row.name)
-    titles = [metric.title for metric in study.metrics if metric.over == "tokens"]
+    titles = [metric.title for metric in study.metrics if metric.over == "tokens" and _apart(study, metric)]
     if len(counts) > 1 and titles:
         groups = "; ".join(f"{joined(names)} {sum(tokens):,}" for tokens, names in counts.items())
         yield (
             f"The references have different numbers of tokens in these forms ({groups}), so {joined(titles)} per token "
             "cannot be compared between them, and no verdict does."
+        )
+    of_bytes = [metric.title for metric in study.metrics if metric.over == "bytes"]
+    if of_bytes:
+        yield (
+            f"The models have different tokenizers, so what is summed over tokens is divided by the bytes of the references "
+            f"({joined(of_bytes)}): it cannot be compared with a figure per token of another study."
         )
     for words, names in _alike((row.name, row.teacher_reads) for row in study.rows):
         yield f"The teacher of {joined(names)} was made to read the rows in the student's form, which is not its own: {words}."
@@ -170,6 +177,11 @@ def _of_the_form(study: Study) -> Iterator[str]:
             yield f"{metric.title} was not taken of {joined(names)}, which the teacher reads in another form: {words}."
 
 
+def _apart(study: Study, metric: MetricInfo) -> bool:
+    """Whether models that a metric was taken of have different numbers of tokens."""
+    return len({study.tokens_of(row) for row in study.rows if metric.name in row.scores}) > 1
+
+
 def _alike(pairs: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, list[str]]]:
     """What was said of some models, once, with all the models that it was said of."""
     found: dict[str, list[str]] = {}
@@ -179,13 +191,15 @@ def _alike(pairs: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, list[
     yield from found.items()
 
 
-def _of_what_was_compared(study: Study) -> Iterator[str]:
+def _of_what_was_compared(study: Study, verdicts: Sequence[Verdict]) -> Iterator[str]:
     kd, sft = study.with_role("kd"), study.with_role("sft")
     if kd and not sft:
         yield "There is no SFT-only student: this study cannot show what distilling adds to plain fine-tuning."
-    if len(kd) > 1 or len(sft) > 1:
+    pairs = {(verdict.a, verdict.b) for verdict in verdicts if verdict.key == COMPARED}
+    if len(kd) > 1 or len(sft) > 1 or len(pairs) > 1:
+        what = f"{len(pairs)} pairs of models" if len(pairs) > 1 else "Several KD or SFT models"
         yield (
-            "Several KD or SFT models are compared, each at 95% and without correction for it: "
+            f"{what} are compared, each at 95% and without correction for it: "
             "where nothing differs, one in twenty such verdicts still claims a difference."
         )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from potstill.study.controls import control_in_words, more_training
 from potstill.study.estimate import Estimate
 from potstill.study.floor import near_floor
-from potstill.study.questions import about_teacher, source_of
+from potstill.study.questions import ABOUT_TEACHER, source_of
 from potstill.study.records import ModelRow, Study
 from potstill.study.verdicts import Verdict
 from potstill.study.words import joined
@@ -14,7 +14,7 @@ Estimates = Mapping[str, Mapping[str, Estimate]]
 
 
 def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: Estimates) -> Iterator[str]:
-    """What speaks against a verdict of "helped" or "hurt", in a few words each.
+    """What speaks against a claim, in a few words each.
 
     The teacher is not shown better than the control, so there was nothing to teach, or another model than the teacher was
     measured; both models score near the floor; a model was trained with one seed; the control was not trained like the
@@ -24,7 +24,7 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
     if verdict.metric in study.unfit:
         yield f"{study.metric(verdict.metric).title} is unfit for these rows"
     yield from _of_the_rows(study, a, b)
-    if about_teacher(verdict.key):
+    if verdict.key in ABOUT_TEACHER:
         if verdict.key == "teacher_over_sft":
             yield from _one_seed(a, b)
         return

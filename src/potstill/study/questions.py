@@ -16,6 +16,10 @@ class Question:
     cut: bool = False  # whether a was cut out of a larger model before it was trained
 
 
+ABOUT_TEACHER = ("teacher_over_sft", "retention")
+COMPARED = "compared"  # the key of questions about models that nothing is known of but their scores
+
+
 def questions(study: Study) -> list[Question]:
     """All questions that the study's roles allow, the headline's own first."""
     kd, sft, base = (study.with_role(role) for role in ("kd", "sft", "base"))
@@ -32,7 +36,8 @@ def questions(study: Study) -> list[Question]:
     asked += [
         Question("sft_over_base", "SFT over base", a, b, cut=was_cut(a) and not began_as(a, b)) for a in sft for b in base
     ]
-    for row in (*kd, *sft, *quantized):
+    asked += _of_candidates(study)
+    for row in (*kd, *sft, *quantized, *study.with_role("candidate")):
         full = source_of(study, row) if row.role == "quantized" else row
         teacher = study.teacher_of(full) if full is not None else None
         if teacher is not None and teacher is not full:
@@ -52,12 +57,21 @@ def _of_the_teacher(study: Study) -> list[Question]:
     ]
 
 
+def _of_candidates(study: Study) -> list[Question]:
+    """Each pair of base, candidates and teacher, the later one against the earlier; none where students were trained."""
+    given = study.with_role("base", "candidate", "teacher")
+    if not study.with_role("candidate") and study.with_role("kd", "sft", "quantized", "rtn"):
+        return []
+    pairs = ((a, b) for number, b in enumerate(given) for a in given[number + 1 :])
+    return [Question(COMPARED, f"{a.name} against {b.name}", a, b) for a, b in pairs]
+
+
 def source_of(study: Study, row: ModelRow) -> ModelRow | None:
     """The measured model that a quantised row came from; None where it was not measured.
 
     Of a row that does not say what it was made from: the longest name that begins its own, else KD, else SFT.
     """
-    full = study.with_role("kd", "sft", "base", "other", "teacher")
+    full = study.with_role("kd", "sft", "base", "candidate", "other", "teacher")
     if row.source is not None or row.made_from:
         return next((other for other in study.rows if other.name == row.source), None)
     begun = [other for other in full if row.name.startswith(other.name)]
@@ -82,6 +96,7 @@ def began_as(row: ModelRow, other: ModelRow) -> bool:
     return bool(row.trained) and all(one.start == other.model for one in row.trained or ())
 
 
-def about_teacher(key: str) -> bool:
+def about_teacher(question: Question) -> bool:
     """Whether a question compares a model with its teacher; no metric that is a distance to the teacher can answer it."""
-    return key in ("teacher_over_sft", "retention")
+    compared = question.key == COMPARED and "teacher" in (question.a.role, question.b.role)
+    return compared or question.key in ABOUT_TEACHER

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from potstill.core.errors import UserError
 
 NO_PRIMARY = "so it cannot say whether the teacher was ahead: take a metric that needs no teacher, such as 'rouge_l' or 'nll'"
-RowRole = Literal["base", "sft", "kd", "quantized", "rtn", "teacher", "other"]
+RowRole = Literal["base", "sft", "kd", "quantized", "rtn", "teacher", "candidate", "other"]
 
 
 class _Record(BaseModel):
@@ -24,7 +24,8 @@ class MetricInfo(_Record):
     """One metric's name and direction.
 
     Attributes:
-        over: "rows" averages the scores over test rows; "tokens" divides the summed scores by the response tokens.
+        over: "rows" averages the scores over test rows; "tokens" divides the summed scores by the response tokens, "bytes" by
+            the bytes of the references.
         against_teacher: whether it compares a model with the teacher token by token, so that both must read one form.
     """
 
@@ -32,7 +33,7 @@ class MetricInfo(_Record):
     title: str = ""
     unit: str = ""
     higher_is_better: bool = True
-    over: Literal["rows", "tokens"] = "rows"
+    over: Literal["rows", "tokens", "bytes"] = "rows"
     against_teacher: bool = False
 
     @property
@@ -40,7 +41,7 @@ class MetricInfo(_Record):
         """The least and the largest value that there can be; infinite where the unit does not say."""
         if self.unit in ("0–100", "%"):
             return 0.0, 100.0
-        return (0.0, math.inf) if self.unit == "nats/token" else (-math.inf, math.inf)
+        return (0.0, math.inf) if self.unit in ("nats/token", "nats/byte") else (-math.inf, math.inf)
 
     def gain(self, difference: float) -> float:
         """A difference with its sign turned so that more is better."""
@@ -197,6 +198,7 @@ class Study(_Record):
 
     Attributes:
         tokens: response tokens of each test row, in the form that most models read: the weights of token metrics.
+        bytes: of each test row's answer as UTF-8: the weights of metrics over bytes; empty where there is none.
         prompts: fingerprint of the prompts that the models were asked with, as in `Trained.prompts`; None: unknown.
         languages: language -> test rows.
         shortened: test rows whose context was cut.
@@ -210,6 +212,7 @@ class Study(_Record):
     primary: str
     rows: tuple[ModelRow, ...]
     tokens: tuple[int, ...]
+    bytes: tuple[int, ...] = ()
     examples: tuple[TestRow, ...]
     decoding: Decoding = Decoding()
     prompts: str | None = None
@@ -230,6 +233,8 @@ class Study(_Record):
             raise ValueError(f"primary = '{self.primary}' compares with the teacher, whose own figure is 0; {NO_PRIMARY}")
         if len(self.tokens) != N:
             raise ValueError(f"tokens has {len(self.tokens)} entries for {N} test rows")
+        if len(self.bytes) != N and any(metric.over == "bytes" for metric in self.metrics):
+            raise ValueError(f"bytes has {len(self.bytes)} entries for {N} test rows")
         names = [row.name for row in self.rows]
         for name in names:
             if names.count(name) > 1:
@@ -301,6 +306,11 @@ class Study(_Record):
     def tokens_of(self, row: ModelRow) -> tuple[int, ...]:
         """Response tokens of each test row in a model's own form: the weights of its token metrics."""
         return row.tokens if row.tokens is not None else self.tokens
+
+    def weights_N(self, row: ModelRow, metric: MetricInfo) -> np.ndarray:
+        """By what the sum of a model's scores is divided, test row by test row: its own tokens, bytes, or 1."""
+        counted = {"rows": (1,) * len(self.examples), "tokens": self.tokens_of(row), "bytes": self.bytes}
+        return np.asarray(counted[metric.over], dtype=float)
 
     def comparable(self, a: ModelRow, b: ModelRow, metric: MetricInfo) -> bool:
         """Whether two models' values have one unit: nats per token of unequal forms of the references have not."""

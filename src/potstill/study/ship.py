@@ -6,7 +6,7 @@ from math import inf
 
 from potstill.core.numbers import amount, decimals
 from potstill.study.doubts import Estimates, floored
-from potstill.study.questions import source_of
+from potstill.study.questions import COMPARED, source_of
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
 from potstill.study.words import joined
@@ -30,6 +30,8 @@ class Advice:
 def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> Advice:
     """The simplest model that no verdict by the primary metric says is worse: 4 bits only where no loss is shown."""
     own = [verdict for verdict in verdicts if verdict.metric == study.primary]
+    if study.with_role("candidate") and not study.with_role("kd", "sft"):
+        return _of_candidates(study, [verdict for verdict in own if verdict.key == COMPARED], estimates)
     full, why = _at_full_precision(study, own, estimates)
     if full is None:
         return Advice(None, why)
@@ -47,6 +49,38 @@ def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> A
     packed, more = _at_four_bits(study, own, full)
     chosen = packed or full
     return Advice(chosen.name, f"Ship {chosen.name}: {why}{more}.")
+
+
+def _of_candidates(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> Advice:
+    """Of models that nothing is known of but their scores: the one shown better than all others, else the base.
+
+    The teacher is what the others are measured by, and never among them.
+    """
+    title = study.metric(study.primary).title
+    rows = [row for row in study.with_role("base", "candidate") if _gain(study, row, estimates) > -inf]
+    names = {row.name for row in rows}
+    decided = [verdict for verdict in verdicts if verdict.claims and {verdict.a, verdict.b} <= names]
+    losers = {verdict.b if verdict.ahead else verdict.a for verdict in decided}
+    unbeaten = [row for row in rows if row.name not in losers]
+    if not unbeaten:
+        return Advice(None, f"Nothing can be recommended: no model has a score by {title} that no other is shown better than.")
+    best = _best(study, unbeaten, estimates)
+    if floored(study, best, best, study.primary, estimates):
+        return Advice(None, f"Ship none of them: {best.name}, the best of them, scores near the floor of {title}.")
+    beaten = [v for v in decided if (v.a if v.ahead else v.b) == best.name]
+    if len(unbeaten) == 1 and beaten:
+        over = joined([v.b if v.ahead else v.a for v in beaten])
+        doubts = list(dict.fromkeys(doubt for verdict in beaten for doubt in verdict.doubts))
+        return Advice(
+            best.name, f"Ship {best.name}: it is better than {over}" + (f", in doubt ({'; '.join(doubts)})." if doubts else ".")
+        )
+    for base in study.with_role("base"):
+        if base in unbeaten:
+            return Advice(base.name, f"Ship {base.name}: no other model is shown better than it by {title}.")
+    return Advice(
+        best.name,
+        f"Ship {best.name}: it scores highest of {joined([row.name for row in unbeaten])}, of which none is shown better.",
+    )
 
 
 def _at_full_precision(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> tuple[ModelRow | None, str]:

@@ -9,13 +9,13 @@ import numpy as np
 from potstill.core.numbers import amount, decimals, interval, number
 from potstill.study.bootstrap import Sample, percentile_interval
 from potstill.study.controls import amount_in_words, control_in_words, equal_tokens
-from potstill.study.questions import Question
+from potstill.study.questions import COMPARED, Question
 from potstill.study.records import MetricInfo, Study
 from potstill.study.words import joined
 
 MIN_CLUSTERS = 6  # below this a verdict is refused: with 5 clusters, all for one side, luck has 2 · 0.5^5 = 6%
-Outcome = Literal["helped", "hurt", "not shown", "measured"]
-Shown = Literal["helped", "hurt", "not shown", "measured", "in doubt"]
+Outcome = Literal["helped", "hurt", "better", "worse", "not shown", "measured"]
+Shown = Literal["helped", "hurt", "better", "worse", "not shown", "measured", "in doubt"]
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,18 @@ class Verdict:
     """The answer to one question by one metric.
 
     Attributes:
-        key: kd_over_sft, teacher_over_sft, four_bits, gptq_over_rtn, sft_over_base or retention.
+        key: kd_over_sft, teacher_over_sft, four_bits, gptq_over_rtn, sft_over_base, compared or retention.
         a, b: names of the models compared.
         difference: a − b in the metric's unit; None for retention.
         ratio: for retention, a ÷ b in percent; else None.
         ci: 95% interval of the difference or of the ratio; None with fewer than two shared clusters.
-        verdict: "helped" and "hurt" mean that the interval excludes 0 on that side; "measured" is retention's, which
-            has no yes or no.
+        verdict: "helped" and "hurt" mean that the interval excludes 0 on that side, and so do "better" and "worse" where nobody
+            knows what was done to either model; "measured" is retention's, which has no yes or no.
         label: the badge's words, such as "no loss shown".
         sentence: all of it in one sentence, its doubts with it.
         rows, clusters: test rows scored for both, and the clusters that they fall into.
         equal_tokens: whether both saw the same response tokens and steps, within 1%; None where unknown or beside the point.
-        doubts: why "helped" or "hurt" must not be believed as it stands, in a few words each.
+        doubts: why a claim must not be believed as it stands, in a few words each.
         could_show: for a "not shown" difference, half the width of its interval: about the least difference that these rows
             and seeds could have shown.
     """
@@ -61,9 +61,19 @@ class Verdict:
         """How a page marks it: with doubts neither green nor red."""
         return "in doubt" if self.doubts else self.verdict
 
+    @property
+    def ahead(self) -> bool:
+        """Whether the interval lies on the side where a is better than b."""
+        return self.verdict in ("helped", "better")
+
+    @property
+    def claims(self) -> bool:
+        """Whether a difference is claimed."""
+        return self.verdict in ("helped", "hurt", "better", "worse")
+
     def doubted(self, doubts: Sequence[str]) -> "Verdict":
         """The same verdict with what speaks against it, where it claims anything."""
-        if not doubts or self.verdict not in ("helped", "hurt"):
+        if not doubts or not self.claims:
             return self
         sentence = f"{self.sentence} In doubt: {'; '.join(doubts)}."
         return replace(self, doubts=tuple(doubts), label=f"{self.label}, in doubt", sentence=sentence)
@@ -94,7 +104,8 @@ def difference_verdict(question: Question, metric: MetricInfo, sample: Sample, r
         ci = max(low - high, ci[0]), min(high - low, ci[1])
     if ci is not None and sample.clusters >= MIN_CLUSTERS:
         low, high = _gain(metric, ci)
-        verdict = "helped" if low > 0 else "hurt" if high < 0 else "not shown"
+        good, bad = _CLAIMS.get(question.key, ("helped", "hurt"))
+        verdict = good if low > 0 else bad if high < 0 else "not shown"
     label = _LABELS.get(question.key, {}).get(verdict, verdict) if sample.clusters >= MIN_CLUSTERS else verdict
     could_show = (ci[1] - ci[0]) / 2 if ci is not None and verdict == "not shown" and sample.clusters >= MIN_CLUSTERS else None
     return Verdict(
@@ -116,7 +127,9 @@ def difference_verdict(question: Question, metric: MetricInfo, sample: Sample, r
     )
 
 
+_CLAIMS: dict[str, tuple[Outcome, Outcome]] = {COMPARED: ("better", "worse")}
 _LABELS = {
+    COMPARED: {"not shown": "no difference shown"},
     "four_bits": {"helped": "no harm", "hurt": "hurt", "not shown": "no loss shown"},
     "teacher_over_sft": {"helped": "ahead", "hurt": "behind", "not shown": "not ahead"},
 }
@@ -137,7 +150,9 @@ def _difference_in_words(
     if verdict == "not shown":
         return _not_shown_in_words(question, metric, found, ci, digits)
     size = f"{amount(difference, metric, digits)} {interval(sorted((abs(ci[0]), abs(ci[1]))), digits)}"
-    than = f"{a} is {'better' if verdict == 'helped' else 'worse'} than {b} by {size}."
+    than = f"{a} is {'better' if verdict in ('helped', 'better') else 'worse'} than {b} by {size}."
+    if question.key == COMPARED:
+        return than
     if question.key == "teacher_over_sft":
         return f"{'There was something' if verdict == 'helped' else 'There was nothing'} to teach: {than}"
     doing = _doing(question)
@@ -160,7 +175,10 @@ def _not_shown_in_words(question: Question, metric: MetricInfo, found: str, ci: 
     else:
         reach = amount((ci[1] - ci[0]) / 2, metric, digits)
         at = "ends at 0" if 0 in ci else "includes 0"
-        still = f"the interval {at}. These rows and seeds could have shown a difference of about {reach}"
+        these = "These rows" if question.key == COMPARED else "These rows and seeds"
+        still = f"the interval {at}. {these} could have shown a difference of about {reach}"
+    if question.key == COMPARED:
+        return f"Not shown that {question.a.name} and {question.b.name} differ: {found}; {still}."
     if question.key == "four_bits":
         return f"No loss shown at 4 bits: {found}; {still}."
     if question.key == "teacher_over_sft":
