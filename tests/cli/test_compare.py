@@ -160,7 +160,8 @@ def test_mistakes_beyond_the_words_are_told_at_their_model_and_end_with_2(root: 
     column = call("compare", f"a=path:{root / 'a'}", f"b=path:{root / 'b'}", "--data", str(root / "rows.jsonl"), "--quiet")
     assert column.exit_code == 2
     assert "  --data  " in column.stderr
-    assert "no column 'instruction' (columns: question, output); name yours by --set, such as" in column.stderr
+    assert "no column 'instruction' (columns: question, output)" in column.stderr
+    assert column.stderr.endswith('set data.instruction = "question" and data.response = "output" (each by --set)\n')
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Models on disk: what is whole loads, what is not says why, and nothing of theirs is ever run."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from potstill.data.batches import pack
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.models import (
     bytes_of,
+    check_known,
     check_vocabulary,
     config_of,
     content_id,
     load_model,
     load_tokenizer,
+    own_tokens,
     save_model,
     shared_vocabulary,
     size_of,
@@ -292,6 +295,32 @@ def test_different_tokenizers_are_refused(tokenizer):
         f"{other.convert_ids_to_tokens(where)!r} in one, {tokenizer.convert_ids_to_tokens(where)!r} in the other); "
         "white-box distillation compares them token by token: choose two models of one family"
     )
+
+
+def with_more(tokenizer, *tokens):
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens(list(tokens))
+    return grown
+
+
+def test_tokens_at_the_end_of_one_tokenizer_are_left_out_and_said(tokenizer):
+    grown, size = with_more(tokenizer, "<think>", "</think>"), len(tokenizer)
+    assert shared_vocabulary(tokenizer, grown) == shared_vocabulary(grown, tokenizer) == size
+    assert own_tokens(grown, tokenizer, "T", "S") == own_tokens(tokenizer, grown, "S", "T")
+    assert own_tokens(grown, tokenizer, "T", "S") == (
+        f"T has 2 tokens of its own (ids {size} to {size + 1}): only the first {size} are compared"
+    )
+    assert own_tokens(tokenizer, copy.deepcopy(tokenizer), "T", "S") == ""
+    check_known(size - 1, size, grown, "kd")
+    assert refusal(lambda: check_known(max(grown.encode("a <think> b")), size, grown, "kd")) == (
+        f"kd: the rows hold '<think>' (id {size}), which one of the two tokenizers does not have; "
+        "choose two models with one tokenizer, or a prompts.format without that token"
+    )
+
+
+def test_different_tokens_at_the_end_are_refused(tokenizer):
+    one, other = with_more(tokenizer, "<a>"), with_more(tokenizer, "<b>", "<c>")
+    assert f"id {len(tokenizer)} is '<b>' in one, '<a>' in the other" in refusal(lambda: shared_vocabulary(one, other))
 
 
 def test_a_tokenizer_that_outgrew_its_model_is_refused(tokenizer):

@@ -102,7 +102,7 @@ def _place(place: str, models: dict[str, str]) -> str:
 def _how(rule: str) -> str:
     """How a field is set that a mistake's words speak of."""
     if "no column" in rule:
-        return "; name yours by --set, such as --set data.response=COLUMN"
+        return " (each by --set)" if "set data." in rule else "; name yours by --set, such as --set data.response=COLUMN"
     field = re.search(r"\b(prompts|data|decoding|study)\.[a-z_.]+|teacher_reads", rule)
     return f" (set by --set {'study.' if field[0].startswith(('decoding', 'teacher')) else ''}{field[0]}=…)" if field else ""
 

@@ -75,6 +75,10 @@ class TokenStore:
     def response_length(self, i: int) -> int:
         return int(self._starts[2 * i + 2] - self._starts[2 * i + 1])
 
+    def largest_id(self) -> int:
+        """Of all rows."""
+        return int(self._ids.max())
+
     def weight(self, i: int) -> float:
         """What each of the row's response tokens counts in the loss."""
         return float(self._weights[i])

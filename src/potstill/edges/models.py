@@ -27,11 +27,13 @@ from potstill.edges.known import KNOWN
 from potstill.edges.vocabulary import (
     Model,
     Tokenizer,
+    check_known,
     check_rows,
     check_vocabulary,
     form_of,
     load_tokenizer,
     other_tokens,
+    own_tokens,
     shared_vocabulary,
 )
 from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
@@ -47,6 +49,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "blocks_name",
     "blocks_of",
     "bytes_of",
+    "check_known",
     "check_positions",
     "check_rows",
     "check_vocabulary",
@@ -60,6 +63,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "load_model",
     "load_tokenizer",
     "other_tokens",
+    "own_tokens",
     "positions_of",
     "recomputed",
     "save_model",

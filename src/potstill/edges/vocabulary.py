@@ -75,11 +75,17 @@ def shared_vocabulary(
 ) -> int:
     """How many leading token ids mean the same to both; logits are sliced to these, never padded.
 
+    One of the two may have added tokens behind the last of the other; rows that hold them are refused, see `check_known`.
+
     Raises:
         UserError: the tokenizers differ, with the first id or setting where they do.
     """
     theirs, ours = teacher.get_vocab(), student.get_vocab()
-    if theirs != ours:
+    fewer, more = sorted((theirs, ours), key=len)
+    shared = max(fewer.values()) + 1
+    behind = {token for token, i in more.items() if i >= shared}
+    added = (teacher if more is theirs else student).get_added_vocab()  # of merges a longer list cuts other texts otherwise
+    if {token: i for token, i in more.items() if i < shared} != fewer or not behind <= added.keys():
         by_id = {i: token for token, i in theirs.items()}
         mine = {i: token for token, i in ours.items()}
         where = min(i for i in by_id.keys() | mine.keys() if by_id.get(i) != mine.get(i))
@@ -94,4 +100,34 @@ def shared_vocabulary(
             f"{student_name} and {teacher_name} have the same tokens but cut text differently (merges or normaliser); "
             "white-box distillation compares them token by token: choose two models of one family"
         )
-    return max(theirs.values()) + 1
+    return shared
+
+
+def own_tokens(first: Tokenizer, other: Tokenizer, first_name: str, other_name: str) -> str:
+    """Which of two tokenizers has tokens behind the last that they share, and how many, in words; "" where neither has."""
+    sizes = {first_name: max(first.get_vocab().values()) + 1, other_name: max(other.get_vocab().values()) + 1}
+    shared, most = sorted(sizes.values())
+    if shared == most:
+        return ""
+    name = max(sizes, key=lambda name: sizes[name])
+    own = f"{name} has {most - shared:,} tokens of its own (ids {shared:,} to {most - 1:,})"
+    return f"{own}: only the first {shared:,} are compared"
+
+
+def check_known(largest_id: int, shared: int, tokenizer: Tokenizer, who: str) -> None:
+    """Refuse rows with a token that one of two models does not have.
+
+    Args:
+        largest_id: of all rows.
+        shared: what `shared_vocabulary` found.
+        tokenizer: the one that made the rows.
+
+    Raises:
+        UserError: names the token.
+    """
+    if largest_id >= shared:
+        token = tokenizer.convert_ids_to_tokens(largest_id)
+        raise UserError(
+            f"{who}: the rows hold '{token}' (id {largest_id:,}), which one of the two tokenizers does not have; "
+            "choose two models with one tokenizer, or a prompts.format without that token"
+        )

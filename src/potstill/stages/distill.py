@@ -14,7 +14,7 @@ from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
 from potstill.edges.models import check_positions, config_of
-from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
+from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
 from potstill.losses.distillation import Distillation
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
@@ -181,7 +181,10 @@ class Distill(TrainingStage, kind="distill"):
         where = context.where(self.teacher)
         theirs = load_tokenizer(where)
         vocab = shared_vocabulary(theirs, tokenizer, str(self.teacher), str(self.student))
-        check_rows(config_of(where).vocab_size, tokenizer, str(self.teacher))
+        check_rows(config_of(where).vocab_size, theirs, str(self.teacher))
+        if said := own_tokens(theirs, tokenizer, str(self.teacher), str(self.student)):
+            context.work.note(f"{context.work.name:<14} {said}")
+        check_known(store.largest_id(), vocab, tokenizer, context.work.name)
         check_positions(config_of(where), longest(store), f"{context.work.name}: teacher")
         ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
         bf16 = in_bf16(self.optim.precision)

@@ -21,6 +21,7 @@ from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import (
     Tokenizer,
+    check_known,
     check_positions,
     check_vocabulary,
     config_of,
@@ -469,6 +470,11 @@ class Evaluate(DataStage, kind="evaluate"):
             apart = apart or bool(words)
         if not apart:  # scores of one study are of the same tokens
             tokens = [min(shared_vocabulary(tokenizers[0], tokenizer) for tokenizer in tokenizers)] * len(jobs)
+        for (row, place), shared in zip(jobs, tokens, strict=True):
+            own = read[place.where]
+            if any(isinstance(metric, TokenMetric) for metric in self.metrics):
+                largest = max(max(*prompt, *response) for prompt, response in own.pairs)
+                check_known(largest, shared, own.renderer.tokenizer, f"{self.name or 'evaluate'}: {row.name}")
         return _Spoken(tokens, strangers, apart)
 
     def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> None:
