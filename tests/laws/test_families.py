@@ -58,6 +58,8 @@ OWN: dict[str, dict[str, Any]] = {  # beyond the common shape
     "glm4": {"head_dim": 8},
     "stablelm": {},
     "gptj": {"rotary_dim": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "gpt_neox": {"hidden_dropout": 0.0, "attention_dropout": 0.0, "tie_word_embeddings": False},
+    "apertus": {"head_dim": 8},
     "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.0},
     "ernie4_5": {"head_dim": 8},
     "exaone4": {**MIXED},

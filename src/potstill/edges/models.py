@@ -266,6 +266,7 @@ class _Names:
     head: str
     embedding: str
     prefix: str
+    renamed: tuple[tuple[str, str], ...] = ()  # patterns of stored names that transformers knows by others, and these
 
     @property
     def bias(self) -> str:
@@ -273,7 +274,8 @@ class _Names:
 
     def of_model(self, stored: str, known: Container[str]) -> str:
         """The model's name of a stored tensor: files of GPT-2 say `wte.weight` for `transformer.wte.weight`."""
-        return f"{self.prefix}{stored}" if stored not in known and f"{self.prefix}{stored}" in known else stored
+        tried = [stored, f"{self.prefix}{stored}", *(re.sub(pattern, name, stored) for pattern, name in self.renamed)]
+        return next((name for name in tried if name in known), stored)
 
 
 def _names(config: Any) -> _Names:
@@ -292,7 +294,18 @@ def _names_in(config: Any) -> _Names:
     model = skeleton(untied)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     head, embedding = (names[id(layer.weight)] for layer in (model.get_output_embeddings(), model.get_input_embeddings()))
-    return _Names(head, embedding, f"{model.base_model_prefix}.")
+    return _Names(head, embedding, f"{model.base_model_prefix}.", _renamed(model))
+
+
+def _renamed(model: Model) -> tuple[tuple[str, str], ...]:
+    """What transformers renames of a file while it loads: Pythia's `embed_out` is `lm_head` to it."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:  # an older transformers, which renames nothing
+        return ()
+    found = [one for one in get_model_conversion_mapping(model) if type(one) is WeightRenaming]
+    return tuple(pair for one in found for pair in zip(one.source_patterns, one.target_patterns, strict=False))
 
 
 def _tied(config: Any, stored: dict[str, Stored]) -> bool:
@@ -401,9 +414,11 @@ def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
         made = type(model)(config)
     made.load_state_dict(weights, strict=False, assign=True)
     made.tie_weights()
-    for name, _ in list(made.named_buffers()):  # rotary frequencies, which no state holds
+    stored = made.state_dict().keys()
+    for name, _ in list(made.named_buffers()):  # rotary frequencies, which no state holds, and the few that one does
         owner, _, last = name.rpartition(".")
-        made.get_submodule(owner).register_buffer(last, model.get_buffer(name).clone(), persistent=False)
+        value = weights[name] if name in weights else model.get_buffer(name).clone()
+        made.get_submodule(owner).register_buffer(last, value, persistent=name in stored)
     left = [name for name, tensor in [*made.named_parameters(), *made.named_buffers()] if tensor.is_meta]
     assert not left, f"no weights for {left}"
     made.generation_config = copy.deepcopy(model.generation_config)

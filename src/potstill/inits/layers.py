@@ -96,7 +96,7 @@ class Layers(Init, kind="layers"):
         place = {layer: i for i, layer in enumerate(keep)}
         within = re.compile(rf"({re.escape(blocks_name(model))})\.(\d+)\.(.+)")
         found = {}
-        for name, parameter in model.named_parameters():
+        for name, parameter in (*model.named_parameters(), *model.named_buffers()):
             layer = within.fullmatch(name)
             if layer is None:
                 found[name] = parameter.detach().clone()
