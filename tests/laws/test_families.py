@@ -199,6 +199,19 @@ def test_what_reads_otherwise_is_refused_with_the_figure() -> None:
         way_of(config, broken)
 
 
+def test_mixtures_of_experts_are_refused_as_such() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for family, experts in (
+        ("mixtral", "num_local_experts"),
+        ("qwen3_moe", "num_experts"),
+        ("deepseek_v3", "n_routed_experts"),
+    ):
+        config = CONFIG_MAPPING[family](**(SHAPE | {"vocab_size": VOCAB, experts: 4}))
+        with pytest.raises(UserError, match=f"a model of type '{family}' is a mixture of 4 experts, which is not supported"):
+            way_of(config, read)
+
+
 def test_a_head_that_nobody_has_described_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from potstill.edges import families
 

@@ -73,6 +73,11 @@ def _way_of(config: Any, read: Read) -> Way:
     for field in ("vision_config", "audio_config", "text_config"):
         if isinstance(getattr(config, field, None), dict) or hasattr(getattr(config, field, None), "to_dict"):
             raise UserError(f"{what} reads more than text ({field}); take its text model alone")
+    experts = max(
+        (getattr(config, name, None) or 0 for name in ("num_experts", "num_local_experts", "n_routed_experts")), default=0
+    )
+    if experts > 1:
+        raise UserError(f"{what} is a mixture of {experts} experts, which is not supported; choose a dense model")
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{what} has an encoder; choose a decoder")
     with _undisturbed():
