@@ -78,9 +78,12 @@ def tiny_model(
             model = t.Qwen2ForCausalLM(t.Qwen2Config(**(shape | ids | more)))
         case "llama":
             model = t.LlamaForCausalLM(t.LlamaConfig(**(shape | ids | more)))
-        case _:
+        case "gpt2":
             shape = {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": vocab}
             model = t.GPT2LMHeadModel(t.GPT2Config(**(shape | ids | more)))
+        case _:
+            config = t.AutoConfig.for_model(family, **(shape | {"head_dim": width // 4} | ids | more))
+            model = t.AutoModelForCausalLM.from_config(config)
     for parameter in model.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=std)

@@ -19,7 +19,7 @@ from potstill.inits import Init
 from potstill.inits.layers import Layers
 from potstill.inits.width import Width
 
-FAMILIES = ("qwen2", "llama", "gpt2")
+FAMILIES = ("qwen2", "llama", "gpt2", "qwen3", "mistral", "smollm3")
 VOCAB = 61
 # kind -> fields that cut something from two layers of 32 channels, 64 (GPT-2: 128) inner units, 4 heads of 8
 CUTS: dict[str, list[dict[str, Any]]] = {
@@ -204,7 +204,7 @@ def test_saved_and_loaded_it_is_the_same(cut: Any, family: str, tmp_path: Any) -
     assert_survives_the_disk(cut(model_of(family)), tmp_path)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "mistral", "smollm3"])
 @pytest.mark.parametrize("cut", [Width(heads=2), Width(hidden_size=24), Width(hidden_size=12, heads=2)])
 def test_a_head_keeps_its_width(cut: Width, family: str, tmp_path: Any) -> None:
     made = cut(model_of(family), nll)
@@ -230,7 +230,7 @@ def test_all_layers_are_the_model(family: str) -> None:
     assert torch.equal(logits(Layers(keep=(0, 1, 2))(model)), logits(model))
 
 
-@pytest.mark.parametrize(("family", "inner"), [("qwen2", 64), ("llama", 64), ("gpt2", 128)])
+@pytest.mark.parametrize(("family", "inner"), [(family, 128 if family == "gpt2" else 64) for family in FAMILIES])
 def test_the_models_own_width_is_the_model(family: str, inner: int) -> None:
     model = model_of(family)
     assert torch.equal(logits(Width(hidden_size=32, intermediate_size=inner, heads=4)(model, nll)), logits(model))
@@ -292,7 +292,7 @@ def test_width_drops_what_does_nothing(family: str, by: Any) -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("by", ["activation", "magnitude"])
-@pytest.mark.parametrize("family", ["qwen2", "llama"])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "qwen3", "mistral", "smollm3"])
 def test_channels_that_carry_nothing_go_without_a_trace(family: str, by: Any, tied: bool) -> None:
     """Norms take a mean over the channels, so theirs is the only weight that must change. LayerNorm's mean itself moves."""
     model, dead = model_of(family, tie_word_embeddings=tied, rms_norm_eps=1e-12), [0, 3, 7, 11, 12, 20, 30, 31]

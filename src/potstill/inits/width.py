@@ -19,6 +19,8 @@ from potstill.inits import Calibration, Choice, Init, Read
 
 # What each axis of a parameter counts, by the end of its name; "" is cut nowhere. GPT-2 stores its matrices [in, out].
 _GATED = {
+    "q_norm.weight": ("",),  # of a head, which keeps its width
+    "k_norm.weight": ("",),
     "embed_tokens.weight": ("", "hidden"),
     "lm_head.weight": ("", "hidden"),
     "norm.weight": ("norm",),
@@ -56,7 +58,7 @@ _GPT2 = {
     "mlp.c_proj.weight": ("inner", "hidden"),
     "mlp.c_proj.bias": ("hidden",),
 }
-_AXES = {"qwen2": _GATED, "llama": _GATED, "gpt2": _GPT2}
+_AXES = {**dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3"), _GATED), "gpt2": _GPT2}
 _LAYER = re.compile(r"(?:model\.layers|transformer\.h)\.\d+")
 
 
