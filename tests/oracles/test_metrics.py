@@ -180,6 +180,23 @@ def test_kl_to_the_teacher_is_numpys_and_none_to_itself(family: str) -> None:
         assert kl == pytest.approx((np.exp(logp) * (logp - logq)).sum(), rel=1e-4)
 
 
+def test_a_teacher_reads_rows_once_for_all_models() -> None:
+    tokenizer, pairs, _, _ = a_case("qwen2")
+    teacher = tiny_model("qwen2", len(tokenizer), seed=1)
+    reads: list[int] = []
+    teacher.base_model.register_forward_hook(lambda *_: reads.append(1))
+    states: dict[bytes, Any] = {}
+    for seed in (2, 3):
+        model = tiny_model("qwen2", len(tokenizer), seed=seed)
+        measures: Any = {"kl": KLToTeacher()}
+        alone = token_sums(model, teacher, pairs, len(tokenizer), measures)
+        reads.clear()
+        assert token_sums(model, teacher, pairs, len(tokenizer), measures, states) == alone
+        assert len(reads) == (1 if seed == 2 else 0)
+    token_sums(model, teacher, pairs[1:], len(tokenizer), measures, states)
+    assert len(reads) == 1, "other rows are other states"
+
+
 @pytest.mark.parametrize("metric", [NLL(), KLToTeacher()], ids=lambda metric: metric.kind)
 def test_token_metrics_give_one_figure_a_token(metric: TokenMetric) -> None:
     logq_NV, logp_NV = (torch.log_softmax(torch.randn(5, 4), -1) for _ in range(2))

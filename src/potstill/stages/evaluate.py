@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -33,7 +33,7 @@ from potstill.edges.models import (
     shared_vocabulary,
 )
 from potstill.edges.sampling import generate
-from potstill.losses.scoring import token_sums
+from potstill.losses.scoring import States, token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.exact_match import ExactMatch
@@ -360,7 +360,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 work.progress.update(done, len(jobs), "model", now=row.name)
                 if against[number] != loaded:
                     teacher = None  # let go of before the next one comes
-                    teacher, loaded = load_model(against[number]), against[number]
+                    teacher, loaded = _Beside(load_model(against[number])), against[number]
                 kept = [m for m in metrics if not (_needs_teacher(m) and row.name in untaken)]
                 watch = partial(work.progress.update, what="answers", model=row.name)
                 vocab = spoken.tokens[number]
@@ -532,7 +532,7 @@ class Evaluate(DataStage, kind="evaluate"):
         self,
         place: Place,
         metrics: list[Metric],
-        teacher: Any,
+        teacher: "_Beside | None",
         vocab: int,
         read: "_Read",
         examples: list[Example],
@@ -570,8 +570,8 @@ class Evaluate(DataStage, kind="evaluate"):
                 abstentions |= {str(metric.kind): dict(whys)} if whys else {}
         measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
         if measures:
-            beside = teacher if any(map(_needs_teacher, metrics)) else None
-            scores.update(token_sums(model, beside, read.pairs, vocab, measures))
+            beside = teacher if teacher is not None and any(map(_needs_teacher, metrics)) else _Beside(None)
+            scores.update(token_sums(model, beside.model, read.pairs, vocab, measures, beside.states))
         of_model = {str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)}
         return {
             "answers": answers,
@@ -705,6 +705,14 @@ class _Read:
 
     renderer: Renderer
     pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A teacher, and what it said of rows that another model read before."""
+
+    model: Any
+    states: States = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
