@@ -105,11 +105,10 @@ def shared_vocabulary(
 
 def own_tokens(first: Tokenizer, other: Tokenizer, first_name: str, other_name: str) -> str:
     """Which of two tokenizers has tokens behind the last that they share, and how many, in words; "" where neither has."""
-    sizes = {first_name: max(first.get_vocab().values()) + 1, other_name: max(other.get_vocab().values()) + 1}
-    shared, most = sorted(sizes.values())
-    if shared == most:
+    one, two = (max(tokenizer.get_vocab().values()) + 1 for tokenizer in (first, other))
+    if one == two:
         return ""
-    name = max(sizes, key=lambda name: sizes[name])
+    shared, most, name = min(one, two), max(one, two), first_name if one > two else other_name
     own = f"{name} has {most - shared:,} tokens of its own (ids {shared:,} to {most - 1:,})"
     return f"{own}: only the first {shared:,} are compared"
 
