@@ -242,7 +242,8 @@ def test_student_and_control_start_alike_and_the_study_knows(done: dict[str, Art
 def test_a_control_with_another_start_is_told(done: dict[str, Artifact]) -> None:
     report = json.loads((done["report"].folder / "report.json").read_text())
     told = " ".join(report["caveats"])
-    assert "init (kind width, hidden_size 16, intermediate_size 24, heads 2) against (kind layers, keep [0, 2])" in told
+    width = "kind width, hidden_size 16, intermediate_size 24, heads 2, by activation, rows 32"
+    assert f"init ({width}) against (kind layers, keep [0, 2])" in told
     assert "adapter none against (r 2, alpha 16.0, dropout 0.0, targets ['q_proj', 'down_proj'])" in told
     assert "how that model was cut and which of its weights trained" in json.dumps(report["headline"])
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -28,11 +29,17 @@ class Layers(Init, kind="layers"):
         default=None, min_length=1, description="layers to keep, counted from 0, in the order they have"
     )
     count: int | None = Field(default=None, ge=1, description="keep so many layers, those that calibration rows show to matter")
-    by: Literal["loss", "influence"] = Field(
-        default="loss",
-        description="with count. loss: best, reads the rows about half as often as (layers² - count²) / 2; influence: once",
+    by: Literal["loss", "influence"] | None = Field(
+        default=None,
+        description="with count. loss (default): best, reads the rows about (layers² - count²) / 4 times; influence: once",
     )
-    rows: int = Field(default=16, ge=1, description="with count: training rows to calibrate on")
+    rows: int | None = Field(default=None, ge=1, description="with count: training rows to calibrate on; default: 16")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_count(cls, given: Any) -> Any:
+        chooses = isinstance(given, dict) and given.get("count") is not None
+        return {"by": "loss", "rows": 16} | given if chooses else given
 
     @field_validator("keep")
     @classmethod
@@ -45,8 +52,7 @@ class Layers(Init, kind="layers"):
     def _one_way(self) -> "Layers":
         if (self.keep is None) == (self.count is None):
             raise ValueError("needs keep = [layers] or count = how many, and not both")
-        fields = type(self).model_fields
-        given = next((name for name in ("by", "rows") if getattr(self, name) != fields[name].default), None)
+        given = "by" if self.by is not None else "rows" if self.rows is not None else ""
         if self.keep is not None and given:
             raise ValueError(f"{given} is for count, which chooses layers; leave it out, or give count in place of keep")
         return self
@@ -67,7 +73,7 @@ class Layers(Init, kind="layers"):
         return keep
 
     def calibration(self, config: Any) -> Calibration:
-        if self.count is None:
+        if self.count is None or self.rows is None:
             return Calibration()
         if self.by == "influence":
             return Calibration(self.rows, 1, 1.0)
@@ -81,7 +87,8 @@ class Layers(Init, kind="layers"):
 
     def choose(self, model: Model, nll: Read) -> Choice:
         assert self.count is not None
-        ask = lambda: nll(model, self.rows)  # noqa: E731
+        assert self.rows is not None
+        ask = partial(nll, model, self.rows)
         if self.by == "influence":
             influence = block_influence(model, ask)
             order = sorted(range(len(influence)), key=lambda layer: -influence[layer])

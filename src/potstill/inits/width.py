@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -80,24 +81,31 @@ class Width(Init, kind="width"):
     by: Literal["activation", "magnitude"] = Field(
         default="activation", description="what decides: values on calibration rows, or weights alone"
     )
-    rows: int = Field(default=32, ge=1, description="by activation: training rows to calibrate on")
+    rows: int | None = Field(default=None, ge=1, description="by activation: training rows to calibrate on; default: 32")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_activation(cls, given: Any) -> Any:
+        reads = isinstance(given, dict) and given.get("by", "activation") == "activation"
+        return {"rows": 32} | given if reads else given
 
     @model_validator(mode="after")
     def _cuts_something(self) -> "Width":
         if self.hidden_size is None and self.intermediate_size is None and self.heads is None:
             raise ValueError("needs hidden_size, intermediate_size or heads")
-        if self.by == "magnitude" and self.rows != type(self).model_fields["rows"].default:
+        if self.by == "magnitude" and self.rows is not None:
             raise ValueError("rows is for by = 'activation'; leave it out")
         return self
 
     def calibration(self, config: Any) -> Calibration:
-        return Calibration(self.rows, 1, 1.0) if self.by == "activation" else Calibration()
+        return Calibration(self.rows, 1, 1.0) if self.rows is not None else Calibration()
 
     def without_rows(self) -> str:
         return "set by = 'magnitude'"
 
     def choose(self, model: Model, nll: Read) -> Choice:
-        found = by_activation(model, lambda: nll(model, self.rows))
+        assert self.rows is not None
+        found = by_activation(model, partial(nll, model, self.rows))
         return Choice(found, {"by": "activation", "rows": self.rows, **self._shares(found, self.shape(model.config))})
 
     def _shares(self, importance: "Importance", cut: Any) -> dict[str, float]:
