@@ -309,10 +309,11 @@ def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, te
 
 
 def already_cut(context: Context, ref: ModelRef) -> str:
-    """How the model that training begins with was cut by a stage of its own, in words; "none" where it was not."""
+    """How an earlier stage cut the model that training begins with, in words; "none" where none did."""
     if ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file()):
         return "none"
-    return str(context.artifacts(ref)[0].summary.get("init", "none"))
+    summary = context.artifacts(ref)[0].summary
+    return str(summary.get("init") or summary.get("trained", {}).get("init", "none"))
 
 
 def calibration(work: Work, source: Source, renderer: Renderer, init: Init | None, config: Any, precision: str) -> Read:
