@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.edges.hub import cached_models
-from potstill.edges.machine import PACKAGES
+from potstill.edges.machine import PACKAGES, bf16_instructions
 
 # package, module, what it is for, what to install
 OPTIONAL = (
@@ -56,6 +56,9 @@ def findings() -> list[dict[str, Any]]:
         )
     else:
         add("GPU", None, "none: small models train on the CPU; the recipes under paper/ want one")
+        found = bf16_instructions()
+        faster = f"{found}: optim.precision = 'bf16' is faster for pretrained models"
+        add("bf16 on the CPU", True if found else None, faster if found else "none: training in float32 is faster here")
     try:
         cache, cached, offline = cached_models()
         add("hub cache", None, f"{cache}: {cached} models{', offline by HF_HUB_OFFLINE' if offline else ''}")

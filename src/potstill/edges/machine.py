@@ -141,3 +141,11 @@ def peak_gpu_memory() -> int:
     """Peak bytes that torch had allocated on the GPU since `reset_peak_memory`; 0 without one."""
     torch = sys.modules.get("torch")
     return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_available() else 0
+
+
+def bf16_instructions() -> str:
+    """By which instructions this processor multiplies in bfloat16, such as "AMX"; "" where torch knows of none."""
+    import torch
+
+    known = (("AMX", "_is_amx_tile_supported"), ("AVX512-BF16", "_is_avx512_bf16_supported"))
+    return next((name for name, ask in known if getattr(torch.cpu, ask, bool)()), "")
