@@ -12,7 +12,7 @@ from typing import Any, Literal
 from potstill.core.errors import UserError
 from potstill.edges.families import logits_of
 from potstill.edges.hub import library
-from potstill.edges.models import head_width, positions_of
+from potstill.edges.models import cut_layers, head_width, per_layer, positions_of
 
 Way = Literal["packed", "batched"]
 Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed) -> final hidden states [T, D]
@@ -24,21 +24,6 @@ ALLOWED = 2e-6  # of a difference, in units of the largest value: norms and soft
 ALLOWED_FLOAT32 = 1e-4  # where the copy is in float32
 MOST_PARAMETERS = 30_000_000  # of a copy
 _KNOWN: dict[tuple[str, Read], Way] = {}  # of this process
-
-
-def cut_layers(config: Any, keep: Sequence[int]) -> Any:
-    """A copy of a config with these layers alone; whatever it lists for each layer is cut with them."""
-    count, cut = config.num_hidden_layers, copy.deepcopy(config)
-    for name, values in _per_layer(config, count):
-        setattr(cut, name, type(values)(values[layer] for layer in keep))
-    cut.num_hidden_layers = len(keep)
-    return cut
-
-
-def _per_layer(config: Any, count: int) -> Iterator[tuple[str, list[Any] | tuple[Any, ...]]]:
-    for name, values in vars(config).items():
-        if isinstance(values, list | tuple) and len(values) == count and not name.startswith("_") and name != "architectures":
-            yield name, values
 
 
 def way_of(config: Any, read: Read) -> Way:
@@ -159,7 +144,7 @@ def _copy(config: Any, what: str) -> Any:
 def _telling_layers(config: Any) -> list[int]:
     """Two layers at least, and one of every kind that the config tells apart."""
     count = config.num_hidden_layers
-    lists = [values for _, values in _per_layer(config, count)]
+    lists = [values for _, values in per_layer(config, count)]
     kinds: dict[str, int] = {}
     for layer in range(count):
         kinds.setdefault(str([values[layer] for values in lists]), layer)

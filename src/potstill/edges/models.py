@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "check_vocabulary",
     "config_of",
     "content_id",
+    "cut_layers",
     "device",
     "form_of",
     "head_width",
@@ -64,6 +65,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "load_tokenizer",
     "other_tokens",
     "own_tokens",
+    "per_layer",
     "positions_of",
     "recomputed",
     "save_model",
@@ -403,6 +405,22 @@ def _ropes(config: Any) -> list[dict[str, Any]]:
     table = getattr(config, "rope_parameters", None) or {}
     tables = [table, *(value for value in table.values() if isinstance(value, dict))]
     return [found for found in tables if "rope_type" in found]
+
+
+def cut_layers(config: Any, keep: Sequence[int]) -> Any:
+    """A copy of a config with these layers alone; whatever it lists for each layer is cut with them."""
+    count, cut = config.num_hidden_layers, copy.deepcopy(config)
+    for name, values in per_layer(config, count):
+        setattr(cut, name, type(values)(values[layer] for layer in keep))
+    cut.num_hidden_layers = len(keep)
+    return cut
+
+
+def per_layer(config: Any, count: int) -> Iterator[tuple[str, list[Any] | tuple[Any, ...]]]:
+    """What a config lists for each of its layers, by the field's name."""
+    for name, values in vars(config).items():
+        if isinstance(values, list | tuple) and len(values) == count and not name.startswith("_") and name != "architectures":
+            yield name, values
 
 
 def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:

@@ -11,8 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.checked import cut_layers
-from potstill.edges.models import Model, blocks_name, blocks_of
+from potstill.edges.models import Model, blocks_name, blocks_of, cut_layers
 from potstill.inits import Calibration, Choice, Init, Read
 
 

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
-from potstill.edges.checked import cut_layers
 from potstill.edges.machine import free_memory
-from potstill.edges.models import device, size_of
+from potstill.edges.models import cut_layers, device, size_of
 from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.head import response_hidden
