@@ -52,10 +52,10 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.best import Best as Best
     from potstill.stages.cache import Cache as Cache
     from potstill.stages.distill import Distill as Distill
-    from potstill.stages.evaluate import Decoding as Decoding
     from potstill.stages.evaluate import Evaluate as Evaluate
     from potstill.stages.evaluate import Row as Row
     from potstill.stages.export import Export as Export
+    from potstill.stages.measure import Decoding as Decoding
     from potstill.stages.pretrain import Pretrain as Pretrain
     from potstill.stages.pretrain import Shape as Shape
     from potstill.stages.quantize import Quantize as Quantize
@@ -109,7 +109,7 @@ _WHERE = {
     "Best": "potstill.stages.best",
     "Evaluate": "potstill.stages.evaluate",
     "Row": "potstill.stages.evaluate",
-    "Decoding": "potstill.stages.evaluate",
+    "Decoding": "potstill.stages.measure",
     "Export": "potstill.stages.export",
     "Report": "potstill.stages.report",
     "Validation": "potstill.stages.training",

@@ -12,7 +12,7 @@ from potstill.core.errors import Interrupted
 from potstill.edges.models import save_model
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
-from potstill.stages import evaluate
+from potstill.stages import evaluate, measure
 from potstill.stages.base import Context
 from potstill.stages.evaluate import Evaluate, teacher_of
 from potstill.stages.lineage import Place
@@ -75,7 +75,8 @@ def ran(table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tupl
         return load(where, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "load_model", counting)
+        for room in (evaluate, measure):
+            patch.setattr(room, "load_model", counting)
         return run_recipe(parse_recipe(table), tmp_path_factory.mktemp("out")), loaded
 
 
@@ -114,7 +115,7 @@ def test_a_study_that_was_stopped_loads_no_teacher_for_what_is_there(
     work = Work(tmp_path / "work", "study", stop_requested=lambda: next(left))
     with pytest.raises(Interrupted, match="after model 7 of 7"):
         stage.run(Context(work, inputs))
-    monkeypatch.setattr(evaluate, "load_model", lambda *_: pytest.fail("nothing is left to measure"))
+    monkeypatch.setattr(measure, "load_model", lambda *_: pytest.fail("nothing is left to measure"))
     assert stage.run(Context(work, inputs))["test_rows"] > 0
     theirs = Study.load(done["study"].folder)
     assert Study.load(work.folder).rows == theirs.rows

@@ -1,11 +1,10 @@
 """All models of a study on the same test rows."""
 
 import json
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from potstill.core.artifact import PRINT, Makes, fingerprint, read_json, write_json
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, Problem, UserError
-from potstill.core.types import Abstain, Example, Split
+from potstill.core.types import Example, Split
 from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
@@ -23,7 +22,6 @@ from potstill.edges.models import (
     Tokenizer,
     check_known,
     check_positions,
-    check_vocabulary,
     config_of,
     form_of,
     load_model,
@@ -32,20 +30,18 @@ from potstill.edges.models import (
     positions_of,
     shared_vocabulary,
 )
-from potstill.edges.sampling import generate
-from potstill.losses.scoring import States, token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
-from potstill.quant.packed import packed_of
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
 from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
+from potstill.stages.measure import Asked, Beside, Decoding, Measured, Rendered, asking, measure, needs_teacher
 from potstill.stages.outlook import Cost, Outlook, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
@@ -65,17 +61,6 @@ class Row(Settings):
     role: RowRole = Field(
         default="other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher, candidate"
     )
-
-
-class Decoding(Settings):
-    """How answers are generated."""
-
-    method: Literal["greedy", "sample"] = Field(
-        default="greedy", description="sample: the paper's way, over the whole vocabulary"
-    )
-    temperature: float = Field(default=1.0, gt=0, description="of sampling")
-    max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens")
-    seed: int = Field(default=10, ge=0, description="of sampling; the paper's is 10")
 
 
 class Evaluate(DataStage, kind="evaluate"):
@@ -121,7 +106,7 @@ class Evaluate(DataStage, kind="evaluate"):
         names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
         if self.primary not in names:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
-        if any(_needs_teacher(metric) for metric in self.metrics if metric.kind == self.primary):
+        if any(needs_teacher(metric) for metric in self.metrics if metric.kind == self.primary):
             raise ValueError(f"primary = '{self.primary}' compares with the teacher, whose own figure is 0; {NO_PRIMARY}")
         teachers = [row.name for row in self.study if row.role == "teacher"]
         if len(teachers) > 1:
@@ -133,7 +118,7 @@ class Evaluate(DataStage, kind="evaluate"):
     def _asks_for_teacher(self) -> bool:
         """Whether a metric against the teacher is wished for; the default metrics do without where it cannot be."""
         wished = self.metrics if "metrics" in self.model_fields_set else ()
-        return any(_needs_teacher(metric) for metric in self.metrics if metric in wished)
+        return any(needs_teacher(metric) for metric in self.metrics if metric in wished)
 
     def teacher(self) -> Row | None:
         """The study model that the others are compared with."""
@@ -180,7 +165,7 @@ class Evaluate(DataStage, kind="evaluate"):
         """Refuse prompts of the user's own that the model's template or `prompts` do not take."""
         renderer = Renderer(tokenizer, self.prompts) if tokenizer is not None and self.ask else None
         for number, prompt in enumerate(self.ask if renderer is not None else ()):
-            found = renderer.prompt(_asking(prompt))  # pyright: ignore[reportOptionalMemberAccess]
+            found = renderer.prompt(asking(prompt))  # pyright: ignore[reportOptionalMemberAccess]
             if not prompt.strip() or found.ids is None:
                 why = "is empty" if not prompt.strip() else found.reason
                 raise UserError(f"ask[{number}]: {why}; write another prompt, or raise prompts.max_prompt_tokens")
@@ -258,7 +243,7 @@ class Evaluate(DataStage, kind="evaluate"):
         asked = min(self.rows or rows.kept, rows.kept)
         models = [found for row in self.study if (found := outlook.model(row.model)) is not None]
         held = self.teacher()
-        teacher = outlook.model(held.model) if held is not None and any(map(_needs_teacher, self.metrics)) else None
+        teacher = outlook.model(held.model) if held is not None and any(map(needs_teacher, self.metrics)) else None
         if not models:
             return Cost(rows=(rows,))
         beside = teacher.size.parameters if teacher is not None else 0
@@ -287,7 +272,7 @@ class Evaluate(DataStage, kind="evaluate"):
         alone = sum(metric.tokens() for metric in self.metrics if isinstance(metric, ModelMetric))
         scored = any(isinstance(metric, TokenMetric) for metric in self.metrics)
         held = self.teacher()
-        teacher = outlook.model(held.model) if held is not None and any(map(_needs_teacher, self.metrics)) else None
+        teacher = outlook.model(held.model) if held is not None and any(map(needs_teacher, self.metrics)) else None
         beside = outlook.probe(teacher.config, rows) if teacher is not None else None
         total = 0.0
         for row in self.study:
@@ -338,9 +323,9 @@ class Evaluate(DataStage, kind="evaluate"):
     def run(self, context: Context) -> dict[str, Any]:
         work = context.work
         teacher_row = self.teacher()
-        metrics = [m for m in self.metrics if teacher_row is not None or not _needs_teacher(m)]
+        metrics = [m for m in self.metrics if teacher_row is not None or not needs_teacher(m)]
         jobs = [(row, place) for row in self.study for place in places(context, row.model)]
-        teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(_needs_teacher, metrics)) else []
+        teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(needs_teacher, metrics)) else []
         against = [teacher_of(place, teachers) for _, place in jobs]
         found = self._rows([(row.name, place.where) for row, place in jobs])
         examples, read = found.examples, found.read
@@ -352,25 +337,26 @@ class Evaluate(DataStage, kind="evaluate"):
         untaken |= foreign if self.teacher_reads == "own" else {}
         known = self._known(jobs, examples, work)
         files = [work.folder / f"partial-{number:03}.json" for number in range(len(jobs))]
-        teacher, loaded = None, ""
+        teacher, loaded = Beside(), ""
+        asked = Asked(examples, self.ask, self.decoding)
         # all models of one teacher together: each teacher is loaded once, and one at a time
         for done, number in enumerate(sorted(range(len(jobs)), key=lambda number: against[number])):
             row, place = jobs[number]
             if not files[number].is_file():
                 work.progress.update(done, len(jobs), "model", now=row.name)
                 if against[number] != loaded:
-                    teacher = None  # let go of before the next one comes
-                    teacher, loaded = _Beside(load_model(against[number])), against[number]
-                kept = [m for m in metrics if not (_needs_teacher(m) and row.name in untaken)]
+                    teacher = Beside()  # let go of before the next one comes
+                    teacher, loaded = Beside(load_model(against[number])), against[number]
+                kept = [m for m in metrics if not (needs_teacher(m) and row.name in untaken)]
                 watch = partial(work.progress.update, what="answers", model=row.name)
-                vocab = spoken.tokens[number]
-                write_json(files[number], self._measure(place, kept, teacher, vocab, read[place.where], examples, watch))
+                got = measure(place, kept, asked, read[place.where], teacher, spoken.tokens[number], watch)
+                write_json(files[number], asdict(got))
             work.progress.update(done + 1, len(jobs), "model", now=row.name)
             if work.stop_requested():
                 raise Interrupted(
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
-        results = [read_json(file) for file in files]
+        results = [Measured(**read_json(file)) for file in files]
         study = self._study(
             jobs, results, metrics, found, foreign | untaken, self._near_duplicates(jobs, work), known, apart=spoken.apart
         )
@@ -379,7 +365,7 @@ class Evaluate(DataStage, kind="evaluate"):
             for i, example in enumerate(examples):
                 of_row: dict[str, list[str]] = {}
                 for (row, _), result in zip(jobs, results, strict=True):
-                    of_row.setdefault(row.name, []).append(result["answers"][i])
+                    of_row.setdefault(row.name, []).append(result.answers[i])
                 answers.write(json.dumps({"key": fingerprint(example.key)[:16], "answers": of_row}) + "\n")
         made = lineage([(row.name, row.role, place) for row, place in jobs], context)
         write_json(work.folder / "lineage.json", {**made, "asked": self._asked(jobs, results)})
@@ -394,11 +380,11 @@ class Evaluate(DataStage, kind="evaluate"):
             "language_in_use": self.data.language_note(),
         }
 
-    def _asked(self, jobs: list[tuple[Row, Place]], results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _asked(self, jobs: list[tuple[Row, Place]], results: list[Measured]) -> list[dict[str, Any]]:
         """Each of the user's own prompts with the answer of each model's first seed."""
         first: dict[str, list[str]] = {}
         for (row, _), result in zip(jobs, results, strict=True):
-            first.setdefault(row.name, result["asked"])
+            first.setdefault(row.name, result.asked)
         return [
             {"prompt": prompt, "answers": {name: answers[i] for name, answers in first.items()}}
             for i, prompt in enumerate(self.ask)
@@ -437,7 +423,7 @@ class Evaluate(DataStage, kind="evaluate"):
         if not found:
             why = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or "the split is empty"
             raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
-        read = {form: _Read(renderer, [pairs[form] for _, pairs, _ in found]) for form, (_, renderer) in readers.items()}
+        read = {form: Rendered(renderer, [pairs[form] for _, pairs, _ in found]) for form, (_, renderer) in readers.items()}
         return _Rows(
             [example for example, *_ in found],
             {where: read[form] for where, form in form_at.items()},
@@ -446,7 +432,7 @@ class Evaluate(DataStage, kind="evaluate"):
             sum(shortened for *_, shortened in found),
         )
 
-    def _spoken(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> "_Spoken":
+    def _spoken(self, jobs: list[tuple[Row, Place]], read: dict[str, Rendered], against: list[str]) -> "_Spoken":
         """Which token ids each model is scored over, and whose tokens are not the teacher's.
 
         Raises:
@@ -477,7 +463,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 check_known(largest, shared, own.renderer.tokenizer, f"{self.name or 'evaluate'}: {row.name}")
         return _Spoken(tokens, strangers, apart)
 
-    def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> None:
+    def _check_room(self, jobs: list[tuple[Row, Place]], read: dict[str, Rendered], against: list[str]) -> None:
         """Refuse before the first model is loaded what would run past the positions of one of them."""
         for (row, place), teacher in zip(jobs, against, strict=True):
             own = read[place.where]
@@ -503,7 +489,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 "decoding.max_new_tokens or prompts.max_prompt_tokens"
             )
 
-    def _foreign(self, jobs: list[tuple[Row, Place]], read: dict[str, "_Read"], against: list[str]) -> dict[str, str]:
+    def _foreign(self, jobs: list[tuple[Row, Place]], read: dict[str, Rendered], against: list[str]) -> dict[str, str]:
         """Models that read the rows otherwise than their teacher does, by name, each with the first difference.
 
         Raises:
@@ -527,62 +513,6 @@ class Evaluate(DataStage, kind="evaluate"):
                 "the other's form"
             )
         return found
-
-    def _measure(
-        self,
-        place: Place,
-        metrics: list[Metric],
-        teacher: "_Beside | None",
-        vocab: int,
-        read: "_Read",
-        examples: list[Example],
-        watch: Callable[[int, int], None],
-    ) -> dict[str, Any]:
-        """Answers and scores of one model, asked in its own form and stopped at its own ends.
-
-        `watch` gets the number of finished answers, and of all, after every token.
-        """
-        model, renderer = load_model(place.where), read.renderer
-        packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
-        check_vocabulary(model, renderer.tokenizer, place.where)
-        # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
-        own = [renderer.prompt(_asking(prompt)).ids or [] for prompt in self.ask]
-        given = generate(
-            model,
-            renderer.tokenizer,
-            [*(prompt for prompt, _ in read.pairs), *own],
-            stop_ids=renderer.stop_ids,
-            max_new_tokens=self.decoding.max_new_tokens,
-            temperature=self.decoding.temperature if self.decoding.method == "sample" else 0.0,
-            seed=self.decoding.seed,
-            on_rows=watch,
-        )
-        said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
-        answers, asked = said[: len(examples)], said[len(examples) :]
-        scores: dict[str, Sequence[float | None]] = {}
-        abstentions: dict[str, dict[str, int]] = {}
-        accepted = [renderer.scored(example) for example in examples]
-        for metric in metrics:
-            if isinstance(metric, TextMetric):
-                values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
-                scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
-                whys = Counter(v.reason for v in values if isinstance(v, Abstain))
-                abstentions |= {str(metric.kind): dict(whys)} if whys else {}
-        measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
-        if measures:
-            beside = teacher if teacher is not None and any(map(_needs_teacher, metrics)) else _Beside(None)
-            scores.update(token_sums(model, beside.model, read.pairs, vocab, measures, beside.states))
-        of_model = {str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)}
-        return {
-            "answers": answers,
-            "asked": asked,
-            "cut": sum(given.cut[: len(examples)]),
-            "scores": scores,
-            "abstentions": abstentions,
-            "of_model": of_model,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "bytes": place.bytes(model),
-        }
 
     def _known(self, jobs: list[tuple[Row, Place]], examples: list[Example], work: Work) -> dict[str, int]:
         """How many of the rows each model, or one that it was made from or taught by, was trained on, by the model's name.
@@ -620,7 +550,7 @@ class Evaluate(DataStage, kind="evaluate"):
     def _study(
         self,
         jobs: list[tuple[Row, Place]],
-        results: list[dict[str, Any]],
+        results: list[Measured],
         metrics: list[Metric],
         found: "_Rows",
         foreign: dict[str, str],
@@ -638,7 +568,7 @@ class Evaluate(DataStage, kind="evaluate"):
             own = next(length for (r, _), length in zip(jobs, lengths, strict=True) if r is row)
             records = tuple(place.trained for place, _ in mine if place.trained is not None)
             trained = records if len(records) == len(mine) else None
-            speeds = [result["of_model"].get("decode_speed") for _, result in mine]
+            speeds = [speed for _, result in mine if (speed := result.of_model.get("decode_speed")) is not None]
             rows.append(
                 ModelRow(
                     name=row.name,
@@ -648,18 +578,18 @@ class Evaluate(DataStage, kind="evaluate"):
                     source=next(iter(_rows_called([mine[0][0].origin], mine[0][0], jobs)), None),
                     taught_by=_rows_called([one.teacher for one in records if one.teacher], mine[0][0], jobs),
                     known_rows=known[row.name],
-                    parameters=mine[0][1]["parameters"],
-                    bytes=mine[0][1]["bytes"],
-                    decode_tokens_per_s=sum(speeds) / len(speeds) if all(s is not None for s in speeds) else None,
+                    parameters=mine[0][1].parameters,
+                    bytes=mine[0][1].bytes,
+                    decode_tokens_per_s=sum(speeds) / len(speeds) if len(speeds) == len(mine) else None,
                     trained=trained,
-                    abstentions=_summed([result["abstentions"] for _, result in mine]),
-                    cut_answers=tuple(result["cut"] for _, result in mine),
+                    abstentions=_summed([result.abstentions for _, result in mine]),
+                    cut_answers=tuple(result.cut for _, result in mine),
                     template=fingerprint(found.read[mine[0][0].where].pairs)[:PRINT],
                     teacher_reads=next((words for place, _ in mine if (words := place.teacher_reads)), None),
                     apart=foreign.get(row.name),
                     tokens=own if own != usual else None,
                     seeds=tuple(place.seed for place, _ in mine),
-                    scores={name: tuple(tuple(result["scores"][name]) for _, result in mine) for name in mine[0][1]["scores"]},
+                    scores={name: tuple(tuple(result.scores[name]) for _, result in mine) for name in mine[0][1].scores},
                 )
             )
         return Study(
@@ -700,22 +630,6 @@ class Evaluate(DataStage, kind="evaluate"):
 
 
 @dataclass(frozen=True)
-class _Read:
-    """The test rows in the form of one chat template."""
-
-    renderer: Renderer
-    pairs: list[Pair]
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """A teacher, and what it said of rows that another model read before."""
-
-    model: Any
-    states: States = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _Spoken:
     """How the tokens of the study's models compare.
 
@@ -742,7 +656,7 @@ class _Rows:
     """
 
     examples: list[Example]
-    read: dict[str, _Read]
+    read: dict[str, Rendered]
     of_rows: int
     left_out: dict[str, int]
     shortened: int
@@ -799,7 +713,7 @@ def _info(metric: Metric, *, apart: bool = False) -> MetricInfo:
         unit=of_bytes or metric.unit,
         higher_is_better=metric.higher_is_better,
         over="bytes" if of_bytes else "tokens" if isinstance(metric, TokenMetric) else "rows",
-        against_teacher=_needs_teacher(metric),
+        against_teacher=needs_teacher(metric),
     )
 
 
@@ -814,14 +728,6 @@ def _clusters_drawn(asked: int, rows: int, keys: int) -> int:
     if not keys:
         return asked
     return max(1, round(keys * (1 - (1 - asked / rows) ** (rows / keys))))
-
-
-def _asking(prompt: str) -> Example:
-    return Example(key="", instruction=prompt, response="")
-
-
-def _needs_teacher(metric: Metric) -> bool:
-    return isinstance(metric, TokenMetric) and metric.needs_teacher
 
 
 def teacher_of(place: Place, teachers: Sequence[Place]) -> str:

@@ -1,0 +1,164 @@
+"""One model of a study: what it answers, and what its answers and its probabilities score."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import Field
+
+from potstill.core.component import Settings
+from potstill.core.types import Abstain, Example
+from potstill.data.prompts import Renderer
+from potstill.data.store import Pair
+from potstill.edges.models import check_vocabulary, load_model
+from potstill.edges.sampling import generate
+from potstill.losses.scoring import States, token_sums
+from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
+from potstill.quant.packed import packed_of
+from potstill.stages.lineage import Place
+
+
+class Decoding(Settings):
+    """How answers are generated."""
+
+    method: Literal["greedy", "sample"] = Field(
+        default="greedy", description="sample: the paper's way, over the whole vocabulary"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of sampling")
+    max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens")
+    seed: int = Field(default=10, ge=0, description="of sampling; the paper's is 10")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The test rows in the form of one chat template."""
+
+    renderer: Renderer
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A teacher, and what it said of rows that another model read before."""
+
+    model: Any = None
+    states: States = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every model of a study is asked.
+
+    Attributes:
+        own: prompts of the user's own, which nothing scores.
+    """
+
+    examples: list[Example]
+    own: tuple[str, ...]
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model at one seed; JSON's own types, because a study that was stopped reads it back.
+
+    Attributes:
+        answers: to the rows.
+        asked: answers to the prompts of the user's own.
+        cut: answers to the rows that reached the limit of tokens.
+        scores: by metric, of each row; None where the metric abstains.
+        abstentions: by metric, how many for which reason.
+        of_model: by metric, of the model as a whole.
+        bytes: on disk; of a hub model, as it lies in memory.
+    """
+
+    answers: list[str]
+    asked: list[str]
+    cut: int
+    scores: dict[str, Sequence[float | None]]
+    abstentions: dict[str, dict[str, int]]
+    of_model: dict[str, float]
+    parameters: int
+    bytes: int
+
+
+def measure(
+    place: Place,
+    metrics: Sequence[Metric],
+    asked: Asked,
+    read: Rendered,
+    teacher: Beside,
+    vocab: int,
+    watch: Callable[[int, int], None],
+) -> Measured:
+    """Answers and scores of one model, asked in its own form and stopped at its own ends.
+
+    Args:
+        read: the rows as this model reads them.
+        teacher: what metrics against a teacher compare with.
+        vocab: leading token ids that scores are over.
+        watch: gets the number of finished answers, and of all, after every token.
+
+    Raises:
+        UserError: the model cannot be loaded, or its four-bit codes no longer stand for its weights.
+    """
+    model, renderer = load_model(place.where), read.renderer
+    packed_of(model, place.where)  # refuses codes that no longer stand for the weights: its size counts them
+    check_vocabulary(model, renderer.tokenizer, place.where)
+    decoding, rows = asked.decoding, len(asked.examples)
+    own = [renderer.prompt(asking(prompt)).ids or [] for prompt in asked.own]
+    given = generate(
+        model,
+        renderer.tokenizer,
+        [*(prompt for prompt, _ in read.pairs), *own],
+        stop_ids=renderer.stop_ids,
+        max_new_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature if decoding.method == "sample" else 0.0,
+        seed=decoding.seed,
+        on_rows=watch,
+    )
+    # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
+    said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
+    scores, abstentions = _text_scores(metrics, said[:rows], [renderer.scored(example) for example in asked.examples])
+    measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
+    if measures:
+        beside = teacher if any(map(needs_teacher, metrics)) else Beside()
+        scores |= token_sums(model, beside.model, read.pairs, vocab, measures, beside.states)
+    return Measured(
+        answers=said[:rows],
+        asked=said[rows:],
+        cut=sum(given.cut[:rows]),
+        scores=scores,
+        abstentions=abstentions,
+        of_model={str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)},
+        parameters=sum(p.numel() for p in model.parameters()),
+        bytes=place.bytes(model),
+    )
+
+
+def _text_scores(
+    metrics: Sequence[Metric], answers: Sequence[str], accepted: Sequence[Example]
+) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
+    """Scores of answers by metric, and why which metric abstained how often."""
+    scores: dict[str, Sequence[float | None]] = {}
+    abstentions: dict[str, dict[str, int]] = {}
+    for metric in metrics:
+        if not isinstance(metric, TextMetric):
+            continue
+        values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
+        scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
+        whys = Counter(v.reason for v in values if isinstance(v, Abstain))
+        abstentions |= {str(metric.kind): dict(whys)} if whys else {}
+    return scores, abstentions
+
+
+def asking(prompt: str) -> Example:
+    """A prompt of the user's own, as a row without an answer."""
+    return Example(key="", instruction=prompt, response="")
+
+
+def needs_teacher(metric: Metric) -> bool:
+    """Whether a metric compares with a teacher."""
+    return isinstance(metric, TokenMetric) and metric.needs_teacher
