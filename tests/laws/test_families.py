@@ -199,6 +199,32 @@ def test_what_reads_otherwise_is_refused_with_the_figure() -> None:
         way_of(config, broken)
 
 
+ROPES: dict[str, dict[str, Any]] = {
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 64},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 2.0},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_every_scaling_of_positions_is_read_as_the_model_reads_it(rope: str, chat: Any) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    scaling = {"rope_type": rope, "rope_theta": 10_000.0, **ROPES[rope]}
+    config = LlamaConfig(**(SHAPE | {"vocab_size": VOCAB, "rope_parameters": scaling}))
+    assert way_of(config, read) == "packed"
+    torch.manual_seed(0)
+    model, pairs = AutoModelForCausalLM.from_config(config).double().eval(), pairs_of(chat)
+    plain = AutoModelForCausalLM.from_config(LlamaConfig(**(SHAPE | {"vocab_size": VOCAB}))).double().eval()
+    plain.load_state_dict(model.state_dict())
+    found, alone = CrossEntropy()(model, pack(pairs)).total, plain_logp(model, pairs)
+    targets = [torch.tensor(response) for _, response in pairs]
+    torch.testing.assert_close(found, sum(F.nll_loss(q, t, reduction="sum") for q, t in zip(alone, targets, strict=True)))
+    other = CrossEntropy()(plain, pack(pairs)).total
+    assert rope == "dynamic" or not torch.allclose(found, other, rtol=1e-6), "the scaling does something"
+
+
 def test_mixtures_of_experts_are_refused_as_such() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
