@@ -224,9 +224,8 @@ def fake_provenance() -> dict[str, Any]:
 
 def fake_report(**changes: Any) -> dict[str, Any]:
     """A whole report of the fake study."""
-    from potstill.report.build import build_report
+    from potstill.report.build import Made, build_report
 
     study = fake_study(**changes)
-    return build_report(
-        study, fake_answers(study), fake_curves(), fake_data(), fake_quantization(), fake_provenance(), resamples=2_000
-    )
+    made = Made(fake_curves(), fake_data(), fake_quantization(), provenance=fake_provenance())
+    return build_report(study, fake_answers(study), made, resamples=2_000)

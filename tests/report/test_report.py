@@ -13,7 +13,7 @@ from rich.console import Console
 from potstill.core.errors import UserError
 from potstill.core.numbers import count, decimals, duration, estimate, interval, number, size
 from potstill.report import ModelRow, Study, build_report, load_answers, model_card, print_table, report_of, write_report
-from potstill.report.build import mark, plain, representative
+from potstill.report.build import Made, mark, plain, representative
 from potstill.report.html import render_html
 from potstill.report.ship import how_to_run, size_of
 
@@ -109,7 +109,7 @@ def test_files_are_stable_and_the_page_can_be_drawn_from_the_json(report, page, 
 def test_json_never_holds_nan(tmp_path):
     study = fake_study(12, seeds=(1,))
     curves = [{"name": "KD", "role": "kd", "seed": 1, "points": [{"epoch": np.float32(1), "loss": float("nan")}]}]
-    report = build_report(study, [], curves, provenance={"seconds": {"kd": float("inf")}}, resamples=50)
+    report = build_report(study, [], Made(curves, provenance={"seconds": {"kd": float("inf")}}), resamples=50)
     path, _ = write_report(report, tmp_path)
     assert json.loads(path.read_text(), parse_constant=pytest.fail)["curves"][0]["points"][0]["loss"] is None
 
@@ -148,7 +148,7 @@ def test_hostile_names_everywhere_are_escaped():
     layers = [{"stage": hostile, "layers": [{"name": hostile, "gptq_error": 0.1, "rtn_error": 0.2}], "bits_per_weight": 4}]
     about = {"command": hostile, "recipe": hostile, "versions": {hostile: hostile}, "seconds": {hostile: 1}, hostile: [hostile]}
     curves = [{"name": hostile, "role": hostile, "seed": 1, "points": [{"epoch": 1, "loss": 1.0}]}]
-    report = build_report(study, fake_answers(study), curves, data, layers, about, resamples=20)
+    report = build_report(study, fake_answers(study), Made(curves, data, layers, provenance=about), resamples=20)
     found = Page(render_html(report))
     assert "script" not in found.tags
     assert found.open == []
@@ -273,7 +273,7 @@ def test_every_figure_on_validation_rows_has_its_curve():
         {"epoch": e, "step": e, "loss": 1.0, "validation_exact_match": 9.0 + e, "validation_novel": 1.0} for e in range(3)
     ]
     curves = [{"name": "KD", "role": "kd", "seed": 1, "points": points}]
-    page = render_html(build_report(study, fake_answers(study), curves=curves, resamples=50))
+    page = render_html(build_report(study, fake_answers(study), Made(curves), resamples=50))
     for title in ("Training loss", "Exact match on the validation rows", "validation novel"):
         assert title in page
 
@@ -449,9 +449,10 @@ def test_parts_may_be_missing():
     study = fake_study(30, seeds=(1,))
     for curves, data, quantization, provenance in (
         (fake_curves((1,)), [], [], {}),
-        ([], fake_data(), [], None),
+        ([], fake_data(), [], {}),
         ([{"name": "KD", "role": "kd", "seed": 1, "points": []}], [{"stage": "sft"}], [{"stage": "q", "layers": []}], {}),
         ([], [], fake_quantization(1), fake_provenance()),
     ):
-        report = build_report(study, fake_answers(study), curves, data, quantization, provenance, resamples=20)
+        made = Made(curves, data, quantization, provenance=provenance)
+        report = build_report(study, fake_answers(study), made, resamples=20)
         assert Page(render_html(report)).open == []

@@ -9,7 +9,7 @@ import pytest
 from fake_study import SCRIPT, fake_answers, fake_study, trained_record
 from rich.console import Console
 
-from potstill.report.build import build_report, picked_in_words
+from potstill.report.build import Made, build_report, picked_in_words
 from potstill.report.html import render_html
 from potstill.report.table import print_table
 from potstill.study.analysis import analyse
@@ -40,7 +40,7 @@ def fake_sweep(values: list[Any] = RATES, chosen: int = 2, seeds: tuple[int, ...
 
 def report_with(*sweeps: dict[str, Any]) -> dict[str, Any]:
     study = fake_study(12)
-    return build_report(study, fake_answers(study), sweeps=sweeps, resamples=50)
+    return build_report(study, fake_answers(study), Made(sweeps=sweeps), resamples=50)
 
 
 def test_the_pick_is_told_in_words():

@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +27,46 @@ HALF_THE_WORDS = 50.0  # Rouge-L
 LONG_ANSWER = 12  # words: where shared wording begins to say anything; one wrong word makes a short answer wrong
 
 
-def build_report(
-    study: Study,
-    answers: Sequence[Mapping[str, Any]],
-    curves: Sequence[Mapping[str, Any]] = (),
-    data: Sequence[Mapping[str, Any]] = (),
-    quantization: Sequence[Mapping[str, Any]] = (),
-    provenance: Mapping[str, Any] | None = None,
-    *,
-    sweeps: Sequence[Mapping[str, Any]] = (),
-    cuts: Sequence[Mapping[str, Any]] = (),
-    asked: Sequence[Mapping[str, Any]] = (),
-    resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Everything the report says, as plain JSON values: no NaN, no NumPy, no tuples.
+@dataclass(frozen=True)
+class Made:
+    """How the models of a study were made, as the evaluation kept it beside the scores.
 
-    Args:
-        answers: line i of `answers.jsonl`, {"key": …, "answers": {model name: [one answer per seed]}}.
+    Attributes:
         curves: per model and seed, {"name", "role", "seed", "points": [{"epoch", "step", "loss", "validation_…"}]}.
         data: per training stage and seed, what it saw, with a `mask_preview` of [token, counts in the loss].
         quantization: per quantised model, {"stage", "layers": [{"name", "gptq_error", "rtn_error"}], "bits_per_weight"}.
-        provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
         sweeps: per swept stage, {"name", "role", "stage", "by", "title", "unit", "higher_is_better": of the figure that picked,
             "fields", "chosen": its number, "candidates": [{"label", "values", "mean", "by_seed": [[seed, figure]], "curves":
             [{"seed", "points"}]}]}.
         cuts: per model that calibration rows cut, {"stage", "by", "rows", "nll": after the cut, and what decided}.
         asked: per prompt of a user's own, {"prompt", "answers": {model name: text}}.
+        provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
+    """
+
+    curves: Sequence[Mapping[str, Any]] = ()
+    data: Sequence[Mapping[str, Any]] = ()
+    quantization: Sequence[Mapping[str, Any]] = ()
+    sweeps: Sequence[Mapping[str, Any]] = ()
+    cuts: Sequence[Mapping[str, Any]] = ()
+    asked: Sequence[Mapping[str, Any]] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_report(
+    study: Study, answers: Sequence[Mapping[str, Any]], made: Made | None = None, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any]:
+    """Everything the report says, as plain JSON values: no NaN, no NumPy, no tuples.
+
+    Args:
+        answers: line i of `answers.jsonl`, {"key": …, "answers": {model name: [one answer per seed]}}.
+        made: how the models were made; default: nothing is known.
         resamples: bootstrap resamples.
         seed: of the bootstrap.
 
     Raises:
         UserError: the answers do not belong to the study.
     """
+    made = made or Made()
     _check(study, answers)
     clusters = study.cluster_count()
     analysis = analyse(study, resamples=resamples, seed=seed)
@@ -86,28 +93,20 @@ def build_report(
         "test_set": _test_set(study),
         "decoding": study.decoding.model_dump(mode="json"),
         "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "clusters": clusters},
-        "curves": curves,
-        "data": data,
-        "quantization": quantization,
-        "cuts": cuts,
-        "asked": asked,
-        "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in sweeps],
-        "provenance": provenance or {},
-        "stages": _stages(provenance or {}),
+        "curves": made.curves,
+        "data": made.data,
+        "quantization": made.quantization,
+        "cuts": made.cuts,
+        "asked": made.asked,
+        "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in made.sweeps],
+        "provenance": made.provenance,
+        "stages": _stages(made.provenance),
     }
     return plain(report)
 
 
 def report_of(
-    folder: Path | str,
-    curves: Sequence[Mapping[str, Any]] = (),
-    data: Sequence[Mapping[str, Any]] = (),
-    quantization: Sequence[Mapping[str, Any]] = (),
-    provenance: Mapping[str, Any] | None = None,
-    sweeps: Sequence[Mapping[str, Any]] = (),
-    cuts: Sequence[Mapping[str, Any]] = (),
-    asked: Sequence[Mapping[str, Any]] = (),
-    shipped: Mapping[str, tuple[str, dict[str, int]]] | None = None,
+    folder: Path | str, made: Made | None = None, shipped: Mapping[str, tuple[str, dict[str, int]]] | None = None
 ) -> dict[str, Any]:
     """The report of the study in a folder: `study.json` and `answers.jsonl`. Other arguments and errors as in `build_report`.
 
@@ -118,8 +117,7 @@ def report_of(
     for row in study.rows:
         if shipped and row.model in shipped:
             study = study.with_files(row.name, *shipped[row.model])
-    answers = load_answers(folder)
-    return build_report(study, answers, curves, data, quantization, provenance, sweeps=sweeps, cuts=cuts, asked=asked)
+    return build_report(study, load_answers(folder), made)
 
 
 def read_report(folder: Path | str) -> dict[str, Any]:

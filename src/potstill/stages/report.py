@@ -8,7 +8,7 @@ from pydantic import Field
 
 from potstill.core.artifact import Artifact, Makes, read_json
 from potstill.core.errors import UserError
-from potstill.report.build import report_of, write_report
+from potstill.report.build import Made, report_of, write_report
 from potstill.stages.base import Context, Stage
 from potstill.stages.refs import ExportRef, StudyRef
 
@@ -66,4 +66,4 @@ def report_from(evaluation: Path, exports: Sequence[Artifact] = ()) -> dict[str,
         str(export.stage["model"]): (str(export.folder), {name: size for name, (size, _) in export.summary["files"].items()})
         for export in exports
     }
-    return report_of(evaluation, **made, shipped=shipped)
+    return report_of(evaluation, Made(**made), shipped)
