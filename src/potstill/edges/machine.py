@@ -116,6 +116,29 @@ def give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+class Heap:
+    """Gives freed memory back when this process has grown by a fifth since its first look.
+
+    Batches differ in their sizes, so the C library's heap is cut into pieces that the next tensors do not fit: in 45 steps of
+    Gemma 3 270M a process of 9 GB became one of 17.
+    """
+
+    GROWTH, LEAST = 1.2, 256 << 20
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+
+    def look(self) -> None:
+        """To be called where the process should be as large as it was the last time, such as after every step."""
+        import psutil
+
+        now = psutil.Process().memory_info().rss
+        if self._first is None:
+            self._first = now
+        elif now > self.GROWTH * self._first + self.LEAST:
+            give_back_memory()
+
+
 def reset_peak_memory() -> None:
     """Start measuring a stage's peak memory, where the system can; memory of earlier stages is given back first."""
     give_back_memory()

@@ -15,6 +15,7 @@ from potstill.core.errors import Interrupted, UserError
 from potstill.data.batches import Order
 from potstill.data.store import TokenStore
 from potstill.edges import ranks
+from potstill.edges.machine import Heap
 from potstill.edges.models import device, recomputed
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
@@ -176,9 +177,11 @@ class _Fit:
             self._report_validation(self.start)
         self.model.train()
         self.begun, self.seen = time.monotonic(), 0
+        heap = Heap()
         with recomputed(self.model, self.optim.activation_checkpointing):
             for step in range(self.start, self.total):
                 self._step(step)
+                heap.look()
         self.model.eval()
         counted = {name: state[name] for name in ("rows", "response_tokens", "tokens", "padded_tokens")}
         return Totals(self.total, **counted, epochs=self._epoch(), training_seconds=time.monotonic() - self.begun)
