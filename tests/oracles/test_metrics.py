@@ -16,7 +16,7 @@ from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import decoding
-from potstill.edges.sampling import decode, decode_speed, generate, stream
+from potstill.edges.sampling import decode, decode_speed, generate, stops_of, stream
 from potstill.losses.scoring import mean_nll, token_sums
 from potstill.metrics import TextMetric, TokenMetric
 from potstill.metrics.exact_match import ExactMatch
@@ -262,7 +262,7 @@ def test_answers_that_end_at_different_times_leave_the_others_as_they_are(family
     longest = plain_answers(model, tokenizer, prompts, [], 24)
     spoken = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in longest]
     stop_ids = [spoken[0][2], spoken[-1][9 % len(spoken[-1])]]
-    wanted = plain_answers(model, tokenizer, prompts, stop_ids, 24)
+    wanted = plain_answers(model, tokenizer, prompts, stops_of(model, tokenizer, stop_ids), 24)
     assert generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=24).texts == wanted
     assert len(set(map(len, wanted))) > 1
     assert left, "some row left before the others"
