@@ -74,8 +74,9 @@ class Init(Component):
             nll: lets a model read calibration rows.
 
         Raises:
-            UserError: rows decide, and there are none.
+            UserError: the model cannot be cut so; rows decide, and there are none.
         """
+        self.shape(model.config)  # what cannot be cut is refused before rows are read
         if not self.calibration(model.config).rows:
             return Choice()
         if nll is None:
@@ -88,7 +89,6 @@ class Init(Component):
 
     def cut(self, model: Model, choice: Choice) -> Model:
         """The smaller model; a tied output head stays tied."""
-        self.shape(model.config)
         config, weights = self.weights(model, choice)
         return with_weights(model, config, weights)
 
