@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from potstill.edges.checked import cache_name, places
 from potstill.edges.models import Model
 from potstill.edges.packed import prepare
 
@@ -51,9 +52,10 @@ def decode_batch(
     for n in range(max_new_tokens):
         next_B = _next(forward.logits_BV, temperature, u_BN[rows_B, n] if u_BN is not None else None)
         new[rows_B, n] = next_B
-        for b in rows_B[torch.isin(next_B, stops) & ~ended_B].tolist():
+        ends_B = torch.isin(next_B, stops)
+        for b in rows_B[ends_B & ~ended_B].tolist():
             lengths[b] = n + 1
-        ended_B = ended_B | torch.isin(next_B, stops)
+        ended_B = ended_B | ends_B
         if on_ended is not None:
             on_ended(len(prompts) - len(rows_B) + int(ended_B.sum()))
         if bool(ended_B.all()) or n + 1 == max_new_tokens:
@@ -82,10 +84,7 @@ class _Forward:
 
     def __init__(self, model: Model, ids_BT: Tensor, mask_BT: Tensor) -> None:
         self.model, self.mask_BT = model, mask_BT
-        accepted = inspect.signature(model.forward).parameters
-        self.places = "position_ids" in accepted
-        self.few = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self.cache_name = "cache" if "cache" in accepted else "past_key_values"
+        self.few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         self.cache: Any = None
         self._run(ids_BT, (mask_BT.cumsum(-1) - 1).clamp(min=0))
 
@@ -104,9 +103,9 @@ class _Forward:
         return True
 
     def _run(self, ids_BT: Tensor, places_BT: Tensor) -> None:
-        more: dict[str, Any] = {"position_ids": places_BT} if self.places else {}
+        more = places(self.model, places_BT)
         if self.cache is not None:
-            more[self.cache_name] = self.cache
+            more[cache_name(self.model)] = self.cache
         out = self.model(input_ids=ids_BT, attention_mask=self.mask_BT, use_cache=True, **self.few, **more)
         self.logits_BV = out.logits[:, -1].float()
         if self.cache is None:
