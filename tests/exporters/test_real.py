@@ -26,14 +26,16 @@ TEXTS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def smollm2() -> tuple[Any, Any]:
-    where = f"path:{REAL}/smollm2"
+def of(name: str) -> tuple[Any, Any]:
+    """A model and its tokenizer; CI can fetch one of the two."""
+    if not (Path(REAL) / name).is_dir():
+        pytest.skip(f"POTSTILL_REAL_MODELS holds no {name}")
+    where = f"path:{REAL}/{name}"
     return load_stored(where), load_tokenizer(where)
 
 
-def test_smollm2_says_the_same_in_llamacpp(smollm2: tuple[Any, Any], tmp_path: Path) -> None:
-    model, tokenizer = smollm2
+def test_smollm2_says_the_same_in_llamacpp(tmp_path: Path) -> None:
+    model, tokenizer = of("smollm2")
     (file,) = Gguf(types=("f32",)).write(model, tokenizer, {}, tmp_path)
     messages = [{"role": "user", "content": "What is the capital of Peru?"}]
     prompt = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)).input_ids
@@ -58,15 +60,9 @@ SPANISH = [
 ]
 
 
-@pytest.fixture(scope="module")
-def gemma3() -> tuple[Any, Any]:
-    where = f"path:{REAL}/gemma3"
-    return load_stored(where), load_tokenizer(where)
-
-
-def test_gemma3_says_the_same_in_llamacpp(gemma3: tuple[Any, Any], tmp_path: Path) -> None:
+def test_gemma3_says_the_same_in_llamacpp(tmp_path: Path) -> None:
     """In float16: KL of its next words to llama.cpp's, at several places of Spanish sentences."""
-    model, tokenizer = gemma3
+    model, tokenizer = of("gemma3")
     (file,) = Gguf(types=("f16",)).write(model, tokenizer, {}, tmp_path)
     rows = [tokenizer(text).input_ids for text in SPANISH]
     assert all(row[0] == tokenizer.bos_token_id for row in rows)
