@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_parts import WORDS, chat_tokenizer, rows, tiny_model
 
+from potstill.core.artifact import fingerprint
 from potstill.core.errors import UserError
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
@@ -101,6 +103,35 @@ def test_rows_left_out_cut_and_abstained_from_are_counted_over_test_rows_alone(r
     assert len(drawn.examples) == 4
     assert drawn.shortened <= 4
     assert (drawn.of_rows, drawn.left_out) == (study.of_rows, study.left_out)
+
+
+def test_bfloat16_answers_and_float32_scores(root: Path, tmp_path: Path) -> None:
+    """The precision is of the answers alone."""
+    model = f"path:{root / 'chatml'}"
+    studies = {
+        precision: measured(
+            root,
+            tmp_path / precision,
+            evaluation(("SFT", "sft", model), decoding={"max_new_tokens": 12, "precision": precision}),
+        )
+        for precision in ("fp32", "bf16")
+    }
+    assert studies["bf16"].rows[0].scores["nll"] == studies["fp32"].rows[0].scores["nll"]
+    renderer = Renderer(load_tokenizer(model), Prompts(**TIGHT))
+    examples = {
+        fingerprint(e.key)[:16]: e for e in recipe(root, evaluation(("SFT", "sft", model))).stages[0].data.examples("test")
+    }
+    said = {}
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        (file,) = (tmp_path / precision).glob("artifacts/eval-*/answers.jsonl")
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        said[precision] = [line["answers"]["SFT"][0] for line in lines]
+        asked = [prompt for prompt, _ in instruction_pairs([examples[line["key"]] for line in lines], renderer, Counts())]
+        answers = generate(load_model(model, dtype), renderer.tokenizer, asked, stop_ids=renderer.stop_ids, max_new_tokens=12)
+        assert said[precision] == answers.texts
+    assert said["fp32"] != said["bf16"]
+    told = [" ".join(analyse(study, resamples=50).caveats) for study in studies.values()]
+    assert ["bfloat16" in words for words in told] == [False, True]
 
 
 def test_a_teacher_that_was_made_to_read_another_form_is_a_caveat(root: Path, tmp_path: Path) -> None:

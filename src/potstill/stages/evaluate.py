@@ -256,6 +256,7 @@ class Evaluate(DataStage, kind="evaluate"):
             memory_bytes=round(
                 resting_memory()
                 + 4 * largest
+                + (2 * max(of_models) if self.decoding.precision == "bf16" else 0)
                 + 4 * max(of_models)  # the file of the one that is loaded, which counts while it is mapped
                 + left_over(models[0].size)
                 + max(
@@ -282,7 +283,8 @@ class Evaluate(DataStage, kind="evaluate"):
             probe = outlook.probe(found.config, rows)
             if probe is None:
                 return None
-            seconds = answer_seconds(probe, rows, asked, decoded) + probe.alone_seconds(alone)
+            said = outlook.probe(found.config, rows, self.decoding.precision)
+            seconds = answer_seconds(said or probe, rows, asked, decoded) + probe.alone_seconds(alone)
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response) if scored else 0.0
             seconds += beside.scored_seconds(asked * rows.tokens, asked * rows.response) if beside is not None else 0.0
             total += outlook.seeds_of(row.model) * seconds
@@ -612,6 +614,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 method=self.decoding.method,
                 temperature=self.decoding.temperature if self.decoding.method == "sample" else None,
                 max_new_tokens=self.decoding.max_new_tokens,
+                precision=self.decoding.precision,
             ),
             prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
             languages=(languages := dict(Counter(example.language or UNKNOWN for example in examples).most_common())),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from potstill.core.component import Settings
@@ -29,6 +30,9 @@ class Decoding(Settings):
     temperature: float = Field(default=1.0, gt=0, description="of sampling")
     max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens")
     seed: int = Field(default=10, ge=0, description="of sampling; the paper's is 10")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of the weights that answer; log-probabilities of references are in fp32 in any case"
+    )
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def measure(
     decoding, rows = asked.decoding, len(asked.examples)
     own = [renderer.prompt(asking(prompt)).ids or [] for prompt in asked.own]
     given = generate(
-        model,
+        load_model(place.where, torch.bfloat16) if decoding.precision == "bf16" else model,
         renderer.tokenizer,
         [*(prompt for prompt, _ in read.pairs), *own],
         stop_ids=renderer.stop_ids,

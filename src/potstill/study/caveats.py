@@ -269,6 +269,8 @@ def _of_answers(study: Study, estimates: Estimates) -> Iterator[str]:
             f"Answers were sampled at temperature {study.decoding.temperature}, once per row and seed: "
             "the same models would score a little differently on another draw."
         )
+    if study.decoding.precision == "bf16":
+        yield "Answers were given in bfloat16: some would read otherwise in float32. Log-probabilities were taken in float32."
 
 
 def _value(study: Study, name: str, estimates: Estimates) -> str:

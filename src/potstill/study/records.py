@@ -75,6 +75,7 @@ class Decoding(_Record):
     method: Literal["greedy", "sample"] = "greedy"
     temperature: float | None = None
     max_new_tokens: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
 
 
 class Trained(_Record):
