@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from _bench import add_output, hand_over, shown, synchronize, table
 from torch import Tensor
 
-from potstill.edges.packed import attend_within
+from potstill.edges.attention import attend_within
 
 HEADS, WIDTH = 8, 64
 

@@ -12,6 +12,7 @@ from potstill.core.types import Example
 from potstill.data.batches import pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
+from potstill.edges.attention import attend_within
 from potstill.edges.models import blocks_of, recomputed
 from potstill.edges.packed import final_hidden
 from potstill.losses.cross_entropy import CrossEntropy
@@ -165,3 +166,32 @@ def test_rows_beside_it_do_not_change_how_a_row_is_read(rope: str) -> None:
     with pytest.raises(UserError, match="a row has 9 tokens"):
         hidden(model, [long, short])
     torch.testing.assert_close(hidden(model, [short]), alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attention_in_bfloat16_is_as_near_as_torchs_own(
+    groups: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, against float64; under autocast, as a layer calls it: queries and keys in float32."""
+    lengths = [3, 7, 7, 30]
+    torch.manual_seed(0)
+    parts = [torch.randn(1, heads, sum(lengths), 16) for heads in (4, groups, groups)]
+    grad = torch.randn(sum(lengths), 4, 16)
+
+    def found(dtype: torch.dtype, longest: int) -> list[torch.Tensor]:
+        leaves = [part.to(dtype).requires_grad_() for part in parts]
+        monkeypatch.setattr("potstill.edges.attention.LONGEST", longest)
+        with torch.autocast("cpu", enabled=dtype == torch.float32):
+            out = attend_within(*leaves, lengths, window=window)
+        return [each.double() for each in (out.detach(), *torch.autograd.grad(out, leaves, grad.to(out.dtype)))]
+
+    exact = found(torch.float64, 0)
+
+    def errors(values: list[torch.Tensor]) -> list[float]:
+        return [float((a - b).square().mean().sqrt()) for a, b in zip(values, exact, strict=True)]
+
+    products, torchs = found(torch.float32, 512), found(torch.float32, 0)
+    assert any(bool((a != b).any()) for a, b in zip(products, torchs, strict=True)), "two ways are compared"
+    for ours, theirs in zip(errors(products), errors(torchs), strict=True):
+        assert 0 < ours < 1.5 * theirs

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core.errors import UserError
+from potstill.edges.attention import attend_within
 from potstill.edges.checked import way_of
 from potstill.edges.models import Model, check_positions
 
@@ -240,64 +241,3 @@ def _one_token(
     queries_BGRK = query_BH1K.view(B, key_BGTK.shape[1], -1, K)
     out_BGRK = F.scaled_dot_product_attention(queries_BGRK, key_BGTK, value_BGTK, mask_B11T, dropout_p=dropout, scale=scaling)
     return out_BGRK.reshape(B, 1, H, -1)
-
-
-def attend_within(
-    query_1HTK: Tensor,
-    key_1GTK: Tensor,
-    value_1GTK: Tensor,
-    lengths: Sequence[int],
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-) -> Tensor:
-    """[T, H, K]; one call for each run of equal lengths. `benchmarks/attention.py` measures it against other ways.
-
-    Args:
-        window: tokens that a token sees, itself included; default: all before it.
-        softcap: c of scores c·tanh(score / c), where they have one.
-    """
-    shared = query_1HTK.shape[1] // key_1GTK.shape[1]
-    if shared > 1:
-        key_1GTK, value_1GTK = (t.repeat_interleave(shared, dim=1) for t in (key_1GTK, value_1GTK))
-    _, H, _, K = query_1HTK.shape
-    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
-    # one split: on the way back each slice of its own would fill a tensor of the whole with zeros
-    split = [t.squeeze(0).split([length * count for length, count in runs], dim=1) for t in (query_1HTK, key_1GTK, value_1GTK)]
-    parts = []
-    for (length, count), *of_run in zip(runs, *split, strict=True):
-        query, key, value = (t.reshape(H, count, length, K).transpose(0, 1) for t in of_run)
-        seen_TT = _seen(length, window, query.device) if window is not None and length > window else None
-        if softcap is None:
-            out = F.scaled_dot_product_attention(
-                query, key, value, seen_TT, dropout_p=dropout, is_causal=seen_TT is None, scale=scaling
-            )
-        else:
-            out = _capped_attention(query, key, value, _seen(length, window, query.device), dropout, scaling, softcap)
-        parts.append(out.transpose(1, 2).reshape(count * length, H, K))
-    return torch.cat(parts)
-
-
-def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [T, T]: which tokens, by column, each token sees."""
-    ones_TT = torch.ones(length, length, dtype=torch.bool, device=device)
-    seen_TT = ones_TT.tril()
-    return seen_TT if window is None else seen_TT & ones_TT.triu(1 - window)
-
-
-def _capped_attention(
-    query_BHTK: Tensor,
-    key_BHTK: Tensor,
-    value_BHTK: Tensor,
-    seen_TT: Tensor,
-    dropout: float,
-    scaling: float | None,
-    softcap: float,
-) -> Tensor:
-    """softmax(c·tanh(q·k·scale / c))·v, which no kernel of torch does (Gemma 2, arXiv:2408.00118)."""
-    scale = scaling if scaling is not None else query_BHTK.shape[-1] ** -0.5
-    score_BHTT = softcap * (query_BHTK @ key_BHTK.transpose(-1, -2) * (scale / softcap)).tanh()
-    exact = torch.promote_types(score_BHTT.dtype, torch.float32)
-    weight_BHTT = score_BHTT.masked_fill(~seen_TT, -torch.inf).softmax(-1, dtype=exact)
-    return F.dropout(weight_BHTT.to(value_BHTK.dtype), dropout) @ value_BHTK

@@ -11,7 +11,7 @@ from potstill.stages.base import Stage, walk
 
 # Raised whenever training, quantisation or evaluation give other numbers for the same fields: what an older potstill made
 # is then made again, and half-finished training does not go on under other mathematics.
-CODE = 7
+CODE = 8
 
 
 class Fingerprints:
