@@ -6,6 +6,7 @@ A failure here means one of two things. Either a change was not meant to touch n
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from potstill.core.artifact import fingerprint
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import save_model
-from potstill.run.fingerprints import CODE
+from potstill.run.fingerprints import CODE, Fingerprints
 
 PROMPTS = {"max_tokens": 128, "max_prompt_tokens": 96}
 PINNED = {
@@ -71,3 +72,19 @@ def test_rows_splits_order_and_tokens_are_as_they_were(found: dict[str, object])
 def test_numbers_are_as_they_were(found: dict[str, object], what: str) -> None:
     tolerance = 1e-4 if what != "quantised" else 1e-2  # codes may differ by one where a processor rounds otherwise
     assert found[what] == pytest.approx(PINNED[what], rel=tolerance), AGAIN
+
+
+def test_auto_is_the_precision_that_this_machine_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tiny_model("qwen2", len(chat_tokenizer())), chat_tokenizer(), tmp_path / "model")
+    data = potstill.Jsonl(path=str(write_rows(tmp_path / "rows.jsonl")))
+
+    def digest(precision: Any) -> str:
+        stage = potstill.SFT(model=f"path:{tmp_path / 'model'}", data=data, optim=potstill.Optim(steps=1, precision=precision))
+        return Fingerprints(tmp_path).of(stage, {})
+
+    wide, narrow = digest("fp32"), digest("bf16")
+    assert wide != narrow
+    assert digest("auto") in (wide, narrow)
+    for in_bf16, same in ((True, narrow), (False, wide)):
+        monkeypatch.setattr("potstill.run.fingerprints.in_bf16", lambda _, answer=in_bf16: answer)
+        assert digest("auto") == same

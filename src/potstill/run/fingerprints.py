@@ -1,6 +1,7 @@
 """What a stage's result depends on, as one digest: the same digest means the same result."""
 
 from pathlib import Path
+from typing import Any
 
 from potstill.core.artifact import OWN_CHECKSUMS, Artifact, Hashes, fingerprint
 from potstill.core.component import Component
@@ -8,6 +9,7 @@ from potstill.core.errors import UserError
 from potstill.edges.models import content_id
 from potstill.sources import Source
 from potstill.stages.base import Stage, walk
+from potstill.train.loop import in_bf16
 
 # Raised whenever training, quantisation or evaluation give other numbers for the same fields: what an older potstill made
 # is then made again, and half-finished training does not go on under other mathematics.
@@ -40,8 +42,8 @@ class Fingerprints:
         return self._sources[key]
 
     def of(self, stage: Stage, parents: dict[str, str]) -> str:
-        """Of a stage: its fields, its data, its inputs; names and places do not count."""
-        spec = {key: value for key, value in stage.spec().items() if key not in stage.ignored}
+        """Of a stage: its fields, its data, its inputs; names and places do not count, what `auto` is on this machine does."""
+        spec = _as_here({key: value for key, value in stage.spec().items() if key not in stage.ignored})
         if stage.sources():
             spec["data"] = [self.source(source) for source in stage.sources()]
         models = {}
@@ -69,3 +71,13 @@ class Fingerprints:
     def save(self) -> None:
         """Remember what was hashed, if anything new was."""
         self.hashes.save()
+
+
+def _as_here(spec: Any) -> Any:
+    """The same fields, with the precision that this machine would take for `auto`."""
+    if isinstance(spec, list | tuple):
+        return [_as_here(value) for value in spec]
+    if not isinstance(spec, dict):
+        return spec
+    precise = {"precision": "bf16" if in_bf16("auto") else "fp32"} if spec.get("precision") == "auto" else {}
+    return {key: _as_here(value) for key, value in spec.items()} | precise
