@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.core.component import suggest
 from potstill.core.errors import RecipeError, UserError
-from potstill.metrics import Metric, ModelMetric, TokenMetric
+from potstill.metrics import Metric, ModelMetric
 from potstill.recipe.header import Recipe
 from potstill.recipe.parse import parse_recipe
 from potstill.recipe.places import within
@@ -162,7 +162,7 @@ def _decides(kind: str) -> bool:
 
 def _against_teacher(kind: str) -> bool:
     metric = Metric.kinds.get(kind)
-    return metric is not None and issubclass(metric, TokenMetric) and metric.needs_teacher
+    return metric is not None and issubclass(metric, Metric) and metric.needs_teacher
 
 
 def _bare(data: str) -> Path:

@@ -63,6 +63,8 @@ def check_rows(rows: int, tokenizer: Tokenizer, where: str) -> None:
 
 def other_tokens(first: Tokenizer, other: Tokenizer, first_name: str = "the first", other_name: str = "this one") -> str:
     """How two tokenizers differ, in words; "" where their tokens mean the same, see `shared_vocabulary`."""
+    if first is other:
+        return ""
     try:
         shared_vocabulary(first, other, first_name, other_name)
     except UserError as error:

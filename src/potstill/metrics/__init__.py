@@ -15,6 +15,7 @@ class Metric(Component):
     unit: ClassVar[str] = ""
     higher_is_better: ClassVar[bool] = True
     title: ClassVar[str] = ""
+    needs_teacher: ClassVar[bool] = False  # whether it compares a model with a teacher
 
 
 class TextMetric(Metric):
@@ -32,7 +33,6 @@ class TextMetric(Metric):
 class TokenMetric(Metric):
     """Scores every response token from the model's own distribution; averaged over tokens, not rows."""
 
-    needs_teacher: ClassVar[bool] = False
     per_byte: ClassVar[str] = ""  # unit of the sum divided by the text's bytes; "" where the sum depends on how text is cut
 
     @abstractmethod

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -41,7 +41,7 @@ from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
 from potstill.stages.known import question_hashes, trained_rows
 from potstill.stages.lineage import Place, lineage, places
-from potstill.stages.measure import Asked, Beside, Decoding, Measured, Rendered, asking, measure, needs_teacher
+from potstill.stages.measure import Asked, Beside, Decoding, Measured, Rendered, asking, measure
 from potstill.stages.outlook import Cost, Outlook, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.training import hash_order
@@ -106,7 +106,7 @@ class Evaluate(DataStage, kind="evaluate"):
         names = [str(metric.kind) for metric in self.metrics if not isinstance(metric, ModelMetric)]
         if self.primary not in names:
             raise ValueError(f"primary = '{self.primary}' is none of the metrics ({', '.join(names)})")
-        if any(needs_teacher(metric) for metric in self.metrics if metric.kind == self.primary):
+        if any(metric.needs_teacher for metric in self.metrics if metric.kind == self.primary):
             raise ValueError(f"primary = '{self.primary}' compares with the teacher, whose own figure is 0; {NO_PRIMARY}")
         teachers = [row.name for row in self.study if row.role == "teacher"]
         if len(teachers) > 1:
@@ -118,7 +118,7 @@ class Evaluate(DataStage, kind="evaluate"):
     def _asks_for_teacher(self) -> bool:
         """Whether a metric against the teacher is wished for; the default metrics do without where it cannot be."""
         wished = self.metrics if "metrics" in self.model_fields_set else ()
-        return any(needs_teacher(metric) for metric in self.metrics if metric in wished)
+        return any(metric.needs_teacher for metric in self.metrics if metric in wished)
 
     def teacher(self) -> Row | None:
         """The study model that the others are compared with."""
@@ -243,7 +243,7 @@ class Evaluate(DataStage, kind="evaluate"):
         asked = min(self.rows or rows.kept, rows.kept)
         models = [found for row in self.study if (found := outlook.model(row.model)) is not None]
         held = self.teacher()
-        teacher = outlook.model(held.model) if held is not None and any(map(needs_teacher, self.metrics)) else None
+        teacher = outlook.model(held.model) if held is not None and any(m.needs_teacher for m in self.metrics) else None
         if not models:
             return Cost(rows=(rows,))
         beside = teacher.size.parameters if teacher is not None else 0
@@ -273,7 +273,7 @@ class Evaluate(DataStage, kind="evaluate"):
         alone = sum(metric.tokens() for metric in self.metrics if isinstance(metric, ModelMetric))
         scored = any(isinstance(metric, TokenMetric) for metric in self.metrics)
         held = self.teacher()
-        teacher = outlook.model(held.model) if held is not None and any(map(needs_teacher, self.metrics)) else None
+        teacher = outlook.model(held.model) if held is not None and any(m.needs_teacher for m in self.metrics) else None
         beside = outlook.probe(teacher.config, rows) if teacher is not None else None
         total = 0.0
         for row in self.study:
@@ -325,9 +325,11 @@ class Evaluate(DataStage, kind="evaluate"):
     def run(self, context: Context) -> dict[str, Any]:
         work = context.work
         teacher_row = self.teacher()
-        metrics = [m for m in self.metrics if teacher_row is not None or not needs_teacher(m)]
+        metrics = [m for m in self.metrics if teacher_row is not None or not m.needs_teacher]
         jobs = [(row, place) for row in self.study for place in places(context, row.model)]
-        teachers = places(context, teacher_row.model) if teacher_row is not None and any(map(needs_teacher, metrics)) else []
+        teachers = (
+            places(context, teacher_row.model) if teacher_row is not None and any(m.needs_teacher for m in metrics) else []
+        )
         against = [teacher_of(place, teachers) for _, place in jobs]
         found = self._rows([(row.name, place.where) for row, place in jobs])
         examples, read = found.examples, found.read
@@ -349,7 +351,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 if against[number] != loaded:
                     teacher = Beside()  # let go of before the next one comes
                     teacher, loaded = Beside(load_model(against[number])), against[number]
-                kept = [m for m in metrics if not (needs_teacher(m) and row.name in untaken)]
+                kept = [m for m in metrics if not (m.needs_teacher and row.name in untaken)]
                 watch = partial(work.progress.update, what="answers", model=row.name)
                 got = measure(place, kept, asked, read[place.where], teacher, spoken.tokens[number], watch)
                 write_json(files[number], asdict(got))
@@ -440,6 +442,7 @@ class Evaluate(DataStage, kind="evaluate"):
         Raises:
             UserError: tokenizers differ, and a metric cannot be without equal tokens.
         """
+        shared_of = cache(shared_vocabulary)  # models of one form share one tokenizer here: each pair is compared once
         tokenizers = [read[place.where].renderer.tokenizer for _, place in jobs]
         strangers: dict[int, str] = {}
         tokens: list[int] = []
@@ -447,7 +450,7 @@ class Evaluate(DataStage, kind="evaluate"):
             theirs = read[teacher].renderer.tokenizer if teacher else tokenizer
             words = other_tokens(theirs, tokenizer)
             strangers |= {number: "its tokenizer is another one"} if words else {}
-            tokens.append(shared_vocabulary(tokenizer if words else theirs, tokenizer))
+            tokens.append(shared_of(tokenizer if words else theirs, tokenizer))
         if alone := self._no_kin({row.name: tokenizer for (row, _), tokenizer in zip(jobs, tokenizers, strict=True)}):
             raise UserError(f"{self.name or 'evaluate'}: {alone}")
         apart = False
@@ -457,7 +460,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 raise UserError(f"{self.name or 'evaluate'}: {self._unlike(words, row.name)}")
             apart = apart or bool(words)
         if not apart:  # scores of one study are of the same tokens
-            tokens = [min(shared_vocabulary(tokenizers[0], tokenizer) for tokenizer in tokenizers)] * len(jobs)
+            tokens = [min(shared_of(tokenizers[0], tokenizer) for tokenizer in tokenizers)] * len(jobs)
         for (row, place), shared in zip(jobs, tokens, strict=True):
             own = read[place.where]
             if any(isinstance(metric, TokenMetric) for metric in self.metrics):
@@ -716,7 +719,7 @@ def _info(metric: Metric, *, apart: bool = False) -> MetricInfo:
         unit=of_bytes or metric.unit,
         higher_is_better=metric.higher_is_better,
         over="bytes" if of_bytes else "tokens" if isinstance(metric, TokenMetric) else "rows",
-        against_teacher=needs_teacher(metric),
+        against_teacher=metric.needs_teacher,
     )
 
 

@@ -128,7 +128,7 @@ def measure(
     scores, abstentions = _text_scores(metrics, said[:rows], [renderer.scored(example) for example in asked.examples])
     measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
     if measures:
-        beside = teacher if any(map(needs_teacher, metrics)) else Beside()
+        beside = teacher if any(metric.needs_teacher for metric in metrics) else Beside()
         scores |= token_sums(model, beside.model, read.pairs, vocab, measures, beside.states)
     return Measured(
         answers=said[:rows],
@@ -161,8 +161,3 @@ def _text_scores(
 def asking(prompt: str) -> Example:
     """A prompt of the user's own, as a row without an answer."""
     return Example(key="", instruction=prompt, response="")
-
-
-def needs_teacher(metric: Metric) -> bool:
-    """Whether a metric compares with a teacher."""
-    return isinstance(metric, TokenMetric) and metric.needs_teacher
