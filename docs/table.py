@@ -1,4 +1,7 @@
-"""The tables of docs/results.md from a run: python docs/table.py runs/quickstart"""
+"""The tables of docs/results.md from a run: python docs/table.py runs/quickstart
+
+Of several runs one table with a line for each, by the metric that decides and by NLL.
+"""
 
 import json
 import sys
@@ -34,5 +37,33 @@ def page(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def difference(report: dict[str, Any], key: str, metric: dict[str, Any]) -> str:
+    """A comparison in figures; of NLL less is better."""
+    found = next((v for v in report["verdicts"] if v["key"] == key and v["metric"] == metric["name"]), None)
+    if found is None or found["difference"] is None:
+        return "–"
+    digits = 3 if metric["over"] == "tokens" else 1
+    low, high = found["ci"]
+    return f"{found['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def together(reports: list[dict[str, Any]], name: str) -> str:
+    """One line for each run, by one metric."""
+    names = list(dict.fromkeys(row["name"] for report in reports for row in report["rows"]))
+    lines = ["| run | " + " | ".join(names) + " | teacher − SFT | KD − SFT |", "|---|" + "---:|" * (len(names) + 2)]
+    for report in reports:
+        metric = next(metric for metric in report["metrics"] if metric["name"] == name)
+        rows = {row["name"]: row["metrics"].get(name) for row in report["rows"]}
+        digits = 3 if metric["over"] == "tokens" else 1
+        values = [f"{found['value']:.{digits}f}" if (found := rows.get(each)) else "–" for each in names]
+        apart = [difference(report, key, metric) for key in ("teacher_over_sft", "kd_over_sft")]
+        lines.append(f"| {report['provenance']['recipe']} | {' | '.join([*values, *apart])} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(page(json.loads((Path(sys.argv[1]) / "report.json").read_text(encoding="utf-8"))))
+    reports = [json.loads((Path(run) / "report.json").read_text(encoding="utf-8")) for run in sys.argv[1:]]
+    if len(reports) == 1:
+        print(page(reports[0]))
+    else:
+        print("\n\n".join(f"By {name}:\n\n{together(reports, name)}" for name in dict.fromkeys((reports[0]["primary"], "nll"))))
