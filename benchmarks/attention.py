@@ -1,11 +1,12 @@
-"""Attention inside packed rows, four ways: which one final_hidden should use on this machine.
+"""Attention inside packed rows, five ways: which one final_hidden should use on this machine.
 
     python benchmarks/attention.py
+    python benchmarks/attention.py --precision bf16
 
-One layer's attention, forward and backward, over rows of uneven lengths end to end: `grouped`, one call of SDPA per distinct
-length, as potstill does; `mask`, one call over the whole with a block-diagonal causal mask; `padded`, one call over rows padded
-to the longest; `varlen`, torch's variable-length kernel, where this build and device have it (CUDA, 16 bits).
-Values are compared first; ways take turns.
+One layer's attention, forward and backward, over rows of uneven lengths end to end: `grouped`, one call per distinct length,
+as potstill does: of SDPA, or in bfloat16 on a CPU of plain products; `sdpa`, the same by SDPA alone; `mask`, one call over
+the whole with a block-diagonal causal mask; `padded`, one call over rows padded to the longest; `varlen`, torch's
+variable-length kernel, where this build and device have it (CUDA, 16 bits). Values are compared first; ways take turns.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from _bench import add_output, hand_over, shown, synchronize, table
 from torch import Tensor
 
+from potstill.edges import attention
 from potstill.edges.attention import attend_within
 
 HEADS, WIDTH = 8, 64
@@ -33,6 +35,14 @@ def lengths_of(rows: int, mean: int, seed: int = 0) -> list[int]:
 
 def grouped(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
     return attend_within(q, k, v, lengths)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
+    longest, attention.LONGEST = attention.LONGEST, 0
+    try:
+        return attend_within(q, k, v, lengths)
+    finally:
+        attention.LONGEST = longest
 
 
 def mask(q: Tensor, k: Tensor, v: Tensor, lengths: list[int]) -> Tensor:
@@ -69,13 +79,15 @@ def timed(way: Callable[..., Tensor], parts: list[Tensor], lengths: list[int], d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_output(parser)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 on a GPU, else fp32")
     words = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    ways: dict[str, Callable[..., Tensor]] = {"grouped": grouped, "mask": mask, "padded": padded}
+    precision = words.precision or ("bf16" if device.type == "cuda" else "fp32")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    ways: dict[str, Callable[..., Tensor]] = {"grouped": grouped, "sdpa": sdpa, "mask": mask, "padded": padded}
     if device.type == "cuda":
         ways["varlen"] = varlen
-    found: dict[str, Any] = {"shapes": {}}
+    found: dict[str, Any] = {"precision": precision, "shapes": {}}
     lines, every = [], []
     for rows, mean in ((8, 120), (32, 120), (64, 120), (16, 500)):
         lengths = lengths_of(rows, mean)

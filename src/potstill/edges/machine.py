@@ -91,7 +91,7 @@ def resting_memory() -> int:
     from potstill.edges.hub import library
 
     library().AutoModelForCausalLM.from_config  # noqa: B018  # pyright: ignore  # what is imported late counts too
-    torch.ones(1) @ torch.ones(1)
+    torch.mm(torch.ones(1, 1), torch.ones(1, 1))
     return psutil.Process().memory_info().rss + BROUGHT_BY_WORK
 
 
