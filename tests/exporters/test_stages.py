@@ -12,7 +12,7 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 import potstill
 from potstill.core.errors import UserError
-from potstill.edges.models import load_stored, save_model, stored_dtype
+from potstill.edges.models import bytes_of, load_stored, save_model, stored_dtype
 from potstill.quant.layers import LayerError
 from potstill.stages.quantize import notes_on
 
@@ -62,9 +62,19 @@ def test_a_dtype_that_config_claims_and_the_file_has_not_rounds_nothing(tmp_path
     assert stored_dtype(where) == torch.float32
 
 
-def test_a_quantised_bfloat16_model_is_float32_because_nothing_smaller_is_exact(tmp_path: Path) -> None:
+def test_a_quantised_bfloat16_model_is_float32_where_nothing_smaller_is_exact(tmp_path: Path) -> None:
     made = quantize(saved(tmp_path / "base", torch.bfloat16), tmp_path)
-    assert dtypes_in(made.folder) == {"F32"}
+    weights, codes = (load_file(made.folder / name) for name in ("model.safetensors", "packed.safetensors"))
+    rounded = {f"{name.removesuffix('.codes')}.weight" for name in codes if name.endswith(".codes")}
+    assert rounded
+    assert {name: weight.dtype for name, weight in weights.items()} == {
+        name: torch.float32 if name in rounded else torch.bfloat16 for name in weights
+    }
+    base = load_file(tmp_path / "base/model.safetensors")
+    assert all(weights[name].equal(base[name]) for name in weights if name not in rounded)
+    loaded = potstill.load_model(f"path:{made.folder}", dtype="auto")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}, "as config.json says"
+    assert bytes_of(made.folder) < bytes_of(tmp_path / "base"), "four bits are smaller than what they were made from"
     out = export(made, tmp_path / "export")
     assert {"model.safetensors", "model-q4_0.gguf"} <= set(out.summary["files"])
     assert "model-f16.gguf" not in out.summary["files"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from potstill.core.artifact import read_json, write_json
 from potstill.core.errors import UserError
 from potstill.edges import gguf_files
 from potstill.edges.families import Logits, logits_of
@@ -508,6 +509,20 @@ def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[
         )
     (model if dtype is None else as_dtype(model, dtype)).save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))
+
+
+def save_dequantised(
+    model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int], quantised: Container[str], rest: Any
+) -> None:
+    """`save_model`, `quantised` parameters in float32, which alone holds them exactly, the others in the dtype `rest`.
+
+    A parameter that `rest` would round stays in float32 too. config.json names float32, in which programs then load the model.
+    """
+    for name, parameter in model.named_parameters():
+        if name not in quantised and (cast := parameter.data.to(rest)).to(parameter.dtype).equal(parameter.data):
+            parameter.data = cast
+    save_model(model, tokenizer, folder, stop_ids)
+    write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": "float32"})
 
 
 def blocks_of(model: Model) -> list[Any]:

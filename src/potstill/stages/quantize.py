@@ -11,7 +11,7 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.codes import weight_of
 from potstill.edges.machine import float64_rate, resting_memory
-from potstill.edges.models import PACKED, linears_in, load_model, load_tokenizer, save_model, skeleton
+from potstill.edges.models import PACKED, linears_in, load_model, load_tokenizer, save_dequantised, skeleton, stored_dtype
 from potstill.quant.layers import LayerError, quantise_model, width_problems
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage
@@ -131,8 +131,8 @@ class Quantize(DataStage, kind="quantize"):
             raise UserError(
                 f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
             )
-        # dequantised weights are exact in float32 alone, whatever dtype the model came in
-        save_model(model, tokenizer, work.folder, renderer.stop_ids, dtype=torch.float32)
+        quantised = {f"{name}.weight" for name in result.packed}
+        save_dequantised(model, tokenizer, work.folder, renderer.stop_ids, quantised, stored_dtype(where) or torch.float32)
         save_packed(result.packed, work.folder / PACKED)
         notes = notes_on(result.errors, self.damping)
         for note in notes:
