@@ -606,7 +606,7 @@ class Evaluate(DataStage, kind="evaluate"):
             examples=tuple(
                 TestRow(
                     key=fingerprint(e.key)[:16],
-                    prompt="\n\n".join(part for part in (e.context, e.instruction) if part),
+                    prompt="\n\n".join(part for part in (e.instruction, e.context) if part),
                     references=e.references,
                     language=e.language,
                     tag=e.tag,
