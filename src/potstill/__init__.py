@@ -52,6 +52,7 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.best import Best as Best
     from potstill.stages.cache import Cache as Cache
     from potstill.stages.distill import Distill as Distill
+    from potstill.stages.distill import LayerMatch as LayerMatch
     from potstill.stages.evaluate import Evaluate as Evaluate
     from potstill.stages.evaluate import Row as Row
     from potstill.stages.export import Export as Export
@@ -105,6 +106,7 @@ _WHERE = {
     "SFT": "potstill.stages.sft",
     "Cache": "potstill.stages.cache",
     "Distill": "potstill.stages.distill",
+    "LayerMatch": "potstill.stages.distill",
     "Quantize": "potstill.stages.quantize",
     "Best": "potstill.stages.best",
     "Evaluate": "potstill.stages.evaluate",

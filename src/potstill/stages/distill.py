@@ -1,6 +1,6 @@
 """White-box distillation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from potstill.core.artifact import MANIFEST, Artifact, fingerprint
+from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
@@ -16,17 +17,32 @@ from potstill.edges import ranks
 from potstill.edges.models import check_positions, config_of
 from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
 from potstill.losses.distillation import Distillation
+from potstill.losses.hidden_states import HiddenStates, layers_to_learn
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
 from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import width
 from potstill.stages.cost import head_memory, teacher_bytes
-from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import CacheRef, ModelRef
-from potstill.stages.training import TrainingStage
+from potstill.stages.start import Student, started
+from potstill.stages.training import TrainingStage, summary_of
 from potstill.teachers.reading import TeacherReads, foreign_form
+from potstill.teachers.signals import Live
 from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
 from potstill.train.loop import in_bf16
+
+
+class LayerMatch(Settings):
+    """What the student's layers learn of the teacher's beside the logits; see `losses/hidden_states.py`."""
+
+    weight: float = Field(default=1.0, gt=0, description="of the relative squared error, averaged over tokens and layers")
+    layers: tuple[int, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="the teacher's layer, counted from 0, that each of the student's learns; default: where the student was "
+        "cut by layers, the one before its next; else spread evenly",
+    )
 
 
 class Distill(TrainingStage, kind="distill"):
@@ -62,9 +78,27 @@ class Distill(TrainingStage, kind="distill"):
     )
     top_k: int = Field(default=64, ge=1, description="tokens that `topk` keeps; all others count together")
     cache: CacheRef | None = Field(default=None, description="read what a `cache` stage built; `signal` is then its own")
+    hidden_states: LayerMatch | None = Field(
+        default=None, description="learn the teacher's layers too: equal hidden width, and the teacher runs beside the student"
+    )
     shard_teacher: bool = Field(
         default=False, description="of several processes each holds a part of the teacher; slower, for teachers that do not fit"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _beside_the_student(cls, given: Any) -> Any:
+        """A teacher whose layers are learned runs in every step."""
+        learns = isinstance(given, dict) and given.get("hidden_states") is not None
+        return {"signal": "live"} | given if learns else given
+
+    @model_validator(mode="after")
+    def _layers_are_not_kept(self) -> "Distill":
+        if self.hidden_states is not None and (self.cache is not None or self.signal != "live"):
+            raise ValueError("hidden_states needs the teacher beside the student; leave out signal and cache")
+        if self.hidden_states is not None and self.adapter is not None:
+            raise ValueError("hidden_states changes whole layers; leave out adapter")
+        return self
 
     @model_validator(mode="after")
     def _one_signal(self) -> "Distill":
@@ -111,12 +145,42 @@ class Distill(TrainingStage, kind="distill"):
             yield from self._pair_problems(teacher.size.vocab, theirs, ours)
         if teacher is not None:
             yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
+            yield from self._layer_problems(outlook, teacher)
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
             made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"
             if made != "cache":
                 rule = f"{folder} holds {made}; name the artifact folder that a cache stage made"
                 yield Problem("cache", rule, repr(str(self.cache)))
+
+    def _layer_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
+        try:
+            student = started(outlook.model(self.student), self.init)
+            if student is not None:
+                self._layers(student.config, teacher.config, None)
+        except UserError as error:
+            yield Problem("hidden_states", str(error))
+
+    def _layers(self, student: Any, teacher: Any, keep: Sequence[int] | None) -> tuple[int, ...]:
+        """The teacher's layer that each of the student's learns, given both configs; empty without `hidden_states`.
+
+        Raises:
+            UserError: the two do not fit together so.
+        """
+        if self.hidden_states is None:
+            return ()
+        ours, theirs = student.hidden_size, teacher.hidden_size
+        if ours != theirs:
+            raise UserError(
+                f"the student's states are {ours} wide and the teacher's {theirs}; cut the student by layers, or leave this out"
+            )
+        few, many = student.num_hidden_layers, teacher.num_hidden_layers
+        layers = self.hidden_states.layers
+        if layers is None:
+            return layers_to_learn(few, many, keep)
+        if len(layers) != few or not all(0 <= layer < many for layer in layers):
+            raise UserError(f"layers = {list(layers)}: needs {few} of the teacher's layers, each from 0 to {many - 1}")
+        return layers
 
     def _pair_problems(self, rows: int, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
         try:
@@ -177,7 +241,7 @@ class Distill(TrainingStage, kind="distill"):
         outlook.kept.add(key)
         return self.signal, kept
 
-    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore) -> Distillation:
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
         where = context.where(self.teacher)
         theirs = load_tokenizer(where)
         vocab = shared_vocabulary(theirs, tokenizer, str(self.teacher), str(self.student))
@@ -189,7 +253,15 @@ class Distill(TrainingStage, kind="distill"):
         ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
         bf16 = in_bf16(self.optim.precision)
         teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher)
-        return Distillation(self._targets(context, teacher, store), self.divergence, self.ratio, self.temperature, vocab)
+        signal = self._targets(context, teacher, store)
+        logits = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
+        if self.hidden_states is None:
+            return logits
+        assert isinstance(signal, Live)
+        cut = student.cut or summary_of(context, self.student).get("cut", {})
+        keep = cut.get("keep", getattr(self.init, "keep", None))
+        layers = self._layers(student.model.config, config_of(where), keep)
+        return HiddenStates(logits, signal.teacher, layers, self.hidden_states.weight)
 
     def _targets(self, context: Context, teacher: Teacher, store: TokenStore) -> Signal:
         """What the teacher says of these rows: live, from a cache stage, or kept in the run's folder as it is first said."""
@@ -210,7 +282,9 @@ class Distill(TrainingStage, kind="distill"):
         return foreign_form(ours, theirs, self.prompts, self.data.examples("train"), self.teacher_reads, who)
 
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
-        assert isinstance(objective, Distillation)
+        layers = {"hidden_states": {"layers": list(objective.layers)}} if isinstance(objective, HiddenStates) else {}
+        logits = objective.objective if isinstance(objective, HiddenStates) else objective
+        assert isinstance(logits, Distillation)
         theirs = load_tokenizer(context.where(self.teacher))
         foreign = ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
-        return {"signal": facts_of(objective.signal), "teacher_reads": foreign}
+        return {"signal": facts_of(logits.signal), "teacher_reads": foreign, **layers}

@@ -7,6 +7,7 @@ from potstill.edges.vocabulary import Tokenizer
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.stages.base import Context
 from potstill.stages.refs import ModelRef
+from potstill.stages.start import Student
 from potstill.stages.training import TrainingStage
 
 
@@ -21,5 +22,5 @@ class SFT(TrainingStage, kind="sft"):
     def learner(self) -> tuple[str, ModelRef]:
         return "model", self.model
 
-    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore) -> CrossEntropy:
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> CrossEntropy:
         return CrossEntropy()

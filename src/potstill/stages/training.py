@@ -44,7 +44,7 @@ from potstill.stages.cost import answer_seconds, training_cost
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.refs import ModelRef
-from potstill.stages.start import Adapter, load_student, start_problems, started
+from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
 from potstill.train.loop import Optim, Totals, autocast, fit
@@ -164,8 +164,8 @@ class TrainingStage(DataStage):
         """The field that names the model that is trained, and what it names."""
 
     @abstractmethod
-    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore) -> Objective:
-        """What is minimised over these rows."""
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
+        """What is minimised over these rows; the student knows how it was cut."""
 
     def taught_by(self) -> ModelRef | None:
         """What the model learns from besides rows."""
@@ -250,7 +250,7 @@ class TrainingStage(DataStage):
         check_vocabulary(model, tokenizer, work.name)
         store = training_rows(work, self.data, renderer)
         check_positions(model.config, longest(store), work.name)
-        objective = self.objective(context, tokenizer, store)
+        objective = self.objective(context, tokenizer, store, student)
         validate = Validator.on(self.data, self.validation, renderer, work)
         totals = fit(
             model, store, objective, self.optim, work, seed=self.seed, validate=validate, validations=self.validation.times
@@ -308,11 +308,16 @@ def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, te
     )
 
 
+def summary_of(context: Context, ref: ModelRef) -> dict[str, Any]:
+    """What the stage that made a model says of it; {} of a model that no stage made."""
+    if ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file()):
+        return {}
+    return context.artifacts(ref)[0].summary
+
+
 def already_cut(context: Context, ref: ModelRef) -> str:
     """How an earlier stage cut the model that training begins with, in words; "none" where none did."""
-    if ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file()):
-        return "none"
-    summary = context.artifacts(ref)[0].summary
+    summary = summary_of(context, ref)
     return str(summary.get("init") or summary.get("trained", {}).get("init", "none"))
 
 
