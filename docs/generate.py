@@ -8,7 +8,7 @@ from potstill.recipe.header import Header
 from potstill.sources import Source
 from potstill.sources._columns import Columns
 from potstill.stages.base import DataStage, Stage
-from potstill.stages.evaluate import Row
+from potstill.stages.readers import Row
 
 PAGE = Path(__file__).with_name("reference.md")
 

@@ -54,12 +54,12 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.distill import Distill as Distill
     from potstill.stages.distill import LayerMatch as LayerMatch
     from potstill.stages.evaluate import Evaluate as Evaluate
-    from potstill.stages.evaluate import Row as Row
     from potstill.stages.export import Export as Export
     from potstill.stages.measure import Decoding as Decoding
     from potstill.stages.pretrain import Pretrain as Pretrain
     from potstill.stages.pretrain import Shape as Shape
     from potstill.stages.quantize import Quantize as Quantize
+    from potstill.stages.readers import Row as Row
     from potstill.stages.report import Report as Report
     from potstill.stages.sft import SFT as SFT
     from potstill.stages.start import Adapter as Adapter
@@ -110,7 +110,7 @@ _WHERE = {
     "Quantize": "potstill.stages.quantize",
     "Best": "potstill.stages.best",
     "Evaluate": "potstill.stages.evaluate",
-    "Row": "potstill.stages.evaluate",
+    "Row": "potstill.stages.readers",
     "Decoding": "potstill.stages.measure",
     "Export": "potstill.stages.export",
     "Report": "potstill.stages.report",

@@ -19,8 +19,8 @@ from potstill.edges.sampling import generate
 from potstill.recipe.parse import parse_recipe
 from potstill.run.reports import report_of
 from potstill.run.runner import run_recipe
-from potstill.stages.evaluate import unfit
 from potstill.stages.outlook import Outlook
+from potstill.stages.study_record import unfit
 from potstill.study.analysis import analyse
 from potstill.study.records import Study
 

@@ -3,64 +3,47 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.artifact import PRINT, Makes, fingerprint, read_json, write_json
-from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, Problem, UserError
-from potstill.core.types import Example, Split
+from potstill.core.types import Split
 from potstill.data.prompts import Renderer
-from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import (
     Tokenizer,
     check_known,
     check_positions,
     config_of,
-    form_of,
     load_model,
-    load_tokenizer,
     other_tokens,
     positions_of,
     shared_vocabulary,
 )
-from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
+from potstill.metrics import Metric, ModelMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
-from potstill.scorers.language import UNKNOWN
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
-from potstill.stages.known import question_hashes, trained_rows
+from potstill.stages.known import question_hashes
 from potstill.stages.lineage import Place, lineage, places
-from potstill.stages.measure import Asked, Beside, Decoding, Measured, Rendered, asking, measure
+from potstill.stages.measure import Asked, Beside, Decoding, Measured, asking, measure
 from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.readers import Rendered, Row, known_in_words, known_rows, readable
 from potstill.stages.refs import ModelRef
-from potstill.stages.training import hash_order
+from potstill.stages.study_record import info, study_of
 from potstill.study.power import TYPICAL_SD, smallest_difference
-from potstill.study.records import NO_PRIMARY, MetricInfo, ModelRow, RowRole, Study, TestRow
-from potstill.study.records import Decoding as StudyDecoding
+from potstill.study.records import NO_PRIMARY
 from potstill.study.words import joined, reasons
 from potstill.teachers.reading import TeacherReads, difference, foreign_form
 from potstill.train.work import Work
-
-
-class Row(Settings):
-    """One model of a study."""
-
-    name: str = Field(min_length=1, max_length=40, description="as the report prints it")
-    model: ModelRef
-    role: RowRole = Field(
-        default="other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher, candidate"
-    )
 
 
 class Evaluate(DataStage, kind="evaluate"):
@@ -234,7 +217,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 learned = (example for example in outlook.stages[name].learned_rows() if example.weight)
                 rows = len(asked.intersection(question_hashes(learned).tolist()))
                 if rows:
-                    yield Problem("data", _known_in_words(name, rows, len(asked), self.split, row))
+                    yield Problem("data", known_in_words(name, rows, len(asked), self.split, row))
         except UserError:  # rows that cannot be read are the problem of the stage that reads them
             return
 
@@ -314,7 +297,7 @@ class Evaluate(DataStage, kind="evaluate"):
             seeds=max(outlook.seeds_of(row.model) for row in compared),
             sd_rows=TYPICAL_SD[metric.unit],
         )
-        return f"{self.name}: {reach.sentence(_info(metric))}"
+        return f"{self.name}: {reach.sentence(info(metric))}"
 
     def closing(self, summary: dict[str, Any]) -> str:
         left = sum(summary["dropped"].values())
@@ -331,7 +314,9 @@ class Evaluate(DataStage, kind="evaluate"):
             places(context, teacher_row.model) if teacher_row is not None and any(m.needs_teacher for m in metrics) else []
         )
         against = [teacher_of(place, teachers) for _, place in jobs]
-        found = self._rows([(row.name, place.where) for row, place in jobs])
+        named = [(row.name, place) for row, place in jobs]
+        who = self.name or "evaluate"
+        found = readable([(name, place.where) for name, place in named], self.data, self.prompts, self.split, self.rows, who)
         examples, read = found.examples, found.read
         spoken = self._spoken(jobs, read, against)
         against = [teacher if number not in spoken.strangers else "" for number, teacher in enumerate(against)]
@@ -339,7 +324,7 @@ class Evaluate(DataStage, kind="evaluate"):
         foreign = self._foreign(jobs, read, against)
         untaken = {jobs[number][0].name: words for number, words in spoken.strangers.items()}
         untaken |= foreign if self.teacher_reads == "own" else {}
-        known = self._known(jobs, examples, work)
+        known = known_rows(named, examples, self.split, work)
         files = [work.folder / f"partial-{number:03}.json" for number in range(len(jobs))]
         teacher, loaded = Beside(), ""
         asked = Asked(examples, self.ask, self.decoding)
@@ -361,8 +346,8 @@ class Evaluate(DataStage, kind="evaluate"):
                     f"{work.name}: stopped after model {done + 1} of {len(jobs)}; run the same command again to go on"
                 )
         results = [Measured(**read_json(file)) for file in files]
-        study = self._study(
-            jobs, results, metrics, found, foreign | untaken, self._near_duplicates(jobs, work), known, apart=spoken.apart
+        study = study_of(
+            self, jobs, results, metrics, found, foreign | untaken, self._near_duplicates(jobs, work), known, apart=spoken.apart
         )
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
@@ -393,48 +378,6 @@ class Evaluate(DataStage, kind="evaluate"):
             {"prompt": prompt, "answers": {name: answers[i] for name, answers in first.items()}}
             for i, prompt in enumerate(self.ask)
         ]
-
-    def _rows(self, models: list[tuple[str, str]]) -> "_Rows":
-        """The rows that every model can read, and how each reads them; models are given by name and place."""
-        readers: dict[str, tuple[str, Renderer]] = {}
-        form_at: dict[str, str] = {}
-        for name, where in models:
-            tokenizer = load_tokenizer(where)
-            form_at[where] = form_of(tokenizer)
-            with _told_of(name):
-                readers.setdefault(form_at[where], (name, Renderer(tokenizer, self.prompts)))
-        found: list[tuple[Example, dict[str, Pair], int]] = []
-        left_out: Counter[str] = Counter()
-        for example in self.data.examples(self.split, left_out):
-            pairs: dict[str, Pair] = {}
-            reasons: set[str] = set()
-            shortened = 0
-            for form, (name, renderer) in readers.items():
-                mine = Counts()
-                with _told_of(name):
-                    pair = next(iter(instruction_pairs([example], renderer, mine)), None)
-                if pair is not None:
-                    pairs[form] = pair
-                reasons |= mine.dropped.keys()
-                shortened = max(shortened, mine.context_shortened)
-            if len(pairs) < len(readers):
-                left_out[min(reasons)] += 1  # once, whichever models cannot read it
-                continue
-            found.append((example, pairs, shortened))
-        of_rows = len(found) + sum(left_out.values())
-        found.sort(key=lambda row: hash_order(row[0]))
-        found = found[: self.rows]
-        if not found:
-            why = ", ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or "the split is empty"
-            raise UserError(f"{self.name or 'evaluate'}: no {self.split} row of {self.data.kind} is left ({why})")
-        read = {form: Rendered(renderer, [pairs[form] for _, pairs, _ in found]) for form, (_, renderer) in readers.items()}
-        return _Rows(
-            [example for example, *_ in found],
-            {where: read[form] for where, form in form_at.items()},
-            of_rows,
-            dict(left_out),
-            sum(shortened for *_, shortened in found),
-        )
 
     def _spoken(self, jobs: list[tuple[Row, Place]], read: dict[str, Rendered], against: list[str]) -> "_Spoken":
         """Which token ids each model is scored over, and whose tokens are not the teacher's.
@@ -519,29 +462,6 @@ class Evaluate(DataStage, kind="evaluate"):
             )
         return found
 
-    def _known(self, jobs: list[tuple[Row, Place]], examples: list[Example], work: Work) -> dict[str, int]:
-        """How many of the rows each model, or one that it was made from or taught by, was trained on, by the model's name.
-
-        Raises:
-            UserError: a model of this run was.
-        """
-        asked_N = question_hashes(examples)
-        learned: dict[str, np.ndarray] = {}
-        known = {row.name: 0 for row in self.study}
-        for row, place in jobs:
-            met_N = np.zeros(len(examples), dtype=bool)
-            for digest, artifact in place.ancestry.items():
-                if digest not in learned:
-                    learned[digest] = trained_rows(artifact.folder)
-                own_N = np.isin(asked_N, learned[digest])
-                if own_N.any() and artifact.folder.parent.resolve() == work.folder.parent.resolve():
-                    raise UserError(
-                        f"{work.name}: {_known_in_words(artifact.name, own_N.sum(), len(examples), self.split, row.name)}"
-                    )
-                met_N |= own_N
-            known[row.name] = max(known[row.name], int(met_N.sum()))
-        return known
-
     def _near_duplicates(self, jobs: list[tuple[Row, Place]], work: Work) -> str:
         """What is to be said of test rows that training rows of these data nearly repeat; empty where no model read them."""
         own = fingerprint(self.data.spec())[:PRINT]
@@ -551,88 +471,6 @@ class Evaluate(DataStage, kind="evaluate"):
         found = self.data.near_duplicates()
         work.progress.update(1, 1, "near-duplicates")
         return found.sentence() if found.count.get(self.split) and not found.dropped else ""
-
-    def _study(
-        self,
-        jobs: list[tuple[Row, Place]],
-        results: list[Measured],
-        metrics: list[Metric],
-        found: "_Rows",
-        foreign: dict[str, str],
-        near_duplicates: str,
-        known: Mapping[str, int],
-        *,
-        apart: bool,
-    ) -> Study:
-        examples = found.examples
-        lengths = [tuple(len(response) for _, response in found.read[place.where].pairs) for _, place in jobs]
-        usual = min(Counter(lengths).items(), key=lambda found: (-found[1], found[0]))[0]
-        rows = []
-        for row in self.study:
-            mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
-            own = next(length for (r, _), length in zip(jobs, lengths, strict=True) if r is row)
-            records = tuple(place.trained for place, _ in mine if place.trained is not None)
-            trained = records if len(records) == len(mine) else None
-            speeds = [speed for _, result in mine if (speed := result.of_model.get("decode_speed")) is not None]
-            rows.append(
-                ModelRow(
-                    name=row.name,
-                    role=row.role,
-                    model=str(row.model),
-                    made_from=mine[0][0].origin,
-                    source=next(iter(_rows_called([mine[0][0].origin], mine[0][0], jobs)), None),
-                    taught_by=_rows_called([one.teacher for one in records if one.teacher], mine[0][0], jobs),
-                    known_rows=known[row.name],
-                    parameters=mine[0][1].parameters,
-                    bytes=mine[0][1].bytes,
-                    decode_tokens_per_s=sum(speeds) / len(speeds) if len(speeds) == len(mine) else None,
-                    trained=trained,
-                    abstentions=_summed([result.abstentions for _, result in mine]),
-                    cut_answers=tuple(result.cut for _, result in mine),
-                    template=fingerprint(found.read[mine[0][0].where].pairs)[:PRINT],
-                    teacher_reads=next((words for place, _ in mine if (words := place.teacher_reads)), None),
-                    apart=foreign.get(row.name),
-                    tokens=own if own != usual else None,
-                    seeds=tuple(place.seed for place, _ in mine),
-                    scores={name: tuple(tuple(result.scores[name]) for _, result in mine) for name in mine[0][1].scores},
-                )
-            )
-        return Study(
-            metrics=tuple(_info(metric, apart=apart) for metric in metrics if not isinstance(metric, ModelMetric)),
-            primary=self.primary,
-            rows=tuple(rows),
-            tokens=usual,
-            bytes=tuple(map(_bytes_of, examples)),
-            examples=tuple(
-                TestRow(
-                    key=fingerprint(e.key)[:16],
-                    prompt="\n\n".join(part for part in (e.instruction, e.context) if part),
-                    references=e.references,
-                    language=e.language,
-                    tag=e.tag,
-                )
-                for e in examples
-            ),
-            decoding=StudyDecoding(
-                method=self.decoding.method,
-                temperature=self.decoding.temperature if self.decoding.method == "sample" else None,
-                max_new_tokens=self.decoding.max_new_tokens,
-                precision=self.decoding.precision,
-            ),
-            prompts=fingerprint(self.prompts.model_dump(mode="json"))[:PRINT],
-            languages=(languages := dict(Counter(example.language or UNKNOWN for example in examples).most_common())),
-            shortened=found.shortened,
-            left_out=found.left_out,
-            of_rows=found.of_rows,
-            near_duplicates=near_duplicates,
-            unfit={str(m.kind): why for m in metrics if isinstance(m, TextMetric) and (why := unfit(m, languages))},
-            data={
-                **self.data.spec(),
-                "split": self.split,
-                "rows": len(examples),
-                "language_in_use": self.data.language_note(),
-            },
-        )
 
 
 @dataclass(frozen=True)
@@ -648,85 +486,6 @@ class _Spoken:
     tokens: list[int]
     strangers: dict[int, str]
     apart: bool
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The test rows that every model can read.
-
-    Attributes:
-        read: how each model reads them, by its place.
-        of_rows: rows of the split, those left out and those not drawn included.
-        left_out: rows of the split that some model cannot read, by reason.
-        shortened: of `examples`, those whose context was cut for some model.
-    """
-
-    examples: list[Example]
-    read: dict[str, Rendered]
-    of_rows: int
-    left_out: dict[str, int]
-    shortened: int
-
-
-def unfit(metric: TextMetric, languages: Mapping[str, int]) -> str:
-    """Why a metric's figures may mislead on some of these rows, given by language, with their share; empty: they do not."""
-    rows = sum(languages.values())
-    reasons_by = {language: why for language in languages if (why := metric.unfit(language))}
-    parts = [
-        why if languages[language] == rows else f"on {languages[language]:,} of {rows:,} rows ({language}), {why}"
-        for language, why in reasons_by.items()
-    ]
-    return "; ".join(parts)
-
-
-def _summed(each: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    """Abstentions of all seeds: metric -> reason -> answers."""
-    total: dict[str, Counter[str]] = {}
-    for abstentions in each:
-        for metric, counts in abstentions.items():
-            total.setdefault(metric, Counter()).update(counts)
-    return {metric: dict(counts) for metric, counts in total.items()}
-
-
-@contextmanager
-def _told_of(name: str) -> Iterator[None]:
-    """A refusal inside says whose it is."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-
-
-def _known_in_words(stage: str, rows: int, of: int, split: str, name: str) -> str:
-    return (
-        f"{stage} was trained on {rows:,} of the {of:,} {split} rows, and {name} is it or was made from it: "
-        "give the study the same `data` and splits as all training stages, or other rows"
-    )
-
-
-def _rows_called(refs: Sequence[str], place: Place, jobs: Sequence[tuple[Row, Place]]) -> tuple[str, ...]:
-    """The names of the study's models that are what a model's own stage refers to."""
-    found = (row.name for row, other in jobs for ref in refs if place.came_from(ref, other, str(row.model)))
-    return tuple(dict.fromkeys(found))
-
-
-def _info(metric: Metric, *, apart: bool = False) -> MetricInfo:
-    """`apart`: the study's models have different tokenizers."""
-    of_bytes = metric.per_byte if apart and isinstance(metric, TokenMetric) else ""
-    return MetricInfo(
-        name=str(metric.kind),
-        title=f"{metric.title} per byte" if of_bytes else metric.title,
-        unit=of_bytes or metric.unit,
-        higher_is_better=metric.higher_is_better,
-        over="bytes" if of_bytes else "tokens" if isinstance(metric, TokenMetric) else "rows",
-        against_teacher=metric.needs_teacher,
-    )
-
-
-def _bytes_of(example: Example) -> int:
-    """Of all that a row's answer says, as UTF-8: reasoning, text and tool calls."""
-    calls = [json.dumps(call, ensure_ascii=False) for call in example.tool_calls]
-    return sum(len(text.encode()) for text in (example.reasoning, example.response, *calls))
 
 
 def _clusters_drawn(asked: int, rows: int, keys: int) -> int:

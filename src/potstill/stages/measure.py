@@ -11,14 +11,13 @@ from pydantic import Field
 
 from potstill.core.component import Settings
 from potstill.core.types import Abstain, Example
-from potstill.data.prompts import Renderer
-from potstill.data.store import Pair
 from potstill.edges.models import check_vocabulary, load_model
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import States, token_sums
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.quant.packed import packed_of
 from potstill.stages.lineage import Place
+from potstill.stages.readers import Rendered
 
 
 class Decoding(Settings):
@@ -33,14 +32,6 @@ class Decoding(Settings):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of the weights that answer; log-probabilities of references are in fp32 in any case"
     )
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """The test rows in the form of one chat template."""
-
-    renderer: Renderer
-    pairs: list[Pair]
 
 
 @dataclass(frozen=True)
