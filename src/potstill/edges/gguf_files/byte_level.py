@@ -67,7 +67,7 @@ def byte_level(file: Gguf, names: list[str], types: list[int]) -> tuple[Any, boo
 def byte_level_note(file: Gguf) -> str:
     """What a person must know of how a file's text is cut, in one line; "" where the file names the way.
 
-    llama.cpp warns too where the key is absent: most models behind such files were trained with another way.
+    llama.cpp warns too where the key is absent.
     """
     if file.keys.get("tokenizer.ggml.model") != "gpt2" or _cut_name(file) != _DEFAULT:
         return ""
