@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from llamacpp import ask, needs_llamacpp
+from strings import TEXTS as ANY_TEXTS
+from strings import random_texts
 
 from potstill.core.errors import UserError
 from potstill.edges.models import (
@@ -25,11 +27,18 @@ from potstill.edges.models import (
     shared_vocabulary,
     weight_problems,
 )
+from potstill.edges.vocabulary import tokenizer_note
 from potstill.exporters.gguf import Gguf
 from potstill.quant.layers import quantise_model
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+DEFAULT = [
+    r"[\p{P}$+<=>^~|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"\p{N}+",
+    "[0-9][0-9][0-9]",
+]
 TEXTS = [
     "", " ", "  ", "\n", " \n\n\t x  ", "a\r\nb\r\n\r\nc", "tabs\t\there", "1", "12", "123", "1234567 3.14 10,000 x² ½ ٣٤٥",
     "It's 12 o'clock: don't wait!", "I'LL THEY'RE we've you'd 'twas", "¿Qué tal, naïve café? ¡Olé! año, pingüino",
@@ -54,6 +63,9 @@ def trained(cut: str, *, bos: bool = False) -> Any:
         backend.pre_tokenizer = pre.Sequence([split, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
     elif cut == "smollm":
         backend.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)])
+    elif cut == "default":
+        splits = [pre.Split(Regex(regex), behavior="isolated") for regex in DEFAULT]
+        backend.pre_tokenizer = pre.Sequence([*splits, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
     else:
         backend.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
     if cut == "qwen2":
@@ -172,7 +184,7 @@ def test_types_that_others_write_are_decoded_as_the_gguf_package_does(type: str,
 
 
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("cut", ["qwen2", "llama-bpe", "smollm", "gpt-2"])
+@pytest.mark.parametrize("cut", ["qwen2", "llama-bpe", "smollm", "gpt-2", "default"])
 def test_text_is_cut_as_before(cut: str, bos: bool, tmp_path: Path) -> None:
     tokenizer = trained(cut, bos=bos)
     where = exported(network("qwen2"), tmp_path, tokenizer=tokenizer)
@@ -188,12 +200,90 @@ def test_text_is_cut_as_before(cut: str, bos: bool, tmp_path: Path) -> None:
     assert (found.bos_token == "<|im_start|>") == bos
 
 
-@pytest.mark.parametrize("cut", ["llama-bpe", "smollm", "gpt-2"])
+@pytest.mark.parametrize("cut", ["llama-bpe", "smollm", "gpt-2", "default"])
 def test_the_cuts_differ_so_that_a_lost_name_would_be_seen(cut: str, tmp_path: Path) -> None:
     path = Path(exported(network("qwen2"), tmp_path).removeprefix("path:"))
     mine = load_tokenizer(f"path:{path}")
     other = load_tokenizer(f"path:{rewritten(path, keys={'tokenizer.ggml.pre': cut})}")
     assert [mine(text).input_ids for text in TEXTS] != [other(text).input_ids for text in TEXTS]
+
+
+NAMELESS = {"named default": "default", "named nothing": "", "without the key": None}
+PIECES = {
+    "It's 1234567.": ["It", "'", "s", "Ġ", "123", "456", "7", "."],
+    "a=b  ,c `x` ٣1234": ["a", "=", "b", "ĠĠ", ",", "c", "Ġ`", "x", "`", "Ġ", "Ù£", "123", "4"],
+    "x\n\n y $5": ["x", "ĊĊ", "Ġy", "Ġ", "$", "5"],
+}
+
+
+def nameless(folder: Path, pre: str | None) -> Path:
+    """A file that does not say how its text is cut, of a tokenizer that merges as much as it can."""
+    path = Path(exported(network("qwen2"), folder, tokenizer=trained("gpt-2")).removeprefix("path:"))
+    return rewritten(path, keys={"tokenizer.ggml.pre": pre})
+
+
+@pytest.mark.parametrize("pre", NAMELESS.values(), ids=NAMELESS)
+def test_a_file_without_a_name_is_cut_in_the_default_way(pre: str | None, tmp_path: Path) -> None:
+    """Punctuation apart, then GPT-2's words, numbers without their blank, digits by threes from the left."""
+    cut = load_tokenizer(f"path:{nameless(tmp_path, pre)}").backend_tokenizer.pre_tokenizer
+    assert {text: [piece for piece, _ in cut.pre_tokenize_str(text)] for text in PIECES} == PIECES
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("pre", NAMELESS.values(), ids=NAMELESS)
+def test_llamacpp_cuts_a_file_without_a_name_alike(pre: str | None, tmp_path: Path) -> None:
+    path = nameless(tmp_path, pre)
+    mixed = random_texts(200, "a1 '=,`\n\t$é٣½Ⅷ—。‿€´\u00a0\u2028\u0301😀")
+    texts = [unicodedata.normalize("NFC", text) for text in [*ANY_TEXTS, *TEXTS, *mixed]]
+    found = load_tokenizer(f"path:{path}")
+    assert ask(path, texts=texts)["ids"] == [found(text).input_ids for text in texts]
+    other = trained("gpt-2")
+    assert [found(text).input_ids for text in ANY_TEXTS] != [other(text).input_ids for text in ANY_TEXTS], "the cut matters"
+
+
+@pytest.mark.parametrize("pre", NAMELESS.values(), ids=NAMELESS)
+def test_a_file_without_a_name_is_said(pre: str | None, tmp_path: Path) -> None:
+    path = nameless(tmp_path, pre)
+    told = tokenizer_note(f"path:{path}")
+    assert told.startswith(f"path:{path}: does not name how its tokenizer cuts text (tokenizer.ggml.pre), so text is cut in")
+    assert "\n" not in told
+    assert tokenizer_note(f"path:{rewritten(path, keys={'tokenizer.ggml.pre': 'gpt-2'})}") == ""
+    assert tokenizer_note(f"path:{tmp_path}") == tokenizer_note("hf:some/model") == "", "no GGUF files"
+
+
+def test_sentencepiece_has_no_way_to_name(tmp_path: Path) -> None:
+    keys = sentencepiece_keys(sentencepiece("gemma"))
+    assert keys["tokenizer.ggml.pre"] == "default"
+    model, own = decoder("mistral")
+    assert tokenizer_note(converted(model, "llama", keys, tmp_path / "m.gguf", **own)) == ""
+
+
+def test_check_and_run_say_that_a_file_names_no_way(tmp_path: Path) -> None:
+    from tiny_parts import write_rows
+
+    from potstill.core.progress import Progress
+    from potstill.recipe.parse import parse_recipe
+    from potstill.run.preflight import notes_of
+    from potstill.run.runner import run_recipe
+
+    said: list[str] = []
+
+    class Heard(Progress):
+        def note(self, text: str) -> None:
+            said.append(text)
+
+    file = nameless(tmp_path, None)
+    data = {"kind": "jsonl", "path": str(write_rows(tmp_path / "rows.jsonl", 40))}
+    cut = [{"name": name, "kind": "cut", "model": f"path:{file}", "init": {"kind": "layers", "keep": [0]}} for name in "ab"]
+    prompts = {"generation_prompt": "<|im_start|>assistant\n", "max_tokens": 120, "max_prompt_tokens": 90}
+    recipe = parse_recipe({"name": "tiny", "data": data, "prompts": prompts, "stage": cut})
+    wanted = tokenizer_note(f"path:{file}")
+    assert list(notes_of(recipe.stages)).count(wanted) == 1, "once, however many stages read the file"
+    run_recipe(recipe, tmp_path / "run", progress=Heard("quiet"))
+    assert said.count(wanted) == 1
+    said.clear()
+    run_recipe(recipe, tmp_path / "run", progress=Heard("quiet"))
+    assert wanted not in said, "nothing is left to do"
 
 
 # Files of llama.cpp's own converter
@@ -513,8 +603,7 @@ def test_networks_that_are_not_known_are_refused_by_the_key(key: str, file: Path
 
 TOKENIZER_CHANGES = {
     "an unknown cut": ({"tokenizer.ggml.pre": "tekken"}, "names 'tekken' for how its tokenizer cuts text"),
-    "no cut": ({"tokenizer.ggml.pre": None}, "does not name how its tokenizer cuts text (tokenizer.ggml.pre; known: deepseek"),
-    "the way of old files": ({"tokenizer.ggml.pre": "default"}, "names 'default' for how its tokenizer cuts text"),
+    "a cut that is no name": ({"tokenizer.ggml.pre": [1, 2]}, "names '[1, 2]' for how its tokenizer cuts text"),
     "another kind": ({"tokenizer.ggml.model": "t5"}, "its tokenizer is of llama.cpp's kind 't5', and only byte-"),
     "no scores": ({"tokenizer.ggml.model": "llama"}, "it holds no tokenizer.ggml.scores; convert the model again"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, "it holds no tokenizer"),

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from llamacpp import ask, needs_llamacpp
+from strings import TEXTS as ANY_TEXTS
+from strings import random_texts
 
-from potstill.edges.models import load_model, load_tokenizer, shared_vocabulary
+from potstill.edges.models import load_model, load_stored, load_tokenizer, shared_vocabulary
 from potstill.exporters.gguf import Gguf
 
 REAL = os.environ.get("POTSTILL_REAL_MODELS", "")
@@ -35,3 +38,17 @@ def test_smollm2_is_read_back_to_the_last_bit(tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(found(ids).logits, model(ids).logits)
     assert found.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+@needs_llamacpp
+def test_smollm2_without_the_name_of_its_cut_has_llamacpps_ids(tmp_path: Path) -> None:
+    where = f"path:{REAL}/smollm2"
+    tokenizer = load_tokenizer(where)
+    (named,) = Gguf(types=("f16",)).write(load_stored(where), tokenizer, {}, tmp_path)
+    file = tmp_path / "nameless.gguf"
+    file.write_bytes(named.read_bytes().replace(b"tokenizer.ggml.pre", b"tokenizer.ggml.xxx", 1))
+    named.unlink()
+    texts = [*ANY_TEXTS, *random_texts(100, "abc A1 2,.'\"=-é٣日\n\t$`")]
+    found = [load_tokenizer(f"path:{file}")(text).input_ids for text in texts]
+    assert ask(file, texts=texts)["ids"] == found
+    assert found != [tokenizer(text).input_ids for text in texts], "the cut matters"

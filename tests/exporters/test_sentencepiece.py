@@ -1,5 +1,6 @@
 """SentencePiece-type tokenizers: llama.cpp's scores give the ids that the tokenizer's merges give, or the export is refused."""
 
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from tiny_export import CORPUS, TEMPLATE, sentencepiece, tiny_model
 from tokenizers import AddedToken
 
 from potstill.core.errors import UserError
+from potstill.edges.models import load_tokenizer
 from potstill.exporters._sentencepiece import last_pair
 from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
 from potstill.exporters.gguf import Gguf
@@ -101,6 +103,49 @@ def test_what_llamacpp_tokenises_otherwise_is_refused(case: str, tmp_path: Path)
     assert words in problem
     assert "export 'safetensors' instead" in problem
     assert not same_ids(make(), tmp_path, [*TEXTS, "a =d"]), "the refusal has a reason"
+
+
+DIFFERS = {
+    "first": ("<s>a", ["<s>", "<s>", "a"], ["<s>", "<s>", "▁", "a"]),
+    "always": (" a", ["<s>", "▁", "a"], ["<s>", "▁▁", "a"]),
+}
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("scheme", DIFFERS)
+def test_llamacpp_puts_a_blank_where_metaspace_puts_none(scheme: str, tmp_path: Path) -> None:
+    """With either value of the file's add_space_prefix: without it there is no blank before "a" either."""
+    text, own, theirs = DIFFERS[scheme]
+    tokenizer, llama = sentencepiece(scheme), sentencepiece("llama")
+    assert tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids) == own
+    (file,) = Gguf(types=("f32",)).write(tiny_model("mistral", vocab_size=rows_of(llama)), llama, {}, tmp_path)
+    assert tokenizer.convert_ids_to_tokens(ask(file, texts=[text])["ids"][0]) == theirs
+    assert not same_ids(tokenizer, tmp_path, ["a"])
+
+
+def as_the_hub_has_it(folder: Path, named: str, **settings: Any) -> Any:
+    """Llama 2's own tokenizer.json, loaded as the class that its config names."""
+    tokenizer = sentencepiece("llama")
+    named = {"tokenizer_class": named, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **settings}
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(named))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    return load_tokenizer(f"path:{folder}")
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_llama_2_tokenizer_that_transformers_rebuilt_is_refused_with_the_way_out(legacy: bool, tmp_path: Path) -> None:
+    tokenizer = as_the_hub_has_it(tmp_path, "LlamaTokenizer", legacy=legacy)
+    (problem,) = problems_of(tokenizer)
+    assert f"how this tokenizer prepares text (Metaspace {'always' if legacy else 'first'})" in problem
+    assert "export 'safetensors' instead, or write tokenizer_class = 'PreTrainedTokenizerFast' in" in problem
+
+
+@needs_llamacpp
+def test_the_way_out_for_a_llama_2_tokenizer(tmp_path: Path) -> None:
+    tokenizer = as_the_hub_has_it(tmp_path, "PreTrainedTokenizerFast")
+    assert problems_of(tokenizer) == []
+    assert same_ids(tokenizer, tmp_path, TEXTS + COMPETING)
 
 
 ADDED: dict[str, tuple[str, AddedToken, bool]] = {

@@ -57,7 +57,7 @@ class Plan:
     lines: tuple[Line, ...]
     problems: tuple[str, ...] = ()
     shown: str = ""  # the smallest difference that the study could show, in words
-    notes: tuple[str, ...] = ()  # what a person must know of the data
+    notes: tuple[str, ...] = ()  # what a person must know of models and data
 
     def to_do(self) -> list[Line]:
         return [line for line in self.lines if line.state != "done"]

@@ -33,6 +33,16 @@ def load_tokenizer(where: str) -> Tokenizer:
         raise UserError(f"{where}: the tokenizer cannot be read ({str(error).splitlines()[0][:160]})") from error
 
 
+def tokenizer_note(where: str) -> str:
+    """What a person must know of the tokenizer of `path:…` or `hf:…` before trusting it, in one line; "" where nothing.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    gguf = gguf_of(where)
+    return gguf_files.byte_level_note(gguf_files.read(where, gguf)) if gguf is not None else ""
+
+
 def form_of(tokenizer: Tokenizer) -> str:
     """A fingerprint of all that decides how a tokenizer renders text and conversations; equal ones read rows alike."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

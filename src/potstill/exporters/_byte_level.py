@@ -10,13 +10,15 @@ from potstill.exporters._networks import INSTEAD
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # How a tokenizer cuts text before merging -> llama.cpp's name for it. llama.cpp holds the expressions themselves, and
 # takes a wrong name without a word, so a tokenizer is exported only where its own expression is one of these.
 PRE_TOKENIZERS = {
     ("split", _CONTRACTIONS + r"\p{N}" + _REST): "qwen2",
     ("split", _CONTRACTIONS + r"\p{N}{1,3}" + _REST): "llama-bpe",
-    ("bytes", ""): "gpt-2",
-    ("digits", ""): "smollm",
+    ("split", r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"): "default",  # of files that named no way
+    ("bytes",): "gpt-2",
+    ("digits",): "smollm",
 }
 
 
@@ -68,17 +70,14 @@ def _pre_tokenizer(backend: Mapping[str, Any]) -> str | None:
     """llama.cpp's name for the way this tokenizer cuts text, read off its own description; None where it has none."""
     match steps(backend["pre_tokenizer"]):
         case [{"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}]:
-            cut = ("bytes", "")
+            cut = ("bytes",)
         case [
             {"type": "Digits", "individual_digits": True},
             {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
         ]:
-            cut = ("digits", "")
-        case [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
-        ]:
-            cut = ("split", regex)
+            cut = ("digits",)
+        case [*splits, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]:
+            cut = ("split", *map(_expression, splits))
         case _:
             return None
     pre = PRE_TOKENIZERS.get(cut)
@@ -86,6 +85,14 @@ def _pre_tokenizer(backend: Mapping[str, Any]) -> str | None:
     whole_words = bool(backend["model"].get("ignore_merges"))
     plain = not steps(backend["normalizer"]) or _composes(backend)
     return pre if plain and whole_words == (pre == "llama-bpe") else None
+
+
+def _expression(step: Mapping[str, Any]) -> str | None:
+    """The expression by which a step cuts, each match apart; None where it does anything else."""
+    match step:
+        case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False}:
+            return regex
+    return None
 
 
 def _composes(backend: Mapping[str, Any]) -> bool:

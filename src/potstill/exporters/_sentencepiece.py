@@ -48,6 +48,7 @@ def sentencepiece_problems(backend: Mapping[str, Any], added: Sequence[Any], tok
         yield (
             f"the gguf exporter cannot express how this tokenizer prepares text ({_steps_in_words(backend)}): llama.cpp writes "
             f"blanks as {_BLANK}, and puts one before every piece of text between special tokens or before none; {INSTEAD}"
+            f"{_REBUILT if _is_rebuilt(backend) else ''}"
         )
     yield from bpe_problems(model)
     if model.get("ignore_merges"):
@@ -64,6 +65,24 @@ def sentencepiece_problems(backend: Mapping[str, Any], added: Sequence[Any], tok
             )
     cut_out = {token.content for token in added}
     yield from _merged_otherwise(_ranks(merges), [token for token in tokens if token not in cut_out])
+
+
+_REBUILT = (
+    ", or write tokenizer_class = 'PreTrainedTokenizerFast' in the tokenizer_config.json of the model that you begin with, "
+    "before it is trained: for LlamaTokenizer transformers builds this tokenizer in place of the one in tokenizer.json"
+)
+
+
+def _is_rebuilt(backend: Mapping[str, Any]) -> bool:
+    """Whether it is what transformers 5 builds for the class LlamaTokenizer, whatever tokenizer.json says.
+
+    Of " a" llama.cpp makes "▁▁", "a" and this tokenizer "▁", "a"; with the scheme "first" it makes "<s>", "a" of "<s>a", and
+    llama.cpp "<s>", "▁", "a".
+    """
+    match steps(backend["normalizer"]), steps(backend["pre_tokenizer"]):
+        case [], [{"type": "Metaspace", "prepend_scheme": "first" | "always", "split": False}]:
+            return True
+    return False
 
 
 def is_blanks(token: Any) -> bool:

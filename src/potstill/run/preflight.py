@@ -9,6 +9,7 @@ from pathlib import Path
 from potstill.core.errors import Problem, RecipeError, UserError
 from potstill.core.numbers import size
 from potstill.edges.machine import total_memory
+from potstill.edges.vocabulary import tokenizer_note
 from potstill.recipe.header import Recipe
 from potstill.recipe.parse import read
 from potstill.recipe.places import by_file
@@ -93,7 +94,8 @@ def cost_of(stage: Stage, outlook: Outlook) -> Cost:
 
 
 def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
-    """What a person must know of each of the recipe's data: languages, keys that many rows share, rows that nearly repeat."""
+    """What a person must know of models, and of each of the data: languages, keys that rows share, rows that nearly repeat."""
+    yield from model_notes(stages)
     said: set[str] = set()
     for source in (source for stage in stages for source in stage.sources()):
         if str(source.spec()) in said:
@@ -104,6 +106,17 @@ def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
         except UserError:  # rows that cannot be read are a problem of their stage
             continue
         yield from (f"{source.kind}: {note}" for note in found if note)
+
+
+def model_notes(stages: Sequence[Stage]) -> Iterator[str]:
+    """What a person must know of each model that is there before the recipe runs."""
+    for where in dict.fromkeys(str(ref) for stage in stages for _, ref in stage.references() if ref.scheme != "stage"):
+        try:
+            note = tokenizer_note(where)
+        except UserError:  # a model that cannot be read is a problem of its stage
+            continue
+        if note:
+            yield note
 
 
 def check(path: str | Path, overrides: tuple[str, ...] = (), outlook: Outlook | None = None) -> Recipe:
