@@ -82,7 +82,7 @@ class Cache(DataStage, kind="cache"):
         return Cost(
             tokens=round(tokens),
             response_tokens=round(learned),
-            flops=2 * size.body * tokens + head,
+            flops=2 * size.active * tokens + head,
             seconds=probe.forward_seconds(tokens) if probe is not None else None,
             memory_bytes=round(resting_memory() + left_over(size) + held),
             cache_bytes=round(width(self.signal, self.top_k, size) * learned),

@@ -144,7 +144,7 @@ class Distill(TrainingStage, kind="distill"):
         signal, kept = self._kept(outlook)
         seen = min(cost.tokens or 0, rows.kept * rows.tokens) if signal != "live" else cost.tokens or 0
         learned = cost.response_tokens or 0
-        flops += (0 if kept else 2 * size.body * seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
+        flops += (0 if kept else 2 * size.active * seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
         probe = outlook.probe(teacher.config, rows, self.optim.precision)
         if seconds is not None and probe is not None and not kept:
             seconds += probe.forward_seconds(seen)
