@@ -74,11 +74,14 @@ def inner_units(config: Any) -> int:
 
 
 def layers_with_experts(config: Any) -> list[bool]:
-    """Whether each layer has experts, as far as fields that count layers tell; lists for each layer are not looked at."""
+    """Whether each layer of a mixture has experts; of a dense model, whatever its fields say."""
     return [_has_experts(config, layer) for layer in range(config.num_hidden_layers)]
 
 
 def _has_experts(config: Any, layer: int) -> bool:
+    kinds = getattr(config, "mlp_layer_types", None)
+    if kinds:
+        return kinds[layer] != "dense"
     step = _first(config, ("decoder_sparse_step", "moe_layer_interval")) or 1
     last = getattr(config, "moe_layer_end_index", None)
     if layer < _first(config, DENSE_FIRST):
@@ -125,7 +128,9 @@ def refuse_other_layers(full: Any, cut: Any, blocks: str, keep: Sequence[int]) -
     """
     theirs, ours = (list(model.get_submodule(blocks)) for model in (full, cut))
     for place, layer in enumerate(keep):
-        one, other = ({name: weight.shape for name, weight in block.named_parameters()} for block in (theirs[layer], ours[place]))
+        one, other = (
+            {name: weight.shape for name, weight in block.named_parameters()} for block in (theirs[layer], ours[place])
+        )
         if one != other:
             raise UserError(
                 f"layer {layer} would be layer {place} of the cut model, where a '{full.config.model_type}' places layers with "

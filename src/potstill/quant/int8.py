@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.core.errors import UserError
 from potstill.edges.codes import weight_of
 from potstill.edges.experts import refuse_experts
-from potstill.edges.models import linears_in
+from potstill.edges.models import linears_in, skeleton
 
 LARGEST = 127
 
@@ -46,6 +47,15 @@ def check_int8(model: Any) -> None:
         UserError: it is a mixture of experts.
     """
     refuse_experts(model, "int8 would leave them at full precision", "set teacher_precision = 'bf16'")
+
+
+def int8_problems(config: Any) -> list[str]:
+    """Why a model of this config cannot be held in eight bits."""
+    try:
+        check_int8(skeleton(config))
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 @torch.no_grad()

@@ -84,7 +84,8 @@ def quantise_model(
         on_layer: called with (name, index from 1, number of layers, its relative output error or None where kept).
 
     Raises:
-        UserError: a mixture of experts, no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot solve; names it.
+        UserError: a mixture of experts, no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot
+            solve; names it.
     """
     check_layers(model)
     model.float()  # codes times scales are exact in float32 and in nothing smaller

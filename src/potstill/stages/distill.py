@@ -18,6 +18,7 @@ from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_t
 from potstill.losses.distillation import Distillation
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
+from potstill.quant.int8 import int8_problems
 from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import width
 from potstill.stages.cost import head_memory, teacher_bytes
@@ -111,6 +112,8 @@ class Distill(TrainingStage, kind="distill"):
             yield from self._pair_problems(teacher.size.vocab, theirs, ours)
         if teacher is not None:
             yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
+        if teacher is not None and self.teacher_precision == "int8":
+            yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
             made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"
