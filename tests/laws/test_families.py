@@ -82,7 +82,7 @@ LATENT |= {"v_head_dim": 8, "first_k_dense_replace": 1, "n_routed_experts": 4, "
 MIXTURES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 32, "mlp_only_layers": [1], **EXPERTS},
-    "qwen3_moe": {"num_experts": 4, "head_dim": 16, "decoder_sparse_step": 2, **EXPERTS},
+    "qwen3_moe": {"num_experts": 4, "head_dim": 16, **EXPERTS},
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "deepseek_v2": {"topk_method": "greedy", **LATENT, **EXPERTS},
     "deepseek_v3": {"n_group": 2, "topk_group": 1, **LATENT, **EXPERTS},
@@ -148,9 +148,8 @@ def plain_logp(model: Any, pairs: Any) -> list[torch.Tensor]:
 
 
 def gradients(total: torch.Tensor, model: Any) -> torch.Tensor:
-    return torch.cat(
-        [g.flatten() for g in torch.autograd.grad(total, list(model.parameters()), allow_unused=True) if g is not None]
-    )
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(total, trained, allow_unused=True) if g is not None])
 
 
 def greedy(model: Any, prompt: list[int], stop_ids: range, new: int) -> list[int]:
