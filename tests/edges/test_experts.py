@@ -24,6 +24,7 @@ from potstill.recipe.parse import parse_recipe
 from potstill.run.preflight import problems_of
 from potstill.run.runner import run_recipe
 from potstill.stages.outlook import Outlook
+from potstill.train import probe
 
 SHAPE: dict[str, Any] = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
@@ -105,6 +106,13 @@ def test_a_token_passes_through_the_chosen_experts_alone() -> None:
     assert size.parameters == size.active + size.idle + 2 * 400 * 32
     assert size_of(config_of("qwen2_moe")).idle == 2 * 2 * 3 * 32 * 16, "two layers have experts"
     assert inner_units(config_of("mixtral")) == 2 * 64
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_layers_that_are_timed_have_experts(family: str) -> None:
+    for layers in (1, 2):
+        timed = blocks_of(skeleton(probe._cut(config_of(family), layers, 64)))
+        assert [has_experts(block) for block in timed] == [True] * layers
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "ernie4_5_moe"])

@@ -218,7 +218,11 @@ def _small(config: Any, *, width: bool = True) -> Any:
 
 
 def _fewer_experts(lower: Callable[[str, int], None]) -> None:
-    """Four experts at most, two for a token; in two groups of two where they stand in groups."""
+    """Four experts at most, two for a token; in two groups of two where they stand in groups.
+
+    Many routers round to float32. Rounding changes a choice only where two scores agree to seven digits, which the copy's
+    random weights do not do; more experts would bring such pairs closer.
+    """
     for names, most in ((COUNTS, 4), (CHOSEN, 2), (("n_group", "num_expert_group"), 2), (("topk_group",), 1)):
         for name in names:
             lower(name, most)
