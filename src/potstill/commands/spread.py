@@ -69,7 +69,7 @@ class Cluster:
         """Weights, gradients and Adam's averages sharded; gathered blocks; embedding, head and its gradient; activations;
         the fused head's buffers; the teacher. At least what loading takes, before anything is sharded."""
         N = self.gpus
-        layers = max(1, size.body // (12 * size.hidden**2))
+        layers = max(1, size.active // (12 * size.hidden**2))
         held = 16 * size.parameters / N + 4 * size.vocab * size.hidden
         if N > 1:
             held += 4 * (size.embedding + size.head) + 2 * 2 * size.body / layers

@@ -7,6 +7,7 @@ from typing import Any
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.edges.blank import new_model
+from potstill.edges.experts import refuse_experts
 from potstill.edges.models import Model, linears_in
 
 
@@ -36,6 +37,9 @@ def _known(model: Model, targets: Sequence[str]) -> list[str]:
     """Last names of the body's linear layers."""
     known = sorted({name.rpartition(".")[2] for name in linears_in(model.base_model)})
     unknown = [name for name in targets if name not in known and name != "all-linear"]
+    if "all-linear" in targets:
+        named = f"name the layers to adapt: adapter.targets = [{', '.join(map(repr, known[:4]))}, …]"
+        refuse_experts(model, "adapters would leave them out", named)
     if unknown:
         near = suggest(unknown[0], known)
         raise UserError(f"adapter.targets: the model has no linear layer '{unknown[0]}'{near} (known: {', '.join(known)})")

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from potstill.core.errors import UserError
+from potstill.edges.experts import CHOSEN, COUNTS, is_mixture, layers_with_experts, names_experts
 from potstill.edges.families import logits_of
 from potstill.edges.hub import library
-from potstill.edges.models import cut_layers, head_width, per_layer, positions_of
+from potstill.edges.models import cut_layers, head_width, per_layer, positions_of, skeleton
 
 Way = Literal["packed", "batched"]
 Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed) -> final hidden states [T, D]
@@ -58,17 +59,15 @@ def _way_of(config: Any, read: Read) -> Way:
     for field in ("vision_config", "audio_config", "text_config"):
         if isinstance(getattr(config, field, None), dict) or hasattr(getattr(config, field, None), "to_dict"):
             raise UserError(f"{what} reads more than text ({field}); take its text model alone")
-    experts = max(
-        (getattr(config, name, None) or 0 for name in ("num_experts", "num_local_experts", "n_routed_experts")), default=0
-    )
-    if experts > 1:
-        raise UserError(f"{what} is a mixture of {experts} experts, which is not supported; choose a dense model")
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{what} has an encoder; choose a decoder")
     with _undisturbed():
         torch.manual_seed(0)
         try:
-            return _asked(_copy(config, what), what, read)
+            small = _copy(config, what)
+            if names_experts(config) and not is_mixture(small) and is_mixture(skeleton(config)):
+                raise UserError(f"{what}: no small copy of it has experts, so nothing is known of them; choose another model")
+            return _asked(small, what, read)
         except UserError:
             raise
         except Exception as error:  # in the words of any network
@@ -101,7 +100,7 @@ def _asked(model: Any, what: str, read: Read) -> Way:
     rows = [torch.randint(4, ENTRIES, (min(length, most),)) for length in LENGTHS]
     alone = _Seen(model, _one_at_a_time(model, rows))
     _check_logits(model, rows[-1], what)
-    _check_answers(copy.deepcopy(model).float(), rows, what)  # padding is masked by float32's least number
+    _check_answers(_in_float32(model), rows, what)  # padding is masked by float32's least number
     found: dict[str, str] = {}
     for way in ("packed", "batched"):
         try:
@@ -130,7 +129,10 @@ def _copy(config: Any, what: str) -> Any:
                 size = sum(p.numel() for p in library().AutoModelForCausalLM.from_config(small).parameters())
             if size > MOST_PARAMETERS:
                 continue
-            return library().AutoModelForCausalLM.from_config(small).double().eval()
+            model = library().AutoModelForCausalLM.from_config(small).double().eval()
+            if names_experts(small):
+                model.set_experts_implementation("eager")  # torch has no grouped products in float64
+            return model
         except Exception as error:  # a config that does not go with these sizes, in the words of any library
             problem = error
     why = (
@@ -141,10 +143,21 @@ def _copy(config: Any, what: str) -> Any:
     raise UserError(f"{what}: no small copy of it could be made to check how it reads ({why}); choose another model")
 
 
+def _in_float32(model: Any) -> Any:
+    """A copy as models are used, its experts multiplied in groups."""
+    model = copy.deepcopy(model).float()
+    if names_experts(model.config):
+        model.config._experts_implementation = None
+        model.set_experts_implementation(model.get_correct_experts_implementation(None))
+    return model
+
+
 def _telling_layers(config: Any) -> list[int]:
     """Two layers at least, and one of every kind that the config tells apart."""
     count = config.num_hidden_layers
     lists = [values for _, values in per_layer(config, count)]
+    if len(set(layers_with_experts(config))) > 1:
+        lists.append(layers_with_experts(config))
     kinds: dict[str, int] = {}
     for layer in range(count):
         kinds.setdefault(str([values[layer] for values in lists]), layer)
@@ -179,6 +192,7 @@ def _small(config: Any, *, width: bool = True) -> Any:
             setattr(small, name, 1)
     for name in ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size"):
         lower(name, WINDOW)
+    _fewer_experts(lower)
     for name in vars(small):
         if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(getattr(small, name), float):
             setattr(small, name, 0.0)
@@ -196,9 +210,22 @@ def _small(config: Any, *, width: bool = True) -> Any:
         lower(name, 2 * small.hidden_size)
     for name in ("moe_intermediate_size", "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size"):
         lower(name, 32)
+    for name in ("q_lora_rank", "kv_lora_rank"):
+        lower(name, 32)
     for name in ("linear_num_value_heads", "linear_num_key_heads"):
         lower(name, 2)
     return small
+
+
+def _fewer_experts(lower: Callable[[str, int], None]) -> None:
+    """Four experts at most, two for a token; in two groups of two where they stand in groups.
+
+    Many routers round to float32. Rounding changes a choice only where two scores agree to seven digits, which the copy's
+    random weights do not do; more experts would bring such pairs closer.
+    """
+    for names, most in ((COUNTS, 4), (CHOSEN, 2), (("n_group", "num_expert_group"), 2), (("topk_group",), 1)):
+        for name in names:
+            lower(name, most)
 
 
 def _perturb(model: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from potstill.core.artifact import read_json, write_json
 from potstill.core.errors import UserError
 from potstill.edges import gguf_files
+from potstill.edges.experts import idle_parameters, is_mixture, keep_experts, names_experts, refuse_other_layers
 from potstill.edges.families import Logits, logits_of
 from potstill.edges.hub import (
     INDEX,
@@ -50,6 +51,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "blocks_name",
     "blocks_of",
     "bytes_of",
+    "check_cut",
     "check_known",
     "check_positions",
     "check_rows",
@@ -201,6 +203,25 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in skeleton(config).state_dict().items()}
 
 
+def _shapes_of(config: Any, stored: Container[str]) -> dict[str, tuple[int, ...]]:
+    """Of all weights by the names that these files have: a matrix for each expert, or all of them in one tensor."""
+    model = skeleton(config)
+    native = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not is_mixture(model):
+        return native
+    apart = {name: tuple(tensor.shape) for name, tensor in _as_files_have_it(model).items()}
+    return apart if any(name in stored for name in apart if name not in native) else native
+
+
+def _as_files_have_it(model: Model) -> dict[str, Any]:
+    """A model's tensors as transformers would save them."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # an older transformers, which saves them as it has them
+        return model.state_dict()
+    return revert_weight_conversion(model, model.state_dict())
+
+
 def _from_tensors(config: Any, stored: dict[str, Stored], dtype: Any) -> Model:
     """A model with the weights of a file that transformers does not load itself."""
     transformers = library()
@@ -229,7 +250,7 @@ def _checked(where: str) -> tuple[Any, dict[str, Stored]]:
 def _problems(config: Any, stored: dict[str, Stored], described: str) -> list[str]:
     if getattr(config, "transformers_weights", None) not in (None, WEIGHTS):
         return [f"config.json names weights of its own (transformers_weights); call the file {WEIGHTS} and remove the field"]
-    shapes = _shapes(config)
+    shapes = _shapes_of(config, stored)
     names = _names(config)
     found = {names.of_model(name, shapes): tensor for name, tensor in stored.items()}
     problems = []
@@ -414,13 +435,28 @@ def cut_layers(config: Any, keep: Sequence[int]) -> Any:
     for name, values in per_layer(config, count):
         setattr(cut, name, type(values)(values[layer] for layer in keep))
     cut.num_hidden_layers = len(keep)
+    keep_experts(config, cut, keep)
+    return cut
+
+
+def check_cut(config: Any, keep: Sequence[int]) -> Any:
+    """`cut_layers` of a config, refused where a layer would be built otherwise than the one that it was.
+
+    Raises:
+        UserError: names the layer.
+    """
+    cut = cut_layers(config, keep)
+    if names_experts(config):  # nothing else decides a layer's weights by its number
+        full = skeleton(config)
+        refuse_other_layers(full, skeleton(cut), blocks_name(full), keep)
     return cut
 
 
 def per_layer(config: Any, count: int) -> Iterator[tuple[str, list[Any] | tuple[Any, ...]]]:
     """What a config lists for each of its layers, by the field's name."""
     for name, values in vars(config).items():
-        if isinstance(values, list | tuple) and len(values) == count and not name.startswith("_") and name != "architectures":
+        listed = isinstance(values, list | tuple) and len(values) == count and not name.startswith("_")
+        if listed and name not in ("architectures", "mlp_only_layers", "moe_layers"):  # the last two list layers by number
             yield name, values
 
 
@@ -591,9 +627,10 @@ class Size:
     """Parameters of a model, by what they cost.
 
     Attributes:
-        body: in the transformer's layers; each token passes through all of them.
+        body: in the transformer's layers.
         embedding: in the token embedding (and learned positions).
         head: in the output head, 0 when it shares the embedding's matrix.
+        idle: of the body, in experts that a token does not pass through; it passes through the other ones.
         hidden: width of the final hidden state.
         vocab: rows of the output head.
     """
@@ -603,10 +640,16 @@ class Size:
     head: int
     hidden: int
     vocab: int
+    idle: int = 0
 
     @property
     def parameters(self) -> int:
         return self.body + self.embedding + self.head
+
+    @property
+    def active(self) -> int:
+        """Of the body, what each token passes through: all of it but for mixtures of experts."""
+        return self.body - self.idle
 
 
 def size_of(config: Any) -> Size:
@@ -624,4 +667,5 @@ def size_of(config: Any) -> Size:
     head_count = 0 if tied else head.numel()
     positions = sum(p.numel() for name, p in model.named_parameters() if name.endswith("wpe.weight"))
     in_embedding = embedding.numel() + positions
-    return Size(total - in_embedding - head_count, in_embedding, head_count, head.shape[1], head.shape[0])
+    body = total - in_embedding - head_count
+    return Size(body, in_embedding, head_count, head.shape[1], head.shape[0], idle_parameters(model))

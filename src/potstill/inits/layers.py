@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model, blocks_name, blocks_of, cut_layers
+from potstill.edges.models import Model, blocks_name, blocks_of, check_cut
 from potstill.inits import Calibration, Choice, Init, Read
 
 
@@ -61,8 +61,8 @@ class Layers(Init, kind="layers"):
         if self.count is not None:
             if self.count >= has:
                 raise UserError(f"init.count = {self.count}: the model has {has} layers; choose fewer than that")
-            return cut_layers(config, [layer * has // self.count for layer in range(self.count)])
-        return cut_layers(config, self._named(has))
+            return check_cut(config, [layer * has // self.count for layer in range(self.count)])
+        return check_cut(config, self._named(has))
 
     def _named(self, has: int) -> tuple[int, ...]:
         assert self.keep
@@ -108,7 +108,7 @@ class Layers(Init, kind="layers"):
                 found[name] = parameter.detach().clone()
             elif int(layer[2]) in place:
                 found[f"{layer[1]}.{place[int(layer[2])]}.{layer[3]}"] = parameter.detach().clone()
-        return cut_layers(model.config, keep), found
+        return check_cut(model.config, keep), found
 
 
 def block_influence(model: Model, ask: Callable[[], float]) -> list[float]:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from potstill.core.errors import UserError
 from potstill.edges.codes import weight_of
-from potstill.edges.models import linears_in
+from potstill.edges.experts import refuse_experts
+from potstill.edges.models import linears_in, skeleton
 
 LARGEST = 127
 
@@ -38,9 +40,32 @@ class Int8Linear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
+def check_int8(model: Any) -> None:
+    """Refuse a model most of whose weights would stay as they are; a skeleton will do.
+
+    Raises:
+        UserError: it is a mixture of experts.
+    """
+    refuse_experts(model, "int8 would leave them at full precision", "set teacher_precision = 'bf16'")
+
+
+def int8_problems(config: Any) -> list[str]:
+    """Why a model of this config cannot be held in eight bits."""
+    try:
+        check_int8(skeleton(config))
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 @torch.no_grad()
 def int8_body(model: Any) -> Any:
-    """Replace every linear layer of the body, in place and one at a time; embeddings and head keep their precision."""
+    """Replace every linear layer of the body, in place and one at a time; embeddings and head keep their precision.
+
+    Raises:
+        UserError: as `check_int8`.
+    """
+    check_int8(model)
     body = model.base_model
     for name, layer in linears_in(body).items():
         owner, _, last = name.rpartition(".")

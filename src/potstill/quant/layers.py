@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from potstill.core.errors import UserError
 from potstill.edges.codes import weight_of
+from potstill.edges.experts import refuse_experts
 from potstill.edges.models import blocks_of, linears_in, skeleton
 from potstill.quant.gptq import Hessian, output_error, round_to_nearest, solve
 from potstill.quant.packed import Packed
@@ -83,8 +84,10 @@ def quantise_model(
         on_layer: called with (name, index from 1, number of layers, its relative output error or None where kept).
 
     Raises:
-        UserError: no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot solve; names it.
+        UserError: a mixture of experts, no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot
+            solve; names it.
     """
+    check_layers(model)
     model.float()  # codes times scales are exact in float32 and in nothing smaller
     blocks = blocks_of(model)
     names = {module: name for name, module in model.named_modules()}
@@ -138,9 +141,23 @@ def _vanished(weight_OI: Tensor, packed: Packed) -> bool:
     return bool(weight_OI.any()) and not packed.dequantise().any()
 
 
+def check_layers(model: Any) -> None:
+    """Refuse a model most of whose weights are in no linear layer; a skeleton will do.
+
+    Raises:
+        UserError: it is a mixture of experts.
+    """
+    refuse_experts(model, "quantising would leave them at full precision", "leave this model unquantised")
+
+
 def width_problems(config: Any, group: int) -> list[str]:
     """Why no linear layer of a model could be quantised, as far as its config tells; empty where some could."""
-    layers = [layer for block in blocks_of(skeleton(config)) for layer in linears_in(block).values()]
+    model = skeleton(config)
+    try:
+        check_layers(model)
+    except UserError as error:
+        return [str(error)]
+    layers = [layer for block in blocks_of(model) for layer in linears_in(block).values()]
     widths = sorted({weight_of(layer).shape[1] for layer in layers})
     if any(width % group == 0 for width in widths):
         return []

@@ -14,6 +14,7 @@ from potstill.data.store import Counts, instruction_pairs
 from potstill.edges import ranks
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, check_positions, check_rows, config_of, device, load_tokenizer
+from potstill.quant.int8 import int8_problems
 from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import left_over, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
@@ -67,6 +68,8 @@ class Cache(DataStage, kind="cache"):
             return
         if teacher is not None:
             yield from position_problems(outlook, self, teacher.config, str(self.teacher))
+        if teacher is not None and self.teacher_precision == "int8":
+            yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
         if self.signal == "topk" and tokenizer is not None and self.top_k > max(tokenizer.get_vocab().values()) + 1:
             yield Problem("top_k", f"is more than the {len(tokenizer):,} tokens of the vocabulary; lower it", str(self.top_k))
 
@@ -82,11 +85,13 @@ class Cache(DataStage, kind="cache"):
         return Cost(
             tokens=round(tokens),
             response_tokens=round(learned),
-            flops=2 * size.body * tokens + head,
+            flops=2 * size.active * tokens + head,
             seconds=probe.forward_seconds(tokens) if probe is not None else None,
             memory_bytes=round(resting_memory() + left_over(size) + held),
             cache_bytes=round(width(self.signal, self.top_k, size) * learned),
-            less_memory="lower micro_batch_tokens, or set teacher_precision = 'int8'",
+            less_memory="lower micro_batch_tokens"
+            if size.idle
+            else "lower micro_batch_tokens, or set teacher_precision = 'int8'",
             rows=(rows,),
         )
 

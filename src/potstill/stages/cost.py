@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from potstill.edges.experts import inner_units, names_experts
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, device, head_width
 from potstill.edges.sampling import BATCH_ROWS
@@ -32,10 +33,10 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
     steps = optim.total_steps(rows.kept)
     seen = steps * optim.batch_size if optim.steps is not None else round(rows.kept * optim.epochs)
     tokens, learned = seen * rows.tokens, seen * rows.response
-    flops = 6 * size.body * tokens + 6 * size.hidden * size.vocab * learned
+    flops = 6 * size.active * tokens + 6 * size.hidden * size.vocab * learned
     probe = outlook.probe(model.config, rows, optim.precision)
     again = probe.forward_seconds(tokens) if probe is not None and optim.activation_checkpointing else 0.0
-    flops += 2 * size.body * tokens if optim.activation_checkpointing else 0
+    flops += 2 * size.active * tokens if optim.activation_checkpointing else 0
     return replace(
         cost,
         steps=steps,
@@ -84,7 +85,9 @@ def training_memory(
 
 
 def _inner(model: Prospect) -> int:
-    """Inner units of a layer."""
+    """Inner units of a layer, of the experts that a token passes through."""
+    if names_experts(model.config):
+        return inner_units(model.config)
     return getattr(model.config, "intermediate_size", None) or 4 * model.size.hidden
 
 

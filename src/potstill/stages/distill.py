@@ -20,6 +20,7 @@ from potstill.losses.distillation import Distillation
 from potstill.losses.hidden_states import HiddenStates, layers_to_learn
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
+from potstill.quant.int8 import int8_problems
 from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import width
 from potstill.stages.cost import head_memory, teacher_bytes
@@ -146,6 +147,8 @@ class Distill(TrainingStage, kind="distill"):
         if teacher is not None:
             yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
             yield from self._layer_problems(outlook, teacher)
+        if teacher is not None and self.teacher_precision == "int8":
+            yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
             made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"
@@ -208,7 +211,7 @@ class Distill(TrainingStage, kind="distill"):
         signal, kept = self._kept(outlook)
         seen = min(cost.tokens or 0, rows.kept * rows.tokens) if signal != "live" else cost.tokens or 0
         learned = cost.response_tokens or 0
-        flops += (0 if kept else 2 * size.body * seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
+        flops += (0 if kept else 2 * size.active * seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
         probe = outlook.probe(teacher.config, rows, self.optim.precision)
         if seconds is not None and probe is not None and not kept:
             seconds += probe.forward_seconds(seen)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
+from potstill.edges.experts import layers_with_experts
 from potstill.edges.machine import free_memory
 from potstill.edges.models import cut_layers, device, size_of
 from potstill.edges.sampling import BATCH_ROWS
@@ -97,7 +98,7 @@ def probe(config: Any, lengths: Sequence[tuple[int, int]], precision: str = "aut
     sizes = [size_of(cut) for cut in cuts]
     if BYTES * sizes[1].parameters > free_memory(device()):
         return None
-    batch = _batch(entries, lengths, _tokens(sizes[1].body - sizes[0].body))
+    batch = _batch(entries, lengths, _tokens(sizes[1].active - sizes[0].active))
     one, two = (_Copy(cut, batch, precision) for cut in cuts)
     whole, tokens = size_of(config), len(batch.ids_T)
     head, more = _Head(whole.hidden, entries, precision), config.vocab_size / entries - 1  # in units of a copy's
@@ -119,14 +120,14 @@ def probe(config: Any, lengths: Sequence[tuple[int, int]], precision: str = "aut
         optimiser=step * whole.parameters / sizes[1].parameters,
         decode=line(lambda each: each.decode(BATCH_ROWS), lambda: head.logits(BATCH_ROWS)),
         alone=line(lambda each: each.decode(1), lambda: head.logits(1)),
-        head=whole.hidden * whole.vocab / max(1, whole.body),
+        head=whole.hidden * whole.vocab / max(1, whole.active),
     )
 
 
 def _cut(config: Any, layers: int, entries: int) -> Any:
-    """The config of a copy."""
-    count = config.num_hidden_layers
-    cut = cut_layers(config, [layer % count for layer in range(layers)])
+    """The config of a copy; of a mixture the layers that have experts, which are most of them."""
+    usual = [layer for layer, has in enumerate(layers_with_experts(config)) if has] or range(config.num_hidden_layers)
+    cut = cut_layers(config, [usual[layer % len(usual)] for layer in range(layers)])
     cut.vocab_size = entries
     cut.pad_token_id = None  # it may lie outside of the smaller vocabulary
     return cut

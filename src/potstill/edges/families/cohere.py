@@ -2,4 +2,4 @@
 
 from potstill.edges.families import Family, Logits, register
 
-register(Family(("cohere", "cohere2"), lambda config: Logits(scale=config.logit_scale)))
+register(Family(("cohere", "cohere2", "cohere2_moe"), lambda config: Logits(scale=config.logit_scale)))

@@ -2,4 +2,5 @@
 
 from potstill.edges.families import Family, Logits, register
 
-register(Family(("granite", "granite_swa"), lambda config: Logits(scale=1 / config.logits_scaling)))
+TYPES = ("granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoeshared", "granitemoehybrid")
+register(Family(TYPES, lambda config: Logits(scale=1 / config.logits_scaling)))
