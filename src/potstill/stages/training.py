@@ -235,7 +235,8 @@ class TrainingStage(DataStage):
         return named[self.save_dtype] if self.save_dtype != "auto" else stored_dtype(where)
 
     def run(self, context: Context) -> dict[str, Any]:
-        work, where = context.work, context.where(self.learner()[1])
+        _, start = self.learner()
+        work, where = context.work, context.where(start)
         tokenizer = load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
         student = load_student(
@@ -261,9 +262,8 @@ class TrainingStage(DataStage):
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in(where))
         teacher = self.taught_by()
-        record = trained_record(self, store, totals, str(self.learner()[1]), str(teacher) if teacher is not None else None)
-        if self.init is None:
-            record = record.model_copy(update={"init": already_cut(context, self.learner()[1])})
+        cut = in_words(self.init) if self.init is not None else already_cut(context, start)
+        record = trained_record(self, store, totals, str(start), str(teacher) if teacher is not None else None, cut)
         summary = {
             **asdict(totals),
             "trained_parameters": trained_parameters,
@@ -277,11 +277,14 @@ class TrainingStage(DataStage):
         return summary
 
 
-def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, teacher: str | None = None) -> Trained:
+def trained_record(
+    stage: Any, store: TokenStore, totals: Totals, start: str, teacher: str | None = None, init: str = "none"
+) -> Trained:
     """How a stage trained its model, for whoever compares it with another one.
 
     Args:
-        stage: has the fields `seed`, `optim`, `data` and `prompts`, and perhaps `init` and `adapter`.
+        stage: has the fields `seed`, `optim`, `data` and `prompts`, and perhaps `adapter`.
+        init: how the model that training began from was cut, in words.
         totals: what `fit` returned.
     """
     settings = stage.optim.model_dump(mode="json")
@@ -289,7 +292,7 @@ def trained_record(stage: Any, store: TokenStore, totals: Totals, start: str, te
         by=str(stage.kind),
         seed=stage.seed,
         start=start,
-        init=in_words(getattr(stage, "init", None)),
+        init=init,
         adapter=in_words(getattr(stage, "adapter", None)),
         teacher=teacher,
         data=fingerprint(stage.data.spec())[:PRINT],
