@@ -168,15 +168,19 @@ def test_rows_beside_it_do_not_change_how_a_row_is_read(rope: str) -> None:
     torch.testing.assert_close(hidden(model, [short]), alone, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("offset", [0.0, 6.0])
+@pytest.mark.parametrize("size", [1.0, 3.0])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("window", [None, 5])
 def test_attention_in_bfloat16_is_as_near_as_torchs_own(
-    groups: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+    groups: int, window: int | None, size: float, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Values and gradients, against float64; under autocast, as a layer calls it: queries and keys in float32."""
+    """Values and gradients, against float64 on the same bfloat16 inputs; under autocast, as a layer calls it."""
     lengths = [3, 7, 7, 30]
     torch.manual_seed(0)
-    parts = [torch.randn(1, heads, sum(lengths), 16) for heads in (4, groups, groups)]
+    query, key, value = (torch.randn(1, heads, sum(lengths), 16) for heads in (4, groups, groups))
+    parts = [size * query, size * key + offset, value]  # large scores, and keys with a bias, as some models have them
+    parts = [part.bfloat16().float() for part in parts]
     grad = torch.randn(sum(lengths), 4, 16)
 
     def found(dtype: torch.dtype, longest: int) -> list[torch.Tensor]:

@@ -21,7 +21,7 @@ from potstill.run.fingerprints import CODE, Fingerprints
 
 PROMPTS = {"max_tokens": 128, "max_prompt_tokens": 96}
 PINNED = {
-    "code": 8,
+    "code": 9,
     "tokens": "c008ddcd4ebb333c",
     "sft": [6.07683861773947, 5.9748193359375, 5.89641357421875, 5.970550173804874, 5.741383292458274],
     "kd": [3.278742251188859, 3.222972412109375, 3.18422119140625, 3.2236509777250744, 3.098946311257102],

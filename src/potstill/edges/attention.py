@@ -116,7 +116,7 @@ def _runs(lengths: Sequence[int], window: int | None, like: Tensor) -> Iterator[
         yield (
             slice(begin, begin + count * length),
             (count, length),
-            like.new_zeros(length, length).masked_fill_(hidden_TT, -torch.inf),
+            torch.zeros(length, length, device=like.device).masked_fill_(hidden_TT, -torch.inf),
         )
         begin += count * length
 
@@ -136,9 +136,14 @@ def _heads(out_HTK: Tensor, rows: Tensor, count: int, length: int, groups: int) 
 
 
 def _weights(query: Tensor, key: Tensor, scale: float, mask_TT: Tensor) -> Tensor:
-    """Of each query token, how much it looks at each token of its document."""
+    """Of each query token, how much it looks at each token of its document.
+
+    Scores and their softmax are in float32, as in torch's kernel: a score of 100 is known to a half in bfloat16.
+    """
     mask = mask_TT.repeat(query.shape[1] // len(mask_TT), 1).expand(len(query), -1, -1)
-    return torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scale).softmax(-1)
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.baddbmm(mask, query.float(), key.float().transpose(1, 2), alpha=scale)
+        return scores.softmax(-1).to(query.dtype)
 
 
 def _seen(length: int, window: int | None, device: torch.device) -> Tensor:
