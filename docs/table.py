@@ -52,10 +52,11 @@ def together(reports: list[dict[str, Any]], name: str) -> str:
     names = list(dict.fromkeys(row["name"] for report in reports for row in report["rows"]))
     lines = ["| run | " + " | ".join(names) + " | teacher − SFT | KD − SFT |", "|---|" + "---:|" * (len(names) + 2)]
     for report in reports:
-        metric = next(metric for metric in report["metrics"] if metric["name"] == name)
+        metric = next((metric for metric in report["metrics"] if metric["name"] == name), {"name": name, "over": "rows"})
         rows = {row["name"]: row["metrics"].get(name) for row in report["rows"]}
         digits = 3 if metric["over"] == "tokens" else 1
-        values = [f"{found['value']:.{digits}f}" if (found := rows.get(each)) else "–" for each in names]
+        found = [(rows.get(each) or {}).get("value") for each in names]
+        values = ["–" if value is None else f"{value:.{digits}f}" for value in found]
         apart = [difference(report, key, metric) for key in ("teacher_over_sft", "kd_over_sft")]
         lines.append(f"| {report['provenance']['recipe']} | {' | '.join([*values, *apart])} |")
     return "\n".join(lines)

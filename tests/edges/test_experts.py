@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_parts import chat_tokenizer, write_rows
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from potstill.core.errors import UserError
 from potstill.edges import checked
 from potstill.edges.adapters import check_targets
-from potstill.edges.experts import inner_units, layers_with_experts
+from potstill.edges.experts import inner_units, is_mixture, layers_with_experts
 from potstill.edges.models import blocks_of, check_cut, load_model, save_model, size_of, skeleton, weight_problems
 from potstill.exporters.gguf import Gguf
 from potstill.inits.layers import Layers
@@ -59,7 +60,6 @@ def _theirs() -> Any:
 
 
 def config_of(family: str, **more: Any) -> Any:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return CONFIG_MAPPING[family](**(SHAPE | KINDS[family][0] | more))
 
@@ -106,6 +106,29 @@ def test_a_token_passes_through_the_chosen_experts_alone() -> None:
     assert size.parameters == size.active + size.idle + 2 * 400 * 32
     assert size_of(config_of("qwen2_moe")).idle == 2 * 2 * 3 * 32 * 16, "two layers have experts"
     assert inner_units(config_of("mixtral")) == 2 * 64
+
+
+@pytest.mark.parametrize(
+    "family, units",
+    [
+        ("mixtral", 2 * 14_336),
+        ("qwen3_moe", 8 * 768),
+        ("qwen2_moe", 4 * 1_408 + 5_632),
+        ("deepseek_v3", (8 + 1) * 2_048),
+    ],
+)
+def test_inner_units_are_those_of_the_experts_not_of_dense_layers(family: str, units: int) -> None:
+    """By the families' own defaults: chosen experts, and the shared ones; a dense layer may be wider."""
+    config = CONFIG_MAPPING[family]()
+    assert inner_units(config) == max(units, config.intermediate_size)
+
+
+def test_a_weight_of_three_dimensions_is_no_expert_by_itself() -> None:
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 64}
+    config = CONFIG_MAPPING["zamba"](num_hidden_layers=2, layers_block_type=["mamba", "hybrid"], **shape)
+    model = skeleton(config)
+    assert any(p.dim() == 3 for p in model.parameters())
+    assert not is_mixture(model)
 
 
 @pytest.mark.parametrize("family", KINDS)

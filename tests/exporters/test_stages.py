@@ -81,6 +81,14 @@ def test_a_quantised_bfloat16_model_is_float32_where_nothing_smaller_is_exact(tm
     assert dtypes_in(out.folder) == {"F32"}
 
 
+def test_what_is_quantised_again_keeps_the_dtype_of_the_rest(tmp_path: Path) -> None:
+    once = quantize(saved(tmp_path / "base", torch.bfloat16), tmp_path)
+    (tmp_path / "again").mkdir()
+    again = quantize(f"path:{once.folder}", tmp_path / "again")
+    first, second = (load_file(made.folder / "model.safetensors") for made in (once, again))
+    assert {name: weight.dtype for name, weight in first.items()} == {name: weight.dtype for name, weight in second.items()}
+
+
 def test_weights_changed_after_quantising_are_refused_wherever_the_codes_count(tmp_path: Path) -> None:
     made = quantize(saved(tmp_path / "base"), tmp_path)
     export(made, tmp_path / "before")

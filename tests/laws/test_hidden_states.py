@@ -151,3 +151,37 @@ def test_what_cannot_be_learned_is_refused_before_the_first_step(fields: dict[st
         fields = {"teacher": f"path:{tmp_path / fields['teacher']}"}
     with pytest.raises(RecipeError, match=rule):
         run_recipe(recipe(tmp_path, **fields), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "stages, layers",
+    [
+        ([("cut", {"keep": [0, 1, 5]})], [0, 4, 5]),
+        ([("cut", {"keep": [0, 3, 4]}), ("sft", None)], [2, 3, 5]),
+        ([("cut", {"keep": [0, 1, 3, 4]}), ("own", {"keep": [0, 2, 3]})], [2, 3, 5]),
+        ([("own", {"keep": [0, 3]})], [2, 5]),
+    ],
+    ids=["cut", "tuned between", "cut twice", "cut as it starts"],
+)
+def test_however_a_student_was_cut_its_layers_learn_those_it_lost(
+    stages: list[tuple[str, dict[str, Any] | None]], layers: list[int], tmp_path: Path
+) -> None:
+    chat = chat_tokenizer()
+    save_model(tiny_model("qwen2", len(chat), num_hidden_layers=6), chat, tmp_path / "model")
+    teacher = student = f"path:{tmp_path / 'model'}"
+    train: dict[str, Any] = {"optim": {"steps": 1, "batch_size": 4}, "validation": {"times": 0}}
+    tables: list[dict[str, Any]] = []
+    for kind, init in stages:
+        cut = {"init": {"kind": "layers", **init}} if init else {}
+        if kind == "own":
+            train |= cut
+            continue
+        tables.append({"name": kind, "kind": kind, "model": student, **cut, **(train if kind == "sft" else {})})
+        student = f"stage:{kind}"
+    tables.append({"name": "kd", "kind": "distill", "student": student, "teacher": teacher, "hidden_states": {}, **train})
+    data = {"kind": "jsonl", "path": str(write_rows(tmp_path / "rows.jsonl")), "context": "context"}
+    prompts = {"max_tokens": 128, "max_prompt_tokens": 96}
+    made = run_recipe(
+        parse_recipe({"name": "hidden", "seeds": [1], "data": data, "prompts": prompts, "stage": tables}), tmp_path / "run"
+    )
+    assert made["kd"].summary["hidden_states"] == {"layers": layers}

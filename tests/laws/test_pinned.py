@@ -18,6 +18,8 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.models import save_model
 from potstill.run.fingerprints import CODE, Fingerprints
+from potstill.run.folder import leftovers
+from potstill.run.graph import in_use, plan
 
 PROMPTS = {"max_tokens": 128, "max_prompt_tokens": 96}
 PINNED = {
@@ -88,3 +90,25 @@ def test_auto_is_the_precision_that_this_machine_takes(tmp_path: Path, monkeypat
     for in_bf16, same in ((True, narrow), (False, wide)):
         monkeypatch.setattr("potstill.run.fingerprints.in_bf16", lambda _, answer=in_bf16: answer)
         assert digest("auto") == same
+
+
+def test_what_a_machine_of_the_other_precision_made_is_no_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(tiny_model("qwen2", len(chat_tokenizer())), chat_tokenizer(), tmp_path / "model")
+    sft = {
+        "name": "sft",
+        "kind": "sft",
+        "model": f"path:{tmp_path / 'model'}",
+        "optim": {"steps": 1},
+        "validation": {"times": 0},
+    }
+    tuned = {**sft, "name": "more", "model": "stage:sft"}
+    data = {"kind": "jsonl", "path": str(write_rows(tmp_path / "rows.jsonl"))}
+    recipe = potstill.parse_recipe({"name": "two", "data": data, "prompts": PROMPTS, "stage": [sft, tuned]})
+    out = tmp_path / "run"
+    made = potstill.run_recipe(recipe, out)
+    monkeypatch.setattr("potstill.run.fingerprints.in_bf16", lambda _: True)
+    monkeypatch.setattr("potstill.run.graph.in_bf16", lambda _: True)
+    planned = plan(recipe, out)
+    assert [item.done for item in planned] == [False, False]
+    assert {item.elsewhere for item in planned} == {artifact.folder for artifact in made.values()}
+    assert leftovers(out, in_use(planned)) == []

@@ -20,10 +20,13 @@ def names_experts(config: Any) -> bool:
 
 
 def expert_weights(module: Any) -> dict[str, Any]:
-    """Weights that hold one matrix for each expert, [experts, …, …], by name; linear layers and convolutions are none."""
+    """Weights that hold one matrix for each expert, [experts, …, …], by name.
+
+    They are of modules whose class says so: Mamba and others have weights of three dimensions too.
+    """
     found = {}
     for owner, inner in module.named_modules():
-        if not type(inner).__module__.startswith("torch."):
+        if "expert" in type(inner).__name__.lower() or "moe" in type(inner).__name__.lower():
             own = inner.named_parameters(recurse=False)
             found |= {f"{owner}.{name}".lstrip("."): weight for name, weight in own if weight.dim() == 3}
     return found
@@ -68,8 +71,8 @@ def idle_parameters(model: Any) -> int:
 
 def inner_units(config: Any) -> int:
     """Inner units that a token passes through in a layer: of the chosen experts and the shared ones; 0 where none is known."""
-    inner = _first(config, INNER)
-    shared = _first(config, SHARED_INNER) or _first(config, SHARED) * inner
+    inner = _preferred(config, INNER)
+    shared = _preferred(config, SHARED_INNER) or _first(config, SHARED) * inner
     return max(_first(config, CHOSEN) * inner + shared, _first(config, ("intermediate_size",)))
 
 
@@ -136,6 +139,11 @@ def refuse_other_layers(full: Any, cut: Any, blocks: str, keep: Sequence[int]) -
                 f"layer {layer} would be layer {place} of the cut model, where a '{full.config.model_type}' places layers with "
                 "experts by a rule that this cut breaks; choose other layers to keep, the first ones for example"
             )
+
+
+def _preferred(config: Any, names: Sequence[str]) -> int:
+    """The first of these fields that holds a number."""
+    return next((found for name in names if (found := _first(config, (name,)))), 0)
 
 
 def _first(config: Any, names: Sequence[str]) -> int:

@@ -480,8 +480,11 @@ def with_weights(model: Model, config: Any, weights: dict[str, Any]) -> Model:
     return made.train(model.training)
 
 
-def stored_dtype(where: str) -> Any:
+def stored_dtype(where: str, *, rest: bool = False) -> Any:
     """The torch dtype of a folder's weights: what all of them share, else float32; of a hub name what its config says.
+
+    Args:
+        rest: of a four-bit model those alone that were not quantised.
 
     Raises:
         UserError: as `weight_files`.
@@ -494,7 +497,10 @@ def stored_dtype(where: str) -> Any:
     if folder is None:
         return getattr(config_of(where), "dtype", None)
     known = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    stored = {entry["dtype"] for file in weight_files(folder) for entry in header_of(file).values()}
+    packed = folder / PACKED
+    codes = {name.rpartition(".")[0] for name in header_of(packed)} if rest and packed.is_file() else set()
+    entries = [item for file in weight_files(folder) for item in header_of(file).items()]
+    stored = {entry["dtype"] for name, entry in entries if name.removesuffix(".weight") not in codes}
     return known.get(stored.pop(), torch.float32) if len(stored) == 1 else torch.float32
 
 

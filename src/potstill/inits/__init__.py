@@ -83,6 +83,10 @@ class Init(Component):
             raise UserError(f"init: rows decide what stays; give `nll`, or {self.without_rows()}")
         return self.choose(model, nll)
 
+    def layers_kept(self, config: Any, choice: Choice) -> tuple[int, ...]:
+        """Which layers of a model of this config stay."""
+        return tuple(range(config.num_hidden_layers))
+
     def without_rows(self) -> str:
         """How to ask for a cut that no rows decide."""
         return "name what stays"

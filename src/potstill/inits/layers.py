@@ -81,6 +81,9 @@ class Layers(Init, kind="layers"):
         recorded, tried = sum(sizes) / has, sum(n * (n - 1) / 2 for n in sizes) / has
         return Calibration(self.rows, len(sizes) + sum(sizes), recorded + tried)
 
+    def layers_kept(self, config: Any, choice: Choice) -> tuple[int, ...]:
+        return choice.keep if choice.keep is not None else self._named(config.num_hidden_layers)
+
     def without_rows(self) -> str:
         return "name the layers: keep = [0, 2, …]"
 
@@ -98,7 +101,7 @@ class Layers(Init, kind="layers"):
         return Choice(tuple(keep), figures)
 
     def weights(self, model: Model, choice: Choice) -> tuple[Any, dict[str, Tensor]]:
-        keep = choice.keep if choice.keep is not None else self._named(model.config.num_hidden_layers)
+        keep = self.layers_kept(model.config, choice)
         place = {layer: i for i, layer in enumerate(keep)}
         within = re.compile(rf"({re.escape(blocks_name(model))})\.(\d+)\.(.+)")
         found = {}

@@ -1,6 +1,6 @@
 """Layers of the student beside those of the teacher."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ class HiddenStates:
         self.objective, self.teacher, self.layers, self.weight = objective, teacher, tuple(layers), weight
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
-        with _heard(model) as ours, _heard(self.teacher) as theirs:
+        with _heard(model, range(len(self.layers))) as ours, _heard(self.teacher, self.layers) as theirs:
             loss = self.objective(model, batch)
         distance_T = torch.stack(
             [_distance(_whole(ours[i]), _whole(theirs[layer])) for i, layer in enumerate(self.layers)]
@@ -54,17 +54,17 @@ def layers_to_learn(student: int, teacher: int, keep: Sequence[int] | None = Non
 
 
 @contextmanager
-def _heard(model: Any) -> Iterator[list[list[Tensor]]]:
-    """What each layer gives while inside: [layer][pass], states [..., D] of the tokens in their order."""
-    heard: list[list[Tensor]] = []
-    handles = []
-    for block in blocks_of(model):
-        heard.append(parts := [])
+def _heard(model: Any, layers: Iterable[int]) -> Iterator[dict[int, list[Tensor]]]:
+    """What these layers give while inside: [layer][pass], states [..., D] of the tokens in their order."""
+    heard: dict[int, list[Tensor]] = {}
+    handles, blocks = [], blocks_of(model)
+    for layer in sorted(set(layers)):
+        heard[layer] = parts = []
 
         def hear(_: Any, __: Any, output: Any, parts: list[Tensor] = parts) -> None:
             parts.append(output[0] if isinstance(output, tuple) else output)
 
-        handles.append(block.register_forward_hook(hear))
+        handles.append(blocks[layer].register_forward_hook(hear))
     try:
         yield heard
     finally:

@@ -41,9 +41,14 @@ class Fingerprints:
             )
         return self._sources[key]
 
-    def of(self, stage: Stage, parents: dict[str, str]) -> str:
-        """Of a stage: its fields, its data, its inputs; names and places do not count, what `auto` is on this machine does."""
-        spec = _as_here({key: value for key, value in stage.spec().items() if key not in stage.ignored})
+    def of(self, stage: Stage, parents: dict[str, str], bf16: bool | None = None) -> str:
+        """Of a stage: its fields, its data, its inputs; names and places do not count, what `auto` is on this machine does.
+
+        Args:
+            bf16: whether `auto` is bfloat16; default: as on this machine.
+        """
+        fields = {key: value for key, value in stage.spec().items() if key not in stage.ignored}
+        spec: dict[str, Any] = _as_there(fields, in_bf16("auto") if bf16 is None else bf16)
         if stage.sources():
             spec["data"] = [self.source(source) for source in stage.sources()]
         models = {}
@@ -73,11 +78,11 @@ class Fingerprints:
         self.hashes.save()
 
 
-def _as_here(spec: Any) -> Any:
-    """The same fields, with the precision that this machine would take for `auto`."""
+def _as_there(spec: Any, bf16: bool) -> Any:
+    """The same fields, with the precision that a machine takes for `auto`."""
     if isinstance(spec, list | tuple):
-        return [_as_here(value) for value in spec]
+        return [_as_there(value, bf16) for value in spec]
     if not isinstance(spec, dict):
         return spec
-    precise = {"precision": "bf16" if in_bf16("auto") else "fp32"} if spec.get("precision") == "auto" else {}
-    return {key: _as_here(value) for key, value in spec.items()} | precise
+    precise = {"precision": "bf16" if bf16 else "fp32"} if spec.get("precision") == "auto" else {}
+    return {key: _as_there(value, bf16) for key, value in spec.items()} | precise

@@ -10,6 +10,7 @@ from potstill.core.errors import UserError
 from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import Fingerprints
 from potstill.stages.base import Stage
+from potstill.train.loop import in_bf16
 
 State = Literal["done", "damaged", "outdated", "to do"]
 SAID_ABOVE = 1_000_000_000  # bytes: reading fewer takes about a second
@@ -61,6 +62,7 @@ class Planned:
 
     Attributes:
         state: all but `done` is to do; `outdated`: whole, but made from an input that has changed since.
+        elsewhere: its folder where a machine of the other precision, for which `auto` is another one, made it.
         trouble: why it is damaged or outdated.
         artifact: what its folder holds, by its manifest; None where there is no readable one.
     """
@@ -68,6 +70,7 @@ class Planned:
     node: Node
     fingerprint: str
     folder: Path
+    elsewhere: Path
     state: State = "to do"
     trouble: str = ""
     artifact: Artifact | None = None
@@ -84,7 +87,12 @@ class Planned:
     @property
     def work_folder(self) -> Path:
         """Where it works until it is finished."""
-        return self.folder.with_name(f".work-{self.folder.name}")
+        return work_folder(self.folder)
+
+
+def work_folder(folder: Path) -> Path:
+    """Where a stage works until it is finished."""
+    return folder.with_name(f".work-{folder.name}")
 
 
 def plan(recipe: Recipe, out: Path, *, offline: bool = False, prints: Fingerprints | None = None) -> list[Planned]:
@@ -95,17 +103,22 @@ def plan(recipe: Recipe, out: Path, *, offline: bool = False, prints: Fingerprin
     prints = prints if prints is not None else Fingerprints(out)
     planned: list[Planned] = []
     by_id: dict[str, Planned] = {}
+    others: dict[str, str] = {}  # fingerprint here -> on a machine of the other precision
     for node in nodes_of(recipe):
         parents = {
             f"{target}[{i}]": by_id[ident].fingerprint for target, ids in node.inputs.items() for i, ident in enumerate(ids)
         }
+        theirs = {place: others[by_fingerprint] for place, by_fingerprint in parents.items()}
         try:
             digest = prints.of(node.stage, parents)
+            other = prints.of(node.stage, theirs, bf16=not in_bf16("auto"))
         except UserError:
             if not offline:
                 raise
-            digest = fingerprint(["unknown", node.id])
-        item = _looked_at(Planned(node, digest, out / "artifacts" / f"{node.id}-{digest[:12]}"))
+            digest = other = fingerprint(["unknown", node.id])
+        others[digest] = other
+        folder, elsewhere = (out / "artifacts" / f"{node.id}-{each[:12]}" for each in (digest, other))
+        item = _looked_at(Planned(node, digest, folder, elsewhere))
         item = made_of(item, {ident: by_id[ident].artifact for ident in item.inputs})
         by_id[node.id] = item
         planned.append(item)
@@ -161,5 +174,5 @@ def read_through(planned: Sequence[Planned], hashes: Hashes, say: Callable[[str]
 
 
 def in_use(planned: Sequence[Planned]) -> list[Path]:
-    """The folders that a recipe's stages have, or will have."""
-    return [folder for item in planned for folder in (item.folder, item.work_folder)]
+    """The folders that a recipe's stages have, or will have, here or on a machine for which `auto` is another precision."""
+    return [folder for item in planned for own in (item.folder, item.elsewhere) for folder in (own, work_folder(own))]

@@ -16,7 +16,7 @@ from potstill.stages.cost import left_over, scoring_memory
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import ModelRef
 from potstill.stages.start import cut_in_words, cut_model, start_problems, started
-from potstill.stages.training import calibration, choosing_seconds, in_words
+from potstill.stages.training import calibration, choosing_seconds, in_words, layers_of
 from potstill.train.loop import Precision
 
 
@@ -70,12 +70,13 @@ class Cut(DataStage, kind="cut"):
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
         read = calibration(work, self.data, renderer, self.init, model.config, self.precision)
-        made, figures = cut_model(work.name, model, self.init, read)
-        save_model(made, tokenizer, work.folder, renderer.stop_ids, dtype=stored_dtype(where))
+        cut = cut_model(work.name, model, self.init, read)
+        save_model(cut.model, tokenizer, work.folder, renderer.stop_ids, dtype=stored_dtype(where))
         return {
             "made_from": str(self.model),
             "init": in_words(self.init),
-            "cut": figures,
-            "parameters": sum(p.numel() for p in made.parameters()),
+            "cut": cut.figures,
+            "layers": layers_of(context, self.model, cut.keep, model.config),
+            "parameters": sum(p.numel() for p in cut.model.parameters()),
             "parameters_before": sum(p.numel() for p in model.parameters()),
         }

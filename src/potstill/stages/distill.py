@@ -23,11 +23,11 @@ from potstill.losses.targets import Signal
 from potstill.quant.int8 import int8_problems
 from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import width
-from potstill.stages.cost import head_memory, teacher_bytes
+from potstill.stages.cost import FLOAT, head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import CacheRef, ModelRef
 from potstill.stages.start import Student, started
-from potstill.stages.training import TrainingStage, summary_of
+from potstill.stages.training import TrainingStage, layers_of
 from potstill.teachers.reading import TeacherReads, foreign_form
 from potstill.teachers.signals import Live
 from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
@@ -217,9 +217,16 @@ class Distill(TrainingStage, kind="distill"):
             seconds += probe.forward_seconds(seen)
         if seconds is not None and probe is not None and signal != "topk":
             seconds += probe.forward_seconds(probe.head * learned)  # the teacher's logits, from its hidden states
-        precision = self.optim.precision
+        precision, advice = self.optim.precision, cost.less_memory
         memory = cost.memory_bytes + head_memory(size, cost.step.row_tokens * self.optim.batch_size, teacher=True)
         memory += 0 if kept else teacher_bytes(size, self.teacher_precision, precision)
+        student = started(outlook.model(self.student), self.init)
+        if self.hidden_states is not None and student is not None:
+            layers = student.config.num_hidden_layers
+            learned_from = len(set(self.hidden_states.layers or range(layers)))
+            tokens = min(max(self.optim.micro_batch_tokens, rows.longest), self.optim.batch_size * rows.tokens)
+            memory += FLOAT * tokens * size.hidden * (layers + learned_from)
+            advice = advice.replace(", or train with `adapter`", "")
         fresh = not kept and signal != "live"
         return replace(
             cost,
@@ -227,6 +234,7 @@ class Distill(TrainingStage, kind="distill"):
             seconds=seconds,
             memory_bytes=round(memory),
             cache_bytes=round(width(signal, self.top_k, size) * rows.kept * rows.response) if fresh else None,
+            less_memory=advice,
             step=replace(cost.step, teacher=size, flops=flops / cost.steps, shard_teacher=self.shard_teacher),
         )
 
@@ -261,9 +269,10 @@ class Distill(TrainingStage, kind="distill"):
         if self.hidden_states is None:
             return logits
         assert isinstance(signal, Live)
-        cut = student.cut or summary_of(context, self.student).get("cut", {})
-        keep = cut.get("keep", getattr(self.init, "keep", None))
-        layers = self._layers(student.model.config, config_of(where), keep)
+        taught, start = config_of(where), config_of(context.where(self.student))
+        has = layers_of(context, self.student, student.keep, start)
+        keep = has["keep"] if has["of"] == taught.num_hidden_layers else None
+        layers = self._layers(student.model.config, taught, keep)
         return HiddenStates(logits, signal.teacher, layers, self.hidden_states.weight)
 
     def _targets(self, context: Context, teacher: Teacher, store: TokenStore) -> Signal:

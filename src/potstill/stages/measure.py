@@ -30,7 +30,8 @@ class Decoding(Settings):
     max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens")
     seed: int = Field(default=10, ge=0, description="of sampling; the paper's is 10")
     precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="of the weights that answer; log-probabilities of references are in fp32 in any case"
+        default="fp32",
+        description="of the weights that answer, decode_speed included; log-probabilities of references are in fp32",
     )
 
 
@@ -104,8 +105,9 @@ def measure(
     check_vocabulary(model, renderer.tokenizer, place.where)
     decoding, rows = asked.decoding, len(asked.examples)
     own = [renderer.prompt(asking(prompt)).ids or [] for prompt in asked.own]
+    speaker = load_model(place.where, torch.bfloat16) if decoding.precision == "bf16" else model
     given = generate(
-        load_model(place.where, torch.bfloat16) if decoding.precision == "bf16" else model,
+        speaker,
         renderer.tokenizer,
         [*(prompt for prompt, _ in read.pairs), *own],
         stop_ids=renderer.stop_ids,
@@ -127,7 +129,7 @@ def measure(
         cut=sum(given.cut[:rows]),
         scores=scores,
         abstentions=abstentions,
-        of_model={str(m.kind): m(model, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)},
+        of_model={str(m.kind): m(speaker, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)},
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=place.bytes(model),
     )

@@ -132,7 +132,9 @@ class Quantize(DataStage, kind="quantize"):
                 f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
             )
         quantised = {f"{name}.weight" for name in result.packed}
-        save_dequantised(model, tokenizer, work.folder, renderer.stop_ids, quantised, stored_dtype(where) or torch.float32)
+        save_dequantised(
+            model, tokenizer, work.folder, renderer.stop_ids, quantised, stored_dtype(where, rest=True) or torch.float32
+        )
         save_packed(result.packed, work.folder / PACKED)
         notes = notes_on(result.errors, self.damping)
         for note in notes:

@@ -78,10 +78,25 @@ def _checked(place: str, check: Callable[[], Any]) -> Iterator[Problem]:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A smaller model.
+
+    Attributes:
+        figures: that decided what it is, with its own NLL on the calibration rows; empty where no rows decided.
+        keep: the layers that it has of the model that was cut.
+    """
+
+    model: Model
+    figures: dict[str, Any]
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Student:
     """What is trained.
 
     Attributes:
+        keep: the layers that it has of the model that was loaded.
         merge: makes it a plain model once training has ended.
         cut: what decided which parts of a larger model it is; empty where nothing was cut, or no rows decided.
     """
@@ -89,6 +104,7 @@ class Student:
     model: Model
     merge: Callable[[], None]
     cut: dict[str, Any]
+    keep: tuple[int, ...]
 
 
 def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int, nll: Read) -> Student:
@@ -100,22 +116,21 @@ def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | N
     Raises:
         UserError: the model cannot be loaded, cut or adapted so.
     """
-    model, figures = load_model(where), {}
-    if init is not None:
-        model, figures = cut_model(stage, model, init, nll)
-    model = unfreeze(model)
+    model = load_model(where)
+    cut = Cut(model, {}, tuple(range(model.config.num_hidden_layers))) if init is None else cut_model(stage, model, init, nll)
+    model = unfreeze(cut.model)
     if adapter is None:
-        return Student(model, lambda: None, figures)
+        return Student(model, lambda: None, cut.figures, cut.keep)
     try:
         if ranks.several():
             raise UserError("adapters are trained by one process only; leave out `adapter`, or start one process")
-        return Student(model, add_lora(model, **adapter.model_dump(), seed=seed), figures)
+        return Student(model, add_lora(model, **adapter.model_dump(), seed=seed), cut.figures, cut.keep)
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error
 
 
-def cut_model(stage: str, model: Model, init: Init, nll: Read) -> tuple[Model, dict[str, Any]]:
-    """The smaller model, and the figures that decided what it is, with its own NLL on the calibration rows.
+def cut_model(stage: str, model: Model, init: Init, nll: Read) -> Cut:
+    """The smaller model.
 
     Raises:
         UserError: it cannot be cut so.
@@ -124,7 +139,8 @@ def cut_model(stage: str, model: Model, init: Init, nll: Read) -> tuple[Model, d
         rows = init.calibration(model.config).rows
         choice = ranks.on_first(lambda: init.chosen(model, nll))
         made = init.cut(model, choice)
-        return made, {**choice.figures, "nll": ranks.on_first(lambda: nll(made, rows))} if rows else {}
+        figures = {**choice.figures, "nll": ranks.on_first(lambda: nll(made, rows))} if rows else {}
+        return Cut(made, figures, init.layers_kept(model.config, choice))
     except UserError as error:
         raise UserError(f"{stage}: {error}") from error
 

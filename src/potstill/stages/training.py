@@ -47,7 +47,7 @@ from potstill.stages.refs import ModelRef
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
-from potstill.train.loop import Optim, Totals, autocast, fit
+from potstill.train.loop import Optim, Totals, autocast, fit, in_bf16
 from potstill.train.team import full_model
 from potstill.train.work import Work
 
@@ -271,6 +271,7 @@ class TrainingStage(DataStage):
             "data": rows_in_words(store, renderer),
             "trained": record.model_dump(mode="json"),
             **({"cut": student.cut} if student.cut else {}),
+            "layers": layers_of(context, start, student.keep, config_of(where)),
             **self.facts(context, tokenizer, objective),
         }
         tidy(context)
@@ -287,7 +288,8 @@ def trained_record(
         init: how the model that training began from was cut, in words.
         totals: what `fit` returned.
     """
-    settings = stage.optim.model_dump(mode="json")
+    precision = "bf16" if in_bf16(stage.optim.precision) else "fp32"
+    settings = stage.optim.model_dump(mode="json") | {"precision": precision}
     return Trained(
         by=str(stage.kind),
         seed=stage.seed,
@@ -316,6 +318,18 @@ def summary_of(context: Context, ref: ModelRef) -> dict[str, Any]:
     if ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file()):
         return {}
     return context.artifacts(ref)[0].summary
+
+
+def layers_of(context: Context, ref: ModelRef, keep: Sequence[int], config: Any) -> dict[str, Any]:
+    """Which layers a model has of the one that it was first cut from, and how many that one has.
+
+    Args:
+        ref, config: of the model that a stage cut, or left as it was.
+        keep: the layers of it that stay.
+    """
+    count = config.num_hidden_layers
+    before = summary_of(context, ref).get("layers", {"keep": list(range(count)), "of": count})
+    return {"keep": [before["keep"][layer] for layer in keep], "of": before["of"]}
 
 
 def already_cut(context: Context, ref: ModelRef) -> str:
