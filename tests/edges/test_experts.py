@@ -125,7 +125,7 @@ def test_inner_units_are_those_of_the_experts_not_of_dense_layers(family: str, u
 
 def test_a_weight_of_three_dimensions_is_no_expert_by_itself() -> None:
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 64}
-    config = CONFIG_MAPPING["zamba"](num_hidden_layers=2, layers_block_type=["mamba", "hybrid"], **shape)
+    config = CONFIG_MAPPING["zamba"](num_hidden_layers=4, layers_block_type=["mamba", "hybrid"] * 2, **shape)
     model = skeleton(config)
     assert any(p.dim() == 3 for p in model.parameters())
     assert not is_mixture(model)
