@@ -18,6 +18,7 @@ from potstill.core.artifact import file_hash
 from potstill.data.batches import pack
 from potstill.edges.models import save_model
 from potstill.losses.head import fused_head
+from potstill.run.stopper import SAVING
 from potstill.train import checkpoint
 from potstill.train.team import IDLE, shares
 
@@ -212,10 +213,9 @@ def test_killed_or_stopped_a_run_goes_on_to_the_same_bits(results: Any, folder: 
     assert max(path.name for path in (work / "checkpoints").iterdir()) >= "step-000000006"
     status, told = interrupted(words, broken, 16, signal.SIGINT)
     assert status == 130, told
-    *before, last = told.splitlines()
-    assert before, "at once"
-    assert all(line.startswith("stopping") for line in before), told
-    assert last.startswith("kd: stopped at step ")
+    # the word that it stops comes from a thread, which a busy machine may let speak late or not at all
+    (end,) = (line for line in told.splitlines() if line != SAVING)
+    assert end.startswith("kd: stopped at step ")
     assert run(*words).returncode == 0
     ((a,), (b,)) = (list(out.glob("artifacts/kd-*")) for out in (straight, broken))
     assert file_hash(a / "model.safetensors") == file_hash(b / "model.safetensors")

@@ -30,6 +30,7 @@ class _Joined:
 
 
 _state: list[_Joined] = []
+_met = False  # whether this process has ever met others
 
 
 def world() -> int:
@@ -51,6 +52,11 @@ def several() -> bool:
     return bool(_state)
 
 
+def met() -> bool:
+    """Whether this process works together with others, or did: how its work ends is then no longer its own affair."""
+    return _met
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Meet the other processes. Nothing happens in one process, or inside another `joined`.
@@ -66,6 +72,8 @@ def joined() -> Iterator[None]:
         return
     import torch.distributed as dist
 
+    global _met
+    _met = True
     _state.append(_join())
     with suppress(ValueError):  # not the main thread
         # torchrun sends this to all when one has failed, which must not cut off the one that is about to say why; unlike a

@@ -106,7 +106,7 @@ class Stopper:
     def handle(self, number: int, frame: Any) -> None:
         """In the main thread, as soon as that comes to itself."""
         first, self.asked = not self.asked, True
-        if ranks.several():  # they save together, once all have agreed
+        if ranks.met():  # they save together, once all have agreed
             if first:
                 self._since = time.monotonic()
             elif time.monotonic() - self._since >= self.AGAIN_S:
@@ -119,9 +119,10 @@ class Stopper:
     def answer(self, number: int) -> float | None:
         """In the listening thread, at once; how many seconds to give the main thread, None: as many as it needs."""
         self._seen += 1
-        if ranks.several():
-            # torchrun sends SIGTERM also when one process is gone, and then nobody is stopping
-            if self._seen == 1 and number == signal.SIGINT and ranks.first():
+        if ranks.met():
+            # torchrun sends SIGTERM also when one process is gone, and then nobody is stopping; a busy machine lets this thread
+            # answer when all has been said
+            if self._seen == 1 and number == signal.SIGINT and ranks.first() and ranks.several():
                 self.progress.note(SAVING)
             return None
         if self._seen == 1:
