@@ -333,7 +333,9 @@ def _spread(processes: int) -> None:
     from potstill.edges import ranks
 
     if processes > 1 and ranks.world() == 1:
-        sys.exit(ranks.launch(["--module", "potstill", *sys.argv[1:]], processes))
+        with click.get_current_context().obj.deaf():  # they save and say so; who started them waits for as long as that takes
+            status = ranks.launch(["--module", "potstill", *sys.argv[1:]], processes)
+        sys.exit(status)
 
 
 def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json: bool) -> None:

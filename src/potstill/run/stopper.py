@@ -123,7 +123,7 @@ class Stopper:
             # torchrun sends SIGTERM also when one process is gone, and then nobody is stopping; a busy machine lets this thread
             # answer when all has been said
             if self._seen == 1 and number == signal.SIGINT and ranks.first() and ranks.several():
-                self.progress.note(SAVING)
+                self.progress.say(SAVING)
             return None
         if self._seen == 1:
             self.progress.say(SAVING if self._held else "stopping")
