@@ -35,7 +35,7 @@ def attend_within(
     if shared > 1:
         key_1GTK, value_1GTK = (t.repeat_interleave(shared, dim=1) for t in (key_1GTK, value_1GTK))
     _, H, _, K = query_1HTK.shape
-    runs = [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
+    runs = runs_of(lengths)
     # one split: on the way back each slice of its own would fill a tensor of the whole with zeros
     split = [t.squeeze(0).split([length * count for length, count in runs], dim=1) for t in (query_1HTK, key_1GTK, value_1GTK)]
     parts = []
@@ -52,8 +52,13 @@ def attend_within(
     return torch.cat(parts)
 
 
+def runs_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """(length, how many) of equal lengths that stand side by side."""
+    return [(length, sum(1 for _ in run)) for length, run in groupby(lengths)]
+
+
 def _in_bf16_on_cpu(query: Tensor) -> bool:
-    """Whether torch's own attention would multiply in bfloat16 on a CPU; there its kernel is half as fast as products are."""
+    """Whether torch's own attention would multiply in bfloat16 on a CPU, where its kernel is slower than products are."""
     if query.device.type != "cpu":
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
@@ -110,8 +115,7 @@ class _Products(torch.autograd.Function):
 def _runs(lengths: Sequence[int], window: int | None, like: Tensor) -> Iterator[tuple[slice, tuple[int, int], Tensor]]:
     """For each run of equal lengths its tokens, (count, length), and what is added to scores: -∞ where nothing is seen."""
     begin = 0
-    for length, run in groupby(lengths):
-        count = sum(1 for _ in run)
+    for length, count in runs_of(lengths):
         hidden_TT = ~_seen(length, window, like.device)
         yield (
             slice(begin, begin + count * length),

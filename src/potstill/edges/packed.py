@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.attention import attend_within
+from potstill.edges.attention import attend_within, runs_of
 from potstill.edges.checked import way_of
 from potstill.edges.models import Model, check_positions
 
@@ -137,8 +136,8 @@ def _batched_hidden(model: Model, ids_T: Tensor, lengths: Sequence[int], tie: Ti
         embedding = model.get_input_embeddings()
         tokens_TX = _TiedEmbedding.apply(embedding.weight, ids_T, embedding.padding_idx, tie)
     parts, begin = [], 0
-    for length, run in groupby(lengths):
-        end = begin + length * sum(1 for _ in run)
+    for length, count in runs_of(lengths):
+        end = begin + length * count
         rows = tokens_TX[begin:end].unflatten(0, (-1, length))
         states = model.base_model(**{"input_ids" if tie is None else "inputs_embeds": rows}, use_cache=False)
         parts.append(states.last_hidden_state.flatten(0, 1))

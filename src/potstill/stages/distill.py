@@ -220,8 +220,7 @@ class Distill(TrainingStage, kind="distill"):
         precision, advice = self.optim.precision, cost.less_memory
         memory = cost.memory_bytes + head_memory(size, cost.step.row_tokens * self.optim.batch_size, teacher=True)
         memory += 0 if kept else teacher_bytes(size, self.teacher_precision, precision)
-        student = started(outlook.model(self.student), self.init)
-        if self.hidden_states is not None and student is not None:
+        if self.hidden_states is not None and (student := started(outlook.model(self.student), self.init)) is not None:
             layers = student.config.num_hidden_layers
             learned_from = len(set(self.hidden_states.layers or range(layers)))
             tokens = min(max(self.optim.micro_batch_tokens, rows.longest), self.optim.batch_size * rows.tokens)
