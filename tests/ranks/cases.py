@@ -4,6 +4,7 @@ In float64, where one process and two differ by rounding alone, eight digits bel
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny_parts import gpt2_tokenizer, rows, tiny_model
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.progress import Mode, Progress
 from potstill.core.types import Example
+from potstill.data.batches import StepRow
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
@@ -79,11 +81,11 @@ def made_store(folder: Path) -> TokenStore:
 class RankMeans(Sharded):
     """Wrong: each process divides by its own tokens, and the means are averaged."""
 
-    def batches(self, store: TokenStore, rows: list[int], max_tokens: int) -> Any:
-        own = shares([store.length(row) for row in rows], ranks.world())[ranks.rank()]
-        here, everywhere = sum(store.response_length(rows[i]) for i in own), sum(map(store.response_length, rows))
+    def batches(self, rows: Sequence[StepRow], max_tokens: int) -> Any:
+        own = shares([len(row) for row in rows], ranks.world())[ranks.rank()]
+        here, everywhere = sum(len(rows[i].response) for i in own), sum(len(row.response) for row in rows)
         self.scale = everywhere / (ranks.world() * max(1, here))
-        yield from super().batches(store, rows, max_tokens)
+        yield from super().batches(rows, max_tokens)
 
     def loss(self, batch: Any) -> Loss:
         loss = super().loss(batch)

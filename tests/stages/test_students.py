@@ -16,7 +16,7 @@ from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact, file_hash
 from potstill.core.errors import Interrupted, RecipeError, UserError
 from potstill.core.types import Example
-from potstill.data.batches import step_batches
+from potstill.data.batches import rows_of, step_batches
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.edges.adapters import add_lora
@@ -148,7 +148,7 @@ def test_a_frozen_head_costs_no_gradient(adapted: bool, tmp_path: Path) -> None:
     examples = [Example(str(i), row["instruction"], row["response"]) for i, row in enumerate(rows(8))]
     pairs = instruction_pairs(examples, Renderer(gpt2_tokenizer(300), Prompts(format="alpaca")), Counts())
     store = TokenStore.write(tmp_path / "store", pairs, Counts(), "here")
-    (batch,) = step_batches(store, [0, 1], 8192)
+    (batch,) = step_batches(rows_of(store, [0, 1]), 8192)
     with Made() as made:
         CrossEntropy()(model, batch).total.backward()
     assert ((300, 32) in made.shapes) != adapted

@@ -1,7 +1,8 @@
 """Which rows each optimiser step sees, and how they lie in memory."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,29 @@ import torch
 from torch import Tensor
 
 from potstill.data.store import TokenStore
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """One row of a step.
+
+    Attributes:
+        prompt, response: token ids; a prompt has at least one.
+        weight: what each of its response tokens counts.
+        sampled: whether the student wrote the response.
+        given: what an objective is told of each response token, by name: float32 [response].
+    """
+
+    prompt: Sequence[int]
+    response: Sequence[int]
+    weight: float = 1.0
+    sampled: bool = False
+    given: Mapping[str, np.ndarray] = field(default_factory=lambda: NOTHING)
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
 
 
 @dataclass(frozen=True)
@@ -24,6 +48,8 @@ class Batch:
         row_N: the row of each.
         responses: response tokens of each row.
         weight_N: of each response token, its row's; None where all are 1.
+        sampled: whether the student wrote the responses; then it wrote all of them.
+        given_N: what the rows bring along of each response token, by name.
     """
 
     ids_T: Tensor
@@ -34,10 +60,12 @@ class Batch:
     row_N: Tensor
     responses: tuple[int, ...]
     weight_N: Tensor | None = None
+    sampled: bool = False
+    given_N: Mapping[str, Tensor] = field(default_factory=lambda: NOTHING)
 
     def to(self, device: torch.device) -> "Batch":
         moved = {f.name: t.to(device) for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
-        return replace(self, **moved)
+        return replace(self, **moved, given_N={name: t.to(device) for name, t in self.given_N.items()})
 
 
 def pack(pairs: Sequence[tuple[Any, Any]], weights: Sequence[float] | None = None) -> Batch:
@@ -102,7 +130,22 @@ def micro_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]
     yield group
 
 
-def step_batches(store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
-    """One step's rows as packed micro-batches."""
-    for group in micro_batches([store.length(row) for row in rows], max_tokens):
-        yield pack([store[rows[i]] for i in group], [store.weight(rows[i]) for i in group])
+def step_batches(rows: Sequence[StepRow], max_tokens: int) -> Iterator[Batch]:
+    """One step's rows as packed micro-batches; what the student wrote lies apart from what the data say."""
+    for sampled in (False, True):
+        own = [row for row in rows if row.sampled == sampled]
+        for group in micro_batches([len(row) for row in own], max_tokens) if own else ():
+            yield pack_rows([own[i] for i in group])
+
+
+def pack_rows(rows: Sequence[StepRow]) -> Batch:
+    """Rows of a step end to end, all of them written by the student or none."""
+    batch = pack([(row.prompt, row.response) for row in rows], [row.weight for row in rows])
+    names = rows[0].given
+    given_N = {name: torch.from_numpy(np.concatenate([row.given[name] for row in rows])) for name in names}
+    return replace(batch, sampled=rows[0].sampled, given_N=given_N)
+
+
+def rows_of(store: TokenStore, rows: Sequence[int]) -> list[StepRow]:
+    """Rows of a store, in the order given."""
+    return [StepRow(*store[row], store.weight(row)) for row in rows]

@@ -2,26 +2,28 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import Interrupted, UserError
-from potstill.data.batches import Order
+from potstill.data.batches import Order, StepRow
 from potstill.data.store import TokenStore
 from potstill.edges import ranks
 from potstill.edges.machine import Heap
 from potstill.edges.models import device, recomputed
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
+from potstill.train.lessons import Data, Lessons
 from potstill.train.team import full_model, team_of
 from potstill.train.work import Work
 
+T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -53,9 +55,13 @@ class Optim(Settings):
             raise ValueError(f"betas = {list(self.betas)} must each be at least 0 and less than 1")
         return self
 
-    def total_steps(self, rows: int) -> int:
-        """Optimiser steps over so many rows; the last one may be short."""
-        return self.steps if self.steps is not None else max(1, math.ceil(round(rows * self.epochs) / self.batch_size))
+    def total_steps(self, rows: int, per_step: int | None = None) -> int:
+        """Optimiser steps over so many rows, of which each takes `per_step`, default `batch_size`; the last may be short."""
+        return (
+            self.steps
+            if self.steps is not None
+            else max(1, math.ceil(round(rows * self.epochs) / (per_step or self.batch_size)))
+        )
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of the step, counted from 0: linear warm-up, then constant or half a cosine to zero."""
@@ -98,6 +104,7 @@ class Totals:
         response_tokens: tokens that entered the loss.
         tokens: tokens read, every one of them real.
         padded_tokens: what each step's rows would be if they were padded to its longest.
+        sampled_tokens: of the response tokens, those that the student wrote itself.
         training_seconds: of this process, since it began or went on.
     """
 
@@ -108,9 +115,12 @@ class Totals:
     padded_tokens: int
     epochs: float
     training_seconds: float
+    sampled_tokens: int = 0
 
 
 Validate = Callable[[Any], dict[str, float]]
+COUNTED = ("rows", "response_tokens", "tokens", "padded_tokens", "sampled_tokens")  # of all steps
+SAMPLED = "samples_"  # before the name of a figure that is a mean over the tokens that the student wrote
 
 
 def fit(
@@ -123,6 +133,7 @@ def fit(
     seed: int,
     validate: Validate | None = None,
     validations: int = 0,
+    lessons: Lessons | None = None,
 ) -> Totals:
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
@@ -132,11 +143,27 @@ def fit(
     or not it was interrupted. `validate` is given a model with all its weights, in the first process
     only.
 
+    Args:
+        lessons: what each step reads; default: the store's rows.
+
     Raises:
         UserError: a loss or gradient that is not finite; the last good checkpoint stays.
         Interrupted: asked to stop; a checkpoint was written.
     """
-    return _Fit(model, store, objective, optim, work, seed, validate, validations).run()
+    lessons = lessons or data_of(store, optim, seed)
+    return _Fit(model, store, objective, optim, work, seed, validate, validations, lessons).run()
+
+
+def tokens_of(rows: Iterable[StepRow]) -> float:
+    """Response tokens, each counted by its row's weight."""
+    return math.fsum(row.weight * len(row.response) for row in rows)
+
+
+def data_of(store: TokenStore, optim: Optim, seed: int, per_step: int | None = None) -> Data:
+    """A store's rows as `optim` asks for them."""
+    per_step = per_step or optim.batch_size
+    last = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
+    return Data(store, Order(len(store), per_step, seed), optim.total_steps(len(store), per_step), last)
 
 
 class _Fit:
@@ -152,17 +179,16 @@ class _Fit:
         seed: int,
         validate: Validate | None,
         validations: int,
+        lessons: Lessons,
     ) -> None:
         self.model, self.store, self.optim, self.work, self.validate = model, store, optim, work, validate
-        self.total = optim.total_steps(len(store))
-        self.last_row = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
-        self.order = Order(len(store), optim.batch_size, seed)
+        self.lessons, self.total = lessons, lessons.total
         self.team = team_of(model, objective, in_bf16(optim.precision))
         self.optimizer = optimizer_for(model, optim)
         self.checkpoints = Checkpoints(work, model, self.optimizer)
         torch.manual_seed(seed + 2**31 * ranks.rank())
-        fresh = {"step": 0, "rows": 0, "response_tokens": 0, "tokens": 0, "padded_tokens": 0}
-        self.state: dict[str, Any] = self.checkpoints.restore() or fresh
+        self.state: dict[str, Any] = {"step": 0, **dict.fromkeys(COUNTED, 0)} | (self.checkpoints.restore() or {})
+        lessons.restore(self.state.get("lessons", {}))
         self.start: int = self.state["step"]
         evenly = (round(self.total * n / validations) for n in range(validations + 1)) if validations else ()
         self.when = set(evenly) if validate is not None else set()
@@ -183,58 +209,85 @@ class _Fit:
                 self._step(step)
                 heap.look()
         self.model.eval()
-        counted = {name: state[name] for name in ("rows", "response_tokens", "tokens", "padded_tokens")}
+        counted = {name: state[name] for name in COUNTED}
         return Totals(self.total, **counted, epochs=self._epoch(), training_seconds=time.monotonic() - self.begun)
 
     def _step(self, step: int) -> None:
         """One optimiser step, its figures, and what is due after it."""
-        store, state = self.store, self.state
-        rows = self.order.step(step, self.last_row)
+        state, rows = self.state, self._read(step)
         lr = self.optim.lr_at(step, self.total)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        weight = math.fsum(store.weight(row) * store.response_length(row) for row in rows)
+        weights = {
+            kind: math.fsum(row.weight * len(row.response) for row in rows if row.sampled == kind) for kind in (False, True)
+        }
+        weight = weights[False] + weights[True]
         sums, asked = self.team.agree(
             self._gradients(rows, weight), lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1))
         )
         norm = self.team.clip(self.optim.clip)
-        means = {name: value / weight for name, value in sums.items()}
-        self._refuse_not_finite(step, rows, means["loss"], norm, lr)
+        means = {
+            name: value / (weight if name == "loss" else weights[name.startswith(SAMPLED)]) for name, value in sums.items()
+        }
+        self._refuse_not_finite(step, means["loss"], norm, lr)
+        self.lessons.check(step, means)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        length = sum(store.length(row) for row in rows)
-        state["step"], state["rows"] = step + 1, state["rows"] + len(rows)
-        state["response_tokens"] += sum(store.response_length(row) for row in rows)
+        length = sum(map(len, rows))
+        state["step"], state["rows"] = step + 1, state["rows"] + len(self.lessons.rows(step))
+        state["response_tokens"] += sum(len(row.response) for row in rows)
+        state["sampled_tokens"] += sum(len(row.response) for row in rows if row.sampled)
         state["tokens"] += length
-        state["padded_tokens"] += len(rows) * max(store.length(row) for row in rows)
+        state["padded_tokens"] += len(rows) * max(map(len, rows))
         self.seen += length
-        self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, grad_norm=norm, **means)
+        self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, grad_norm=norm, **means, **self.lessons.figures())
         rate = self.seen / max(time.monotonic() - self.begun, 1e-9)
         figures = {"loss": f"{means['loss']:.4f}", "tokens": f"{rate:,.0f}/s"}
         self.work.progress.update(step + 1, self.total, start=self.start, **figures)
         self._report_validation(step + 1)
         stop, due = asked()
         if stop or due:
-            self.checkpoints.save(state)
+            self._save()
         if stop:
             raise self._stopped(step + 1)
 
-    def _gradients(self, rows: list[int], weight: float) -> dict[str, float]:
+    def _read(self, step: int) -> list[StepRow]:
+        """The rows of a step; a student that writes some of them can be interrupted, and writes them again later."""
+        return self._interruptible(step, lambda: self.lessons(step))
+
+    def _interruptible(self, step: int, do: Callable[[], T]) -> T:
+        """What takes long and changes nothing: Ctrl-C ends it at once, and it is done again when the stage goes on."""
+        try:
+            with self.work.interruptible():
+                return do()
+        except KeyboardInterrupt:
+            if not self.work.stop_requested() or ranks.several():
+                raise
+            if step > self.start:
+                self._save()
+            raise self._stopped(step) from None
+
+    def _save(self) -> None:
+        self.checkpoints.save({**self.state, "lessons": self.lessons.state()})
+
+    def _gradients(self, rows: list[StepRow], weight: float) -> dict[str, float]:
         """Backward passes over a step's micro-batches; the sums of the loss and of its parts."""
         sums: dict[str, float] = {}
-        for batch in self.team.batches(self.store, rows, self.optim.micro_batch_tokens):
+        for batch in self.team.batches(rows, self.optim.micro_batch_tokens):
             with autocast(self.optim.precision):
                 loss = self.team.loss(batch)
             (loss.total / weight).backward()
-            for name, value in {"loss": loss.total.detach(), **loss.parts}.items():
+            parts = {f"{SAMPLED if batch.sampled else ''}{name}": value for name, value in loss.parts.items()}
+            for name, value in {"loss": loss.total.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
 
-    def _refuse_not_finite(self, step: int, rows: list[int], loss: float, norm: float, lr: float) -> None:
+    def _refuse_not_finite(self, step: int, loss: float, norm: float, lr: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
         what = "gradient" if math.isfinite(loss) else "loss"
         kept = self.checkpoints.latest_step()
+        rows = self.lessons.rows(step)
         epoch = (self.state["rows"] + len(rows)) / len(self.store)
         raise UserError(
             f"{self.work.name}: the {what} is not finite at step {step + 1} of {self.total} "
@@ -252,17 +305,13 @@ class _Fit:
         if step not in self.when or self.validate is None:
             return
         self.model.eval()
-        try:
-            with self.work.interruptible(), full_model(self.model) as plain:
-                if plain is not None:
-                    self.work.metrics.write(step, epoch=self._epoch(), **self.validate(plain))
-        except KeyboardInterrupt:  # the validation is measured when the stage goes on
-            if not self.work.stop_requested() or ranks.several():
-                raise
-            if step > self.start:
-                self.checkpoints.save(self.state)
-            raise self._stopped(step) from None
+        self._interruptible(step, self._validate)
         self.model.train()
+
+    def _validate(self) -> None:
+        with full_model(self.model) as plain:
+            if plain is not None and self.validate is not None:
+                self.work.metrics.write(self.state["step"], epoch=self._epoch(), **self.validate(plain))
 
     def _epoch(self) -> float:
         return self.state["rows"] / len(self.store)

@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from potstill.data.batches import Batch, micro_batches, pack, step_batches
-from potstill.data.store import TokenStore
+from potstill.data.batches import Batch, StepRow, micro_batches, pack, pack_rows, step_batches
 from potstill.edges import ranks
 from potstill.edges.models import blocks_of, device
 from potstill.losses.head import Loss
@@ -29,7 +28,7 @@ Asked = Callable[[], tuple[bool, bool]]  # whether to stop, whether a checkpoint
 class Team(Protocol):
     """What the loop asks of the processes that share its steps."""
 
-    def batches(self, store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
+    def batches(self, rows: Sequence[StepRow], max_tokens: int) -> Iterator[Batch]:
         """This process's micro-batches of a step."""
         ...
 
@@ -57,8 +56,8 @@ class Alone:
     def __init__(self, model: Any, objective: Objective) -> None:
         self.model, self.objective = model, objective
 
-    def batches(self, store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
-        return step_batches(store, rows, max_tokens)
+    def batches(self, rows: Sequence[StepRow], max_tokens: int) -> Iterator[Batch]:
+        return step_batches(rows, max_tokens)
 
     def loss(self, batch: Batch) -> Loss:
         return self.objective(self.model, batch.to(self.model.device))
@@ -104,15 +103,15 @@ class Sharded:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # or the factor would ask for an operation that gloo lacks
 
-    def batches(self, store: TokenStore, rows: list[int], max_tokens: int) -> Iterator[Batch]:
-        parts = shares([store.length(row) for row in rows], ranks.world())
-        groups = [list(micro_batches([store.length(rows[i]) for i in part], max_tokens)) if part else [] for part in parts]
+    def batches(self, rows: Sequence[StepRow], max_tokens: int) -> Iterator[Batch]:
+        parts = shares([len(row) for row in rows], ranks.world())
+        groups = [list(micro_batches([len(rows[i]) for i in part], max_tokens)) if part else [] for part in parts]
         passes = max(map(len, groups))  # every process takes part in every gathering of weights
         mine, own = groups[ranks.rank()], parts[ranks.rank()]
         for n in range(passes):
             self.step.set_requires_gradient_sync(self.reduce_each or n == passes - 1)
             chosen = [rows[own[i]] for i in mine[n]] if n < len(mine) else []
-            yield pack([store[row] for row in chosen], [store.weight(row) for row in chosen]) if chosen else IDLE
+            yield pack_rows(chosen) if chosen else IDLE
 
     def loss(self, batch: Batch) -> Loss:
         return Loss(*self.step(batch.to(self.model.device)))
