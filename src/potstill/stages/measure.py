@@ -14,7 +14,7 @@ from potstill.core.types import Abstain, Example
 from potstill.edges.models import check_vocabulary, load_model
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import States, token_sums
-from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
+from potstill.metrics import AnswerMetric, Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.quant.packed import packed_of
 from potstill.stages.lineage import Place
 from potstill.stages.readers import Rendered
@@ -118,11 +118,14 @@ def measure(
     )
     # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
     said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
-    scores, abstentions = _text_scores(metrics, said[:rows], [renderer.scored(example) for example in asked.examples])
+    scores, abstentions = text_scores(metrics, said[:rows], [renderer.scored(example) for example in asked.examples])
     measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
     if measures:
         beside = teacher if any(metric.needs_teacher for metric in metrics) else Beside()
         scores |= token_sums(model, beside.model, read.pairs, vocab, measures, beside.states)
+    wrote = [(prompt, ids) for (prompt, _), ids in zip(read.pairs, given.ids, strict=False)]
+    found, unknown = answer_scores(model, teacher.model, wrote, vocab, metrics)
+    scores, abstentions = scores | found, abstentions | unknown
     return Measured(
         answers=said[:rows],
         asked=said[rows:],
@@ -135,7 +138,30 @@ def measure(
     )
 
 
-def _text_scores(
+def answer_scores(
+    model: Any, teacher: Any, wrote: Sequence[tuple[Sequence[int], Sequence[int]]], vocab: int, metrics: Sequence[Metric]
+) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
+    """Scores of answers as tokens, by metric, and why which metric abstained how often.
+
+    Args:
+        wrote: prompt and answer, the token that ends it included.
+        vocab: leading token ids that model and teacher share.
+    """
+    measures = {str(m.kind): m for m in metrics if isinstance(m, AnswerMetric)}
+    known = [i for i, (_, ids) in enumerate(wrote) if max(ids) < vocab]
+    if not measures or not known:
+        return {name: [None] * len(wrote) for name in measures}, {}
+    sums = token_sums(model, teacher, [wrote[i] for i in known], vocab, measures)
+    scores: dict[str, Sequence[float | None]] = {}
+    for name, values in sums.items():
+        means = dict(zip(known, (value / len(wrote[i][1]) for i, value in zip(known, values, strict=True)), strict=True))
+        scores[name] = [means.get(i) for i in range(len(wrote))]
+    lost = len(wrote) - len(known)
+    reason = {"the answer has a token that the teacher does not know": lost} if lost else {}
+    return scores, dict.fromkeys(scores, reason) if lost else {}
+
+
+def text_scores(
     metrics: Sequence[Metric], answers: Sequence[str], accepted: Sequence[Example]
 ) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
     """Scores of answers by metric, and why which metric abstained how often."""
