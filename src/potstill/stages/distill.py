@@ -15,7 +15,7 @@ from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
-from potstill.edges.models import check_positions, config_of
+from potstill.edges.models import check_positions, config_of, positions_of
 from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
 from potstill.losses.distillation import Distillation, OnPolicy
 from potstill.losses.hidden_states import HiddenStates, layers_to_learn
@@ -25,7 +25,7 @@ from potstill.quant.int8 import int8_problems
 from potstill.rollouts.local import Local
 from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import width
-from potstill.stages.cost import FLOAT, head_memory, teacher_bytes
+from potstill.stages.cost import FLOAT, answer_memory, answer_seconds, head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import CacheRef, ModelRef
 from potstill.stages.start import Student, started
@@ -154,6 +154,9 @@ class Distill(TrainingStage, kind="distill"):
     def taught_by(self) -> ModelRef:
         return self.teacher
 
+    def per_step(self) -> int | None:
+        return self.samples.takes(self.optim.batch_size) if self.samples is not None else None
+
     def teacher_stays(self) -> bool:
         return (self.samples is not None or self.signal == "live") and not self.shard_teacher
 
@@ -178,6 +181,7 @@ class Distill(TrainingStage, kind="distill"):
         if teacher is not None:
             yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
             yield from self._layer_problems(outlook, teacher)
+            yield from self._sample_problems(outlook, teacher)
         if teacher is not None and self.teacher_precision == "int8":
             yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
         if self.cache is not None and self.cache.scheme == "path":
@@ -186,6 +190,25 @@ class Distill(TrainingStage, kind="distill"):
             if made != "cache":
                 rule = f"{folder} holds {made}; name the artifact folder that a cache stage made"
                 yield Problem("cache", rule, repr(str(self.cache)))
+
+    def _sample_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
+        """What the student writes: by whom, and whether it fits the positions of both models."""
+        if self.samples is None:
+            return
+        if ranks.several():
+            yield Problem("samples", "the student writes in one process alone; leave out --processes, or samples")
+        student = started(outlook.model(self.student), self.init)
+        rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
+        longest = rows.longest_prompt + self.samples.max_new_tokens
+        for who, config in ((self.student, student.config if student is not None else None), (self.teacher, teacher.config)):
+            limit = positions_of(config) if config is not None else None
+            if limit is not None and longest > limit:
+                yield Problem(
+                    "samples.max_new_tokens",
+                    f"a prompt of {rows.longest_prompt:,} tokens and an answer are up to {longest:,}, and {who} has {limit:,} "
+                    f"positions; set it to at most {limit - rows.longest_prompt:,}, or lower prompts.max_prompt_tokens",
+                    str(self.samples.max_new_tokens),
+                )
 
     def _layer_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
         try:
@@ -257,6 +280,12 @@ class Distill(TrainingStage, kind="distill"):
             tokens = min(max(self.optim.micro_batch_tokens, rows.longest), self.optim.batch_size * rows.tokens)
             memory += FLOAT * tokens * size.hidden * (layers + learned_from)
             advice = advice.replace(", or train with `adapter`", "")
+        if self.samples is not None and (student := started(outlook.model(self.student), self.init)) is not None:
+            written, new = self.samples.written(self.optim.batch_size), min(self.samples.max_new_tokens, round(rows.response))
+            memory += answer_memory(student.config, rows, written * self.samples.every, self.samples.max_new_tokens)
+            writer = outlook.probe(student.config, rows, self.optim.precision)
+            if seconds is not None and writer is not None:
+                seconds += cost.steps * answer_seconds(writer, rows, written, new)
         fresh = not kept and signal != "live"
         return replace(
             cost,
@@ -325,7 +354,7 @@ class Distill(TrainingStage, kind="distill"):
             return None
         work, batch = context.work, self.optim.batch_size
         engine = Local(student.model, renderer.tokenizer, renderer.stop_ids, precision=self.optim.precision)
-        data = data_of(store, self.optim, self.seed, self.samples.takes(batch))
+        data = data_of(store, self.optim, self.seed, self.per_step())
         return Practice(
             data, self.samples, engine, batch, self.seed, lambda done, total: work.progress.update(done, total, "answers")
         )

@@ -190,6 +190,10 @@ class TrainingStage(DataStage):
         """What each step reads; None: the store's rows."""
         return None
 
+    def per_step(self) -> int | None:
+        """Rows of data that a step takes; None: as many as the step has."""
+        return None
+
     def teacher_stays(self) -> bool:
         """Whether a teacher runs beside the student all along."""
         return False
@@ -238,7 +242,9 @@ class TrainingStage(DataStage):
         if found is None:
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
-        cost = training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
+        cost = training_cost(
+            outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None, per_step=self.per_step()
+        )
         full = outlook.model(self.learner()[1])
         choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0
         if cost.seconds is None or choosing is None:
