@@ -3,16 +3,16 @@
     python benchmarks/on_policy_step.py --quick                           # under four minutes on two cores
     python benchmarks/on_policy_step.py --shape real --rows rows.jsonl    # SmolLM2 as student and teacher
 
-Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. Both have the same weights,
-prompts as token ids in the same order, limits, precision and optimiser, sample at temperature 1 from the whole vocabulary, and
-learn by the reverse KL over the whole vocabulary at every token that was drawn. They draw other random numbers, so the answers
+Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. Both have the same
+weights, prompts as token ids in the same order, limits, precision and optimiser, sample at temperature 1 from the whole
+vocabulary, and learn by the reverse KL over the whole vocabulary at every token that was drawn. They draw other random numbers, so the answers
 differ, and what is compared is seconds per generated token; both counts are printed, and the mean divergence of the
 first step, which must agree but for sampling. Models with random weights never end an answer by themselves: a share of their
 vocabulary counts as ends, so that lengths are uneven as they are in life.
 
-Engines: `potstill` is `fit` as the distill stage runs it with samples = { share = 1 }. `trl` is TRL's stable DistillationTrainer,
-without evaluation, checkpoints, logging and gradient checkpointing, its own generation on: `generate` of transformers over the
-whole batch, padded on the left, which is its way on a CPU.
+Engines: `potstill` is `fit` as the distill stage runs it with samples = { share = 1 }. `trl` is TRL's stable
+DistillationTrainer, without evaluation, checkpoints, logging and gradient checkpointing, its own generation on: `generate` of
+transformers over the whole batch, padded on the left, which is its way on a CPU.
 """
 
 import argparse
@@ -219,9 +219,7 @@ def report(rounds: list[dict[str, Any]], engines: list[str]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small shape, two rounds")
-    parser.add_argument(
-        "--shape", choices=RUNS, default="quick", help="sizes of the models; real: SmolLM2 twice; tiny: for tests"
-    )
+    parser.add_argument("--shape", choices=RUNS, default="quick", help="real: SmolLM2 twice; tiny: for tests")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON lines: instruction, response, context; default: primer")
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps that are timed together")
     parser.add_argument("--batch-size", type=int, help="prompts of a step; default: by shape")
