@@ -5,10 +5,10 @@
 
 Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. Both have the same
 weights, prompts as token ids in the same order, limits, precision and optimiser, sample at temperature 1 from the whole
-vocabulary, and learn by the reverse KL over the whole vocabulary at every token that was drawn. They draw other random numbers, so the answers
-differ, and what is compared is seconds per generated token; both counts are printed, and the mean divergence of the
-first step, which must agree but for sampling. Models with random weights never end an answer by themselves: a share of their
-vocabulary counts as ends, so that lengths are uneven as they are in life.
+vocabulary, and learn by the reverse KL over the whole vocabulary at every token that was drawn. They draw other random
+numbers, so the answers differ, and what is compared is seconds per generated token; both counts are printed, and the mean
+divergence of the first step, which must agree but for sampling. Models with random weights never end an answer by
+themselves: a share of their vocabulary counts as ends, so that lengths are uneven as they are in life.
 
 Engines: `potstill` is `fit` as the distill stage runs it with samples = { share = 1 }. `trl` is TRL's stable
 DistillationTrainer, without evaluation, checkpoints, logging and gradient checkpointing, its own generation on: `generate` of

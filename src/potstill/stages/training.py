@@ -242,7 +242,6 @@ class TrainingStage(DataStage):
         if found is None:
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
-        frozen = self.adapter is not None
         cost = training_cost(
             outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None, per_step=self.per_step()
         )
