@@ -353,7 +353,9 @@ class Distill(TrainingStage, kind="distill"):
         if self.samples is None:
             return None
         work, batch = context.work, self.optim.batch_size
-        engine = Local(student.model, renderer.tokenizer, renderer.stop_ids, precision=self.optim.precision)
+        engine = Local(
+            student.model, renderer.tokenizer, renderer.stop_ids, precision="bf16" if in_bf16(self.optim.precision) else "fp32"
+        )
         data = data_of(store, self.optim, self.seed, self.per_step())
         return Practice(
             data, self.samples, engine, batch, self.seed, lambda done, total: work.progress.update(done, total, "answers")

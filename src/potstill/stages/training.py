@@ -42,9 +42,9 @@ from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import answer_seconds, training_cost
 from potstill.stages.known import Noted
-from potstill.stages.measure import answer_scores, text_scores
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.refs import ModelRef
+from potstill.stages.scores import answer_scores, text_scores
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
