@@ -73,6 +73,7 @@ OWN: dict[str, dict[str, Any]] = {  # beyond the common shape
     "nanochat": {},
     "hunyuan_v1_dense": {"head_dim": 8},
     "nemotron": {"head_dim": 8},
+    "bloom": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     "lfm2": {"layer_types": ["full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
 DENSE = sorted(OWN)
@@ -213,6 +214,40 @@ def test_a_family_is_what_it_is_alone(family: str, chat: Any, tmp_path: Path) ->
         packed = quantise_model(again, calibration, group=32).packed
         assert packed
         assert torch.isfinite(again(ids_BT).logits).all()
+
+
+HYBRIDS = {
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "lfm2": OWN["lfm2"],
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+}
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_rows_go_on_alone_once_others_have_ended(family: str) -> None:
+    """Recurrent states of rows that ended stay beside those that go on, or are left out with them."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[family](**(SHAPE | {"vocab_size": VOCAB} | HYBRIDS[family]))
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+        prompts = [torch.randint(VOCAB, (length,)).tolist() for length in (3, 9, 5, 14, 7, 6)]
+        stops = range(0, VOCAB, 5)
+        found = decode_batch(model, prompts, stop_ids=stops, pad_id=0, max_new_tokens=12, temperature=0.0)
+        assert found == [greedy(model, prompt, stops, 12) for prompt in prompts]
+    assert len({len(answer) for answer in found}) > 1
+
+
+def test_what_takes_no_mask_when_it_answers_is_refused() -> None:
+    """Mamba multiplies what it reads by the mask, which is longer than the one token that it reads of an answer."""
+    from transformers import MambaConfig
+
+    with pytest.raises(UserError, match=r"answers otherwise from its cache beside a longer prompt than it reads"):
+        way_of(MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, vocab_size=VOCAB), read)
 
 
 def test_there_are_enough_of_them() -> None:

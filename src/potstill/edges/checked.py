@@ -314,9 +314,17 @@ def _check_answers(model: Any, rows: Sequence[Any], what: str) -> None:
         mask_BT = torch.ones_like(ids_BT)
         mask_BT[0, :padding] = 0
         places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        beside = model(input_ids=ids_BT, attention_mask=mask_BT, **places(model, places_BT), use_cache=False).logits[0, -1]
-        alone = model(input_ids=short[None], use_cache=False).logits[0, -1]
-    for how, gap in (("from its cache", _difference(stepped, whole)), ("beside a longer prompt", _difference(beside, alone))):
+        read = model(input_ids=ids_BT, attention_mask=mask_BT, **places(model, places_BT), use_cache=True)
+        beside, alone = read.logits[0, -1], model(input_ids=short[None], use_cache=False).logits[0, -1]
+        next_BT, mask_BT = long[None, :1].expand(2, 1), torch.nn.functional.pad(mask_BT, (0, 1), value=1)
+        then = {cache_name(model): read.past_key_values, **places(model, mask_BT.sum(-1, keepdim=True) - 1)}
+        goes_on = model(input_ids=next_BT, attention_mask=mask_BT, **then, use_cache=True).logits[0, -1]
+        longer = model(input_ids=torch.cat([short, long[:1]])[None], use_cache=False).logits[0, -1]
+    for how, gap in (
+        ("from its cache", _difference(stepped, whole)),
+        ("beside a longer prompt", _difference(beside, alone)),
+        ("from its cache beside a longer prompt", _difference(goes_on, longer)),
+    ):
         if gap > ALLOWED_FLOAT32:
             raise UserError(f"{what} answers otherwise {how} than it reads (logits differ by {gap:.1e}); choose another model")
 

@@ -94,7 +94,11 @@ class _Forward:
         self._run(next_B[:, None], self.mask_BT.sum(-1, keepdim=True) - 1)
 
     def keep(self, kept_B: Tensor) -> bool:
-        """Let the other rows go; False where the model's cache cannot."""
+        """Let the other rows go; False where the model's cache cannot: its recurrent states would keep all rows."""
+        from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(self.cache, "layers", ())):
+            return False
         try:
             self.cache.batch_select_indices(kept_B.nonzero().squeeze(-1))
         except (AttributeError, NotImplementedError):

@@ -576,6 +576,11 @@ def blocks_of(model: Model) -> list[Any]:
     return list(model.get_submodule(blocks_name(model)))
 
 
+def states_of(output: Any) -> Any:
+    """The hidden states of what a decoder layer gives: some families wrap them in a tuple (Bloom, Falcon-H1)."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 @contextmanager
 def recomputed(model: Model, wanted: bool = True) -> Iterator[None]:
     """While inside, decoder layers keep their inputs alone for the way back and run again there: exact, dropout included.

@@ -114,7 +114,10 @@ _WAYS: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 
 
 def _packed_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
-    prepare(model)
+    from transformers import PreTrainedModel
+
+    if not prepare(model) and isinstance(model, PreTrainedModel):
+        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; choose another model")
     if tie is None:
         tokens = {"input_ids": ids_T[None]}
     else:
@@ -162,21 +165,18 @@ class _Packing:
         return getattr(self.plain, name)
 
 
-def prepare(model: Model) -> None:
+def prepare(model: Model) -> bool:
     """Let every attention layer ask `_attend`, which without lengths does what the model's config names.
 
-    Raises:
-        UserError: a model of transformers has no attention layer of the kind that can be asked so.
+    Returns:
+        whether there is any attention layer of the kind that can be asked so.
     """
-    from transformers import PreTrainedModel
-
     _register()
     layers = [module for module in model.base_model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
-    if not layers and isinstance(model, PreTrainedModel):
-        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; choose another model")
     for layer in layers:
         if not isinstance(layer.config, _Packing):
             layer.config = _Packing(layer.config)
+    return bool(layers)
 
 
 @cache

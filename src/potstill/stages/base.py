@@ -16,7 +16,6 @@ from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts
 from potstill.data.store import to_raise, too_many_left_out
 from potstill.edges.models import positions_of
-from potstill.edges.packed import check_exact
 from potstill.sources import Source
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef, StageRef
@@ -157,8 +156,11 @@ class DataStage(Stage):
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         reader = self.reader()
-        if reader is not None and any(model_problems(outlook, "", reader)):
-            return  # the stage says so at its own field
+        try:
+            if reader is not None:
+                outlook.tokenizer(reader)
+        except UserError:  # the stage says so at its own field
+            return
         for number, split in enumerate(self.splits()):
             try:
                 rows = outlook.rows(self.data, self.prompts, self.reader(), split)
@@ -183,17 +185,6 @@ class DataStage(Stage):
         yield from (Problem("prompts", habit) for habit in habits)
         if not habits:
             yield Problem("data", str(error))
-
-
-def model_problems(outlook: Outlook, place: str, ref: StageRef) -> Iterator[Problem]:
-    """Why the model that a field names, or its tokenizer, cannot be read."""
-    try:
-        outlook.tokenizer(ref)
-        found = outlook.model(ref)
-        if found is not None:
-            check_exact(found.config)
-    except UserError as error:
-        yield Problem(place, str(error), repr(str(ref)))
 
 
 def position_problems(outlook: Outlook, stage: "DataStage", config: Any, who: str) -> Iterator[Problem]:

@@ -54,8 +54,13 @@ def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> f
 
 
 def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:
-    """Keys and values of the answers that are generated together; the cache of one layer is copied as it grows."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    """Keys and values of the answers that are generated together; the cache of one layer is copied as it grows.
+
+    A model without attention keeps none.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 0.0
     tokens = min(asked, BATCH_ROWS) * (rows.longest_prompt + new_tokens)
     return 2 * FLOAT * tokens * heads * head_width(config) * (config.num_hidden_layers + 1)
 

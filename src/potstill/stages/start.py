@@ -11,6 +11,7 @@ from potstill.core.errors import Problem, UserError
 from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft, check_targets
 from potstill.edges.models import Model, load_model, size_of
+from potstill.edges.packed import check_exact
 from potstill.edges.vocabulary import check_rows
 from potstill.inits import Init, Read
 from potstill.stages.outlook import Outlook, Prospect, made_from
@@ -58,6 +59,8 @@ def start_problems(
         yield from _checked("adapter", check_peft)
     try:
         cut = started(model, init)
+        if cut is not None and init is not None and not init.calibration(cut.config).rows:
+            check_exact(cut.config)  # of a hybrid, layers of one kind alone may be no model
     except UserError as error:
         yield Problem("init", str(error))
         return
