@@ -235,7 +235,7 @@ def test_rows_that_have_ended_leave_recurrent_states_too(family: str) -> None:
     assert decode_batch(model, prompts, stop_ids=ends, pad_id=0, max_new_tokens=12, temperature=0.0) == alone
 
 
-def test_a_network_that_looks_at_chosen_tokens_only_does_so_for_us_too(chat: Any) -> None:
+def test_a_network_that_looks_at_chosen_tokens_alone_does_so_after_it_has_answered(chat: Any) -> None:
     sparse = {**LATENT, **EXPERTS, "n_group": 2, "topk_group": 1, "index_head_dim": 16, "index_n_heads": 2}
     pairs = pairs_of(chat)
     chosen = max(LENGTHS) + 1  # more tokens than the rows of the check have, fewer than these
@@ -246,6 +246,7 @@ def test_a_network_that_looks_at_chosen_tokens_only_does_so_for_us_too(chat: Any
     plain = sum(F.nll_loss(q, t, reduction="sum") for q, t in zip(alone, targets, strict=True))
     others = sum(F.nll_loss(q, t, reduction="sum") for q, t in zip(plain_logp(dense, pairs), targets, strict=True))
     assert not torch.allclose(plain, others, rtol=1e-5), "the choice does something"  # pyright: ignore[reportArgumentType]
+    decode_batch(model, [prompt for prompt, _ in pairs], stop_ids=(), pad_id=0, max_new_tokens=2, temperature=0.0)
     torch.testing.assert_close(CrossEntropy()(model, pack(pairs)).total, plain, rtol=1e-5, atol=0)
 
 
