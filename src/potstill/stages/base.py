@@ -34,6 +34,7 @@ class Context:
         provenance: what a report prints of how it came to be.
         lineage: every finished artifact of the run so far, for reports.
         shared: a folder that the run's stages share; what lies there can be computed again. None: next to the work folder.
+        code: number of the mathematics in use: values that others made in `shared` are not read. See `fingerprints.CODE`.
     """
 
     work: Work
@@ -41,6 +42,7 @@ class Context:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     lineage: Sequence[Artifact] = ()
     shared: Path | None = None
+    code: int = 0
 
     def artifacts(self, ref: StageRef) -> list[Artifact]:
         """All artifacts behind a reference: one, or one per seed."""

@@ -262,7 +262,7 @@ class Distill(TrainingStage, kind="distill"):
         check_positions(config_of(where), longest(store), f"{context.work.name}: teacher")
         ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
         bf16 = in_bf16(self.optim.precision)
-        teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher)
+        teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher, context.code)
         signal = self._targets(context, teacher, store)
         logits = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
         if self.hidden_states is None:
