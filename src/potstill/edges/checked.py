@@ -324,7 +324,9 @@ def _check_answers(model: Any, rows: Sequence[Any], what: str) -> None:
         ):
             gap = _difference(_answered(model, asked, steps), wanted)
             if gap > ALLOWED_FLOAT32:
-                raise UserError(f"{what} answers otherwise {how} than it reads (logits differ by {gap:.1e}); choose another model")
+                raise UserError(
+                    f"{what} answers otherwise {how} than it reads (logits differ by {gap:.1e}); choose another model"
+                )
 
 
 def _answered(model: Any, rows: Sequence[Any], steps: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from potstill.core.artifact import Artifact, Makes
+from potstill.core.artifact import MANIFEST, Artifact, Makes
 from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Example, Split
@@ -49,6 +49,11 @@ class Context:
         if ref.scheme == "stage":
             return list(self.inputs[ref.target])
         return [Artifact.load(Path(ref.target).expanduser())]
+
+    def made(self, ref: StageRef) -> list[Artifact]:
+        """`artifacts`; none of a model that no stage made."""
+        no_stage = ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file())
+        return [] if no_stage else self.artifacts(ref)
 
     def where(self, ref: ModelRef) -> str:
         """`path:…` or `hf:…` of a reference to one model."""
