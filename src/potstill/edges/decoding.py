@@ -9,7 +9,7 @@ from torch import Tensor
 
 from potstill.edges.checked import cache_name, places
 from potstill.edges.models import Model
-from potstill.edges.packed import prepare
+from potstill.edges.packed import packs, prepare
 
 BLOCK = 64  # tokens by which room for keys and values grows
 LEAVE = 0.125  # share of a batch's rows that have ended, from which on they leave
@@ -35,7 +35,8 @@ def decode_batch(
         uniform: for sampling, numbers in [0, 1) of one row, by the row: [max_new_tokens] in float64.
         on_ended: gets, after every token, how many rows have ended.
     """
-    prepare(model)
+    if packs(model):
+        prepare(model)
     device, width = model.device, max(map(len, prompts))
     ids_BT = torch.full((len(prompts), width), pad_id)
     mask_BT = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -94,15 +95,13 @@ class _Forward:
         self._run(next_B[:, None], self.mask_BT.sum(-1, keepdim=True) - 1)
 
     def keep(self, kept_B: Tensor) -> bool:
-        """Let the other rows go; False where the model's cache cannot: its recurrent states would keep all rows."""
-        from transformers.cache_utils import LinearAttentionCacheLayerMixin
+        """Let the other rows go; False where the model's cache cannot.
 
-        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in getattr(self.cache, "layers", ())):
+        `reorder_cache` is what every kind of layer has; `batch_select_indices` leaves recurrent states as they were.
+        """
+        if not all(hasattr(layer, "reorder_cache") for layer in getattr(self.cache, "layers", [None])):
             return False
-        try:
-            self.cache.batch_select_indices(kept_B.nonzero().squeeze(-1))
-        except (AttributeError, NotImplementedError):
-            return False
+        self.cache.reorder_cache(kept_B.nonzero().squeeze(-1))
         self.mask_BT = self.mask_BT[kept_B]
         return True
 
@@ -139,8 +138,8 @@ def in_blocks(cache: Any) -> Any:
             room[..., had:total, :] = new_BGTK
             return room[..., :total, :]
 
-        def batch_select_indices(self, indices: Tensor) -> None:
-            super().batch_select_indices(indices)
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            super().reorder_cache(beam_idx)
             self.room_keys = self.room_values = None
 
     layers: list[Any] = getattr(cache, "layers", [])

@@ -71,6 +71,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "per_layer",
     "positions_of",
     "recomputed",
+    "ropes_of",
     "save_model",
     "shared_vocabulary",
     "size_of",
@@ -394,7 +395,7 @@ def positions_of(config: Any) -> int | None:
     """
     limit = getattr(config, "max_position_embeddings", None)
     bounds = [limit] if limit else []
-    bounds += [rope["original_max_position_embeddings"] for rope in _ropes(config) if rope.get("rope_type") == "longrope"]
+    bounds += [rope["original_max_position_embeddings"] for rope in ropes_of(config) if rope.get("rope_type") == "longrope"]
     return min(bounds, default=None)
 
 
@@ -422,7 +423,7 @@ def check_positions(config: Any, tokens: int, who: str) -> None:
     )
 
 
-def _ropes(config: Any) -> list[dict[str, Any]]:
+def ropes_of(config: Any) -> list[dict[str, Any]]:
     """Rotary settings: one table, or one for each type of layer."""
     table = getattr(config, "rope_parameters", None) or {}
     tables = [table, *(value for value in table.values() if isinstance(value, dict))]

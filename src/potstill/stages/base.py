@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from potstill.core.artifact import Artifact, Makes
+from potstill.core.artifact import MANIFEST, Artifact, Makes
 from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Example, Split
@@ -33,6 +33,7 @@ class Context:
         provenance: what a report prints of how it came to be.
         lineage: every finished artifact of the run so far, for reports.
         shared: a folder that the run's stages share; what lies there can be computed again. None: next to the work folder.
+        code: number of the mathematics in use: values that others made in `shared` are not read. See `fingerprints.CODE`.
     """
 
     work: Work
@@ -40,12 +41,18 @@ class Context:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     lineage: Sequence[Artifact] = ()
     shared: Path | None = None
+    code: int = 0
 
     def artifacts(self, ref: StageRef) -> list[Artifact]:
         """All artifacts behind a reference: one, or one per seed."""
         if ref.scheme == "stage":
             return list(self.inputs[ref.target])
         return [Artifact.load(Path(ref.target).expanduser())]
+
+    def made(self, ref: StageRef) -> list[Artifact]:
+        """`artifacts`; none of a model that no stage made."""
+        no_stage = ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file())
+        return [] if no_stage else self.artifacts(ref)
 
     def where(self, ref: ModelRef) -> str:
         """`path:…` or `hf:…` of a reference to one model."""

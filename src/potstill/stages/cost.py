@@ -18,14 +18,28 @@ ADAM = 2 * FLOAT  # two averages of each trained weight
 SAVED = 8 * FLOAT, 4.5 * FLOAT  # bytes per token and layer kept for backward: of a channel, of an inner unit; measured
 
 
-def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf, longest: int, *, frozen: bool = False) -> Cost:
-    """Of training on a split's rows by cross-entropy; `frozen`: adapters alone are trained."""
+def training_cost(
+    outlook: Outlook,
+    model: Prospect,
+    optim: Optim,
+    rows: RowsOf,
+    longest: int,
+    *,
+    frozen: bool = False,
+    adaptable: bool = False,
+) -> Cost:
+    """Of training on a split's rows by cross-entropy.
+
+    Args:
+        frozen: adapters alone are trained.
+        adaptable: they are not, and could be.
+    """
     size = model.size
     cost = Cost(
         parameters=size.parameters,
         output_bytes=FLOAT * size.parameters,
         memory_bytes=training_memory(outlook, model, optim, rows, longest, frozen=frozen),
-        less_memory="lower optim.micro_batch_tokens, set optim.activation_checkpointing, or train with `adapter`",
+        less_memory=less_memory(optim, adaptable),
         rows=(rows,),
     )
     if not rows.kept:
@@ -46,6 +60,14 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
         seconds=steps * probe.step_seconds(tokens / steps) + again if probe is not None else None,
         step=Step(size, None, rows.tokens, longest, flops / steps),
     )
+
+
+def less_memory(optim: Optim, adaptable: bool) -> str:
+    """What has not been done yet to need less memory."""
+    ways = ["lower optim.micro_batch_tokens"]
+    ways += [] if optim.activation_checkpointing else ["set optim.activation_checkpointing"]
+    ways += ["train with `adapter`"] if adaptable else []
+    return ", ".join(ways[:-1]) + ("," * (len(ways) > 2) + " or " if ways[1:] else "") + ways[-1]
 
 
 def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> float:

@@ -1,7 +1,7 @@
 """What training begins with: a student, cut and given adapters as asked."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -102,12 +102,14 @@ class Student:
         keep: the layers that it has of the model that was loaded.
         merge: makes it a plain model once training has ended.
         cut: what decided which parts of a larger model it is; empty where nothing was cut, or no rows decided.
+        layers: those that it has of the model that was cut first, and how many that one has; see `layers_of`.
     """
 
     model: Model
     merge: Callable[[], None]
     cut: dict[str, Any]
     keep: tuple[int, ...]
+    layers: dict[str, Any] = field(default_factory=dict)
 
 
 def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int, nll: Read) -> Student:
