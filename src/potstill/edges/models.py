@@ -418,8 +418,8 @@ def check_positions(config: Any, tokens: int, who: str) -> None:
             f"frequencies (rope type longrope), also in the rows beside it; lower prompts.max_tokens to {limit}"
         )
     raise UserError(
-        f"{who}: a row has {tokens:,} tokens and the model {limit:,} positions; lower prompts.max_tokens to {limit}, "
-        "or choose a model with more"
+        f"{who}: a row has {tokens:,} tokens and the model {limit:,} positions; lower prompts.max_tokens to {limit} "
+        "and prompts.max_prompt_tokens to less, or choose a model with more"
     )
 
 
