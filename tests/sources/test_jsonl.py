@@ -194,7 +194,7 @@ ONE_PER_LINE = "write one JSON object per line"
         (b'["a", "b"]', f"a list, not an object; {ONE_PER_LINE}"),
         (b"3", f"a number, not an object; {ONE_PER_LINE}"),
         (b"null", f"null, not an object; {ONE_PER_LINE}"),
-        (b'{"response": "x"}', "no column 'instruction' (columns: response)"),
+        (b'{"response": "x"}', "no column 'instruction' (columns: response); say by data.instruction which of them it is"),
         (
             b'{"instrution": "a", "response": "x"}',
             "no column 'instruction'; did you mean 'instrution'? (columns: instrution, response)",
