@@ -23,11 +23,17 @@ SET = click.option(
     metavar="STAGE.FIELD=VALUE",
     help="Change a field, or with hf:ORG/NAME=path:FOLDER a model wherever it is named; may be repeated.",
 )
-OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="The run's folder; relative to the folder you are in, as all paths in a recipe are.  [default: runs/NAME]",
-)
+
+
+def out_option(default: str) -> Callable[[Any], Any]:
+    return click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help=f"The run's folder; relative to the folder you are in, as all paths in a recipe are.  [default: {default}]",
+    )
+
+
+OUT = out_option("runs/NAME")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for a program to read.")
 QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result.")
 
@@ -201,7 +207,7 @@ def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: i
 @click.option("--metrics", metavar="KIND,KIND", help="What to measure, the deciding metric first; see `potstill list metric`.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer.  [default: 128]")
 @SET
-@OUT
+@out_option("runs/compare-FILE")
 @QUIET
 @JSON
 @guarded

@@ -157,6 +157,22 @@ def test_yarn_is_read_back_within_the_rounding_of_its_float32_keys(tmp_path: Pat
     assert (logits(plain) - logits(model)).abs().max() > 0.01, "the scaling matters"
 
 
+@needs_llamacpp
+@pytest.mark.parametrize("type", [None, "linear", "none"])
+@pytest.mark.parametrize("factor", [4.0, 0.0])
+def test_positions_are_stretched_where_llamacpp_stretches_them(type: str | None, factor: float, tmp_path: Path) -> None:
+    """A file that names a factor and no way is stretched evenly; a factor of 0 stretches nothing."""
+    file = Path(exported(network("llama"), tmp_path).removeprefix("path:"))
+    path = rewritten(file, keys={"llama.rope.scaling.type": type, "llama.rope.scaling.factor": factor})
+    ids = [*range(3, 60)]
+    with torch.no_grad():
+        ours = load_model(f"path:{path}")(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+    (theirs,) = ask(path, prompts=[ids])["logp"]
+    assert max(abs(float(ours[id]) - value) for id, value in theirs.items()) < 0.01
+    stretched = not torch.equal(logits(load_model(f"path:{path}")), logits(network("llama")))
+    assert stretched == (factor == 4 and type != "none")
+
+
 @pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
 def test_rounded_files_hold_what_their_codes_stand_for(family: str, tmp_path: Path) -> None:
     model = network(family)

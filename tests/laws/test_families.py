@@ -1,6 +1,7 @@
 """Any family: what training, distilling, scoring, cutting, quantising, saving and loading make of a model is that model."""
 
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from potstill.data.batches import pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges.checked import way_of
+from potstill.edges.checked import LENGTHS, way_of
 from potstill.edges.decoding import draw_answers
 from potstill.edges.drawing import Drawing
 from potstill.edges.families import logits_of
@@ -74,6 +75,7 @@ OWN: dict[str, dict[str, Any]] = {  # beyond the common shape
     "nanochat": {},
     "hunyuan_v1_dense": {"head_dim": 8},
     "nemotron": {"head_dim": 8},
+    "bloom": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     "lfm2": {"layer_types": ["full_attention", "conv", "full_attention"], "block_auto_adjust_ff_dim": False},
 }
 DENSE = sorted(OWN)
@@ -103,21 +105,21 @@ MIXTURES["ernie4_5_moe"]["moe_layer_end_index"] = 2
 FAMILIES = [*DENSE, *sorted(MIXTURES)]
 
 
-def config_of(family: str) -> Any:
+def config_of(family: str, more: dict[str, Any] | None = None) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return CONFIG_MAPPING[family](**(SHAPE | {"vocab_size": VOCAB} | (OWN | MIXTURES)[family]))
+    return CONFIG_MAPPING[family](**(SHAPE | {"vocab_size": VOCAB} | ((OWN | MIXTURES)[family] if more is None else more)))
 
 
-def model_of(family: str, seed: int = 0) -> Any:
+def model_of(family: str, seed: int = 0, more: dict[str, Any] | None = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config_of(family))
+    model = AutoModelForCausalLM.from_config(config_of(family, more))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    if family in MIXTURES:
+    if family in MIXTURES or (more is not None and "num_experts_per_tok" in more):
         model.set_experts_implementation("eager")  # torch has no grouped products in float64
     return model.double().eval()
 
@@ -153,7 +155,7 @@ def gradients(total: torch.Tensor, model: Any) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(total, trained, allow_unused=True) if g is not None])
 
 
-def greedy(model: Any, prompt: list[int], stop_ids: range, new: int) -> list[int]:
+def greedy(model: Any, prompt: list[int], stop_ids: Collection[int], new: int) -> list[int]:
     """The likeliest next token, again and again, reading everything each time."""
     ids = list(prompt)
     while len(ids) < len(prompt) + new:
@@ -216,6 +218,67 @@ def test_a_family_is_what_it_is_alone(family: str, chat: Any, tmp_path: Path) ->
         packed = quantise_model(again, calibration, group=32).packed
         assert packed
         assert torch.isfinite(again(ids_BT).logits).all()
+
+
+LINEAR = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+STATES = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "falcon_h1": {"head_dim": 8, "mamba_chunk_size": 4, **STATES},  # both kinds of state in each layer
+    "qwen3_5_text": {"head_dim": 8, "layer_types": ["full_attention", "linear_attention", "full_attention"], **LINEAR},
+    "lfm2": OWN["lfm2"],
+    "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1},
+}
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_rows_that_have_ended_leave_recurrent_states_too(family: str) -> None:
+    model = model_of(family, more=HYBRIDS[family]).float()
+    prompts = [[5, 6, 7], [9] * 9, [20, 30, 40, 50, 60], [7, 8] * 6]
+    whole = [greedy(model, prompt, (), 12) for prompt in prompts]
+    ends = (whole[0][2], whole[1][5])  # so that rows end apart
+    alone = [greedy(model, prompt, ends, 12) for prompt in prompts]
+    assert len({*map(len, alone)}) > 1
+    found = draw_answers(model, prompts, stop_ids=ends, max_new_tokens=12, drawing=Drawing(0.0), scored=False)
+    assert [each.ids for (each,) in found] == alone
+
+
+def test_a_network_that_looks_at_chosen_tokens_alone_does_so_after_it_has_answered(chat: Any) -> None:
+    sparse = {**LATENT, **EXPERTS, "n_group": 2, "topk_group": 1, "index_head_dim": 16, "index_n_heads": 2}
+    pairs = pairs_of(chat)
+    chosen = max(LENGTHS) + 1  # more tokens than the rows of the check have, fewer than these
+    assert chosen < min(len(prompt) for prompt, _ in pairs)
+    model = model_of("deepseek_v32", more=sparse | {"index_topk": chosen})
+    dense = model_of("deepseek_v32", more=sparse | {"index_topk": 512})
+    alone, targets = plain_logp(model, pairs), [torch.tensor(response) for _, response in pairs]
+    plain = sum(F.nll_loss(q, t, reduction="sum") for q, t in zip(alone, targets, strict=True))
+    others = sum(F.nll_loss(q, t, reduction="sum") for q, t in zip(plain_logp(dense, pairs), targets, strict=True))
+    assert not torch.allclose(plain, others, rtol=1e-5), "the choice does something"  # pyright: ignore[reportArgumentType]
+    draw_answers(model, [prompt for prompt, _ in pairs], stop_ids=(), max_new_tokens=2, drawing=Drawing(0.0), scored=False)
+    torch.testing.assert_close(CrossEntropy()(model, pack(pairs)).total, plain, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["floor_scale", "log_scaling_n_floor", "attention_window_size", "index_topk"])
+def test_the_copy_that_is_asked_is_read_beyond_every_threshold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+
+    def louder(self: Any, x: torch.Tensor) -> torch.Tensor:  # from a place in the pass on, as Llama 4's queries become
+        return forward(self, x) * (1 + (torch.arange(x.shape[1]) >= getattr(self.config, name)))[:, None]
+
+    config = config_of("llama")
+    setattr(config, name, 8192)
+    monkeypatch.setattr(LlamaMLP, "forward", louder)
+    with pytest.raises(UserError, match="answers otherwise"):  # a pass of one token begins at the first place again
+        way_of(config, read)
+
+
+def test_what_takes_no_mask_when_it_answers_is_refused() -> None:
+    """Mamba multiplies what it reads by the mask, which is longer than the one token that it reads of an answer."""
+    from transformers import MambaConfig
+
+    with pytest.raises(UserError, match="answers otherwise from its cache"):
+        way_of(MambaConfig(hidden_size=32, num_hidden_layers=2, state_size=8, vocab_size=VOCAB), read)
 
 
 def test_there_are_enough_of_them() -> None:

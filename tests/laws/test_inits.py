@@ -363,14 +363,23 @@ def test_a_layer_that_adds_nothing_has_no_influence(layer: int, family: str) -> 
     assert choice.figures["influence"][layer] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "sliding"])
+@pytest.mark.parametrize("family", [*FAMILIES, "sliding", "bloom", "falcon_h1"])  # the last two give tuples
 def test_the_loss_of_a_removal_is_that_of_the_model_cut_so(family: str) -> None:
     """Layers that are skipped, and first layers that do not run again, against models that do not have the layers."""
     sliding = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2} if family == "sliding" else {}
-    model = model_of("qwen2" if sliding else family, num_hidden_layers=5, **sliding)
+    mamba = {
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_n_groups": 1,
+        "mamba_d_state": 8,
+    }
+    more = sliding | (mamba if family == "falcon_h1" else {})
+    layers = 4 if family == "falcon_h1" else 5
+    model = model_of("qwen2" if sliding else family, num_hidden_layers=layers, **more)
     figures = Layers(count=2).chosen(model, nll).figures
     assert figures["nll_before"] == pytest.approx(nll(model, 16), abs=1e-6)
-    stays = set(range(5))
+    stays = set(range(layers))
     for removed in figures["removed"]:
         tried = {layer: nll(Layers(keep=tuple(sorted(stays - {layer})))(model), 16) for layer in stays}
         assert removed["layer"] == min(stays, key=lambda layer: tried[layer])

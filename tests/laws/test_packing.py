@@ -199,3 +199,20 @@ def test_attention_in_bfloat16_is_as_near_as_torchs_own(
     assert any(bool((a != b).any()) for a, b in zip(products, torchs, strict=True)), "two ways are compared"
     for ours, theirs in zip(errors(products), errors(torchs), strict=True):
         assert 0 < ours < 1.5 * theirs
+
+
+@pytest.mark.parametrize("offset", [0.0, 6.0])
+def test_capped_scores_in_bfloat16_are_as_near_as_others(offset: float) -> None:
+    """Scores of a hundred and more are rounded to a half in bfloat16; a softcap of 200 leaves most of that."""
+    lengths = [3, 7, 7, 30]
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 4, sum(lengths), 16) for _ in range(3))
+    parts = [part.bfloat16().float() for part in (6 * query, 6 * key + offset, value)]
+
+    def error(softcap: float | None) -> float:
+        exact = attend_within(*(part.double() for part in parts), lengths, softcap=softcap)
+        with torch.autocast("cpu"):
+            found = attend_within(*parts, lengths, softcap=softcap)
+        return float((found.double() - exact).square().mean().sqrt())
+
+    assert 0 < error(200.0) < 1.5 * error(None)

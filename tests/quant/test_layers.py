@@ -25,6 +25,9 @@ def tiny_model(family: str, *, tied: bool = False, width: int = 64):
             model = t.Qwen2ForCausalLM(t.Qwen2Config(**shape, **sliding))
         case "llama":
             model = t.LlamaForCausalLM(t.LlamaConfig(**shape))
+        case "bloom":  # its blocks give tuples
+            sizes = {"hidden_size": width, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "tie_word_embeddings": tied}
+            model = t.BloomForCausalLM(t.BloomConfig(**sizes))
         case _:
             model = t.GPT2LMHeadModel(
                 t.GPT2Config(
@@ -67,7 +70,7 @@ def weight_OI(layer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["qwen2", "qwen2-sliding", "llama", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2-sliding", "llama", "gpt2", "bloom"])
 def test_every_linear_of_the_blocks_holds_its_packed_weights_and_nothing_else_moved(family: str, tied: bool) -> None:
     model = tiny_model(family, tied=tied)
     before = copy.deepcopy(model.state_dict())
@@ -83,7 +86,7 @@ def test_every_linear_of_the_blocks_holds_its_packed_weights_and_nothing_else_mo
         assert torch.equal(model.state_dict()[name], before[name])
 
 
-@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "gpt2", "bloom"])
 def test_gptq_beats_rounding_in_the_layers_and_in_the_model(family: str) -> None:
     def kl(quantised) -> float:
         unseen = batches(40)[0]["input_ids"]
@@ -124,7 +127,7 @@ def test_layers_are_solved_on_the_inputs_of_the_quantised_model() -> None:
         assert result.errors[name].gptq == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen2-sliding", "llama", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen2", "qwen2-sliding", "llama", "gpt2", "bloom"])
 def test_padding_enters_no_hessian(family: str) -> None:
     plain = quantise_model(tiny_model(family), batches(20, 9))
     padded = quantise_model(tiny_model(family), batches(20, 9, pad_to=33))

@@ -147,8 +147,11 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel
             {"input": "a", "output": "b"},
             'no column \'instruction\' (columns: input, output); set data.instruction = "input" and data.response = "output"',
         ),
-        ({"question": "a", "answers": {"text": ["b"]}}, "no column 'instruction' (columns: question, answers)"),
-        ({"messages": []}, "no column 'instruction' (columns: messages)"),
+        (
+            {"question": "a", "answers": {"text": ["b"]}},
+            "no column 'instruction' (columns: question, answers); say by data.instruction which of them it is",
+        ),
+        ({"messages": []}, "no column 'instruction' (columns: messages); say by data.instruction which of them it is"),
     ],
 )
 def test_rows_of_a_known_shape_name_the_fields_to_set(row: dict[str, Any], told: str, complaint: Callable[..., str]) -> None:
@@ -169,7 +172,8 @@ def test_another_column_of_chats_is_named(complaint: Callable[..., str]) -> None
 
 def test_names_of_many_long_columns_are_shortened(complaint: Callable[..., str]) -> None:
     row = {"x" * 50 + str(number): "a" for number in range(30)}
-    assert complaint(row) == "no column 'instruction' (columns: " + ", ".join(["x" * 40 + "…"] * 20) + " and 10 more)"
+    told = "no column 'instruction' (columns: " + ", ".join(["x" * 40 + "…"] * 20) + " and 10 more)"
+    assert complaint(row) == told + "; say by data.instruction which of them it is"
 
 
 @pytest.mark.parametrize("content", ['[\n  {"instruction": "a"}\n]', '[{"instruction": "a"}]'])

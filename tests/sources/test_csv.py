@@ -100,7 +100,10 @@ def test_what_could_be_read_in_two_ways_is_refused(content: str, told: str, tmp_
         ("a,b;c\nd,e;f\n", ":1: the header can be cut at ',' or ';'; set data.delimiter"),
         ("a\tb,c\nd\te,f\n", ":1: the header can be cut at ',' or a tab; set data.delimiter"),
         ("instruction,response,x,x\na,b,c,d\n", ":1: two columns are named 'x'; rename one of them"),
-        ("Wer?,Ann\nWo?,Lima\n", ":2: no column 'instruction' (columns: Wer?, Ann)"),
+        (
+            "Wer?,Ann\nWo?,Lima\n",
+            ":2: no column 'instruction' (columns: Wer?, Ann); say by data.instruction which of them it is",
+        ),
         (HEADER.encode() + b"\xe9,b\n", ":2: not UTF-8 (byte 0xe9 in column 1); save the file as UTF-8"),
         (HEADER.encode("utf-16"), ": is UTF-16 text; save the file as UTF-8"),
         (HEADER.encode("utf-16-le"), ":1: column 2: a NUL character; save the file as UTF-8 text"),

@@ -149,8 +149,8 @@ def test_the_home_directory_and_the_current_one(write_rows: WriteRows, tmp_path:
 
 def test_no_such_file(write_rows: WriteRows, tmp_path: Path) -> None:
     write_rows([PAIR], "rows.jsonl")
-    near, far, lost = tmp_path / "row.jsonl", tmp_path / "dolly.csv", tmp_path / "no" / "rows.jsonl"
-    assert complaint(path=str(near)) == f"{near}: no such file in {tmp_path}; did you mean 'rows.jsonl'?"
+    near, far, lost = tmp_path / "row.csv", tmp_path / "dolly.jsonl", tmp_path / "no" / "rows.jsonl"
+    assert complaint(path=str(near)) == f"{near}: no such file in {tmp_path}; did you mean '{tmp_path / 'rows.jsonl'}'?"
     assert complaint(path=str(far)) == f"{far}: no such file in {tmp_path}; check data.path"
     assert complaint(path=str(lost)) == f"{lost}: no such folder as {tmp_path / 'no'}; check data.path"
     with pytest.raises(UserError, match="no such file"):
@@ -194,7 +194,7 @@ ONE_PER_LINE = "write one JSON object per line"
         (b'["a", "b"]', f"a list, not an object; {ONE_PER_LINE}"),
         (b"3", f"a number, not an object; {ONE_PER_LINE}"),
         (b"null", f"null, not an object; {ONE_PER_LINE}"),
-        (b'{"response": "x"}', "no column 'instruction' (columns: response)"),
+        (b'{"response": "x"}', "no column 'instruction' (columns: response); say by data.instruction which of them it is"),
         (
             b'{"instrution": "a", "response": "x"}',
             "no column 'instruction'; did you mean 'instrution'? (columns: instrution, response)",

@@ -75,6 +75,16 @@ def test_seeds_divergences_and_temperatures_share_what_the_teacher_said(root: Pa
     assert signal(done["reverse"])["bytes"] == pytest.approx(2 * 64 * tokens, rel=0.2)
 
 
+def test_what_a_teacher_said_by_other_mathematics_is_not_read_back(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = recipe(root, kd(root, name="kept"))
+    rows = signal(run_recipe(asked, tmp_path)["kept"])["rows_computed"]
+    for module in ("fingerprints", "runner"):
+        monkeypatch.setattr(f"potstill.run.{module}.CODE", 1_000)
+    assert signal(run_recipe(asked, tmp_path)["kept"])["rows_computed"] == rows > 0
+
+
 def test_live_and_kept_differ_by_a_rounding_only(root: Path, tmp_path: Path) -> None:
     done = run_recipe(recipe(root, kd(root, name="kept"), kd(root, name="live", signal="live")), tmp_path)
     curves = [[json.loads(line) for line in (a.folder / "metrics.jsonl").read_text().splitlines()] for a in done.values()]
@@ -218,7 +228,7 @@ def test_a_cache_brings_its_own_form(root: Path) -> None:
 def test_whatever_decides_the_values_decides_the_identity(root: Path, tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     save_model(tiny_model("qwen2", len(tokenizer), width=64, seed=5), tokenizer, tmp_path / "other")
-    one = {"where": f"path:{root}/teacher", "precision": "fp32", "bf16": False, "vocab": 300}
+    one = {"where": f"path:{root}/teacher", "precision": "fp32", "bf16": False, "vocab": 300, "code": 9}
     form = {"kept": "topk", "top_k": 8, "temperature": 1.0}
     changes = [
         {"where": f"path:{tmp_path}/other"},
@@ -226,6 +236,7 @@ def test_whatever_decides_the_values_decides_the_identity(root: Path, tmp_path: 
         {"precision": "bf16"},
         {"bf16": True},
         {"vocab": 299},
+        {"code": 10},
         {"kept": "hidden"},
         {"top_k": 9},
         {"temperature": 2.0},

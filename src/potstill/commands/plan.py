@@ -81,9 +81,8 @@ def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None, *, measu
 def _timed(cost: Cost, measure: bool) -> Cost:
     """With a note where a pass was to be timed and could not be."""
     untimed = measure and cost.tokens is not None and cost.seconds is None and not cost.note
-    return (
-        replace(cost, note="some stages have no time: too little memory is free to time their models here") if untimed else cost
-    )
+    why = "too little memory is free, or a first layer alone is no model"
+    return replace(cost, note=f"some stages have no time: their models cannot be timed here ({why})") if untimed else cost
 
 
 def _line(item: Planned, cost: Cost, cluster: Cluster | None) -> Line:

@@ -166,9 +166,14 @@ def _capped_attention(
     scaling: float | None,
     softcap: float,
 ) -> Tensor:
-    """softmax(c·tanh(q·k·scale / c))·v, which no kernel of torch does (Gemma 2, arXiv:2408.00118)."""
+    """softmax(c·tanh(q·k·scale / c))·v, which no kernel of torch does (Gemma 2, arXiv:2408.00118).
+
+    Scores are in float32 at least, as in `_weights`.
+    """
     scale = scaling if scaling is not None else query_BHTK.shape[-1] ** -0.5
-    score_BHTT = softcap * (query_BHTK @ key_BHTK.transpose(-1, -2) * (scale / softcap)).tanh()
-    exact = torch.promote_types(score_BHTT.dtype, torch.float32)
-    weight_BHTT = score_BHTT.masked_fill(~seen_TT, -torch.inf).softmax(-1, dtype=exact)
+    exact = torch.promote_types(query_BHTK.dtype, torch.float32)
+    with torch.autocast(query_BHTK.device.type, enabled=False):
+        product_BHTT = query_BHTK.to(exact) @ key_BHTK.to(exact).transpose(-1, -2)
+    score_BHTT = softcap * (product_BHTT * (scale / softcap)).tanh()
+    weight_BHTT = score_BHTT.masked_fill(~seen_TT, -torch.inf).softmax(-1)
     return F.dropout(weight_BHTT.to(value_BHTK.dtype), dropout) @ value_BHTK

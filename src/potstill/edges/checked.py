@@ -13,13 +13,19 @@ from potstill.core.errors import UserError
 from potstill.edges.experts import CHOSEN, COUNTS, is_mixture, layers_with_experts, names_experts
 from potstill.edges.families import logits_of
 from potstill.edges.hub import library
-from potstill.edges.models import cut_layers, head_width, per_layer, positions_of, skeleton
+from potstill.edges.models import cut_layers, head_width, per_layer, positions_of, ropes_of, skeleton
 
 Way = Literal["packed", "batched"]
 Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed) -> final hidden states [T, D]
 
 LENGTHS = (3, 9, 9, 14)  # tokens of the rows that are read
 WINDOW = 4  # of the copy, so that rows cross it
+# numbers of tokens from which on a network computes otherwise, by the ends of their names -> in the copy
+THRESHOLDS = {
+    r"(window|window_size|window_len|chunk_size|block_size|index_topk)$": WINDOW,
+    r"topk_blocks$": 2,
+    r"(floor_scale|n_floor)$": WINDOW,
+}
 ENTRIES = 64  # of its vocabulary
 ALLOWED = 2e-6  # of a difference, in units of the largest value: norms and softmaxes of many models round to float32
 ALLOWED_FLOAT32 = 1e-4  # where the copy is in float32
@@ -100,7 +106,6 @@ def _asked(model: Any, what: str, read: Read) -> Way:
     rows = [torch.randint(4, ENTRIES, (min(length, most),)) for length in LENGTHS]
     alone = _Seen(model, _one_at_a_time(model, rows))
     _check_logits(model, rows[-1], what)
-    _check_answers(_in_float32(model), rows, what)  # padding is masked by float32's least number
     found: dict[str, str] = {}
     for way in ("packed", "batched"):
         try:
@@ -109,6 +114,7 @@ def _asked(model: Any, what: str, read: Read) -> Way:
             found[way] = str(error)
             continue
         if gap <= ALLOWED:
+            _check_answers(_in_float32(model), rows, what)  # padding is masked by float32's least number
             return way
         found[way] = f"differs by {gap:.1e}"
     raise UserError(
@@ -181,7 +187,7 @@ def _small(config: Any, *, width: bool = True) -> Any:
 
     def lower(name: str, value: int) -> None:
         had = getattr(small, name, None)
-        if isinstance(had, int) and not isinstance(had, bool) and had > value:
+        if isinstance(had, int | float) and not isinstance(had, bool) and had > value:
             setattr(small, name, value)
 
     small.vocab_size = ENTRIES
@@ -190,8 +196,13 @@ def _small(config: Any, *, width: bool = True) -> Any:
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(small, name, None) is not None:
             setattr(small, name, 1)
-    for name in ("sliding_window", "attention_chunk_size", "window_size", "sliding_window_size"):
-        lower(name, WINDOW)
+    for name in vars(config):
+        for pattern, most in THRESHOLDS.items():
+            if re.search(pattern, name):
+                lower(name, most)
+    for rope in ropes_of(small):
+        if "llama_4_scaling_beta" in rope:  # queries grow from this position on
+            rope["original_max_position_embeddings"] = WINDOW
     _fewer_experts(lower)
     for name in vars(small):
         if name.endswith(("dropout", "pdrop", "dropout_prob")) and isinstance(getattr(small, name), float):
@@ -300,25 +311,44 @@ def _check_logits(model: Any, row: Any, what: str) -> None:
 
 
 def _check_answers(model: Any, rows: Sequence[Any], what: str) -> None:
-    """Refuse a model that answers otherwise than it reads: from its cache, and beside a longer prompt, padded on the left."""
+    """Refuse a model that answers otherwise than it reads: from its cache, beside a longer prompt, or both."""
     import torch
 
-    short, long = rows[0], rows[-1]
+    both = [rows[1], rows[-1]]
     with torch.no_grad():
-        whole = model(input_ids=long[None], use_cache=False).logits[0, -1]
-        first = model(input_ids=long[None, :-1], use_cache=True)
-        then = {cache_name(model): first.past_key_values}
-        stepped = model(input_ids=long[None, -1:], **then, use_cache=True).logits[0, -1]
-        padding = len(long) - len(short)
-        ids_BT = torch.stack([torch.cat([torch.full((padding,), 1), short]), long])
-        mask_BT = torch.ones_like(ids_BT)
-        mask_BT[0, :padding] = 0
-        places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-        beside = model(input_ids=ids_BT, attention_mask=mask_BT, **places(model, places_BT), use_cache=False).logits[0, -1]
-        alone = model(input_ids=short[None], use_cache=False).logits[0, -1]
-    for how, gap in (("from its cache", _difference(stepped, whole)), ("beside a longer prompt", _difference(beside, alone))):
-        if gap > ALLOWED_FLOAT32:
-            raise UserError(f"{what} answers otherwise {how} than it reads (logits differ by {gap:.1e}); choose another model")
+        alone = torch.stack([model(input_ids=row[None], use_cache=False).logits[0, -1] for row in both])
+        for how, asked, wanted, steps in (
+            ("from its cache", both[1:], alone[1:], 2),
+            ("beside a longer prompt", both, alone, 0),
+            ("from its cache beside a longer prompt", both, alone, 2),
+        ):
+            gap = _difference(_answered(model, asked, steps), wanted)
+            if gap > ALLOWED_FLOAT32:
+                raise UserError(
+                    f"{what} answers otherwise {how} than it reads (logits differ by {gap:.1e}); choose another model"
+                )
+
+
+def _answered(model: Any, rows: Sequence[Any], steps: int) -> Any:
+    """Logits [B, V] after rows that are padded on the left, so many last tokens of them read one by one from the cache."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids_BT = torch.stack([torch.cat([torch.ones(longest - len(row), dtype=row.dtype), row]) for row in rows])
+    mask_BT = torch.stack([torch.arange(longest) >= longest - len(row) for row in rows]).long()
+    places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+    cache: dict[str, Any] = {}
+    for end in range(longest - steps, longest + 1):
+        new = slice(0 if not cache else end - 1, end)
+        out = model(
+            input_ids=ids_BT[:, new],
+            attention_mask=mask_BT[:, :end],
+            **places(model, places_BT[:, new]),
+            use_cache=steps > 0,
+            **cache,
+        )
+        cache = {cache_name(model): out.past_key_values} if steps else {}
+    return out.logits[:, -1]
 
 
 def cache_name(model: Any) -> str:

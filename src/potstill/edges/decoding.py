@@ -16,7 +16,7 @@ from torch import Tensor
 from potstill.edges.checked import cache_name, places
 from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model
-from potstill.edges.packed import prepare
+from potstill.edges.packed import packs, prepare
 from potstill.edges.rooms import can_be_reordered, in_rooms, roomy
 
 BATCH_ROWS = 64  # answers that are in flight together
@@ -82,7 +82,8 @@ def draw_answers(
     Raises:
         UserError: the model's logits are not numbers.
     """
-    prepare(model)
+    if packs(model):
+        prepare(model)
     rows = [[_Row() for _ in range(samples)] for _ in prompts]
     waiting = _waiting(prompts, rows, uniform)
     flight = _Flight(model, waiting, most, frozenset(stop_ids), max_new_tokens, drawing, scored)

@@ -71,6 +71,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "per_layer",
     "positions_of",
     "recomputed",
+    "ropes_of",
     "save_model",
     "shared_vocabulary",
     "size_of",
@@ -394,7 +395,7 @@ def positions_of(config: Any) -> int | None:
     """
     limit = getattr(config, "max_position_embeddings", None)
     bounds = [limit] if limit else []
-    bounds += [rope["original_max_position_embeddings"] for rope in _ropes(config) if rope.get("rope_type") == "longrope"]
+    bounds += [rope["original_max_position_embeddings"] for rope in ropes_of(config) if rope.get("rope_type") == "longrope"]
     return min(bounds, default=None)
 
 
@@ -417,12 +418,12 @@ def check_positions(config: Any, tokens: int, who: str) -> None:
             f"frequencies (rope type longrope), also in the rows beside it; lower prompts.max_tokens to {limit}"
         )
     raise UserError(
-        f"{who}: a row has {tokens:,} tokens and the model {limit:,} positions; lower prompts.max_tokens to {limit}, "
-        "or choose a model with more"
+        f"{who}: a row has {tokens:,} tokens and the model {limit:,} positions; lower prompts.max_tokens to {limit} "
+        "and prompts.max_prompt_tokens to less, or choose a model with more"
     )
 
 
-def _ropes(config: Any) -> list[dict[str, Any]]:
+def ropes_of(config: Any) -> list[dict[str, Any]]:
     """Rotary settings: one table, or one for each type of layer."""
     table = getattr(config, "rope_parameters", None) or {}
     tables = [table, *(value for value in table.values() if isinstance(value, dict))]
@@ -574,6 +575,11 @@ def blocks_of(model: Model) -> list[Any]:
         UserError: their place in the model is unknown.
     """
     return list(model.get_submodule(blocks_name(model)))
+
+
+def states_of(output: Any) -> Any:
+    """The hidden states of what a decoder layer gives: some families wrap them in a tuple (Bloom, Falcon-H1)."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager

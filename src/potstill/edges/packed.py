@@ -76,21 +76,22 @@ def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seque
         UserError: a document is longer than the model's positions, or the model cannot be read exactly (see `way_of`).
     """
     check_positions(model.config, max(lengths), "the model")
-    if not _packs(model):
+    if not packs(model):
         return _batched_hidden(model, ids_T, lengths, tie)
     return _packed_hidden(model, ids_T, position_T, lengths, tie)
 
 
 def read(model: Model, ids_T: Tensor, lengths: Sequence[int], *, packed: bool) -> Tensor:
-    """`final_hidden` by a way that is given, for whoever asks which one is exact."""
+    """`final_hidden` by a way that is given, for whoever asks which one is exact; the model stays ready for that way."""
     tie = tie_of(model)
     if not packed:
+        _release(model)
         return _batched_hidden(model, ids_T, lengths, tie)
     position_T = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
     return _packed_hidden(model, ids_T, position_T, lengths, tie)
 
 
-def _packs(model: Model) -> bool:
+def packs(model: Model) -> bool:
     """Whether rows may lie end to end; asked once of each model."""
     from transformers import PreTrainedModel
 
@@ -114,7 +115,10 @@ _WAYS: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 
 
 def _packed_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
-    prepare(model)
+    from transformers import PreTrainedModel
+
+    if not prepare(model) and isinstance(model, PreTrainedModel):
+        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; choose another model")
     if tie is None:
         tokens = {"input_ids": ids_T[None]}
     else:
@@ -162,21 +166,25 @@ class _Packing:
         return getattr(self.plain, name)
 
 
-def prepare(model: Model) -> None:
+def prepare(model: Model) -> bool:
     """Let every attention layer ask `_attend`, which without lengths does what the model's config names.
 
-    Raises:
-        UserError: a model of transformers has no attention layer of the kind that can be asked so.
+    Returns:
+        whether there is any attention layer of the kind that can be asked so.
     """
-    from transformers import PreTrainedModel
-
     _register()
     layers = [module for module in model.base_model.modules() if hasattr(module, "is_causal") and hasattr(module, "config")]
-    if not layers and isinstance(model, PreTrainedModel):
-        raise UserError(f"the attention layers of a {type(model).__name__} are unknown; choose another model")
     for layer in layers:
         if not isinstance(layer.config, _Packing):
             layer.config = _Packing(layer.config)
+    return bool(layers)
+
+
+def _release(model: Model) -> None:
+    """Undo `prepare`: some networks choose by the attention's name whether to mask what their attention does not see."""
+    for module in model.base_model.modules():
+        if isinstance(getattr(module, "config", None), _Packing):
+            module.config = module.config.plain
 
 
 @cache

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.models import Model, blocks_name, blocks_of, check_cut
+from potstill.edges.models import Model, blocks_name, blocks_of, check_cut, states_of
 from potstill.inits import Calibration, Choice, Init, Read
 
 
@@ -124,7 +124,7 @@ def block_influence(model: Model, ask: Callable[[], float]) -> list[float]:
 
     def hook(layer: int) -> Callable[..., None]:
         def seen(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            cosine = F.cosine_similarity(_entering(args, kwargs).float(), _states(output).float(), dim=-1)
+            cosine = F.cosine_similarity(_entering(args, kwargs).float(), states_of(output).float(), dim=-1)
             sums[layer] += float((1 - cosine.double()).sum())
             tokens[layer] += cosine.numel()
 
@@ -166,12 +166,11 @@ class _Walk:
     def __init__(self, model: Model) -> None:
         self.blocks = blocks_of(model)
         self.entered: list[list[Tensor]] = []  # [layer][pass]: what entered a layer when it was recorded
-        self.rest: list[Any] = []  # [layer]: what its output holds beside hidden states
+        self.rest: list[Any] = [None] * len(self.blocks)  # [layer]: what its output held beside hidden states when it last ran
 
     def recorded(self, stays: Sequence[int], ask: Callable[[], float]) -> float:
         """The loss of the model of these layers."""
         self.entered = [[] for _ in self.blocks]
-        self.rest = [None] * len(self.blocks)
 
         def hook(layer: int) -> Callable[..., None]:
             def seen(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -222,7 +221,3 @@ def _replaced(blocks: Sequence[Any], forwards: dict[int, Callable[..., Any]]) ->
 
 def _entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
-
-
-def _states(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from potstill.data.batches import Batch
-from potstill.edges.models import blocks_of
+from potstill.edges.models import blocks_of, states_of
 from potstill.losses.head import Loss
 from potstill.losses.objective import Objective
 
@@ -62,7 +62,7 @@ def _heard(model: Any, layers: Iterable[int]) -> Iterator[dict[int, list[Tensor]
         heard[layer] = parts = []
 
         def hear(_: Any, __: Any, output: Any, parts: list[Tensor] = parts) -> None:
-            parts.append(output[0] if isinstance(output, tuple) else output)
+            parts.append(states_of(output))
 
         handles.append(blocks[layer].register_forward_hook(hear))
     try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from potstill.core.errors import UserError
 from potstill.edges.codes import weight_of
 from potstill.edges.experts import refuse_experts
-from potstill.edges.models import blocks_of, linears_in, skeleton
+from potstill.edges.models import blocks_of, linears_in, skeleton, states_of
 from potstill.quant.gptq import Hessian, output_error, round_to_nearest, solve
 from potstill.quant.packed import Packed
 
@@ -112,7 +112,7 @@ def quantise_model(
                     weight_OI.copy_(packed.dequantise())
                     result.packed[name], result.errors[name] = packed, error
                     on_layer(name, done, len(layers), error.rtn if error.gptq is None else error.gptq)
-            hidden = [run() for run in runs]
+            hidden = [states_of(run()) for run in runs]
     result.kept += [name for name in layers.values() if name not in result.packed and name not in result.kept]
     return result
 
@@ -190,12 +190,16 @@ def _block_inputs(
         raise UserError("quantising needs calibration rows and got none; raise the number of calibration rows")
     heard: list[tuple[Tensor, tuple[Any, ...], dict[str, Any]]] = []
 
-    def listen(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        heard.append((hidden_states, args, kwargs))
-        return hidden_states
+    def listening(rest: tuple[Any, ...] | None) -> Callable[..., Any]:
+        def listen(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            heard.append((hidden_states, args, kwargs))
+            return hidden_states if rest is None else (hidden_states, *rest)
 
-    for block in blocks:
-        block.forward = listen
+        return listen
+
+    beside = _beside_states(model, blocks, batches[0]["input_ids"][:1, :1])
+    for block, rest in zip(blocks, beside, strict=True):
+        block.forward = listening(rest)
     try:
         hidden, calls = [], []
         for batch in batches:
@@ -211,6 +215,22 @@ def _block_inputs(
     return hidden, list(zip(*calls, strict=True))
 
 
+def _beside_states(model: Any, blocks: list[nn.Module], ids_BT: Tensor) -> list[tuple[Any, ...] | None]:
+    """What each block gives beside hidden states, asked of one token; None where it gives them alone."""
+    rest: list[tuple[Any, ...] | None] = []
+
+    def hear(_: nn.Module, __: Any, output: Any) -> None:
+        rest.append(output[1:] if isinstance(output, tuple) else None)
+
+    hooks = [block.register_forward_hook(hear) for block in blocks]
+    try:
+        model.base_model(input_ids=ids_BT.to(model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rest
+
+
 @contextmanager
 def _hearing(layers: list[nn.Module], hear: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
     """While inside, `hear(layer, input)` is called before each of the layers runs."""
@@ -222,7 +242,7 @@ def _hearing(layers: list[nn.Module], hear: Callable[[nn.Module, Tensor], None])
             hook.remove()
 
 
-def _sharing_inputs(block: nn.Module, run: Callable[[], Tensor]) -> list[list[nn.Module]]:
+def _sharing_inputs(block: nn.Module, run: Callable[[], Any]) -> list[list[nn.Module]]:
     """The block's linear layers in the order they run, those that read one and the same tensor together."""
     sets: list[list[nn.Module]] = []
     latest: list[Tensor] = []  # held, so that no later tensor can take its identity
@@ -239,7 +259,7 @@ def _sharing_inputs(block: nn.Module, run: Callable[[], Tensor]) -> list[list[nn
     return sets
 
 
-def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Tensor]], batches: Sequence[Batch]) -> Tensor:
+def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Any]], batches: Sequence[Batch]) -> Tensor:
     """H of this layer's input, over every position that is not padding."""
     heard: list[Tensor] = []
 

@@ -13,7 +13,7 @@ from potstill.train.loop import in_bf16
 
 # Raised whenever training, quantisation or evaluation give other numbers for the same fields: what an older potstill made
 # is then made again, and half-finished training does not go on under other mathematics.
-CODE = 9
+CODE = 10
 
 
 class Fingerprints:

@@ -15,7 +15,7 @@ from potstill.core.progress import Progress, clock
 from potstill.edges import ranks
 from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
 from potstill.recipe.header import Recipe
-from potstill.run.fingerprints import Fingerprints
+from potstill.run.fingerprints import CODE, Fingerprints
 from potstill.run.folder import leftover_lines, leftovers, write_run
 from potstill.run.graph import Planned, in_use, made_of, plan, read_through
 from potstill.run.preflight import done_models, model_notes, refuse, refuse_stage
@@ -104,7 +104,8 @@ class _Run:
         inputs = {target: [self.input(i) for i in ids] for target, ids in item.node.inputs.items()}
         ranks.on_first(lambda: self.go_on_from_damaged(item))
         with self.progress.stage(ident, str(item.node.stage.kind)), disk_errors(ident), stopping(self.stopper, f"{ident}:"):
-            context = Context(self.work(item), inputs, provenance(self.recipe, self.done, self.command), shared=self.out)
+            made_by = provenance(self.recipe, self.done, self.command)
+            context = Context(self.work(item), inputs, made_by, shared=self.out, code=CODE)
             parents = {i: self.done[i] for i in item.inputs}
             artifact = execute(item.node.stage, context, item.folder, item.fingerprint, parents, self.recipe.name)
         self.done[ident] = artifact
@@ -254,7 +255,7 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
                 interruptible=stopper.interruptible,
             )
             with stopper.listening(), progress.stage(name, str(stage.kind)), stopping(stopper, f"{name}:"):
-                return execute(stage, Context(work, {}, machine_facts()), into, digest)
+                return execute(stage, Context(work, {}, machine_facts(), code=CODE), into, digest)
 
 
 def _found(into: Path, digest: str, prints: Fingerprints, progress: Progress) -> Artifact | None:

@@ -39,10 +39,16 @@ def column(row: Row, name: str, place: str) -> Any:
     return row[name]
 
 
-def no_column(row: Row, name: str, place: str, remedy: str = "") -> UserError:
-    """That a row lacks a column, which it has, and what to set; a name alike where no remedy is known."""
+def no_column(row: Row, name: str, place: str, remedy: str = "", field: str = "") -> UserError:
+    """That a row lacks a column, which it has, and what to set.
+
+    Args:
+        remedy: what to set, where it is known; else a name alike is told, else `field`, which names the column.
+    """
     found = f"columns: {shown(row)}" if row else "it has no columns"
-    return UserError(f"{place}: no column '{name}'{'' if remedy else suggest(name, row)} ({found}){remedy}")
+    alike = "" if remedy else suggest(name, row)
+    otherwise = f"; say by {field} which of them it is" if row and field and not remedy and not alike else ""
+    return UserError(f"{place}: no column '{name}'{alike} ({found}){remedy}{otherwise}")
 
 
 def shown(names: Iterable[str]) -> str:

@@ -92,7 +92,8 @@ class Columns(Source):
         asked = (self.messages,) if self.messages else (self.instruction, self.response)
         missing = next((name for name in asked if name not in row), None)
         if missing is not None:
-            raise no_column(row, missing, place, remedy(row, self.instruction, self.response, self.context))
+            field = next(field for field in ("messages", "instruction", "response") if getattr(self, field) == missing)
+            raise no_column(row, missing, place, remedy(row, self.instruction, self.response, self.context), f"data.{field}")
         if self.messages:
             return read_chat(row, self.messages, self.tools, self.ignored, place)
         instruction, response = text(row, self.instruction, place), text(row, self.response, place)

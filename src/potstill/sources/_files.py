@@ -8,11 +8,11 @@ import os
 import re
 import zlib
 from collections.abc import Callable
+from difflib import get_close_matches
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any
 
-from potstill.core.component import suggest
 from potstill.core.errors import UserError
 
 _HEAD = 512  # bytes, in which every kind of file below shows what it is
@@ -61,14 +61,20 @@ def open_bytes(path: str) -> BufferedReader:
         folder = file.parent
         if not folder.is_dir():
             raise UserError(f"{path}: no such folder as {folder.absolute()}; check data.path") from None
-        hint = suggest(file.name, (other.name for other in folder.iterdir())) or "; check data.path"
-        raise UserError(f"{path}: no such file in {folder.absolute()}{hint}") from None
+        raise UserError(f"{path}: no such file in {folder.absolute()}{_alike(file)}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; name one file") from None
     except PermissionError:
         raise UserError(f"{path}: no permission to read it; try `chmod u+r {path}`") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check data.path") from None
+
+
+def _alike(file: Path) -> str:
+    """A file of the folder with nearly that name; its ending, which many share, says nothing."""
+    there = {other.name.partition(".")[0]: other for other in sorted(file.parent.iterdir())}
+    close = get_close_matches(file.name.partition(".")[0], there, n=1, cutoff=0.6)
+    return f"; did you mean '{there[close[0]]}'?" if close else "; check data.path"
 
 
 def bare_name(path: str) -> str:

@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from potstill.core.artifact import Artifact, Makes
+from potstill.core.artifact import MANIFEST, Artifact, Makes
 from potstill.core.component import Component, Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts
 from potstill.data.store import to_raise, too_many_left_out
 from potstill.edges.models import positions_of
-from potstill.edges.packed import check_exact
 from potstill.sources import Source
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef, StageRef
@@ -34,6 +33,7 @@ class Context:
         provenance: what a report prints of how it came to be.
         lineage: every finished artifact of the run so far, for reports.
         shared: a folder that the run's stages share; what lies there can be computed again. None: next to the work folder.
+        code: number of the mathematics in use: values that others made in `shared` are not read. See `fingerprints.CODE`.
     """
 
     work: Work
@@ -41,12 +41,18 @@ class Context:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     lineage: Sequence[Artifact] = ()
     shared: Path | None = None
+    code: int = 0
 
     def artifacts(self, ref: StageRef) -> list[Artifact]:
         """All artifacts behind a reference: one, or one per seed."""
         if ref.scheme == "stage":
             return list(self.inputs[ref.target])
         return [Artifact.load(Path(ref.target).expanduser())]
+
+    def made(self, ref: StageRef) -> list[Artifact]:
+        """`artifacts`; none of a model that no stage made."""
+        no_stage = ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file())
+        return [] if no_stage else self.artifacts(ref)
 
     def where(self, ref: ModelRef) -> str:
         """`path:…` or `hf:…` of a reference to one model."""
@@ -157,8 +163,11 @@ class DataStage(Stage):
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         reader = self.reader()
-        if reader is not None and any(model_problems(outlook, "", reader)):
-            return  # the stage says so at its own field
+        try:
+            if reader is not None:
+                outlook.tokenizer(reader)
+        except UserError:  # the stage says so at its own field
+            return
         for number, split in enumerate(self.splits()):
             try:
                 rows = outlook.rows(self.data, self.prompts, self.reader(), split)
@@ -183,17 +192,6 @@ class DataStage(Stage):
         yield from (Problem("prompts", habit) for habit in habits)
         if not habits:
             yield Problem("data", str(error))
-
-
-def model_problems(outlook: Outlook, place: str, ref: StageRef) -> Iterator[Problem]:
-    """Why the model that a field names, or its tokenizer, cannot be read."""
-    try:
-        outlook.tokenizer(ref)
-        found = outlook.model(ref)
-        if found is not None:
-            check_exact(found.config)
-    except UserError as error:
-        yield Problem(place, str(error), repr(str(ref)))
 
 
 def position_problems(outlook: Outlook, stage: "DataStage", config: Any, who: str) -> Iterator[Problem]:

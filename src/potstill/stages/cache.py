@@ -111,7 +111,7 @@ class Cache(DataStage, kind="cache"):
         counts = store.counts
         check_positions(config_of(where), longest(store), f"{work.name}: teacher")
         vocab = max(tokenizer.get_vocab().values()) + 1
-        teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note)
+        teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note, code=context.code)
         rows = about(self.data, self.prompts)
         signal = kept_signal(teacher, self.signal, self.top_k, self.temperature, work.folder / SHARED, rows, store)
         done, mine = 0, range(ranks.rank(), len(store), ranks.world())

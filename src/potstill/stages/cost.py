@@ -27,19 +27,21 @@ def training_cost(
     *,
     frozen: bool = False,
     per_step: int | None = None,
+    adaptable: bool = False,
 ) -> Cost:
     """Of training on a split's rows by cross-entropy.
 
     Args:
         frozen: adapters alone are trained.
         per_step: rows of data that a step takes, where others are written by the student: about as long as those of data.
+        adaptable: they are not, and could be.
     """
     size = model.size
     cost = Cost(
         parameters=size.parameters,
         output_bytes=FLOAT * size.parameters,
         memory_bytes=training_memory(outlook, model, optim, rows, longest, frozen=frozen),
-        less_memory="lower optim.micro_batch_tokens, set optim.activation_checkpointing, or train with `adapter`",
+        less_memory=less_memory(optim, adaptable),
         rows=(rows,),
     )
     if not rows.kept:
@@ -62,14 +64,27 @@ def training_cost(
     )
 
 
+def less_memory(optim: Optim, adaptable: bool) -> str:
+    """What has not been done yet to need less memory."""
+    ways = ["lower optim.micro_batch_tokens"]
+    ways += [] if optim.activation_checkpointing else ["set optim.activation_checkpointing"]
+    ways += ["train with `adapter`"] if adaptable else []
+    return ", ".join(ways[:-1]) + ("," * (len(ways) > 2) + " or " if ways[1:] else "") + ways[-1]
+
+
 def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> float:
     """Of one answer to each of so many rows: their prompts in one pass, then token by token."""
     return probe.forward_seconds(asked * rows.prompt) + probe.decode_seconds(asked, new_tokens)
 
 
 def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:
-    """Keys and values of the answers that are generated together; the cache of one layer is copied as it grows."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    """Keys and values of the answers that are generated together; the cache of one layer is copied as it grows.
+
+    A model without attention keeps none.
+    """
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 0.0
     tokens = min(asked, BATCH_ROWS) * (rows.longest_prompt + new_tokens)
     return 2 * FLOAT * tokens * heads * head_width(config) * (config.num_hidden_layers + 1)
 

@@ -29,7 +29,7 @@ from potstill.stages.cost import FLOAT, answer_memory, answer_seconds, head_memo
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import CacheRef, ModelRef
 from potstill.stages.start import Student, started
-from potstill.stages.training import TrainingStage, layers_of
+from potstill.stages.training import TrainingStage
 from potstill.teachers.reading import TeacherReads, foreign_form
 from potstill.teachers.signals import Live
 from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
@@ -271,7 +271,7 @@ class Distill(TrainingStage, kind="distill"):
             seconds += probe.forward_seconds(seen)
         if seconds is not None and probe is not None and signal != "topk":
             seconds += probe.forward_seconds(probe.head * learned)  # the teacher's logits, from its hidden states
-        precision, advice = self.optim.precision, cost.less_memory
+        precision = self.optim.precision
         memory = cost.memory_bytes + head_memory(size, cost.step.row_tokens * self.optim.batch_size, teacher=True)
         memory += 0 if kept else teacher_bytes(size, self.teacher_precision, precision)
         if self.hidden_states is not None and (student := started(outlook.model(self.student), self.init)) is not None:
@@ -279,7 +279,6 @@ class Distill(TrainingStage, kind="distill"):
             learned_from = len(set(self.hidden_states.layers or range(layers)))
             tokens = min(max(self.optim.micro_batch_tokens, rows.longest), self.optim.batch_size * rows.tokens)
             memory += FLOAT * tokens * size.hidden * (layers + learned_from)
-            advice = advice.replace(", or train with `adapter`", "")
         if self.samples is not None and (student := started(outlook.model(self.student), self.init)) is not None:
             written, new = self.samples.written(self.optim.batch_size), min(self.samples.max_new_tokens, round(rows.response))
             memory += answer_memory(student.config, rows, written * self.samples.every, self.samples.max_new_tokens)
@@ -293,9 +292,11 @@ class Distill(TrainingStage, kind="distill"):
             seconds=seconds,
             memory_bytes=round(memory),
             cache_bytes=round(width(signal, self.top_k, size) * rows.kept * rows.response) if fresh else None,
-            less_memory=advice,
             step=replace(cost.step, teacher=size, flops=flops / cost.steps, shard_teacher=self.shard_teacher),
         )
+
+    def could_adapt(self) -> bool:
+        return super().could_adapt() and self.hidden_states is None
 
     def _kept(self, outlook: Outlook) -> tuple[str, bool]:
         """What is kept of the teacher, and whether an earlier stage will have kept it; from now on it is."""
@@ -322,7 +323,7 @@ class Distill(TrainingStage, kind="distill"):
         check_positions(config_of(where), longest(store), f"{context.work.name}: teacher")
         ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
         bf16 = in_bf16(self.optim.precision)
-        teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher)
+        teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher, context.code)
         live = teacher.live() if self.samples is not None or self.signal == "live" else None
         signal = self._targets(context, teacher, store, live)
         logits: Distillation | OnPolicy = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
@@ -332,8 +333,7 @@ class Distill(TrainingStage, kind="distill"):
         if self.hidden_states is None:
             return logits
         assert isinstance(signal, Live)
-        taught, start = config_of(where), config_of(context.where(self.student))
-        has = layers_of(context, self.student, student.keep, start)
+        taught, has = config_of(where), student.layers
         keep = has["keep"] if has["of"] == taught.num_hidden_layers else None
         layers = self._layers(student.model.config, taught, keep)
         return HiddenStates(logits, signal.teacher, layers, self.hidden_states.weight)

@@ -85,11 +85,10 @@ class Place:
 
 def places(context: Context, ref: ModelRef) -> list[Place]:
     """Where a reference leads: one place, or one per seed."""
+    found = context.made(ref)
     if ref.scheme == "stage":
-        return [Place(f"path:{artifact.folder}", artifact) for artifact in context.artifacts(ref)]
-    if ref.scheme == "path" and (Path(ref.target).expanduser() / "artifact.json").is_file():
-        return [Place(str(ref), artifact) for artifact in context.artifacts(ref)]
-    return [Place(str(ref), None)]
+        return [Place(f"path:{artifact.folder}", artifact) for artifact in found]
+    return [Place(str(ref), found[0] if found else None)]
 
 
 def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[str, Any]:

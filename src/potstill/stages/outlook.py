@@ -12,6 +12,7 @@ from potstill.data.prompts import Prompts, Renderer, template_problems
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, config_of, size_of, weight_problems
+from potstill.edges.packed import check_exact
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.sources import Source
 from potstill.stages.refs import StageRef
@@ -258,7 +259,10 @@ class Outlook:
             return None
         key = f"{config.to_json_string()}{precision}"
         if key not in self._probes:
-            self._probes[key] = probe(config, rows.lengths, precision)
+            try:
+                self._probes[key] = probe(config, rows.lengths, precision)
+            except UserError:  # of a hybrid, whose first layers alone are of one kind and cannot be read
+                self._probes[key] = None
         return self._probes[key]
 
 
@@ -293,6 +297,7 @@ def there(where: str) -> Prospect:
             raise UserError(problem)
     tokenizer = _Loaded(where)
     tokenizer()  # or a stage would find out after hours that there is none
+    check_exact(config)
     return Prospect(config, size_of(config), tokenizer, where)
 
 

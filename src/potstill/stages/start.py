@@ -1,7 +1,7 @@
 """What training begins with: a student, cut and given adapters as asked."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field, field_validator
@@ -11,6 +11,7 @@ from potstill.core.errors import Problem, UserError
 from potstill.edges import ranks
 from potstill.edges.adapters import add_lora, check_peft, check_targets
 from potstill.edges.models import Model, load_model, size_of
+from potstill.edges.packed import check_exact
 from potstill.edges.vocabulary import check_rows
 from potstill.inits import Init, Read
 from potstill.stages.outlook import Outlook, Prospect, made_from
@@ -58,6 +59,8 @@ def start_problems(
         yield from _checked("adapter", check_peft)
     try:
         cut = started(model, init)
+        if cut is not None and init is not None and not init.calibration(cut.config).rows:
+            check_exact(cut.config)  # of a hybrid, layers of one kind alone may be no model
     except UserError as error:
         yield Problem("init", str(error))
         return
@@ -99,12 +102,14 @@ class Student:
         keep: the layers that it has of the model that was loaded.
         merge: makes it a plain model once training has ended.
         cut: what decided which parts of a larger model it is; empty where nothing was cut, or no rows decided.
+        layers: those that it has of the model that was cut first, and how many that one has; see `layers_of`.
     """
 
     model: Model
     merge: Callable[[], None]
     cut: dict[str, Any]
     keep: tuple[int, ...]
+    layers: dict[str, Any] = field(default_factory=dict)
 
 
 def load_student(stage: str, where: str, init: Init | None, adapter: Adapter | None, seed: int, nll: Read) -> Student:

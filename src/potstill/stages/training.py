@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from potstill.core.artifact import MANIFEST, PRINT, fingerprint
+from potstill.core.artifact import PRINT, fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
@@ -243,7 +243,14 @@ class TrainingStage(DataStage):
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
         cost = training_cost(
-            outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None, per_step=self.per_step()
+            outlook,
+            found,
+            self.optim,
+            rows,
+            self.prompts.max_tokens,
+            frozen=self.adapter is not None,
+            adaptable=self.could_adapt(),
+            per_step=self.per_step(),
         )
         full = outlook.model(self.learner()[1])
         choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0
@@ -266,6 +273,10 @@ class TrainingStage(DataStage):
         if any(isinstance(metric, TokenMetric) for metric in settings.metrics):
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response)
         return (settings.times + 1) * seconds
+
+    def could_adapt(self) -> bool:
+        """Whether adapters are not trained, and could be."""
+        return self.adapter is None
 
     def closing(self, summary: dict[str, Any]) -> str:
         return trained_in_words(summary)
@@ -293,6 +304,7 @@ class TrainingStage(DataStage):
             self.seed,
             calibration(work, self.data, renderer, self.init, config_of(where), self.optim.precision),
         )
+        student = replace(student, layers=layers_of(context, start, student.keep, config_of(where)))
         model = student.model
         check_vocabulary(model, tokenizer, work.name)
         store = training_rows(work, self.data, renderer)
@@ -325,7 +337,7 @@ class TrainingStage(DataStage):
             "data": rows_in_words(store, renderer),
             "trained": record.model_dump(mode="json"),
             **({"cut": student.cut} if student.cut else {}),
-            "layers": layers_of(context, start, student.keep, config_of(where)),
+            "layers": student.layers,
             **self.facts(context, tokenizer, objective),
         }
         tidy(context)
@@ -369,9 +381,8 @@ def trained_record(
 
 def summary_of(context: Context, ref: ModelRef) -> dict[str, Any]:
     """What the stage that made a model says of it; {} of a model that no stage made."""
-    if ref.scheme == "hf" or (ref.scheme == "path" and not (Path(ref.target).expanduser() / MANIFEST).is_file()):
-        return {}
-    return context.artifacts(ref)[0].summary
+    made = context.made(ref)
+    return made[0].summary if made else {}
 
 
 def layers_of(context: Context, ref: ModelRef, keep: Sequence[int], config: Any) -> dict[str, Any]:

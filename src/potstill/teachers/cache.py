@@ -291,6 +291,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     words = {
         "teacher": "another teacher said it: its weights or tokenizer are others",
         "format": "another version of potstill wrote it",
+        "code": "another version of potstill wrote it",
     }
     names = {"width": "bytes per token"}
     parts = [

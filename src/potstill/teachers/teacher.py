@@ -31,6 +31,7 @@ class Teacher:
         bf16: whether it computes in bfloat16, as its student does.
         vocab: leading token ids shared with the student.
         shard: whether each of several processes holds a part of it.
+        code: number of the mathematics by which it reads; what it said under another one is not read back.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class Teacher:
         vocab: int,
         say: Callable[[str], None],
         shard: bool = False,
+        code: int = 0,
     ) -> None:
         self.precision: TeacherPrecision = precision
-        self.where, self.bf16, self.vocab, self.say, self.shard = where, bf16, vocab, say, shard
+        self.where, self.bf16, self.vocab, self.say, self.shard, self.code = where, bf16, vocab, say, shard, code
         self._live: Live | None = None
 
     def load(self) -> Model:
@@ -78,7 +80,7 @@ class Teacher:
         more = {"k": top_k, "temperature": temperature, "vocabulary": self.vocab} if kept == "topk" else {}
         held = str(held_in(self.precision, self.bf16)).removeprefix("torch.")
         precision = f"{'int8 of ' if self.precision == 'int8' else ''}{held}{', bf16 products' if self.bf16 else ''}"
-        return {"teacher": content_id(self.where), "precision": precision, "signal": kept, **more}
+        return {"teacher": content_id(self.where), "precision": precision, "signal": kept, "code": self.code, **more}
 
 
 def about(data: Source, prompts: Prompts) -> dict[str, Any]:

@@ -19,12 +19,12 @@ def short(value: float) -> float:
 def rope_of(file: Gguf, width: int) -> dict[str, Any]:
     """Rotary settings; llama.cpp's defaults where the file names none."""
     base = {"rope_theta": short(file.own.get("rope.freq_base", 10_000.0))}
-    scaling = str(file.own.get("rope.scaling.type", "none"))
+    factor = short(file.own.get("rope.scaling.factor", 0.0)) or 1.0
+    scaling = str(file.own.get("rope.scaling.type", "none" if factor == 1 else "linear"))
     if ROPE_FREQS in file.tensors:
         if scaling != "none":
             raise file.refuse(f"it has both rope.scaling.type = '{scaling}' and {ROPE_FREQS}, which is not read here")
         return {"rope_type": "llama3", **base, **_llama3(file, base["rope_theta"], width)}
-    factor = short(file.own.get("rope.scaling.factor", 1.0))
     match scaling:
         case "none":
             return {"rope_type": "default", **base}
