@@ -1,0 +1,172 @@
+"""On-policy steps: what the student wrote is what it learns from, each token once, and the data beside it are as ever."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_parts import chat_tokenizer, rows, tiny_model
+from torch import Tensor
+
+from potstill.core.errors import Interrupted, UserError
+from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.rollout import Asked, Sampling
+from potstill.data.store import Counts, TokenStore, instruction_pairs
+from potstill.divergences.forward_kl import ForwardKL
+from potstill.divergences.reverse_kl import ReverseKL
+from potstill.losses.distillation import Distillation, OnPolicy
+from potstill.rollouts.local import Local
+from potstill.teachers.signals import Live
+from potstill.train.loop import Optim, data_of, fit
+from potstill.train.practice import Practice, Samples
+from potstill.train.work import CheckpointRules, Work
+
+SEED, NEW = 7, 12
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return chat_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def store(tokenizer: Any, tmp_path_factory: Any) -> TokenStore:
+    examples = [Example(str(i), row["instruction"], row["response"], row["context"]) for i, row in enumerate(rows(21))]
+    pairs = instruction_pairs(examples, Renderer(tokenizer, Prompts()), Counts())
+    return TokenStore.write(tmp_path_factory.mktemp("store"), pairs, Counts(), "here")
+
+
+def student_of(tokenizer: Any, **more: Any) -> Any:
+    return tiny_model(more.pop("family", "qwen2"), len(tokenizer), seed=0, **more)
+
+
+def stops(tokenizer: Any) -> list[int]:
+    """One token in ten ends an answer, so that some end of themselves."""
+    return list(range(0, len(tokenizer), 10))
+
+
+class Run:
+    """One training on samples; `figures` of each step."""
+
+    def __init__(self, tokenizer: Any, store: TokenStore, folder: Path, model: Any = None, **more: Any) -> None:
+        self.model = student_of(tokenizer).double() if model is None else model
+        self.teacher = tiny_model("qwen2", len(tokenizer), seed=9).to(next(self.model.parameters()).dtype).eval()
+        optim = {"lr": 1e-2, "steps": 4, "batch_size": 6, "precision": "fp32"} | more.pop("optim", {})
+        every_steps, stop_at = more.pop("checkpoint", None), more.pop("stop_at", None)
+        self.samples = Samples(**({"max_new_tokens": NEW} | more))
+        self.optim = Optim(**optim)
+        self.engine = Local(self.model, tokenizer, stops(tokenizer))
+        data = data_of(store, self.optim, SEED, self.samples.takes(self.optim.batch_size))
+        self.practice = Practice(data, self.samples, self.engine, self.optim.batch_size, SEED, lambda done, total: None)
+        live, vocab = Live(self.teacher), len(tokenizer)
+        objective = OnPolicy(Distillation(live, ForwardKL(), 0.5, 1.0, vocab), Distillation(live, ReverseKL(), 1.0, 1.0, vocab))
+        work = Work(folder, "here", checkpoint=CheckpointRules(every_steps=every_steps))
+        if stop_at is not None:
+            work.stop_requested = lambda: len(lines(folder)) >= stop_at
+        self.totals = fit(self.model, store, objective, self.optim, work, seed=SEED, lessons=self.practice)
+        self.figures = lines(folder)
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    file = folder / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def divergence(model: Any, teacher: Any, prompt: Any, response: Any) -> Tensor:
+    """KL(student ‖ teacher) at each token of a response, from transformers' logits."""
+    ids = torch.tensor([[*map(int, prompt), *map(int, response)]])
+    logq, logp = (m(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1) for m in (model, teacher))
+    return (logq.exp() * (logq - logp)).sum(-1)
+
+
+def test_the_first_step_is_the_reverse_kl_of_what_was_drawn(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """No gradient through the drawing, every drawn token once, the token that ends an answer among them."""
+    run = Run(tokenizer, store, tmp_path, optim={"steps": 1})
+    model = student_of(tokenizer).double()
+    chosen = data_of(store, run.optim, SEED).rows(0)
+    prompts = [Asked(tuple(int(i) for i in store[row][0])) for row in chosen]
+    drawn = Local(model, tokenizer, stops(tokenizer))(prompts, 1, Sampling(max_new_tokens=NEW), SEED << 32)
+    per_token = torch.cat([divergence(model, run.teacher, prompts[each.prompt].ids, each.ids) for each in drawn])
+    assert {each.finished for each in drawn} == {True, False}
+    per_token.mean().backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+    (found,) = run.figures
+    assert found["loss"] == pytest.approx(per_token.mean().item(), rel=1e-9)
+    assert found["grad_norm"] == pytest.approx(norm.item(), rel=1e-9)
+    assert run.totals.sampled_tokens == run.totals.response_tokens == len(per_token)
+    assert found["samples_length"] == len(per_token) / 6
+    assert found["samples_cut"] == sum(not each.finished for each in drawn) / 6
+    assert found["samples_gap"] < 1e-6  # log-probabilities are kept in float32
+
+
+def test_data_beside_samples_are_weighed_by_their_tokens(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    run = Run(tokenizer, store, tmp_path, share=0.5, optim={"steps": 1})
+    (found,), told = run.figures, run.totals.response_tokens - run.totals.sampled_tokens
+    chosen = data_of(store, run.optim, SEED, run.samples.takes(6)).rows(0)
+    assert told == sum(store.response_length(row) for row in chosen[3:])
+    on_data = 0.5 * found["ce"] + 0.5 * found["divergence"]
+    both = (told * on_data + run.totals.sampled_tokens * found["samples_divergence"]) / run.totals.response_tokens
+    assert found["loss"] == pytest.approx(both, rel=1e-9)
+
+
+def test_micro_batches_change_nothing(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    one, many = (
+        Run(tokenizer, store, tmp_path / str(size), share=0.5, optim={"micro_batch_tokens": size}) for size in (1, 10_000)
+    )
+    for a, b in zip(one.figures, many.figures, strict=True):
+        assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_groups_answer_fewer_prompts(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    run = Run(tokenizer, store, tmp_path, per_prompt=3, optim={"steps": 2})
+    assert [len(run.practice.rows(step)) for step in (0, 1)] == [2, 2]
+    assert run.totals.rows == 4
+
+
+def test_an_old_answer_says_how_old_it_is(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    run = Run(tokenizer, store, tmp_path, every=2)
+    assert [line["samples_age"] for line in run.figures] == [0, 1, 0, 1]
+    assert run.figures[1]["samples_gap"] > 1e-4 > run.figures[2]["samples_gap"]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_stopped_among_steps_that_were_written_for_together(at: int, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """The student that wrote them is no more: what it wrote lies in the checkpoint."""
+    whole = Run(tokenizer, store, tmp_path / "whole", every=3, model=student_of(tokenizer))
+    with pytest.raises(Interrupted):
+        Run(tokenizer, store, tmp_path / "parts", every=3, model=student_of(tokenizer), checkpoint=1, stop_at=at)
+    again = Run(tokenizer, store, tmp_path / "parts", every=3, model=student_of(tokenizer))
+    assert again.figures == whole.figures
+    for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_cut_answers_can_be_left_out(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    counted, masked = (Run(tokenizer, store, tmp_path / cut, cut=cut, optim={"steps": 1}) for cut in ("counted", "masked"))
+    assert counted.figures[0]["samples_cut"] == masked.figures[0]["samples_cut"] > 0
+    lost = round(masked.figures[0]["samples_cut"] * 6) * NEW
+    assert masked.totals.sampled_tokens == counted.totals.sampled_tokens - lost
+
+
+def test_nothing_but_cut_answers_teaches_nothing(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"step 3: every answer of 3 steps was cut at samples.max_new_tokens = 1"):
+        Run(tokenizer, store, tmp_path, cut="masked", max_new_tokens=1, optim={"batch_size": 1, "steps": 8})
+
+
+def test_a_student_that_is_trained_otherwise_than_it_writes_is_told(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    model = student_of(tokenizer, family="gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    with pytest.raises(UserError, match=r"step 1: log-probabilities of the sampled tokens differ by .* nats"):
+        Run(tokenizer, store, tmp_path, model=model, max_gap=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"share": 0.1}, "share = 0.1 of optim.batch_size = 4 is less than a row"),
+        ({"per_prompt": 3}, "4 of a step's 4 rows are written by the student, which per_prompt = 3 does not divide"),
+    ],
+)
+def test_steps_that_cannot_be_divided(fields: dict[str, Any], told: str) -> None:
+    assert told in str(Samples(**fields).problem(4))
