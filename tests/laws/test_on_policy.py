@@ -125,6 +125,14 @@ def test_groups_answer_fewer_prompts(store: TokenStore, tokenizer: Any, tmp_path
     assert run.totals.rows == 4
 
 
+def test_a_prompt_is_answered_otherwise_at_each_step(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """By other random numbers, though the student is the same."""
+    practice = Run(tokenizer, store, tmp_path, optim={"steps": 2, "batch_size": len(store)}).practice
+    first, second = ({tuple(row.prompt): tuple(row.response) for row in practice(step)} for step in (0, 1))
+    assert first.keys() == second.keys()
+    assert sum(first[prompt] != second[prompt] for prompt in first) > len(store) / 2
+
+
 def test_an_old_answer_says_how_old_it_is(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     run = Run(tokenizer, store, tmp_path, every=2)
     assert [line["samples_age"] for line in run.figures] == [0, 1, 0, 1]

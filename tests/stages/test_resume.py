@@ -56,6 +56,7 @@ name = "kd"
 kind = "distill"
 student = "path:{student}"
 teacher = "stage:teacher"
+samples = {{ share = 0.5, every = 2, max_new_tokens = 4, max_gap = 100 }}
 optim = {{ steps = {steps}, batch_size = 4 }}
 validation = {{ times = 3, rows = 2, max_new_tokens = 2 }}
 """
