@@ -157,9 +157,9 @@ def _layers() -> tuple[Any, Any, tuple[type, ...], tuple[type, ...]]:
             self.cumulative_length += key_states.shape[-2]
             for room, new in zip(self.rooms, (key_states, value_states), strict=True):
                 room.append(new)
-            seen = tuple(room.view for room in self.rooms)
+            keys, values = (room.view for room in self.rooms)
             self._narrow()
-            return seen[0], seen[1]
+            return keys, values
 
         def resize(self, columns: int) -> None:
             self.cumulative_length += columns
