@@ -25,8 +25,8 @@ class StepRow:
         given: what an objective is told of each response token, by name: float32 [response].
     """
 
-    prompt: Sequence[int]
-    response: Sequence[int]
+    prompt: Any  # a list, or an array as a store has it
+    response: Any
     weight: float = 1.0
     sampled: bool = False
     given: Mapping[str, np.ndarray] = field(default_factory=lambda: NOTHING)

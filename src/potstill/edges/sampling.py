@@ -20,10 +20,12 @@ class Answers:
     Attributes:
         texts: without the stop token.
         cut: whether an answer reached `max_new_tokens` without a stop token.
+        ids: the tokens of each, the stop token included.
     """
 
     texts: list[str]
     cut: list[bool]
+    ids: list[list[int]]
 
 
 def _arguments(max_new_tokens: int, stop_ids: list[int], temperature: float, pad_id: int) -> dict[str, Any]:
@@ -80,7 +82,7 @@ def generate(
     stop_ids = stops_of(model, tokenizer, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = Answers([""] * len(prompts), [False] * len(prompts))
+    answers = Answers([""] * len(prompts), [False] * len(prompts), [[] for _ in prompts])
     for begin in range(0, len(order), batch_rows):
         rows = order[begin : begin + batch_rows]
         found = decode_batch(
@@ -94,7 +96,7 @@ def generate(
             on_ended=(lambda ended, begin=begin: on_rows(begin + ended, len(order))) if on_rows is not None else None,
         )
         for i, ids in zip(rows, found, strict=True):
-            answers.texts[i] = decode(tokenizer, ids, stop_ids)
+            answers.texts[i], answers.ids[i] = decode(tokenizer, ids, stop_ids), ids
             answers.cut[i] = not any(token in stop_ids for token in ids)
         if on_rows is not None:
             on_rows(begin + len(rows), len(order))

@@ -54,7 +54,8 @@ class Distillation:
                 ce_B = self._cross_entropy(logits_BV, logq, batch.target_N[tokens])
             ce = weighted_sum(ce_B if r < 1 else ce_B.detach(), batch, tokens)
             divergence = weighted_sum(self.divergence(logp, logq), batch, tokens)
-            return (1 - r) * ce + r * T**2 * divergence, {"ce": ce.detach(), "divergence": divergence.detach()}
+            parts = {"ce": ce.detach(), "divergence": divergence.detach(), **_gap(ce_B, batch, tokens)}
+            return (1 - r) * ce + r * T**2 * divergence, parts
 
         tie = tie_of(model)
         dense = None if isinstance(said, Buckets) else said
@@ -118,6 +119,23 @@ class Distillation:
         # from the other logits themselves: 1 − Σ would lose what is small to rounding
         rest_B1 = scaled_BV.scatter(-1, ids_BK, -math.inf).logsumexp(-1, keepdim=True)
         return torch.cat([inside_BK, rest_B1], dim=-1).log_softmax(-1)
+
+
+class OnPolicy:
+    """One distillation of the rows of data, another of what the student wrote; no gradient flows through what was drawn."""
+
+    def __init__(self, data: Distillation, samples: Distillation) -> None:
+        self.data, self.samples = data, samples
+
+    def __call__(self, model: Any, batch: Batch) -> Loss:
+        return (self.samples if batch.sampled else self.data)(model, batch)
+
+
+def _gap(ce_B: Tensor, batch: Batch, tokens: slice) -> dict[str, Tensor]:
+    """Σ |log q as the sampler had it − log q here|, where the rows bring the sampler's along."""
+    if "logp" not in batch.given_N:
+        return {}
+    return {"gap": weighted_sum((batch.given_N["logp"][tokens] + ce_B.detach()).abs(), batch, tokens)}
 
 
 def _triton_wanted() -> bool:

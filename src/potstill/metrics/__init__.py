@@ -1,4 +1,4 @@
-"""What is measured of a model. One file per metric; three shapes of metric, by what each needs to see."""
+"""What is measured of a model. One file per metric; four shapes of metric, by what each needs to see."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -38,6 +38,14 @@ class TokenMetric(Metric):
     @abstractmethod
     def __call__(self, logq_NV: Tensor, target_N: Tensor, logp_NV: Tensor | None) -> Tensor:
         """`logq_NV` the model, `target_N` the token ids that stand there, `logp_NV` the teacher -> [N]."""
+
+
+class AnswerMetric(Metric):
+    """Scores every token of the model's own answer, averaged over the answer's tokens, then over rows."""
+
+    @abstractmethod
+    def __call__(self, logq_NV: Tensor, target_N: Tensor, logp_NV: Tensor | None) -> Tensor:
+        """`logq_NV` the model, `target_N` the token ids that it wrote, `logp_NV` the teacher -> [N]."""
 
 
 class ModelMetric(Metric):

@@ -18,8 +18,22 @@ ADAM = 2 * FLOAT  # two averages of each trained weight
 SAVED = 8 * FLOAT, 4.5 * FLOAT  # bytes per token and layer kept for backward: of a channel, of an inner unit; measured
 
 
-def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf, longest: int, *, frozen: bool = False) -> Cost:
-    """Of training on a split's rows by cross-entropy; `frozen`: adapters alone are trained."""
+def training_cost(
+    outlook: Outlook,
+    model: Prospect,
+    optim: Optim,
+    rows: RowsOf,
+    longest: int,
+    *,
+    frozen: bool = False,
+    per_step: int | None = None,
+) -> Cost:
+    """Of training on a split's rows by cross-entropy.
+
+    Args:
+        frozen: adapters alone are trained.
+        per_step: rows of data that a step takes, where others are written by the student: about as long as those of data.
+    """
     size = model.size
     cost = Cost(
         parameters=size.parameters,
@@ -30,8 +44,8 @@ def training_cost(outlook: Outlook, model: Prospect, optim: Optim, rows: RowsOf,
     )
     if not rows.kept:
         return replace(cost, note="no training row is left")
-    steps = optim.total_steps(rows.kept)
-    seen = steps * optim.batch_size if optim.steps is not None else round(rows.kept * optim.epochs)
+    steps = optim.total_steps(rows.kept, per_step)
+    seen = steps * optim.batch_size if optim.steps is not None or per_step else round(rows.kept * optim.epochs)
     tokens, learned = seen * rows.tokens, seen * rows.response
     flops = 6 * size.active * tokens + 6 * size.hidden * size.vocab * learned
     probe = outlook.probe(model.config, rows, optim.precision)

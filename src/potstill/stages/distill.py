@@ -10,20 +10,22 @@ from pydantic import Field, model_validator
 from potstill.core.artifact import MANIFEST, Artifact, fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
+from potstill.data.prompts import Renderer
 from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges import ranks
-from potstill.edges.models import check_positions, config_of
+from potstill.edges.models import check_positions, config_of, positions_of
 from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
-from potstill.losses.distillation import Distillation
+from potstill.losses.distillation import Distillation, OnPolicy
 from potstill.losses.hidden_states import HiddenStates, layers_to_learn
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
 from potstill.quant.int8 import int8_problems
+from potstill.rollouts.local import Local
 from potstill.stages.base import Context, DataStage, Stage, position_problems
 from potstill.stages.cache import width
-from potstill.stages.cost import FLOAT, head_memory, teacher_bytes
+from potstill.stages.cost import FLOAT, answer_memory, answer_seconds, head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import CacheRef, ModelRef
 from potstill.stages.start import Student, started
@@ -31,7 +33,9 @@ from potstill.stages.training import TrainingStage, layers_of
 from potstill.teachers.reading import TeacherReads, foreign_form
 from potstill.teachers.signals import Live
 from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
-from potstill.train.loop import in_bf16
+from potstill.train.lessons import Lessons
+from potstill.train.loop import data_of, in_bf16
+from potstill.train.practice import Practice, Samples
 
 
 class LayerMatch(Settings):
@@ -82,6 +86,10 @@ class Distill(TrainingStage, kind="distill"):
     hidden_states: LayerMatch | None = Field(
         default=None, description="learn the teacher's layers too: equal hidden width, and the teacher runs beside the student"
     )
+    samples: Samples | None = Field(
+        default=None,
+        description="on-policy: answers that the student writes itself are learned too, or instead; default: none",
+    )
     shard_teacher: bool = Field(
         default=False, description="of several processes each holds a part of the teacher; slower, for teachers that do not fit"
     )
@@ -89,9 +97,12 @@ class Distill(TrainingStage, kind="distill"):
     @model_validator(mode="before")
     @classmethod
     def _beside_the_student(cls, given: Any) -> Any:
-        """A teacher whose layers are learned runs in every step."""
-        learns = isinstance(given, dict) and given.get("hidden_states") is not None
-        return {"signal": "live"} | given if learns else given
+        """A teacher whose layers are learned runs in every step, as does one that reads only what the student writes."""
+        if not isinstance(given, dict):
+            return given
+        samples = given.get("samples")
+        share = samples.get("share", 1.0) if isinstance(samples, dict) else getattr(samples, "share", 0.0)
+        return {"signal": "live"} | given if given.get("hidden_states") is not None or share == 1 else given
 
     @model_validator(mode="after")
     def _layers_are_not_kept(self) -> "Distill":
@@ -99,6 +110,16 @@ class Distill(TrainingStage, kind="distill"):
             raise ValueError("hidden_states needs the teacher beside the student; leave out signal and cache")
         if self.hidden_states is not None and self.adapter is not None:
             raise ValueError("hidden_states changes whole layers; leave out adapter")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_divide(self) -> "Distill":
+        if self.samples is None:
+            return self
+        if problem := self.samples.problem(self.optim.batch_size):
+            raise ValueError(f"samples: {problem}")
+        if self.samples.share == 1 and (self.cache is not None or self.signal != "live"):
+            raise ValueError("with samples.share = 1 the teacher reads no row of data; leave out signal and cache")
         return self
 
     @model_validator(mode="after")
@@ -133,6 +154,19 @@ class Distill(TrainingStage, kind="distill"):
     def taught_by(self) -> ModelRef:
         return self.teacher
 
+    def per_step(self) -> int | None:
+        return self.samples.takes(self.optim.batch_size) if self.samples is not None else None
+
+    def teacher_stays(self) -> bool:
+        return (self.samples is not None or self.signal == "live") and not self.shard_teacher
+
+    def beside(self, objective: Objective) -> tuple[Any, int] | None:
+        logits = objective.objective if isinstance(objective, HiddenStates) else objective
+        on_samples = logits.samples if isinstance(logits, OnPolicy) else logits
+        if not self.teacher_stays() or not isinstance(on_samples, Distillation) or not isinstance(on_samples.signal, Live):
+            return None
+        return on_samples.signal.teacher, on_samples.vocab
+
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
         try:
@@ -147,6 +181,7 @@ class Distill(TrainingStage, kind="distill"):
         if teacher is not None:
             yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
             yield from self._layer_problems(outlook, teacher)
+            yield from self._sample_problems(outlook, teacher)
         if teacher is not None and self.teacher_precision == "int8":
             yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
         if self.cache is not None and self.cache.scheme == "path":
@@ -155,6 +190,25 @@ class Distill(TrainingStage, kind="distill"):
             if made != "cache":
                 rule = f"{folder} holds {made}; name the artifact folder that a cache stage made"
                 yield Problem("cache", rule, repr(str(self.cache)))
+
+    def _sample_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
+        """What the student writes: by whom, and whether it fits the positions of both models."""
+        if self.samples is None:
+            return
+        if ranks.several():
+            yield Problem("samples", "the student writes in one process alone; leave out --processes, or samples")
+        student = started(outlook.model(self.student), self.init)
+        rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
+        longest = rows.longest_prompt + self.samples.max_new_tokens
+        for who, config in ((self.student, student.config if student is not None else None), (self.teacher, teacher.config)):
+            limit = positions_of(config) if config is not None else None
+            if limit is not None and longest > limit:
+                yield Problem(
+                    "samples.max_new_tokens",
+                    f"a prompt of {rows.longest_prompt:,} tokens and an answer are up to {longest:,}, and {who} has {limit:,} "
+                    f"positions; set it to at most {limit - rows.longest_prompt:,}, or lower prompts.max_prompt_tokens",
+                    str(self.samples.max_new_tokens),
+                )
 
     def _layer_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
         try:
@@ -226,6 +280,12 @@ class Distill(TrainingStage, kind="distill"):
             tokens = min(max(self.optim.micro_batch_tokens, rows.longest), self.optim.batch_size * rows.tokens)
             memory += FLOAT * tokens * size.hidden * (layers + learned_from)
             advice = advice.replace(", or train with `adapter`", "")
+        if self.samples is not None and (student := started(outlook.model(self.student), self.init)) is not None:
+            written, new = self.samples.written(self.optim.batch_size), min(self.samples.max_new_tokens, round(rows.response))
+            memory += answer_memory(student.config, rows, written * self.samples.every, self.samples.max_new_tokens)
+            writer = outlook.probe(student.config, rows, self.optim.precision)
+            if seconds is not None and writer is not None:
+                seconds += cost.steps * answer_seconds(writer, rows, written, new)
         fresh = not kept and signal != "live"
         return replace(
             cost,
@@ -263,8 +323,12 @@ class Distill(TrainingStage, kind="distill"):
         ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
         bf16 = in_bf16(self.optim.precision)
         teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher)
-        signal = self._targets(context, teacher, store)
-        logits = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
+        live = teacher.live() if self.samples is not None or self.signal == "live" else None
+        signal = self._targets(context, teacher, store, live)
+        logits: Distillation | OnPolicy = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
+        if self.samples is not None:
+            assert live is not None
+            logits = OnPolicy(logits, Distillation(live, self.divergence, 1.0, self.temperature, vocab))
         if self.hidden_states is None:
             return logits
         assert isinstance(signal, Live)
@@ -274,15 +338,28 @@ class Distill(TrainingStage, kind="distill"):
         layers = self._layers(student.model.config, taught, keep)
         return HiddenStates(logits, signal.teacher, layers, self.hidden_states.weight)
 
-    def _targets(self, context: Context, teacher: Teacher, store: TokenStore) -> Signal:
+    def _targets(self, context: Context, teacher: Teacher, store: TokenStore, live: Live | None) -> Signal:
         """What the teacher says of these rows: live, from a cache stage, or kept in the run's folder as it is first said."""
         rows = about(self.data, self.prompts)
         if self.cache is not None:
             return built_signal(context.artifacts(self.cache)[0], teacher, self.temperature, rows, store)
         if self.signal == "live":
-            return teacher.live()
+            assert live is not None
+            return live
         folder = (context.shared or context.work.folder.parent) / SHARED
         return kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store)
+
+    def lessons(self, context: Context, renderer: Renderer, store: TokenStore, student: Student) -> Lessons | None:
+        if self.samples is None:
+            return None
+        work, batch = context.work, self.optim.batch_size
+        engine = Local(
+            student.model, renderer.tokenizer, renderer.stop_ids, precision="bf16" if in_bf16(self.optim.precision) else "fp32"
+        )
+        data = data_of(store, self.optim, self.seed, self.per_step())
+        return Practice(
+            data, self.samples, engine, batch, self.seed, lambda done, total: work.progress.update(done, total, "answers")
+        )
 
     def _foreign(self, theirs: Tokenizer, ours: Tokenizer, who: str) -> str | None:
         """How the teacher's own form of the rows differs from the student's, which it is made to read; None: not at all.
@@ -295,6 +372,7 @@ class Distill(TrainingStage, kind="distill"):
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         layers = {"hidden_states": {"layers": list(objective.layers)}} if isinstance(objective, HiddenStates) else {}
         logits = objective.objective if isinstance(objective, HiddenStates) else objective
+        logits = logits.data if isinstance(logits, OnPolicy) else logits
         assert isinstance(logits, Distillation)
         theirs = load_tokenizer(context.where(self.teacher))
         foreign = ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))

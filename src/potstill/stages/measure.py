@@ -1,7 +1,6 @@
 """One model of a study: what it answers, and what its answers and its probabilities score."""
 
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,14 +9,15 @@ import torch
 from pydantic import Field
 
 from potstill.core.component import Settings
-from potstill.core.types import Abstain, Example
+from potstill.core.types import Example
 from potstill.edges.models import check_vocabulary, load_model
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import States, token_sums
-from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
+from potstill.metrics import Metric, ModelMetric, TokenMetric
 from potstill.quant.packed import packed_of
 from potstill.stages.lineage import Place
 from potstill.stages.readers import Rendered
+from potstill.stages.scores import answer_scores, text_scores
 
 
 class Decoding(Settings):
@@ -118,11 +118,14 @@ def measure(
     )
     # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
     said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
-    scores, abstentions = _text_scores(metrics, said[:rows], [renderer.scored(example) for example in asked.examples])
+    scores, abstentions = text_scores(metrics, said[:rows], [renderer.scored(example) for example in asked.examples])
     measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
     if measures:
         beside = teacher if any(metric.needs_teacher for metric in metrics) else Beside()
         scores |= token_sums(model, beside.model, read.pairs, vocab, measures, beside.states)
+    wrote = [(prompt, ids) for (prompt, _), ids in zip(read.pairs, given.ids, strict=False)]
+    found, unknown = answer_scores(model, teacher.model, wrote, vocab, metrics)
+    scores, abstentions = scores | found, abstentions | unknown
     return Measured(
         answers=said[:rows],
         asked=said[rows:],
@@ -133,22 +136,6 @@ def measure(
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=place.bytes(model),
     )
-
-
-def _text_scores(
-    metrics: Sequence[Metric], answers: Sequence[str], accepted: Sequence[Example]
-) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
-    """Scores of answers by metric, and why which metric abstained how often."""
-    scores: dict[str, Sequence[float | None]] = {}
-    abstentions: dict[str, dict[str, int]] = {}
-    for metric in metrics:
-        if not isinstance(metric, TextMetric):
-            continue
-        values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
-        scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
-        whys = Counter(v.reason for v in values if isinstance(v, Abstain))
-        abstentions |= {str(metric.kind): dict(whys)} if whys else {}
-    return scores, abstentions
 
 
 def asking(prompt: str) -> Example:

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from potstill.core.artifact import MANIFEST, PRINT, fingerprint
 from potstill.core.component import Settings
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import count
-from potstill.core.types import Abstain, Example, Split
+from potstill.core.types import Example, Split
 from potstill.data.prompts import Renderer
 from potstill.data.store import (
     Counts,
@@ -35,7 +35,7 @@ from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenize
 from potstill.inits import Init, Read
 from potstill.losses.objective import Objective
 from potstill.losses.scoring import mean_nll, token_sums
-from potstill.metrics import Metric, TextMetric, TokenMetric
+from potstill.metrics import AnswerMetric, Metric, TextMetric, TokenMetric
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
@@ -44,9 +44,11 @@ from potstill.stages.cost import answer_seconds, training_cost
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.refs import ModelRef
+from potstill.stages.scores import answer_scores, text_scores
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
+from potstill.train.lessons import Lessons
 from potstill.train.loop import Optim, Totals, autocast, fit, in_bf16
 from potstill.train.team import full_model
 from potstill.train.work import Work
@@ -54,15 +56,15 @@ from potstill.train.work import Work
 FIGURE = "validation_"  # before a metric's kind: the name of its figure in metrics.jsonl
 
 
-def of_the_model_alone(metric: type[Metric] | Metric) -> bool:
-    """Whether a metric can be measured while training: from answers, or from the model's own probabilities."""
+def of_rows(metric: type[Metric] | Metric) -> bool:
+    """Whether a metric can be measured while training: of rows, not of the model as a whole."""
     cls = metric if isinstance(metric, type) else type(metric)
-    return issubclass(cls, TextMetric) or (issubclass(cls, TokenMetric) and not cls.needs_teacher)
+    return issubclass(cls, TextMetric | TokenMetric | AnswerMetric)
 
 
 def known_figures() -> list[str]:
     """Every name that a validation can give a figure."""
-    return sorted(f"{FIGURE}{kind}" for kind, metric in Metric.kinds.items() if of_the_model_alone(cast(type[Metric], metric)))
+    return sorted(f"{FIGURE}{kind}" for kind, metric in Metric.kinds.items() if of_rows(cast(type[Metric], metric)))
 
 
 class Validation(Settings):
@@ -72,14 +74,16 @@ class Validation(Settings):
     rows: int = Field(default=64, ge=1, description="validation rows used")
     max_new_tokens: int = Field(default=64, ge=1, description="longest answer generated for text metrics, in tokens")
     metrics: tuple[Metric, ...] = Field(
-        default=(RougeL(), NLL()), min_length=1, description="text metrics, and token metrics that need no teacher"
+        default=(RougeL(), NLL()),
+        min_length=1,
+        description="of answers and tokens; against a teacher where one runs beside the student",
     )
 
     @field_validator("metrics")
     @classmethod
-    def _of_the_model_alone(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+    def _of_rows(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
         for metric in metrics:
-            if not of_the_model_alone(metric):
+            if not of_rows(metric):
                 raise ValueError(f"'{metric.kind}' cannot be measured while training; name text metrics, or nll")
         return metrics
 
@@ -87,19 +91,35 @@ class Validation(Settings):
         """What is written to metrics.jsonl, by name."""
         return {f"{FIGURE}{metric.kind}": metric for metric in self.metrics}
 
+    def against_teacher(self) -> list[str]:
+        """Kinds of the metrics that compare with a teacher."""
+        return [str(metric.kind) for metric in self.metrics if metric.needs_teacher]
+
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures a model on a fixed draw of validation rows."""
+    """Measures a model on a fixed draw of validation rows.
+
+    Attributes:
+        teacher: what metrics against a teacher compare with, and the leading token ids that both share.
+    """
 
     settings: Validation
     renderer: Renderer
     work: Work
     examples: Sequence[Example]
     pairs: Sequence[Pair]
+    teacher: tuple[Any, int] | None = None
 
     @classmethod
-    def on(cls, source: Source, settings: Validation, renderer: Renderer, work: Work) -> "Validator | None":
+    def on(
+        cls,
+        source: Source,
+        settings: Validation,
+        renderer: Renderer,
+        work: Work,
+        teacher: tuple[Any, int] | None = None,
+    ) -> "Validator | None":
         """None where nothing is to be validated, or no validation row fits."""
         if not settings.times:
             return None
@@ -108,13 +128,13 @@ class Validator:
             for pair in instruction_pairs([example], renderer, Counts()):
                 examples.append(renderer.scored(example))
                 pairs.append(pair)
-        return cls(settings, renderer, work, examples, pairs) if pairs else None
+        return cls(settings, renderer, work, examples, pairs, teacher) if pairs else None
 
     def __call__(self, model: Model) -> dict[str, float]:
-        return {**self._texts(model), **self._tokens(model)}
+        return {**self._of_answers(model), **self._of_references(model)}
 
-    def _texts(self, model: Model) -> dict[str, float]:
-        wanted = {name: m for name, m in self.settings.figures().items() if isinstance(m, TextMetric)}
+    def _of_answers(self, model: Model) -> dict[str, float]:
+        wanted = [m for m in self.settings.metrics if isinstance(m, TextMetric | AnswerMetric)]
         if not wanted:
             return {}
         answers = generate(
@@ -125,24 +145,23 @@ class Validator:
             max_new_tokens=self.settings.max_new_tokens,
             on_rows=lambda done, total: self.work.progress.update(done, total, "validation answers"),
         )
-        found = {}
-        for name, metric in wanted.items():
-            scores = [
-                metric(self.renderer.said(answer), example)
-                for answer, example in zip(answers.texts, self.examples, strict=True)
-            ]
-            given = [score for score in scores if not isinstance(score, Abstain)]
-            if given:
-                found[name] = sum(given) / len(given)
-        return found
+        said = [self.renderer.said(answer) for answer in answers.texts]
+        scores, _ = text_scores(wanted, said, self.examples)
+        teacher, vocab = self.teacher or (None, model.get_output_embeddings().weight.shape[0])
+        wrote = [(prompt, ids) for (prompt, _), ids in zip(self.pairs, answers.ids, strict=True)]
+        scores |= answer_scores(model, teacher, wrote, vocab, wanted)[0]
+        given = {name: [score for score in values if score is not None] for name, values in scores.items()}
+        return {f"{FIGURE}{name}": sum(values) / len(values) for name, values in given.items() if values}
 
-    def _tokens(self, model: Model) -> dict[str, float]:
-        wanted = {name: m for name, m in self.settings.figures().items() if isinstance(m, TokenMetric)}
-        if not wanted:
-            return {}
-        sums = token_sums(model, None, self.pairs, model.get_output_embeddings().weight.shape[0], wanted)
+    def _of_references(self, model: Model) -> dict[str, float]:
+        wanted = [m for m in self.settings.metrics if isinstance(m, TokenMetric)]
+        rows, found = model.get_output_embeddings().weight.shape[0], {}
+        for needs in (False, True):  # what needs no teacher is over the whole vocabulary
+            measures = {f"{FIGURE}{m.kind}": m for m in wanted if m.needs_teacher == needs}
+            teacher, vocab = self.teacher if needs and self.teacher is not None else (None, rows)
+            found |= token_sums(model, teacher, self.pairs, vocab, measures) if measures else {}
         tokens = sum(len(response) for _, response in self.pairs)
-        return {name: math.fsum(values) / tokens for name, values in sums.items()}
+        return {name: math.fsum(values) / tokens for name, values in found.items()}
 
 
 class TrainingStage(DataStage):
@@ -166,6 +185,31 @@ class TrainingStage(DataStage):
     @abstractmethod
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
         """What is minimised over these rows; the student knows how it was cut."""
+
+    def lessons(self, context: Context, renderer: Renderer, store: TokenStore, student: Student) -> Lessons | None:
+        """What each step reads; None: the store's rows."""
+        return None
+
+    def per_step(self) -> int | None:
+        """Rows of data that a step takes; None: as many as the step has."""
+        return None
+
+    def teacher_stays(self) -> bool:
+        """Whether a teacher runs beside the student all along."""
+        return False
+
+    def beside(self, objective: Objective) -> tuple[Any, int] | None:
+        """That teacher, and the leading token ids that both share."""
+        return None
+
+    @model_validator(mode="after")
+    def _validated_by_what_is_there(self) -> "TrainingStage":
+        if not self.teacher_stays() and (names := self.validation.against_teacher()):
+            raise ValueError(
+                f"validation.metrics: '{names[0]}' needs a teacher that runs beside the student all along "
+                "(distill with samples, or signal = 'live'); leave it out"
+            )
+        return self
 
     def taught_by(self) -> ModelRef | None:
         """What the model learns from besides rows."""
@@ -198,7 +242,9 @@ class TrainingStage(DataStage):
         if found is None:
             return Cost()
         rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
-        cost = training_cost(outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None)
+        cost = training_cost(
+            outlook, found, self.optim, rows, self.prompts.max_tokens, frozen=self.adapter is not None, per_step=self.per_step()
+        )
         full = outlook.model(self.learner()[1])
         choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0
         if cost.seconds is None or choosing is None:
@@ -215,7 +261,7 @@ class TrainingStage(DataStage):
         if probe is None:
             return 0.0
         seconds = 0.0
-        if any(isinstance(metric, TextMetric) for metric in settings.metrics):
+        if any(isinstance(metric, TextMetric | AnswerMetric) for metric in settings.metrics):
             seconds += answer_seconds(probe, rows, asked, settings.max_new_tokens)
         if any(isinstance(metric, TokenMetric) for metric in settings.metrics):
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response)
@@ -252,9 +298,17 @@ class TrainingStage(DataStage):
         store = training_rows(work, self.data, renderer)
         check_positions(model.config, longest(store), work.name)
         objective = self.objective(context, tokenizer, store, student)
-        validate = Validator.on(self.data, self.validation, renderer, work)
+        validate = Validator.on(self.data, self.validation, renderer, work, self.beside(objective))
         totals = fit(
-            model, store, objective, self.optim, work, seed=self.seed, validate=validate, validations=self.validation.times
+            model,
+            store,
+            objective,
+            self.optim,
+            work,
+            seed=self.seed,
+            validate=validate,
+            validations=self.validation.times,
+            lessons=self.lessons(context, renderer, store, student),
         )
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         student.merge()

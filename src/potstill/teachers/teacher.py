@@ -44,8 +44,11 @@ class Teacher:
     ) -> None:
         self.precision: TeacherPrecision = precision
         self.where, self.bf16, self.vocab, self.say, self.shard = where, bf16, vocab, say, shard
+        self._live: Live | None = None
 
     def load(self) -> Model:
+        if self._live is not None:
+            return self._live.teacher
         model = load_teacher(self.where, self.precision, self.bf16)
         return shard_frozen(model) if self.shard else model
 
@@ -55,7 +58,9 @@ class Teacher:
         return Cached(cache, form, self.load, missing, needed)
 
     def live(self) -> Live:
-        return Live(self.load())
+        """Beside the student from now on; whatever else needs the teacher's weights takes these."""
+        self._live = Live(self.load())
+        return self._live
 
     def form(self, kept: Kept, top_k: int, temperature: float) -> Form:
         """How its hidden states are kept.

@@ -20,7 +20,7 @@ from potstill.edges.models import device, recomputed
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.lessons import Data, Lessons
-from potstill.train.team import full_model, team_of
+from potstill.train.team import Asked, full_model, team_of
 from potstill.train.work import Work
 
 T = TypeVar("T")
@@ -216,40 +216,42 @@ class _Fit:
         """One optimiser step, its figures, and what is due after it."""
         state, rows = self.state, self._read(step)
         lr = self.optim.lr_at(step, self.total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        weights = {
-            kind: math.fsum(row.weight * len(row.response) for row in rows if row.sampled == kind) for kind in (False, True)
-        }
-        weight = weights[False] + weights[True]
-        sums, asked = self.team.agree(
-            self._gradients(rows, weight), lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1))
-        )
-        norm = self.team.clip(self.optim.clip)
-        means = {
-            name: value / (weight if name == "loss" else weights[name.startswith(SAMPLED)]) for name, value in sums.items()
-        }
-        self._refuse_not_finite(step, means["loss"], norm, lr)
-        self.lessons.check(step, means)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        means, asked = self._update(step, rows, lr)
         length = sum(map(len, rows))
         state["step"], state["rows"] = step + 1, state["rows"] + len(self.lessons.rows(step))
         state["response_tokens"] += sum(len(row.response) for row in rows)
         state["sampled_tokens"] += sum(len(row.response) for row in rows if row.sampled)
         state["tokens"] += length
-        state["padded_tokens"] += len(rows) * max(map(len, rows))
+        state["padded_tokens"] += len(rows) * max(map(len, rows), default=0)
         self.seen += length
-        self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, grad_norm=norm, **means, **self.lessons.figures())
+        self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, **means, **self.lessons.figures())
         rate = self.seen / max(time.monotonic() - self.begun, 1e-9)
-        figures = {"loss": f"{means['loss']:.4f}", "tokens": f"{rate:,.0f}/s"}
-        self.work.progress.update(step + 1, self.total, start=self.start, **figures)
+        figures = {"loss": f"{means['loss']:.4f}"} if means else {}
+        self.work.progress.update(step + 1, self.total, start=self.start, **figures, tokens=f"{rate:,.0f}/s")
         self._report_validation(step + 1)
         stop, due = asked()
         if stop or due:
             self._save()
         if stop:
             raise self._stopped(step + 1)
+
+    def _update(self, step: int, rows: list[StepRow], lr: float) -> tuple[dict[str, float], Asked]:
+        """Gradients and update; means of the loss and its parts, none where no row is left to learn from."""
+        told, wrote = (tokens_of(row for row in rows if row.sampled == sampled) for sampled in (False, True))
+        sums = self._gradients(rows, told + wrote)
+        sums, asked = self.team.agree(sums, lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1)))
+        if not rows:
+            return {}, asked
+        norm = self.team.clip(self.optim.clip)
+        of = {"loss": told + wrote}
+        means = {name: value / of.get(name, wrote if name.startswith(SAMPLED) else told) for name, value in sums.items()}
+        self._refuse_not_finite(step, means["loss"], norm, lr)
+        self.lessons.check(step, means)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"grad_norm": norm, **means}, asked
 
     def _read(self, step: int) -> list[StepRow]:
         """The rows of a step; a student that writes some of them can be interrupted, and writes them again later."""

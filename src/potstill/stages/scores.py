@@ -1,0 +1,48 @@
+"""Scores of answers, as text and as tokens: in an evaluation, and on validation rows while training."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from potstill.core.types import Abstain, Example
+from potstill.losses.scoring import token_sums
+from potstill.metrics import AnswerMetric, Metric, TextMetric
+
+
+def answer_scores(
+    model: Any, teacher: Any, wrote: Sequence[tuple[Sequence[int], Sequence[int]]], vocab: int, metrics: Sequence[Metric]
+) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
+    """Scores of answers as tokens, by metric, and why which metric abstained how often.
+
+    Args:
+        wrote: prompt and answer, the token that ends it included.
+        vocab: leading token ids that model and teacher share.
+    """
+    measures = {str(m.kind): m for m in metrics if isinstance(m, AnswerMetric)}
+    known = [i for i, (_, ids) in enumerate(wrote) if max(ids) < vocab]
+    if not measures or not known:
+        return {name: [None] * len(wrote) for name in measures}, {}
+    sums = token_sums(model, teacher, [wrote[i] for i in known], vocab, measures)
+    scores: dict[str, Sequence[float | None]] = {}
+    for name, values in sums.items():
+        means = dict(zip(known, (value / len(wrote[i][1]) for i, value in zip(known, values, strict=True)), strict=True))
+        scores[name] = [means.get(i) for i in range(len(wrote))]
+    lost = len(wrote) - len(known)
+    reason = {"the answer has a token that the teacher does not know": lost} if lost else {}
+    return scores, dict.fromkeys(scores, reason) if lost else {}
+
+
+def text_scores(
+    metrics: Sequence[Metric], answers: Sequence[str], accepted: Sequence[Example]
+) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
+    """Scores of answers by metric, and why which metric abstained how often."""
+    scores: dict[str, Sequence[float | None]] = {}
+    abstentions: dict[str, dict[str, int]] = {}
+    for metric in metrics:
+        if not isinstance(metric, TextMetric):
+            continue
+        values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
+        scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
+        whys = Counter(v.reason for v in values if isinstance(v, Abstain))
+        abstentions |= {str(metric.kind): dict(whys)} if whys else {}
+    return scores, abstentions
