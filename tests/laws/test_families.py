@@ -16,7 +16,8 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.checked import way_of
-from potstill.edges.decoding import decode_batch
+from potstill.edges.decoding import draw_answers
+from potstill.edges.drawing import Drawing
 from potstill.edges.families import logits_of
 from potstill.edges.models import load_head, load_model, save_model
 from potstill.edges.packed import read
@@ -199,8 +200,10 @@ def test_a_family_is_what_it_is_alone(family: str, chat: Any, tmp_path: Path) ->
         torch.testing.assert_close(form_of_logits(head(states)), shown, rtol=1e-4, atol=1e-4)
 
         prompts = [prompt for prompt, _ in pairs]
-        found = decode_batch(again, prompts, stop_ids=range(0, VOCAB, 8), pad_id=0, max_new_tokens=12, temperature=0.0)
-        assert found == [greedy(again, prompt, range(0, VOCAB, 8), 12) for prompt in prompts]
+        wanted = [greedy(again, prompt, range(0, VOCAB, 8), 12) for prompt in prompts]
+        for most in (64, 2):  # all together; two in flight, which others follow
+            asked = {"stop_ids": range(0, VOCAB, 8), "max_new_tokens": 12, "drawing": Drawing(), "most": most}
+            assert [each.ids for (each,) in draw_answers(again, prompts, **asked)] == wanted
 
         longest = max(len(prompt) for prompt, _ in pairs)
         ids_BT = torch.tensor([prompt + [1] * (longest - len(prompt)) for prompt, _ in pairs])

@@ -15,7 +15,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
-from potstill.edges import decoding
+from potstill.edges import decoding, rooms
 from potstill.edges.sampling import decode, decode_speed, generate, stops_of, stream
 from potstill.losses.scoring import mean_nll, token_sums
 from potstill.metrics import TextMetric, TokenMetric
@@ -255,17 +255,19 @@ def test_answers_that_end_at_different_times_leave_the_others_as_they_are(family
     """Rows leave one by one, and what stays grows past a block of the cache."""
     tokenizer, _, prompts, _ = a_case(family)
     model = tiny_model(family, len(tokenizer), seed=3, **LIVELY)
-    monkeypatch.setattr(decoding, "BLOCK", 4)
+    monkeypatch.setattr(rooms, "BLOCK", 4)
     left: list[int] = []
-    keep = decoding._Forward.keep
-    monkeypatch.setattr(decoding._Forward, "keep", lambda self, kept_B: left.append(int((~kept_B).sum())) or keep(self, kept_B))
+    pick = decoding._Batch.pick
+    monkeypatch.setattr(
+        decoding._Batch, "pick", lambda self, rows: left.append(len(self.count_B) - len(rows)) or pick(self, rows)
+    )
     longest = plain_answers(model, tokenizer, prompts, [], 24)
     spoken = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in longest]
     stop_ids = [spoken[0][2], spoken[-1][9 % len(spoken[-1])]]
     wanted = plain_answers(model, tokenizer, prompts, stops_of(model, tokenizer, stop_ids), 24)
     assert generate(model, tokenizer, prompts, stop_ids=stop_ids, max_new_tokens=24).texts == wanted
     assert len(set(map(len, wanted))) > 1
-    assert left, "some row left before the others"
+    assert any(left), "some row left before the others"
 
 
 def test_a_sample_does_not_depend_on_the_rows_beside_it() -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.edges import tokens
-from potstill.edges.decoding import decode_batch
+from potstill.edges.decoding import BATCH_ROWS, draw_answers
+from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model, Tokenizer, positions_of
-
-BATCH_ROWS = 64  # answers that are generated together
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def _plain(model: Model) -> Iterator[None]:
         model.generation_config = own
 
 
-def _check_room(model: Model, prompt_tokens: int, max_new_tokens: int) -> None:
+def check_room(model: Model, prompt_tokens: int, max_new_tokens: int) -> None:
     """Refuse what would run past the model's positions: GPT-2 dies of it, and others answer nonsense."""
     limit = positions_of(model.config)
     if limit is not None and prompt_tokens + max_new_tokens > limit:
@@ -72,43 +71,37 @@ def generate(
 ) -> Answers:
     """One answer per prompt, greedy at temperature 0, else sampled over the whole vocabulary.
 
-    Prompts are batched by length and padded on the left; answers that have ended leave their batch. A row's sample follows
-    from `seed` and its number alone. `on_rows` gets, after every new token, how many answers are finished, of how many.
+    See `draw_answers`. A row's sample follows from `seed` and its number alone. `on_rows` gets, after every new token, how many
+    answers are finished, of how many.
 
     Raises:
         UserError: a prompt and its answer need more positions than the model has.
     """
-    _check_room(model, max(map(len, prompts), default=0), max_new_tokens)
+    check_room(model, max(map(len, prompts), default=0), max_new_tokens)
     stop_ids = stops_of(model, tokenizer, stop_ids)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = Answers([""] * len(prompts), [False] * len(prompts), [[] for _ in prompts])
-    for begin in range(0, len(order), batch_rows):
-        rows = order[begin : begin + batch_rows]
-        found = decode_batch(
-            model,
-            [prompts[i] for i in rows],
-            stop_ids=stop_ids,
-            pad_id=pad_id,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            uniform=(lambda b, rows=rows: _uniform(seed, rows[b], max_new_tokens)) if temperature > 0 else None,
-            on_ended=(lambda ended, begin=begin: on_rows(begin + ended, len(order))) if on_rows is not None else None,
-        )
-        for i, ids in zip(rows, found, strict=True):
-            answers.texts[i], answers.ids[i] = decode(tokenizer, ids, stop_ids), ids
-            answers.cut[i] = not any(token in stop_ids for token in ids)
-        if on_rows is not None:
-            on_rows(begin + len(rows), len(order))
-    return answers
+    found = draw_answers(
+        model,
+        prompts,
+        stop_ids=stop_ids,
+        max_new_tokens=max_new_tokens,
+        drawing=Drawing(temperature),
+        uniform=(lambda row, _: _uniform(seed, row, max_new_tokens)) if temperature > 0 else None,
+        scored=False,
+        most=batch_rows,
+        on_ended=on_rows,
+    )
+    return Answers(
+        [decode(tokenizer, each.ids, stop_ids) for (each,) in found],
+        [not each.finished for (each,) in found],
+        [each.ids for (each,) in found],
+    )
 
 
 def _uniform(seed: int, row: int, count: int) -> Any:
     """Numbers in [0, 1) of one row's own: its sample does not depend on the rows beside it."""
     import numpy as np
-    import torch
 
-    return torch.from_numpy(np.random.Generator(np.random.PCG64([seed, row])).random(count))
+    return np.random.Generator(np.random.PCG64([seed, row])).random(count)
 
 
 def stops_of(model: Model, tokenizer: Tokenizer, stop_ids: list[int]) -> list[int]:
@@ -145,7 +138,7 @@ def stream(
     import torch
     from transformers import TextIteratorStreamer
 
-    _check_room(model, len(prompt), max_new_tokens)
+    check_room(model, len(prompt), max_new_tokens)
     stop_ids = stops_of(model, tokenizer, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
     hidden = _hidden(tokenizer, stop_ids)
@@ -199,7 +192,7 @@ def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats:
 
     import torch
 
-    _check_room(model, len(prompt), new_tokens + 1)
+    check_room(model, len(prompt), new_tokens + 1)
     ids_BT = torch.tensor([prompt], device=model.device)
     arguments = {
         "attention_mask": torch.ones_like(ids_BT),

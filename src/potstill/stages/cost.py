@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import Any
 
+from potstill.edges.decoding import BATCH_ROWS
 from potstill.edges.experts import inner_units, names_experts
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import Size, device, head_width
-from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.head import BLOCK_BYTES, CHUNK_BYTES, GPU_BYTES
 from potstill.losses.scoring import MAX_TOKENS
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, Step

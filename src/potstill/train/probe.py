@@ -16,10 +16,10 @@ from torch import Tensor
 
 from potstill.data.batches import Batch, micro_batches, pack
 from potstill.edges.blank import new_model
+from potstill.edges.decoding import BATCH_ROWS
 from potstill.edges.experts import layers_with_experts
 from potstill.edges.machine import free_memory
 from potstill.edges.models import cut_layers, device, size_of
-from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.head import response_hidden
 from potstill.train.loop import Optim, autocast, optimizer_for
