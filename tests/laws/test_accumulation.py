@@ -128,6 +128,19 @@ def test_bfloat16_products_give_every_weight_its_gradient(name: str, tied: bool,
         assert (found[1][name] - exact).norm() < 0.05 * exact.norm(), name
 
 
+def test_losses_of_two_batches_can_be_summed_before_the_way_back(store: TokenStore, tokenizer: Any) -> None:
+    """As in a loop of one's own; the matrix that embedding and head share gathers what both batches say."""
+    batches, found = [pack([store[0], store[1]]), pack([store[2]])], []
+    for together in (False, True):
+        model = model_of(tokenizer).double()
+        losses = [CrossEntropy()(model, batch).total for batch in batches]
+        for loss in [losses[0] + losses[1]] if together else losses:
+            loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
 def heavy_rows_are_repeated_rows(pairs: list[Any], make: Any, tokenizer: Any, folder: Path, weigh: Any = lambda w: w) -> bool:
     """A row of weight 3 is three of it; one of weight 0.5, beside which all others are doubled, half of one."""
     weights = [1, 3, 0.5, 1, 2]

@@ -59,8 +59,7 @@ class _TiedEmbedding(torch.autograd.Function):
         gradient_VD, ctx.tie.gradient = ctx.tie.gradient, None
         if gradient_VD is None:
             return grad_TD.new_zeros(ctx.shape).index_add_(0, ids_T, grad_TD), None, None, None
-        gradient_VD.index_add_(0, ids_T, grad_TD.to(gradient_VD.dtype))
-        return None, None, None, None
+        return gradient_VD.index_add_(0, ids_T, grad_TD.to(gradient_VD.dtype)), None, None, None
 
 
 def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:

@@ -190,6 +190,7 @@ class _FusedHead(torch.autograd.Function):
         for grad in grads:
             if grad is not None:
                 grad.mul_(scale)
-        if ctx.tie is not None:
-            ctx.tie.gradient = grads[1]
-        return *grads, None
+        if ctx.tie is None:
+            return *grads, None
+        ctx.tie.gradient = grads[1]  # handed over, not returned as well: autograd may copy what it is given, and miss additions
+        return grads[0], None, grads[2], None
