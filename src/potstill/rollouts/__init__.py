@@ -1,0 +1,1 @@
+"""Engines: prompts in, rollouts with their log-probabilities out."""
