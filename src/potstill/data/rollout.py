@@ -90,8 +90,8 @@ class Engine(Protocol):
     ) -> list[Rollout]:
         """`samples` answers of each prompt, those of a prompt beside each other, in the order of the prompts.
 
-        The number that draws a token follows from seed, the prompt's tokens, the sample's number and the token's position alone;
-        a prompt that occurs again in one call counts its samples on.
+        The number that draws a token follows from seed, the prompt's tokens, the sample's number and the token's position
+        alone; a prompt that occurs again in one call counts its samples on.
 
         Args:
             on_rollouts: gets, as they come, how many answers are finished, of how many.

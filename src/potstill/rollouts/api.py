@@ -31,7 +31,7 @@ class TooLong(UserError):
 
 
 class OpenAI(Settings):
-    """A model behind an OpenAI-compatible endpoint, as an `Engine`: each sample is a request of its own, with a seed of its own.
+    """A model behind an OpenAI-compatible endpoint, as an `Engine`: each sample is one request with its own seed.
 
     A prompt with turns goes to `/chat/completions`, one without to `/completions`, as text or as token ids of the server's own
     tokenizer. Cuts are sent even where they are off, because servers have cuts of their own by default. In what order a server
@@ -46,7 +46,7 @@ class OpenAI(Settings):
     key_env: str | None = Field(
         default=None,
         pattern="^[A-Za-z_][A-Za-z0-9_]*$",
-        description="name of the environment variable that holds the key, which itself is kept nowhere; default: no key is sent",
+        description="name of the environment variable that holds the key; the key is kept nowhere. Default: no key is sent",
     )
     in_flight: int = Field(default=8, ge=1, le=256, description="requests at the same time, at most")
     timeout_s: float = Field(default=300.0, gt=0, description="longest wait for an answer, in seconds")
@@ -54,7 +54,7 @@ class OpenAI(Settings):
     backoff_s: float = Field(default=1.0, ge=0, description="wait before the first further try, doubled for each one after it")
     extensions: bool = Field(
         default=True,
-        description="send top_k and min_p, which other servers than OpenAI's own set by themselves; false: as OpenAI's service wants it",
+        description="send top_k and min_p, for which most servers have defaults of their own; false: for OpenAI's service",
     )
     logprobs: bool = Field(default=False, description="ask for log-probabilities, which some servers refuse")
 
@@ -106,7 +106,7 @@ class OpenAI(Settings):
         seed: int,
         on_rollouts: Callable[[int, int], None] | None = None,
     ) -> list[Rollout]:
-        """As `Engine`; the number that a token is drawn by is the server's, from a seed that follows from seed, prompt and sample.
+        """As `Engine`; the server draws, from a seed that follows from seed, prompt and sample number.
 
         Raises:
             UserError: no key; 401, 403, 404 and other refusals, at once; no usable answer after all tries.
@@ -160,7 +160,7 @@ class OpenAI(Settings):
         raise UserError(self._clean(f"{url}: no usable answer in {_times(self.retries + 1)}: {why}", headers))
 
     def _wait_s(self, tried: int, asked_s: float | None) -> float:
-        """Seconds until the next try: what the server asks for, or twice as long each time, spread so that not all come at once."""
+        """Seconds until the next try: what the server asks for, or doubled each time, with jitter."""
         if asked_s is not None:
             return asked_s
         return min(LONGEST_BACKOFF_S, self.backoff_s * 2**tried) * random.uniform(0.75, 1.0)

@@ -50,3 +50,24 @@ class Crew(Generic[J, R]):
                 self._done.put((job[0], self._work(job[0]), None))
             except BaseException as error:
                 self._done.put((job[0], None, error))
+
+
+class Alone(Generic[J, R]):
+    """A crew of nobody: jobs are done by whoever takes their results, one after the other."""
+
+    def __init__(self, work: Callable[[J], R]) -> None:
+        self._work, self._jobs = work, list[J]()
+
+    @property
+    def busy(self) -> int:
+        return len(self._jobs)
+
+    def give(self, job: J) -> None:
+        self._jobs.append(job)
+
+    def take(self) -> tuple[J, R]:
+        job = self._jobs.pop(0)
+        return job, self._work(job)
+
+    def close(self) -> None:
+        self._jobs.clear()

@@ -39,6 +39,7 @@ def ancestry(artifact: Artifact) -> dict[str, Artifact]:
         beside = [Artifact.load(file.parent) for file in one.folder.parent.glob("*/artifact.json")] if made_from else []
         waiting += [other for other in beside if other.fingerprint in made_from]
         named = [str(one.stage.get(field) or "") for field in ("model", "student", "teacher", "cache")]
+        named.append(str((one.stage.get("data") or {}).get("stage") or ""))  # rows that a stage of another run wrote
         folders = [Path(ref.removeprefix("path:")).expanduser() for ref in named if ref.startswith("path:")]
         waiting += [Artifact.load(folder) for folder in folders if (folder / "artifact.json").is_file()]
     return found
