@@ -6,17 +6,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
-from pydantic import PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
 from potstill.core.refs import RowsRef
 from potstill.core.types import Example, Split, Turn
-from potstill.sources import Skip, Source
+from potstill.sources import Skip, Source, Splits
 from potstill.sources._lines import read
 
 WRITTEN, HELD_OUT = "rows.jsonl", "held_out.jsonl"  # in the artifact: rows to train on, and the source's own to measure on
 _TURNS = ("history", "since")
+_COLUMNS = ("key", "instruction", "context", "response", "language", "tag")  # every row has them, as readers of columns want
 _FIELDS = {field.name: field for field in fields(Example)}
 _Asked = tuple[str, ...]
 
@@ -45,13 +46,19 @@ class OfStage(Source, kind="stage"):
 
     own_splits: ClassVar[bool] = True
 
-    stage: RowsRef
+    stage: RowsRef = Field(description="the `generate` stage, by its name or as stage:NAME, or path:FOLDER of its artifact")
     _rows: Path | Foretold | None = PrivateAttr(default=None)
 
     @field_validator("stage", mode="before")
     @classmethod
     def _a_name_alone_is_a_stage(cls, value: Any) -> Any:
         return f"stage:{value}" if isinstance(value, str) and value and ":" not in value else value
+
+    @model_validator(mode="after")
+    def _splits_are_given(self) -> "OfStage":
+        if self.splits != Splits():
+            raise ValueError("splits are those of the rows that were asked; set them where these are read")
+        return self
 
     def written_by(self) -> RowsRef:
         return self.stage
@@ -136,8 +143,10 @@ def held_out(source: Source) -> Iterator[tuple[Example, Split]]:
 
 
 def row_of(example: Example) -> dict[str, Any]:
-    """An example as a JSON object; what it does not have is left out."""
-    row = {name: value for name, value in asdict(example).items() if value != _FIELDS[name].default}
+    """An example as a JSON object; of what is no plain column, only what it has."""
+    row = {n: value for n, value in asdict(example).items() if n in _COLUMNS or value != _FIELDS[n].default}
+    if example.references == (example.response,):
+        del row["references"]
     for name in _TURNS:
         if name in row:
             row[name] = [{key: value for key, value in turn.items() if value or key == "content"} for turn in row[name]]

@@ -120,9 +120,7 @@ class Generate(DataStage, kind="generate"):
         if self.filters.best == "likelihood" and not (
             self.api.logprobs and self.sampling.whole and self.sampling.temperature == 1
         ):
-            rule = (
-                "an endpoint tells it only with api.logprobs = true, at temperature 1 without cuts; or choose best = 'metric'"
-            )
+            rule = "an endpoint says it only with api.logprobs = true, at temperature 1 without cuts; or set best = 'metric'"
             yield Problem("filters.best", rule, "'likelihood'")
 
     def _model_problems(self, outlook: Outlook, rows: RowsOf) -> Iterator[Problem]:
@@ -366,7 +364,7 @@ class _Loaded:
         if prompt.ids is None:
             return prompt.reason
         opened = opened_tag(self.renderer.text(example, "")) if self.renderer.prompts.format == "chat" else ""
-        return Asked(ids=tuple(prompt.ids), text=opened)
+        return Asked(ids=tuple(prompt.ids), text=opened)  # the text is kept for the answer, whose beginning it is
 
     def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int) -> Written:
         if self._model is None:

@@ -102,6 +102,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
     curves, data, quantization = [], [], []
     sweeps: dict[str, Any] = {}
     cuts: dict[str, dict[str, Any]] = {}
+    written: dict[str, dict[str, Any]] = {}
     for name, role, place in models:
         artifact = place.artifact
         if artifact is None:
@@ -123,6 +124,8 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         for made_by in place.ancestry.values():  # a cut that several models begin with is told once
             if made_by.summary.get("cut"):
                 cuts.setdefault(made_by.fingerprint, {"stage": made_by.name, **made_by.summary["cut"]})
+            if made_by.makes == "rows":
+                written.setdefault(made_by.fingerprint, {"stage": made_by.name, **made_by.summary})
         if (artifact.folder / SWEEP).is_file():  # the same for every seed
             sweep = read_json(artifact.folder / SWEEP)
             sweeps.setdefault(sweep["stage"], {"name": name, "role": role, **sweep})
@@ -135,6 +138,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         "quantization": quantization,
         "sweeps": [*sweeps.values()],
         "cuts": [*cuts.values()],
+        "written": [*written.values()],
     }
     return {**made, "provenance": dict(context.provenance)}
 
