@@ -50,7 +50,7 @@ class Server:
 
 
 @contextmanager
-def serving(answer: Callable[[int, dict[str, Any]], Reply | dict[str, Any]]) -> Iterator[Server]:
+def serving(answer: Callable[[int, dict[str, Any]], Reply | dict[str, Any]], port: int = 0) -> Iterator[Server]:
     """A server while inside.
 
     Args:
@@ -93,7 +93,7 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply | dict[str, Any]]) -> 
             pass
 
     done = threading.Event()
-    http = Quiet(("127.0.0.1", 0), Handler)
+    http = Quiet(("127.0.0.1", port), Handler)
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     server.url = f"http://127.0.0.1:{http.server_port}/v1"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -208,13 +208,19 @@ class Generate(DataStage, kind="generate"):
         that goes on ends as one that was not stopped.
         """
 
+        already = len(journal.rows)
+
+        def told(rows: int) -> None:
+            work.progress.update(rows, len(asked), "row", start=already, tokens=count(purse.paid))
+
         def write(block: range) -> Written:
-            return writer.write(block, [asked[row] for row in block], _seed(self.seed, block.start))
+            prompts = [asked[row] for row in block]
+            return writer.write(block, prompts, _seed(self.seed, block.start), lambda rows: told(block.start + rows))
 
         crew: Crew[range, Written] | Alone[range, Written]
         crew = Crew(write, writer.at_once) if writer.at_once > 1 else Alone(write)
         purse = _Purse(self.budget, self.samples * self.sampling.max_new_tokens)
-        begin, already = 0, len(journal.rows)
+        begin = 0
         try:
             while begin < len(asked) or crew.busy:
                 size = purse.rows(min(writer.batch, len(asked) - begin))
@@ -233,7 +239,7 @@ class Generate(DataStage, kind="generate"):
                 journal.add({row: answers for row, answers in written.items() if row not in journal.rows})
                 purse.release(len(block))
                 purse.pay(self._tokens(journal, block))
-                work.progress.update(len(journal.rows), len(asked), "row", start=already, tokens=count(purse.paid))
+                told(len(journal.rows))
         finally:
             crew.close()
         return begin
@@ -334,8 +340,12 @@ class Writer(Protocol):
         """A row's prompt, or why it cannot be asked."""
         ...
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int) -> Written:
-        """The answers of each row; None where its prompt turned out to be too long."""
+    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None]) -> Written:
+        """The answers of each row; None where its prompt turned out to be too long.
+
+        Args:
+            on_rows: gets, as they come, about how many rows are done.
+        """
         ...
 
 
@@ -354,7 +364,6 @@ class _Loaded:
         self.stage, self.where, self.batch = stage, context.where(stage.model), stage.batch_rows
         self.renderer = Renderer(load_tokenizer(self.where), stage.prompts)
         self._model: Model | None = None
-        self._context = context
 
     def identity(self) -> Any:
         return [content_id(self.where), self.stage.prompts.model_dump(mode="json")]
@@ -366,15 +375,12 @@ class _Loaded:
         opened = opened_tag(self.renderer.text(example, "")) if self.renderer.prompts.format == "chat" else ""
         return Asked(ids=tuple(prompt.ids), text=opened)  # the text is kept for the answer, whose beginning it is
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int) -> Written:
+    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None]) -> Written:
         if self._model is None:
             self._model = load_model(self.where)
         stage, bare = self.stage, [Asked(ids=prompt.ids) for prompt in prompts]
         engine = local_engine(self._model, self.renderer.tokenizer, self.renderer.stop_ids)
-        progress = self._context.work.progress
-        rollouts = engine(
-            bare, stage.samples, stage.sampling, seed, lambda n, of: progress.update(n, of, "answer of the batch")
-        )
+        rollouts = engine(bare, stage.samples, stage.sampling, seed, lambda n, _: on_rows(n // stage.samples))
         logp = self._mean_logp([(list(bare[one.prompt].ids), one.ids) for one in rollouts])
         answers = [self._answer(one, prompts[one.prompt], value) for one, value in zip(rollouts, logp, strict=True)]
         return _by_row(rows, rollouts, answers, stage.samples)
@@ -410,7 +416,7 @@ class _Endpoint:
     def asked(self, example: Example) -> Asked | str:
         return asked_of(example, self.stage.prompts)
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int) -> Written:
+    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None]) -> Written:
         try:
             rollouts = self._api(prompts, self.stage.samples, self.stage.sampling, seed)
         except TooLong:
