@@ -22,6 +22,7 @@ def table(folder: Path, url: str, api: dict[str, Any] | None = None, **more: Any
     data = {"kind": "jsonl", "path": str(rows), "language": "en", "context": "context", "splits": splits}
     server = {"url": url, "model": "m", "backoff_s": 0.001, "retries": 2} | (api or {})
     stage = {"name": "written", "kind": "generate", "api": server, "filters": {"repetition": False}}
+    stage["sampling"] = {"temperature": 0}
     return {"name": "w", "data": data, "prompts": {"system": "Be brief."}, "stage": [stage | more]}
 
 

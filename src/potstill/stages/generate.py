@@ -63,7 +63,7 @@ class Generate(DataStage, kind="generate"):
     model: ModelRef | None = Field(default=None, description="who writes, loaded here; or give `api`")
     api: OpenAI | None = Field(default=None, description="who writes, behind an OpenAI-compatible endpoint; or give `model`")
     samples: int = Field(default=1, ge=1, description="answers for each row")
-    sampling: Sampling = Sampling(temperature=0)
+    sampling: Sampling = Sampling()
     filters: Filters = Filters()
     budget: int | None = Field(
         default=None, ge=1, description="most tokens of answers; rows are asked in order while a whole one still fits"
