@@ -8,7 +8,8 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,48 @@ def ask(
     return answer
 
 
-def _server(file: str) -> Any:
+@contextmanager
+def served(file: Path, positions: int = 0) -> Iterator[str]:
+    """Where llama.cpp's server answers OpenAI's API for a file, while inside.
+
+    Args:
+        positions: of its context; 0: the model's own.
+    """
+    path = os.pathsep.join(p for p in sys.path if p)
+    server = subprocess.Popen(
+        [sys.executable, __file__, str(file), str(positions)],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+    try:
+        lines = (line.strip() for line in server.stdout)
+        url = next((line for line in lines if line.startswith("http://")), None)
+        if url is None:
+            raise Refused(f"no server for {file}")
+        yield f"{url}/v1"
+    finally:
+        server.stdin.close()
+        server.stdout.close()
+        server.wait()
+
+
+def _serve(file: str, positions: int) -> None:
+    server = _server(file, positions)  # it ends when nobody holds it
+    print(f"\n{server.listening_address}", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+
+
+def _server(file: str, positions: int = 0) -> Any:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
-    params.model.path = file
+    params.model.path, params.n_ctx = file, positions
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.n_parallel, params.warmup, params.fit_params, params.n_gpu_layers, params.verbosity = 1, False, False, 0, 3
@@ -101,4 +139,4 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    _main()
+    _serve(sys.argv[1], int(sys.argv[2])) if len(sys.argv) > 1 else _main()

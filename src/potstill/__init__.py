@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.core.progress import Progress as Progress
     from potstill.core.types import Example as Example
     from potstill.data.prompts import Prompts as Prompts
+    from potstill.data.rollout import Sampling as Sampling
     from potstill.divergences import Divergence as Divergence
     from potstill.divergences.forward_kl import ForwardKL as ForwardKL
     from potstill.divergences.generalised_jsd import GeneralisedJSD as GeneralisedJSD
@@ -36,6 +37,7 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.recipe.header import Recipe as Recipe
     from potstill.recipe.parse import load_recipe as load_recipe
     from potstill.recipe.parse import parse_recipe as parse_recipe
+    from potstill.rollouts.api import OpenAI as OpenAI
     from potstill.run.runner import run_recipe as run_recipe
     from potstill.run.runner import run_stage as run_stage
     from potstill.sources import Source as Source
@@ -55,6 +57,8 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.distill import LayerMatch as LayerMatch
     from potstill.stages.evaluate import Evaluate as Evaluate
     from potstill.stages.export import Export as Export
+    from potstill.stages.filters import Filters as Filters
+    from potstill.stages.generate import Generate as Generate
     from potstill.stages.measure import Decoding as Decoding
     from potstill.stages.pretrain import Pretrain as Pretrain
     from potstill.stages.pretrain import Shape as Shape
@@ -107,6 +111,10 @@ _WHERE = {
     "Cache": "potstill.stages.cache",
     "Distill": "potstill.stages.distill",
     "LayerMatch": "potstill.stages.distill",
+    "Generate": "potstill.stages.generate",
+    "Filters": "potstill.stages.filters",
+    "OpenAI": "potstill.rollouts.api",
+    "Sampling": "potstill.data.rollout",
     "Quantize": "potstill.stages.quantize",
     "Best": "potstill.stages.best",
     "Evaluate": "potstill.stages.evaluate",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from writing import WRITERS, write_cache
 
+from potstill.core.artifact import Artifact
 from potstill.sources import Source
 
 WriteRows = Callable[..., str]
@@ -44,6 +45,21 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def write_written(rows: list[dict[str, Any]], folder: Path) -> Path:
+    """The artifact of a generate stage that kept the references as they were, a third of the questions held out."""
+    written, held = [], []
+    for row in rows:
+        line = {"key": row["instruction"], "language": "es", **{n: row[n] for n in ("instruction", "context", "response")}}
+        number = int(row["instruction"].strip("¿?"))
+        written.append(line) if number % 3 else held.append({**line, "split": ("validation", "test")[number % 2]})
+    work = folder.with_name("work")
+    work.mkdir()
+    for name, lines in (("rows.jsonl", written), ("held_out.jsonl", held)):
+        (work / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    Artifact(folder, "written", "generate", "rows", "0" * 64, stage={"data": {"kind": "primer"}}).commit(work)
+    return folder
+
+
 @pytest.fixture
 def make_source(write_rows: WriteRows, tmp_path: Path, hub_cache: Path) -> Callable[[str, Iterable[int]], Source]:
     """A source of a kind with one row per number; kinds that make their own rows ignore the numbers."""
@@ -54,6 +70,8 @@ def make_source(write_rows: WriteRows, tmp_path: Path, hub_cache: Path) -> Calla
         rows = [*map(_pair, numbers)]
         if kind == "hub":
             return {"hub": "someone/rows", "revision": write_cache(rows, hub_cache)}
+        if kind == "stage":
+            return {"stage": f"path:{write_written(rows, tmp_path / 'written')}"}
         if kind in WRITERS:
             file = tmp_path / f"rows.{kind}"
             WRITERS[kind](rows, file)

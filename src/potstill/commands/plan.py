@@ -113,7 +113,7 @@ def _known(item: Planned) -> Cost:
 
 def _could_show(stages: Sequence[Stage], outlook: Outlook) -> str:
     """The smallest difference that the recipe's studies could show, in words; "" where there is no study."""
-    return " ".join(sentence for stage in stages if (sentence := stage.could_show(outlook)))
+    return " ".join(sentence for stage in stages if (sentence := outlook.reading(stage).could_show(outlook)))
 
 
 def print_plan(found: Plan, console: "Console | None" = None) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from typing import Any, Literal
@@ -251,15 +251,7 @@ class Renderer:
 
     def _turns(self, example: Example, context: str) -> list[Turn]:
         """The conversation up to the answer, as the settings want it."""
-        turns = [*example.history]
-        if self.prompts.system is not None and not (turns and turns[0].role == "system"):
-            turns.insert(0, Turn("system", self.prompts.system))
-        asked = f"{context}\n\n{example.instruction}" if context else example.instruction
-        turns += [Turn("user", asked), *example.since]
-        if self.prompts.system_turn == "user" and turns[0].role == "system":
-            system, *turns = turns
-            first = next(i for i, turn in enumerate(turns) if turn.role == "user")  # not an assistant's greeting
-            turns[first] = replace(turns[first], content=f"{system.content}\n\n{turns[first].content}")
+        turns = conversation(example, context, self.prompts)
         return [self._as_said(turn) if turn.role == "assistant" else turn for turn in turns]
 
     def _as_said(self, turn: Turn) -> Turn:
@@ -284,12 +276,8 @@ class Renderer:
             raise UserError(
                 f"prompts.format = '{self.prompts.format}' cannot write tools, tool calls and reasoning; use format = 'chat'"
             )
-        bare, with_context = PLAIN[self.prompts.format]
-        history = [self._as_said(turn) if turn.role == "assistant" else turn for turn in example.history]
-        earlier = "".join(f"{shown(turn.content, turn.role == 'assistant')}\n\n" for turn in history)
-        # one pass and no str.format: a row's own braces, even "{instruction}", must stay as they are
-        fields = {"{instruction}": shown(example.instruction, False), "{context}": shown(context, False)}
-        return earlier + re.sub(r"\{instruction\}|\{context\}", lambda m: fields[m[0]], with_context if context else bare)
+        history = tuple(self._as_said(turn) if turn.role == "assistant" else turn for turn in example.history)
+        return in_plain_text(replace(example, history=history), self.prompts.format, context, shown)
 
     def _text(self, example: Example, context: str, generate: bool, answer: Turn | None = None) -> Text:
         turns = [*example.history, *example.since, *([answer] if answer else [])]
@@ -600,6 +588,33 @@ class Renderer:
         except LeftOut:
             return None
         return None
+
+
+def conversation(example: Example, context: str, prompts: Prompts) -> list[Turn]:
+    """The turns up to the answer, with their system message where the settings want it; no template is asked."""
+    turns = [*example.history]
+    if prompts.system is not None and not (turns and turns[0].role == "system"):
+        turns.insert(0, Turn("system", prompts.system))
+    asked = f"{context}\n\n{example.instruction}" if context else example.instruction
+    turns += [Turn("user", asked), *example.since]
+    if prompts.system_turn == "user" and turns[0].role == "system":
+        system, *turns = turns
+        first = next(i for i, turn in enumerate(turns) if turn.role == "user")  # not an assistant's greeting
+        turns[first] = replace(turns[first], content=f"{system.content}\n\n{turns[first].content}")
+    return turns
+
+
+def in_plain_text(example: Example, format: str, context: str, shown: Callable[[str, bool], str] = lambda text, _: text) -> str:
+    """A prompt in one of the plain templates.
+
+    Args:
+        shown: what stands for a text; the second argument says whether a model wrote it.
+    """
+    bare, with_context = PLAIN[format]
+    earlier = "".join(f"{shown(turn.content, turn.role == 'assistant')}\n\n" for turn in example.history)
+    # one pass and no str.format: a row's own braces, even "{instruction}", must stay as they are
+    fields = {"{instruction}": shown(example.instruction, False), "{context}": shown(context, False)}
+    return earlier + re.sub(r"\{instruction\}|\{context\}", lambda m: fields[m[0]], with_context if context else bare)
 
 
 def end_of_turn(tokenizer: Any) -> int | None:

@@ -39,10 +39,20 @@ class Asked:
     Attributes:
         ids: its tokens, ready to be continued by the answer; empty where no tokenizer is known.
         turns: the same as messages, for an engine that applies a chat template of its own; empty where there are none.
+        text: the same as plain text, for an engine that has a tokenizer of its own; empty where only tokens or turns say it.
     """
 
     ids: tuple[int, ...] = ()
     turns: tuple[Turn, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as a server counted them; None where it does not say."""
+
+    prompt_tokens: int | None = None
+    answer_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,7 @@ class Rollout:
             engine does not say.
         text: the answer without the token that ends it.
         finished: whether it ended of itself; else it was cut at `max_new_tokens`.
+        usage: what a server counted; None where the tokens are here to be counted.
     """
 
     prompt: int
@@ -63,6 +74,7 @@ class Rollout:
     logp_N: np.ndarray
     text: str
     finished: bool
+    usage: Usage | None = None
 
 
 class Engine(Protocol):
@@ -78,8 +90,8 @@ class Engine(Protocol):
     ) -> list[Rollout]:
         """`samples` answers of each prompt, those of a prompt beside each other, in the order of the prompts.
 
-        The number that draws a token follows from seed, the prompt's tokens, the sample's number and the position alone;
-        a prompt that occurs again in one call counts its samples on.
+        The number that draws a token follows from seed, the prompt's tokens, the sample's number and the token's position
+        alone; a prompt that occurs again in one call counts its samples on.
 
         Args:
             on_rollouts: gets, as they come, how many answers are finished, of how many.

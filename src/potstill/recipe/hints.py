@@ -39,6 +39,7 @@ ELSEWHERE = {
     "adapter.alpha": "lora_alpha",
     "adapter.dropout": "lora_dropout",
     "adapter.targets": "target_modules lora_target_modules lora_target lora_targets",
+    "key_env": "api_key key token api_token",
     "model": "model_name_or_path model_name base_model model_id pretrained pretrained_model",
     "student": "student_model student_model_name_or_path model_name_or_path model_name base_model model_id model",
     "teacher": "teacher_model teacher_model_name_or_path teacher_name teacher_model_name",

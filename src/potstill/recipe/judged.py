@@ -11,6 +11,7 @@ from potstill.recipe.healing import Healed, heal, kind_meant
 from potstill.recipe.places import labels_of, place_of, usable
 from potstill.recipe.spots import at
 from potstill.recipe.wording import Reported, reported_of, shown
+from potstill.sources import table_of
 from potstill.stages.base import NAME_RULE, DataStage, Stage
 
 
@@ -118,8 +119,8 @@ def _shared(fields: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in ("data", "prompts"):
         shared, own = table.get(key), fields.get(key)
-        if key == "data" and isinstance(shared, str):
-            shared = {"kind": shared}
+        if key == "data":
+            shared = table_of(shared)
         if own is None and shared is not None:
             found[key] = shared
         elif isinstance(own, dict) and isinstance(shared, dict) and (key == "prompts" or "kind" not in own):

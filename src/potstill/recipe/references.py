@@ -165,4 +165,6 @@ def _names(stages: Sequence[Judged]) -> list[Any]:
 
 
 def _a(noun: str) -> str:
+    if noun == "rows":
+        return noun
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

@@ -82,6 +82,8 @@ def _value(error: ErrorDetails, found: Spot, raw: Any) -> str | None:
     value = at(raw, found.loc) if found.whole else error.get("input")
     if error["type"] == "missing" or isinstance(value, dict | Settings) or not error["loc"]:
         return None
+    if isinstance(value, str) and "api" in found.loc:  # it may be a key in a wrong place, and messages are shown around
+        return None
     return shown(value)
 
 

@@ -39,6 +39,7 @@ class Made:
             "fields", "chosen": its number, "candidates": [{"label", "values", "mean", "by_seed": [[seed, figure]], "curves":
             [{"seed", "points"}]}]}.
         cuts: per model that calibration rows cut, {"stage", "by", "rows", "nll": after the cut, and what decided}.
+        written: per stage whose rows a teacher wrote and a model learned, {"stage"} and its summary.
         asked: per prompt of a user's own, {"prompt", "answers": {model name: text}}.
         provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
     """
@@ -48,6 +49,7 @@ class Made:
     quantization: Sequence[Mapping[str, Any]] = ()
     sweeps: Sequence[Mapping[str, Any]] = ()
     cuts: Sequence[Mapping[str, Any]] = ()
+    written: Sequence[Mapping[str, Any]] = ()
     asked: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,6 +99,7 @@ def build_report(
         "data": made.data,
         "quantization": made.quantization,
         "cuts": made.cuts,
+        "written": made.written,
         "asked": made.asked,
         "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in made.sweeps],
         "provenance": made.provenance,

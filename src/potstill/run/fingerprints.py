@@ -1,5 +1,6 @@
 """What a stage's result depends on, as one digest: the same digest means the same result."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Fingerprints:
         Args:
             bf16: whether `auto` is bfloat16; default: as on this machine.
         """
-        fields = {key: value for key, value in stage.spec().items() if key not in stage.ignored}
+        fields = _without(stage.spec(), stage.ignored)
         spec: dict[str, Any] = _as_there(fields, in_bf16("auto") if bf16 is None else bf16)
         if stage.sources():
             spec["data"] = [self.source(source) for source in stage.sources()]
@@ -76,6 +77,16 @@ class Fingerprints:
     def save(self) -> None:
         """Remember what was hashed, if anything new was."""
         self.hashes.save()
+
+
+def _without(fields: dict[str, Any], ignored: Iterable[str]) -> dict[str, Any]:
+    """Fields without those of some names; `api.retries` is one of a group."""
+    left = {key: value for key, value in fields.items() if key not in ignored}
+    for name in ignored:
+        group, _, inner = name.partition(".")
+        if inner and isinstance(left.get(group), dict):
+            left[group] = {key: value for key, value in left[group].items() if key != inner}
+    return left
 
 
 def _as_there(spec: Any, bf16: bool) -> Any:

@@ -34,6 +34,7 @@ def problems_of(stages: Sequence[Stage], outlook: Outlook) -> Iterator[Problem]:
     """Each stage's own problems at their places in the recipe; what several stages share, or a model's own, is said once."""
     said: set[tuple[str, str]] = set()
     for stage in stages:
+        stage = outlook.reading(stage)
         for problem in _problems(stage, outlook) if stage.name not in outlook.done else ():
             shared = problem.place.partition(".")[0]
             own = f"{stage.name.partition('.')[0]}.{problem.place}"
@@ -88,7 +89,7 @@ def room_problems(stages: Sequence[Stage], outlook: Outlook, out: Path) -> Itera
 def cost_of(stage: Stage, outlook: Outlook) -> Cost:
     """A stage's cost; where it is not known, why."""
     try:
-        return stage.cost(outlook)
+        return outlook.reading(stage).cost(outlook)
     except UserError as error:
         return Cost(note=str(error))
 

@@ -195,7 +195,8 @@ def execute(
     """
     begun = time.monotonic()
     reset_peak_memory()
-    summary = stage.run(context) if stage.shared else ranks.on_first(lambda: stage.run(context))
+    bound = stage.reading(lambda ref: context.artifacts(ref)[0].folder, lambda name: None)
+    summary = bound.run(context) if stage.shared else ranks.on_first(lambda: bound.run(context))
     context.work.hold()
     parents = parents or {}
     if ranks.several() and stage.shared:

@@ -18,7 +18,20 @@ _WORD = regex.compile(
     rf"(?V1){_UNSPACED}\p{{M}}*"
     rf"|[[\p{{L}}\p{{N}}]--{_UNSPACED}](?:[[\p{{L}}\p{{N}}]--{_UNSPACED}]|\p{{M}}|{_JOINER})*"
 )
+_UNIT = regex.compile(rf"(?V1){_WORD.pattern.removeprefix('(?V1)')}|[^\s\p{{L}}\p{{M}}\p{{N}}]")
 _UNSEEN = regex.compile(r"[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+
+
+def units(text: str) -> list[str]:
+    """Words as in `words`, unstemmed, and each mark or symbol between them."""
+    return _UNIT.findall(_UNSEEN.sub("", fold(nfc(text))))
+
+
+def repeated(text: str, n: int) -> float:
+    """Share of a text's n-grams of `units` that stood in it before: 1 - unique / all; 0 where it has fewer than n units."""
+    found = units(text)
+    grams = [tuple(found[i : i + n]) for i in range(len(found) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def words(text: str, language: str = "") -> list[str]:

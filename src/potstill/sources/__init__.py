@@ -7,12 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar, Literal, TypeVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from pydantic import Field, model_validator
 
 from potstill.core.component import Component, Settings, discover
 from potstill.core.errors import UserError
+from potstill.core.refs import RowsRef
 from potstill.core.types import Example, Split
 from potstill.scorers.text import key_form
 from potstill.sources._near import NearDuplicates, identity, near_duplicates, none_looked_for
@@ -70,6 +72,39 @@ class Source(Component):
     limit: int | None = Field(
         default=None, ge=1, description="for a quick look: use only the first so many rows of the file, over all splits"
     )
+
+    @classmethod
+    def parse(cls, value: Any) -> Component:
+        return super().parse(table_of(value))
+
+    def written_by(self) -> RowsRef | None:
+        """What writes these rows before they can be read; None where they are there."""
+        return None
+
+    def found_in(self, folder: Path) -> "Source":
+        """The same rows, once `written_by` has written them into a folder."""
+        return self
+
+    def foretold_by(self, source: "Source", times: int) -> "Source":
+        """The same before they are written: what is asked is known, and answers are guessed.
+
+        Args:
+            source: the rows that answers will be written for, `times` for each.
+        """
+        return self
+
+    @property
+    def foretold(self) -> bool:
+        """Whether the answers of training rows are guesses."""
+        return False
+
+    def origin(self) -> dict[str, Any]:
+        """The spec of the rows that are asked, whoever answered them."""
+        return self.spec()
+
+    def teacher(self) -> str | None:
+        """The model that wrote the answers, as its stage names it; None where no model of a recipe did."""
+        return None
 
     @abstractmethod
     def rows(self, skip: Skip | None = None) -> Iterator[Example]:
@@ -217,6 +252,13 @@ class Source(Component):
 
     def _near_dropped(self) -> frozenset[bytes]:
         return self._near[1] if self.splits.near_duplicates == "drop" else frozenset()
+
+
+def table_of(value: Any) -> Any:
+    """The table that a short form of `data` stands for: a kind alone, or the stage or folder whose rows were written."""
+    if not isinstance(value, str):
+        return value
+    return {"kind": "stage", "stage": value} if value.startswith(("stage:", "path:")) else {"kind": value}
 
 
 _KNOWN: dict[str, object] = {}

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from potstill.core.component import suggest
@@ -99,13 +99,19 @@ def unpacked(value: Any) -> Any:
     return found if isinstance(found, list) else value
 
 
-def answered(example: Example, place: str, on_empty: OnEmpty, skip: Callable[[Example, str], None] | None) -> bool:
-    """Whether a row has both a question and an answer; `skip` hears of it when it does not.
+def answered(
+    example: Example,
+    place: str,
+    on_empty: OnEmpty,
+    skip: Callable[[Example, str], None] | None,
+    needed: Sequence[str] = ("instruction", "response"),
+) -> bool:
+    """Whether a row has both a question and an answer, or what else is needed; `skip` hears of it when it does not.
 
     Raises:
         UserError: it does not, and `on_empty` is "refuse".
     """
-    for name in ("instruction", "response"):
+    for name in needed:
         if not getattr(example, name).strip() and not (name == "response" and example.tool_calls):
             if on_empty == "refuse":
                 raise UserError(f'{place}: empty {name}; fill it in, or set on_empty = "skip"')

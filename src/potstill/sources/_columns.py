@@ -26,7 +26,9 @@ class Columns(Source):
     """
 
     instruction: str = Field(default="instruction", description="column of what is asked")
-    response: str = Field(default="response", description="column of the answer")
+    response: str = Field(
+        default="response", description='column of the answer; "": rows are questions alone, for `generate` to answer'
+    )
     context: str | None = Field(default=None, description="column of the supporting text")
     references: str | None = Field(default=None, description="column of a list of accepted answers, or that list as JSON")
     messages: str | None = Field(
@@ -55,15 +57,19 @@ class Columns(Source):
 
     def needed(self) -> tuple[str, ...]:
         """The columns that every row must have."""
-        asked = (self.messages,) if self.messages else (self.instruction, self.response)
+        asked = (self.messages,) if self.messages else (self.instruction, *self._response())
         others = (self.context, self.references, self.key, self.tag, self.weight, self.language_column)
         return (*asked, *(name for name in others if name))
 
     def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for place, row in self.read():
             example = self._example(row, place)
-            if answered(example, place, self.on_empty, skip):
+            needed = ("instruction", "response") if self.messages or self.response else ("instruction",)
+            if answered(example, place, self.on_empty, skip, needed):
                 yield example
+
+    def _response(self) -> tuple[str, ...]:
+        return (self.response,) if self.response else ()
 
     def keyed_by_question(self) -> bool:
         return self.key is None
@@ -89,14 +95,15 @@ class Columns(Source):
         )
 
     def _chat(self, row: Row, place: str) -> Chat:
-        asked = (self.messages,) if self.messages else (self.instruction, self.response)
+        asked = (self.messages,) if self.messages else (self.instruction, *self._response())
         missing = next((name for name in asked if name not in row), None)
         if missing is not None:
             field = next(field for field in ("messages", "instruction", "response") if getattr(self, field) == missing)
             raise no_column(row, missing, place, remedy(row, self.instruction, self.response, self.context), f"data.{field}")
         if self.messages:
             return read_chat(row, self.messages, self.tools, self.ignored, place)
-        instruction, response = text(row, self.instruction, place), text(row, self.response, place)
+        instruction = text(row, self.instruction, place)
+        response = text(row, self.response, place) if self.response else ""
         return Chat((), instruction, (), Turn("assistant", response))
 
     def _asked(self, chat: Chat, context: str) -> str:

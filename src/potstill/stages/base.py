@@ -2,7 +2,7 @@
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -94,6 +94,19 @@ class Stage(Component):
         """Every reference in the stage's fields, with its place."""
         return [(place, value) for place, value in walk(self) if isinstance(value, StageRef)]
 
+    def reading(self, folder: Callable[[StageRef], Path | None], foretold: Callable[[str], "Stage | None"]) -> "Stage":
+        """The same stage, where what it reads is bound to what an earlier one wrote.
+
+        Args:
+            folder: of what a stage made; None where it has not run.
+            foretold: a stage that has not run, by its name.
+        """
+        return self
+
+    def writes(self) -> tuple[Source, int] | None:
+        """The rows that it writes answers for, and how many for each; None where it writes none."""
+        return None
+
     def sources(self) -> list[Source]:
         """The data it reads."""
         data = getattr(self, "data", None)
@@ -152,6 +165,17 @@ class DataStage(Stage):
 
     data: Source = Field(description="rows; default: the recipe's `data`")
     prompts: Prompts = Field(default=Prompts(), description="how rows become tokens; default: the recipe's `prompts`")
+
+    def reading(self, folder: Callable[[StageRef], Path | None], foretold: Callable[[str], Stage | None]) -> Stage:
+        ref = self.data.written_by()
+        if ref is None or ref.scheme != "stage":
+            return self
+        found = folder(ref)
+        if found is not None:
+            return self.model_copy(update={"data": self.data.found_in(found)})
+        writer = foretold(ref.target)
+        writes = writer.writes() if writer is not None else None
+        return self.model_copy(update={"data": self.data.foretold_by(*writes)}) if writes is not None else self
 
     def reader(self) -> ModelRef | None:
         """The model whose tokenizer and template turn the rows into tokens; None: the stage's own tokenizer."""

@@ -39,6 +39,7 @@ def ancestry(artifact: Artifact) -> dict[str, Artifact]:
         beside = [Artifact.load(file.parent) for file in one.folder.parent.glob("*/artifact.json")] if made_from else []
         waiting += [other for other in beside if other.fingerprint in made_from]
         named = [str(one.stage.get(field) or "") for field in ("model", "student", "teacher", "cache")]
+        named.append(str((one.stage.get("data") or {}).get("stage") or ""))  # rows that a stage of another run wrote
         folders = [Path(ref.removeprefix("path:")).expanduser() for ref in named if ref.startswith("path:")]
         waiting += [Artifact.load(folder) for folder in folders if (folder / "artifact.json").is_file()]
     return found
@@ -100,6 +101,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
     curves, data, quantization = [], [], []
     sweeps: dict[str, Any] = {}
     cuts: dict[str, dict[str, Any]] = {}
+    written: dict[str, dict[str, Any]] = {}
     for name, role, place in models:
         artifact = place.artifact
         if artifact is None:
@@ -121,6 +123,8 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         for made_by in place.ancestry.values():  # a cut that several models begin with is told once
             if made_by.summary.get("cut"):
                 cuts.setdefault(made_by.fingerprint, {"stage": made_by.name, **made_by.summary["cut"]})
+            if made_by.makes == "rows":
+                written.setdefault(made_by.fingerprint, {"stage": made_by.name, **made_by.summary})
         if (artifact.folder / SWEEP).is_file():  # the same for every seed
             sweep = read_json(artifact.folder / SWEEP)
             sweeps.setdefault(sweep["stage"], {"name": name, "role": role, **sweep})
@@ -133,6 +137,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         "quantization": quantization,
         "sweeps": [*sweeps.values()],
         "cuts": [*cuts.values()],
+        "written": [*written.values()],
     }
     return {**made, "provenance": dict(context.provenance)}
 

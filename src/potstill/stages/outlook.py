@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 from potstill.core.errors import UserError
@@ -56,7 +57,7 @@ class RowsOf:
         too_long: tokens of the longest row that is too long; 0 where none is.
         lengths: (prompt, response) tokens of some kept rows.
         keys: different keys of kept rows: the bootstrap's groups.
-        counted: whether tokens were counted by the model's own tokenizer, and not guessed from characters.
+        counted: whether tokens were counted by the model's own tokenizer in answers that are there; else they are guessed.
         share: of the split's rows that were read.
     """
 
@@ -90,7 +91,7 @@ class RowsOf:
         text += f" (left out: {left}{longest})" if (left := reasons(self.left_out)) else ""
         text += f", {self.shortened:,} contexts shortened" if self.shortened else ""
         text += f"; {self.prompt:.0f} + {self.response:.0f} tokens a row, {self.longest:,} at most"
-        text += "" if self.counted else ", guessed from characters: no tokenizer at hand"
+        text += "" if self.counted else ", guessed: no tokenizer, or no answers yet"
         return text + ("" if self.share == 1 else f", from {self.share:.0%} of the rows")
 
 
@@ -148,6 +149,8 @@ class Describes(Protocol):
 
     name: str
 
+    def reading(self, folder: Callable[[StageRef], Path | None], foretold: Callable[[str], Any]) -> Any: ...
+
     def prospect(self, outlook: "Outlook") -> Prospect | None: ...
 
 
@@ -176,8 +179,17 @@ class Outlook:
         self._models |= {key: found for key, found in other._models.items() if not key.startswith("stage:")}
         self._rows, self._probes = other._rows, other._probes
 
+    def reading(self, stage: Describes) -> Any:
+        """A stage whose rows are those that an earlier one wrote, or else those that it will write them for."""
+
+        def folder(ref: StageRef) -> Path | None:
+            return Path(self.done[ref.target]) if ref.target in self.done else None
+
+        return stage.reading(folder, self.stages.get)
+
     def add(self, stage: Describes) -> None:
         """Take in a stage; later ones may refer to it."""
+        stage = self.reading(stage)
         self.stages[stage.name] = stage
         folder = self.done.get(stage.name)
         try:
@@ -240,7 +252,8 @@ class Outlook:
         tokenizer = self.tokenizer(ref) if ref is not None else None
         key = (str(data.spec()), prompts.model_dump_json(), split, id(tokenizer) if tokenizer is not None else None)
         if key not in self._rows:
-            self._rows[key] = read_rows(data, prompts, tokenizer, split)
+            rows = read_rows(data, prompts, tokenizer, split)
+            self._rows[key] = replace(rows, counted=False) if data.foretold and split == "train" else rows
         return self._rows[key]
 
     def rows_left_out(self) -> list[str]:

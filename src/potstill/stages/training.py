@@ -327,9 +327,10 @@ class TrainingStage(DataStage):
         with full_model(model) as plain:
             if plain is not None:
                 save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in(where))
-        teacher = self.taught_by()
+        taught_by = self.taught_by()
+        teacher = str(taught_by) if taught_by is not None else self.data.teacher()
         cut = in_words(self.init) if self.init is not None else already_cut(context, start)
-        record = trained_record(self, store, totals, str(start), str(teacher) if teacher is not None else None, cut)
+        record = trained_record(self, store, totals, str(start), teacher, cut)
         summary = {
             **asdict(totals),
             "trained_parameters": trained_parameters,
@@ -363,7 +364,7 @@ def trained_record(
         init=init,
         adapter=in_words(getattr(stage, "adapter", None)),
         teacher=teacher,
-        data=fingerprint(stage.data.spec())[:PRINT],
+        data=fingerprint(stage.data.origin())[:PRINT],
         prompts=fingerprint(stage.prompts.model_dump(mode="json"))[:PRINT],
         rows=store.counts.rows,
         order=fingerprint([store.digest(), stage.seed, stage.optim.batch_size, totals.rows])[:PRINT],
