@@ -19,6 +19,7 @@ from potstill.edges.machine import Heap
 from potstill.edges.models import device, recomputed
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
+from potstill.train.rounding import Rounded
 from potstill.train.team import full_model, team_of
 from potstill.train.work import Work
 
@@ -158,6 +159,7 @@ class _Fit:
         self.last_row = None if optim.steps is not None else max(1, round(len(store) * optim.epochs))
         self.order = Order(len(store), optim.batch_size, seed)
         self.team = team_of(model, objective, in_bf16(optim.precision))
+        self.rounded = Rounded(model, f"{seed} {ranks.rank()}") if in_bf16(optim.precision) else None
         self.optimizer = optimizer_for(model, optim)
         self.checkpoints = Checkpoints(work, model, self.optimizer)
         torch.manual_seed(seed + 2**31 * ranks.rank())
@@ -194,9 +196,9 @@ class _Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         weight = math.fsum(store.weight(row) * store.response_length(row) for row in rows)
-        sums, asked = self.team.agree(
-            self._gradients(rows, weight), lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1))
-        )
+        with self.rounded.at(step) if self.rounded is not None else nullcontext():
+            sums = self._gradients(rows, weight)
+        sums, asked = self.team.agree(sums, lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1)))
         norm = self.team.clip(self.optim.clip)
         means = {name: value / weight for name, value in sums.items()}
         self._refuse_not_finite(step, rows, means["loss"], norm, lr)
