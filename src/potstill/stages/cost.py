@@ -109,6 +109,7 @@ def training_memory(
     saved = tokens * (FLOAT * size.hidden * layers + layer if optim.activation_checkpointing else layer * layers)
     trained = 0 if frozen else size.parameters
     held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
+    held += FLOAT * trained if in_bf16(optim.precision) else 0  # the exact weights beside the rounded ones
     held += left_over(size)
     return round(resting_memory() + held + saved + head_memory(size, tokens * rows.response / max(rows.tokens, 1.0)))
 

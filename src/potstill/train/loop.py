@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +20,7 @@ from potstill.edges.models import device, recomputed
 from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.lessons import Data, Lessons
+from potstill.train.rounding import Rounded
 from potstill.train.team import Asked, full_model, team_of
 from potstill.train.work import Work
 
@@ -184,6 +185,7 @@ class _Fit:
         self.model, self.store, self.optim, self.work, self.validate = model, store, optim, work, validate
         self.lessons, self.total = lessons, lessons.total
         self.team = team_of(model, objective, in_bf16(optim.precision))
+        self.rounded = Rounded(model, f"{seed} {ranks.rank()}") if in_bf16(optim.precision) else None
         self.optimizer = optimizer_for(model, optim)
         self.checkpoints = Checkpoints(work, model, self.optimizer)
         torch.manual_seed(seed + 2**31 * ranks.rank())
@@ -238,7 +240,8 @@ class _Fit:
     def _update(self, step: int, rows: list[StepRow], lr: float) -> tuple[dict[str, float], Asked]:
         """Gradients and update; means of the loss and its parts, none where no row is left to learn from."""
         told, wrote = (tokens_of(row for row in rows if row.sampled == sampled) for sampled in (False, True))
-        sums = self._gradients(rows, told + wrote)
+        with self._rounded(step):
+            sums = self._gradients(rows, told + wrote)
         sums, asked = self.team.agree(sums, lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1)))
         if not rows:
             return {}, asked
@@ -255,7 +258,16 @@ class _Fit:
 
     def _read(self, step: int) -> list[StepRow]:
         """The rows of a step; a student that writes some of them can be interrupted, and writes them again later."""
-        return self._interruptible(step, lambda: self.lessons(step))
+
+        def read() -> list[StepRow]:
+            with self._rounded(step):  # it writes as it is trained
+                return self.lessons(step)
+
+        return self._interruptible(step, read)
+
+    def _rounded(self, step: int) -> AbstractContextManager[None]:
+        """While inside, the model is as products in the step's precision see it."""
+        return self.rounded.at(step) if self.rounded is not None else nullcontext()
 
     def _interruptible(self, step: int, do: Callable[[], T]) -> T:
         """What takes long and changes nothing: Ctrl-C ends it at once, and it is done again when the stage goes on."""
