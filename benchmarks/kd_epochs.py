@@ -3,6 +3,7 @@
     python benchmarks/kd_epochs.py --quick                              # about three minutes on two cores
     python benchmarks/kd_epochs.py --rows dolly.jsonl --shape cpu       # columns instruction, response, context
     python benchmarks/kd_epochs.py --rows dolly.jsonl --shape gpu --precision bf16
+    POTSTILL_REAL_MODELS=.models python benchmarks/kd_epochs.py --rows dolly.jsonl --shape real --epochs 1 5   # SmolLM2
 
 Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. All see the same token
 ids, labels, weights, optimiser settings and batches; but for `trl-by-length`, in the same order, so that the mean loss of
@@ -34,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _bench import Memory, add_output, facts, hand_over, in_turn, left_out, runner, shown, spread, table
-from _models import SHAPES, build
+from _models import REAL_MODELS, SHAPES, build, real_model
 
 
 class Run(NamedTuple):
@@ -46,7 +47,13 @@ class Run(NamedTuple):
 
 
 TINY = {"vocab": 2_048, "student": (64, 1), "teacher": (128, 1)}
-RUNS = {"tiny": Run(8, 4, 64), "quick": Run(12, 4, 256), "cpu": Run(16, 8, 512), "gpu": Run(2_048, 8, 512)}
+RUNS = {
+    "tiny": Run(8, 4, 64),
+    "quick": Run(12, 4, 256),
+    "cpu": Run(16, 8, 512),
+    "gpu": Run(2_048, 8, 512),
+    "real": Run(32, 16, 256),
+}
 OURS, PEERS = ("hidden", "topk", "live"), ("trl", "trl-by-length")
 OPTIM = {"lr": 1e-4, "weight_decay": 0.01, "betas": (0.9, 0.999), "clip": 1.0}
 GROUPS_FROM = 8  # batches in an epoch: with fewer, the Trainer groups within a single batch
@@ -58,18 +65,23 @@ def shape_of(name: str) -> dict[str, Any]:
     return {"tiny": TINY, **SHAPES}[name]
 
 
-def prepare(folder: Path, path: Path | None, vocab: int, run: Run) -> dict[str, int]:
-    """Tokenizer and token ids of the first rows that fit, for every engine to read; how many tokens they are."""
+def prepare(folder: Path, path: Path | None, vocab: int, run: Run, where: str | None = None) -> dict[str, int]:
+    """Tokenizer and token ids of the first rows that fit, for every engine to read; how many tokens they are.
+
+    Args:
+        where: the model whose tokenizer it is; default: one made from the rows.
+    """
     from potstill.data.prompts import Prompts, Renderer
     from potstill.data.store import Counts, instruction_pairs
     from potstill.edges.bpe import train_tokenizer
+    from potstill.edges.vocabulary import load_tokenizer
     from potstill.sources.jsonl import Jsonl
     from potstill.sources.primer import Primer
 
     source = Jsonl(path=str(path), context="context") if path else Primer()
     examples = list(source.examples("train", Counter()))
     texts = (text for row in examples[:TOKENIZER_ROWS] for text in (row.instruction, row.context, row.response))
-    tokenizer = train_tokenizer(texts, min(vocab, 32_768))
+    tokenizer = load_tokenizer(where) if where else train_tokenizer(texts, min(vocab, 32_768))
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     prompts = Prompts(max_tokens=run.max_tokens, max_prompt_tokens=run.max_tokens // 2)
     pairs = list(islice(instruction_pairs(examples, Renderer(tokenizer, prompts), Counts()), run.count))
@@ -336,12 +348,15 @@ def main() -> None:
     epochs = sorted(set(words.epochs))
     if epochs[0] < 1 or run.count % run.batch_size:
         parser.error("--epochs must be 1 or more, and --count a multiple of the batch size: then every epoch ends with a step")
+    where = real_model() if words.shape == "real" else None
+    if words.shape == "real" and where is None:
+        raise SystemExit(f"{REAL_MODELS} names no folder that holds smollm2; leave out --shape real, or set it")
     missing = left_out(dict.fromkeys(PEERS, "trl"))
     few = run.count // run.batch_size < GROUPS_FROM
     engines = words.engines or [engine for engine in (*OURS, *PEERS) if not (few and engine == "trl-by-length")]
     engines = [engine for engine in engines if engine not in missing]
     with tempfile.TemporaryDirectory() as folder:
-        counts = prepare(Path(folder), words.rows, shape_of(words.shape)["vocab"], run)
+        counts = prepare(Path(folder), words.rows, shape_of(words.shape)["vocab"], run, where)
         common = {"folder": folder, "shape": words.shape, "epochs": epochs, "batch_size": run.batch_size}
         job = {**common, "precision": words.precision}
         one = runner(__file__, measure, words.here)

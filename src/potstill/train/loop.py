@@ -48,7 +48,9 @@ class Optim(Settings):
     activation_checkpointing: bool = Field(
         default=False, description="compute each layer again on the way back: exact, less memory, about a third more time"
     )
-    precision: Precision = Field(default="auto", description="bf16 autocast over fp32 weights; auto: on a GPU that has it")
+    precision: Precision = Field(
+        default="auto", description="bf16: products in bfloat16 of fp32 weights, rounded by chance; auto: on a GPU that has it"
+    )
 
     @model_validator(mode="after")
     def _betas_in_range(self) -> "Optim":

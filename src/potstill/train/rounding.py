@@ -16,7 +16,7 @@ class Rounded:
     """A model whose matrices are bfloat16 values while it reads, and float32 in between.
 
     Rounded to the nearest, as autocast rounds them, weights that came as bfloat16 do not move until an update has grown to half
-    of their last bit, about 1/512 of them: SmolLM2, tuned at 3e-5 for 20 steps, lost a quarter of what it learned in float32.
+    of their last bit, about 1/512 of them: SmolLM2, tuned at 3e-5 for 20 steps, gained 0.118 nats a token so, 0.165 in float32.
     Stochastic rounding (Gupta et al., arXiv:1502.02551) is right in the mean: P(up) is the share of the way to the
     next value, so every update counts from the first step on.
 
