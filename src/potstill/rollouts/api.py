@@ -124,10 +124,9 @@ class OpenAI(Settings):
             raise UserError(refused)
         headers = {"Authorization": f"Bearer {key}"} if (key := self.key()) is not None else {}
         jobs = _numbered(prompts, samples, seed)
-        stop = Stop(of=stop)
-        rollouts: dict[int, Rollout] = {}
+        own, rollouts = Stop(of=stop), dict[int, Rollout]()
         crew = Crew[int, Rollout](
-            lambda place: self._one(jobs[place], sampling, headers, stop), min(self.in_flight, max(1, len(jobs))), stop
+            lambda place: self._one(jobs[place], sampling, headers, own), min(self.in_flight, max(1, len(jobs))), own
         )
         try:
             for place in range(len(jobs)):

@@ -239,7 +239,9 @@ class Generate(DataStage, kind="generate"):
                     break  # the budget has no room for another row
                 try:
                     block, written = crew.take()
-                except UserError:
+                except UserError as error:
+                    if crew.busy:
+                        work.note(f"{error}; answers that are in flight are awaited")
                     for _, written in crew.rest():  # they are paid for
                         keep(written)
                     raise
