@@ -56,6 +56,21 @@ def test_epochs(bench, tmp_path):
     assert len(json.loads(saved.read_text())["rounds"]) == 2
 
 
+def test_rollouts(bench, tmp_path):
+    rows, saved = tmp_path / "rows.jsonl", tmp_path / "found.json"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ("--shape", "tiny", "--rows", str(rows), "--groups", "1", "4", "--rounds", "2", "--save", str(saved))
+    found = bench("rollout.py", *words)
+    assert found.keys() >= FACTS | {"shape", "answers", "max_new_tokens", "precision"}
+    for group in ("1", "4"):
+        for engine in ("potstill", "generate"):
+            assert in_order(found["tokens_per_s"][group][engine])
+            assert 1 <= found["tokens_per_answer"][group][engine] <= found["max_new_tokens"]
+        assert in_order(found["speedup"][group]["generate"])
+    for each in json.loads(saved.read_text())["rounds"]:
+        assert all(one["answers"] == 8 for one in each.values())
+
+
 def test_scaling(bench):
     what = ("length", "vocabulary", "rows")
     found = bench("scaling.py", "--what", *what, "--size", "tiny", "--rounds", "1", "--repeats", "1")
@@ -81,7 +96,7 @@ def test_trl_trains_the_same(tmp_path):
     assert in_order(found["speedup"]["2"]["trl"]["live"])
 
 
-@pytest.mark.parametrize("script", ["kd_step.py", "kd_epochs.py", "scaling.py"])
+@pytest.mark.parametrize("script", ["kd_step.py", "kd_epochs.py", "scaling.py", "rollout.py"])
 def test_help_needs_no_torch(script):
     command = [sys.executable, "-X", "importtime", str(FOLDER / script), "--help"]
     done = subprocess.run(command, capture_output=True, text=True)

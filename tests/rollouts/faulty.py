@@ -17,6 +17,7 @@ class Reply:
 
     Attributes:
         sent: share of the body that is sent before the connection is closed.
+        read: is set once the client has read it all and gone.
     """
 
     body: Any = None
@@ -24,6 +25,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     sent: float = 1.0
     delay_s: float = 0.0
+    read: threading.Event | None = None
 
 
 def chat(text: str | None, ended: str = "stop", usage: Any = (3, 2), **more: Any) -> dict[str, Any]:
@@ -82,6 +84,9 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply | dict[str, Any]], por
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data[: int(reply.sent * len(data))])
+            if reply.read is not None:
+                self.rfile.read()  # ends when the client closes
+                reply.read.set()
 
         def log_message(self, *args: Any) -> None:
             pass

@@ -1,5 +1,7 @@
 """The OpenAI engine against a server that fails on purpose: what is tried again, what ends at once, what is told."""
 
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Turn
 from potstill.data.rollout import Asked, Engine, Rollout, Sampling
 from potstill.rollouts.api import OpenAI, TooLong
+from potstill.rollouts.crew import Crew, Stop, Stopped
 
 HELLO = Asked(turns=(Turn("system", "Be brief."), Turn("user", "Hello?")))
 GREEDY = Sampling(temperature=0, max_new_tokens=8)
@@ -131,8 +134,6 @@ def test_no_server_is_an_error_of_words() -> None:
 
 
 def test_the_wait_is_the_one_that_the_server_asks_for() -> None:
-    import time
-
     with serving(lambda n, body: Reply(error("slow"), 429, {"Retry-After": "0.4"}) if n == 0 else chat("x")) as server:
         begun = time.monotonic()
         ask(engine(server.url, backoff_s=0))
@@ -174,14 +175,73 @@ def test_one_that_cannot_pass_ends_those_that_wait() -> None:
         return Reply(error("slow"), 429, {"Retry-After": "300"})
 
     prompts = [Asked(turns=(Turn("user", text),)) for text in ("wait", "bad", "wait")]
-    with serving(answer) as server, pytest.raises(UserError, match="HTTP 401"):
-        ask(engine(server.url), *prompts)
+    with serving(answer) as server:
+        with pytest.raises(UserError, match="HTTP 401"):
+            ask(engine(server.url), *prompts)
+        assert len(server.asked) == 3
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_after_a_failure_nothing_more_is_begun(retries: int) -> None:
+    """Each request may cost money."""
+    prompts = [Asked(turns=(Turn("user", str(i)),)) for i in range(200)]
+    with serving(lambda n, body: Reply(error("no"), 401) if n == 5 else chat("x")) as server:
+        with pytest.raises(UserError, match="HTTP 401"):
+            ask(engine(server.url, in_flight=1, retries=retries), *prompts)
+        assert len(server.asked) == 6
+
+
+def test_calls_at_the_same_time_end_together_but_for_a_prompt_that_is_too_long() -> None:
+    run = Stop()
+    said = {"long": Reply(error("maximum context length is 8"), 400), "bad": Reply(error("no"), 401), "good": chat("x")}
+
+    def one(text: str) -> Any:
+        return engine(server.url)([Asked(turns=(Turn("user", text),))] * 2, 1, GREEDY, 0, stop=run)
+
+    with serving(lambda n, body: said[body["messages"][0]["content"]]) as server:
+        with pytest.raises(TooLong):
+            one("long")
+        assert not run
+        assert [found.text for found in one("good")] == ["x", "x"]
+        with pytest.raises(UserError, match="HTTP 401"):
+            one("bad")
+        assert run
+        asked = len(server.asked)
+        with pytest.raises(Stopped):
+            one("good")
+        assert len(server.asked) == asked
 
 
 @pytest.mark.parametrize("words", ["maximum context length is 64 tokens", "exceeds the available context size"])
 def test_a_prompt_that_is_too_long_is_told_apart(words: str) -> None:
     with serving(lambda n, body: Reply(error(words), 400)) as server, pytest.raises(TooLong, match="too long for 'teacher'"):
         ask(engine(server.url))
+
+
+def test_a_crew_tells_why_it_stopped_and_hands_over_what_was_in_work() -> None:
+    began, stop = [threading.Event() for _ in range(3)], Stop()
+
+    def work(job: int) -> int:
+        if job == 3:
+            raise AssertionError("begun after a failure")
+        began[job].set()
+        if job == 1:
+            assert all(event.wait(60) for event in began)
+            raise UserError("because")
+        assert stop.wait(60)
+        return -job
+
+    crew = Crew(work, 3, stop)
+    for job in range(4):
+        crew.give(job)
+    found = []
+    with pytest.raises(UserError, match="because"):
+        while True:
+            found.append(crew.take())
+    assert sorted([*found, *crew.rest()]) == [(0, 0), (2, -2)]
+    with pytest.raises(Stopped):
+        crew.take()
+    crew.close()
 
 
 def test_cut_filtered_and_silent_answers() -> None:
@@ -201,6 +261,7 @@ LOGP = {"content": [{"logprob": -0.5}, {"logprob": -0.25}]}
     [
         (LOGP, Sampling(), [-0.5, -0.25]),
         ({"token_logprobs": [-0.5, -0.25]}, Sampling(), [-0.5, -0.25]),
+        (LOGP, GREEDY, [-0.5, -0.25]),  # the model's own, as those of the local engine
         (LOGP, Sampling(temperature=0.7), []),  # a server's figures are those of temperature 1, the draw is not
         (LOGP, Sampling(top_p=0.9), []),
         ({"content": [{"logprob": -0.5}, {"logprob": None}]}, Sampling(), []),
@@ -213,7 +274,7 @@ def test_log_probabilities_are_those_of_the_draw_or_none(said: Any, sampling: Sa
         (found,) = ask(engine(server.url, logprobs=True), sampling=sampling)
     assert found.logp_N.tolist() == known
     assert found.logp_N.dtype == np.float32
-    assert ("logprobs" in server.asked[0][1]) is (sampling == Sampling())
+    assert ("logprobs" in server.asked[0][1]) is (sampling in (Sampling(), GREEDY))
 
 
 def test_the_form_that_openai_wants() -> None:

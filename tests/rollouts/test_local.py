@@ -1,10 +1,13 @@
 """The local engine: a sample depends on its own prompt, number and seed, and its log-probabilities are the trainer's."""
 
+import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from tiny_parts import chat_tokenizer, tiny_model
 
 from potstill.core.errors import UserError
@@ -15,7 +18,8 @@ from potstill.rollouts import Local
 PROMPTS = [Asked(tuple(range(5, 5 + length))) for length in (3, 20, 7, 50, 3, 9)]  # the fifth is the first one again
 SAMPLING = Sampling(max_new_tokens=16)
 WINDOW = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "query_pre_attn_scalar": 8}
-FAMILIES: dict[str, dict[str, Any]] = {"qwen2": {}, "gpt2": {}, "gemma3_text": WINDOW}
+CAPS = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+FAMILIES: dict[str, dict[str, Any]] = {"qwen2": {}, "gpt2": {}, "gemma3_text": WINDOW, "gemma2": WINDOW | CAPS}
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +67,143 @@ def test_mode_and_random_state_are_as_before_and_bad_prompts_are_refused(tokeniz
     ):
         with pytest.raises(UserError, match=said):
             asked(model, tokenizer, prompts=[Asked(ids)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_are_those_of_generate(family: str, tokenizer: Any) -> None:
+    model = tiny_model(family, len(tokenizer), std=0.2, **FAMILIES[family])
+    stops = list(range(0, len(tokenizer), 25))
+    found = Local(model, tokenizer, stops, most=4)(PROMPTS, 1, Sampling(temperature=0, max_new_tokens=40), 0)
+    for asked_for, one in zip(PROMPTS, found, strict=True):
+        ids_1T = torch.tensor([asked_for.ids])
+        with torch.inference_mode():
+            whole_1T = model.generate(
+                ids_1T,
+                attention_mask=torch.ones_like(ids_1T),
+                max_new_tokens=40,
+                do_sample=False,
+                eos_token_id=stops,
+                pad_token_id=0,
+            )
+        assert one.ids == whole_1T[0, len(asked_for.ids) :].tolist()
+        assert one.finished is (one.ids[-1] in stops)
+    assert len({len(one.ids) for one in found}) > 2
+    own = sequence_logp(model, [(PROMPTS[one.prompt].ids, one.ids) for one in found])
+    for one, logp_N in zip(found, own, strict=True):
+        np.testing.assert_allclose(one.logp_N, logp_N.numpy(), atol=2e-5)
+
+
+VOCAB, DRAWS = 9, 6000
+
+
+def cut_and_tempered(logits_V: Any, sampling: Sampling) -> dict[int, float]:
+    """The probabilities of tokens that can be drawn, by sorted loops in float64."""
+    z = logits_V.double().tolist()
+    left = sorted(range(len(z)), key=lambda v: (-z[v], v))[: sampling.top_k]
+    weight = {v: math.exp((z[v] - max(z)) / sampling.temperature) for v in left}
+    reached, nucleus = 0.0, []
+    for v in left:
+        if reached >= sampling.top_p:
+            break
+        nucleus.append(v)
+        reached += weight[v] / sum(weight.values())
+    kept = [v for v in nucleus if weight[v] >= sampling.min_p]
+    return {v: weight[v] / sum(weight[k] for k in kept) for v in kept}
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=2),
+        Sampling(temperature=0.6, max_new_tokens=2),
+        Sampling(temperature=1.7, top_k=4, max_new_tokens=2),
+        Sampling(top_p=0.7, max_new_tokens=2),
+        Sampling(min_p=0.3, max_new_tokens=2),
+        Sampling(temperature=1.4, top_k=6, top_p=0.9, min_p=0.2, max_new_tokens=2),
+    ],
+    ids=lambda sampling: sampling.model_dump_json(exclude_defaults=True),
+)
+def test_frequencies_are_the_models_probabilities(sampling: Sampling, tokenizer: Any) -> None:
+    """Every answer of one or two tokens, counted; two of the tokens end one."""
+    model, prompt = tiny_model("qwen2", VOCAB, std=0.5), Asked((5, 7, 3))
+    found = Local(model, tokenizer, [0, 4], most=1000)([prompt], DRAWS, sampling, 1)
+    ends = {token for token in range(VOCAB) if any(one.ids == [token] for one in found)}
+    expected: dict[tuple[int, ...], float] = {}
+    with torch.inference_mode():
+        for first, p in cut_and_tempered(model(torch.tensor([prompt.ids])).logits[0, -1], sampling).items():
+            if first in ends:
+                expected[first,] = p
+                continue
+            logits_V = model(torch.tensor([[*prompt.ids, first]])).logits[0, -1]
+            expected |= {(first, second): p * q for second, q in cut_and_tempered(logits_V, sampling).items()}
+    assert sum(expected.values()) == pytest.approx(1)
+    assert {0, 4} & {first for first, *_ in expected} <= ends
+    counts = Counter(tuple(one.ids) for one in found)
+    assert counts.keys() <= expected.keys()
+    for one in found[:200]:
+        assert one.logp_N.sum() == pytest.approx(math.log(expected[tuple(one.ids)]), abs=2e-5)
+    often = [ids for ids, p in expected.items() if p * DRAWS >= 5]
+    observed = [*(counts[ids] for ids in often), sum(counts[ids] for ids in expected if ids not in often)]
+    wanted = [*(expected[ids] * DRAWS for ids in often), DRAWS - sum(expected[ids] * DRAWS for ids in often)]
+    if wanted[-1] < 1e-6:
+        observed, wanted = observed[:-1], wanted[:-1]
+    assert len(wanted) > 4
+    assert chisquare(observed, wanted).pvalue > 1e-3
+
+
+def test_empty_cut_and_stopped_answers_are_told_apart(tokenizer: Any) -> None:
+    model, prompts = tiny_model("qwen2", len(tokenizer), std=0.2, eos=None), PROMPTS[:4]
+    greedy = Sampling(temperature=0, max_new_tokens=6)
+    model.generation_config.eos_token_id = None
+    found = Local(model, tokenizer, [])(prompts, 1, greedy, 0)
+    assert [(len(one.ids), one.finished) for one in found] == [(6, False)] * 4
+    first, last = found[0].ids[0], found[1].ids[5]
+    assert first not in found[1].ids
+    assert last not in found[1].ids[:5]
+    for ends in ([first], [first, last]):
+        model.generation_config.eos_token_id = ends[1:]  # a model has ends of its own
+        one, other, *_ = Local(model, tokenizer, ends[:1])(prompts, 1, greedy, 0)
+        assert (one.ids, one.text, one.finished, one.logp_N.shape) == ([first], "", True, (1,))
+        assert other.ids == found[1].ids
+        assert other.finished is (last in ends)  # an end at the last place is an end
+        assert other.text == tokenizer.decode(other.ids[:5] if last in ends else other.ids).strip()
+    one_token = Local(model, tokenizer, [first])(prompts, 1, Sampling(temperature=0, max_new_tokens=1), 0)
+    assert [one.finished for one in one_token] == [one.ids[0] == first for one in one_token]
+
+
+def test_bf16_log_probabilities_are_the_trainers_under_autocast_and_kept_in_float32(tokenizer: Any) -> None:
+    model = tiny_model("qwen2", len(tokenizer), std=0.2)
+    found = asked(model, tokenizer, precision="bf16")
+    pairs = [(PROMPTS[one.prompt].ids, one.ids) for one in found]
+    exact = torch.cat(sequence_logp(model, pairs))
+    with torch.autocast("cpu", torch.bfloat16):
+        trainer = torch.cat(sequence_logp(model, pairs))
+        inside = asked(model, tokenizer)
+        told_off = asked(model, tokenizer, precision="fp32")
+    ours = torch.from_numpy(np.concatenate([one.logp_N for one in found]))
+    rounding = (trainer - exact).abs()
+    assert rounding.max() > 1e-3  # autocast has had its part
+    assert (ours - exact).abs().max() > 1e-3
+    assert (ours - trainer).abs().max() < 2 * rounding.max()
+    assert (ours - trainer).abs().mean() < 1.5 * rounding.mean()
+    assert ours.dtype == torch.float32
+    assert not torch.equal(ours, ours.bfloat16().float())
+    assert [one.ids for one in inside] == [one.ids for one in found]  # as the context is
+    assert [one.ids for one in told_off] == [one.ids for one in asked(model, tokenizer)]
+
+
+def test_training_after_sampling_under_autocast_has_the_gradients_of_training_alone(tokenizer: Any) -> None:
+    ids_BT = torch.tensor([PROMPTS[1].ids])
+
+    def gradients(sampled: bool) -> list[Any]:
+        model = tiny_model("qwen2", len(tokenizer)).train()
+        with torch.autocast("cpu", torch.bfloat16):
+            if sampled:
+                asked(model, tokenizer)
+            loss = model(ids_BT, labels=ids_BT, use_cache=False).loss
+        loss.backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    for alone, after in zip(gradients(False), gradients(True), strict=True):
+        assert after is not None
+        assert torch.equal(alone, after)

@@ -20,6 +20,7 @@ from potstill.edges.models import load_stored, load_tokenizer
 from potstill.exporters.gguf import Gguf
 from potstill.recipe.parse import parse_recipe
 from potstill.rollouts.api import OpenAI, TooLong
+from potstill.rollouts.local import Local
 from potstill.run.runner import run_recipe
 
 pytestmark = needs_llamacpp
@@ -81,6 +82,15 @@ def test_log_probabilities_are_those_of_transformers(parts: tuple[Any, Any], url
     for one in told:
         near = np.flatnonzero(np.abs(logp_V - one.logp_N[0]) < 1e-3)
         assert any(tokenizer.decode([token]).strip() == one.text for token in near)
+
+
+def test_greedy_log_probabilities_are_the_models_own(parts: tuple[Any, Any], url: str) -> None:
+    model, tokenizer = parts
+    ids = prompt_ids(tokenizer, "Say kiln.")
+    (one,) = OpenAI(url=url, retries=0, model="tiny", logprobs=True)([Asked(ids=tuple(ids))], 1, GREEDY, 0)
+    (here,) = Local(model, tokenizer, [])([Asked(ids=tuple(ids))], 1, GREEDY, 0)
+    np.testing.assert_allclose(one.logp_N, here.logp_N[: one.logp_N.size], atol=1e-3)
+    assert one.logp_N.size in (len(here.ids), len(here.ids) - here.finished)
 
 
 def test_samples_follow_from_the_seed(url: str) -> None:

@@ -74,8 +74,27 @@ def questions(rows: Sequence[Any]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    return run(root, tmp_path_factory.mktemp("made"), generate(root), sft(root))
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of runs that take up what others have written."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture(scope="module")
+def made(root: Path, out: Path) -> dict[str, Artifact]:
+    return run(root, out, generate(root), sft(root), sft(root, name="control", data=data(root)))
+
+
+@pytest.fixture(scope="module")
+def journal(out: Path, made: dict[str, Artifact]) -> Path:
+    (found,) = (out / "written").iterdir()
+    return found
+
+
+@pytest.fixture(scope="module")
+def sampled(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    hot = {"samples": 3, "sampling": {"temperature": 1.5, "max_new_tokens": 6}}
+    best = generate(root, name="best", filters={**OPEN, "best": "likelihood"}, **hot)
+    return run(root, tmp_path_factory.mktemp("sampled"), generate(root, **hot), best)
 
 
 def test_answers_are_the_teachers_own(root: Path, made: dict[str, Artifact]) -> None:
@@ -115,8 +134,7 @@ def test_what_is_learned_is_what_was_written(root: Path, made: dict[str, Artifac
     assert (trained_rows(made["sft"].folder) == asked).all()
     trained = Trained.model_validate(made["sft"].summary["trained"])
     assert trained.teacher == f"path:{root}/teacher"
-    other = run(root, made["sft"].folder.parents[1], generate(root), sft(root), sft(root, name="control", data=data(root)))
-    control = Trained.model_validate(other["control"].summary["trained"])
+    control = Trained.model_validate(made["control"].summary["trained"])
     assert (control.data, control.teacher) == (trained.data, None)  # the same questions, other answers
 
 
@@ -125,62 +143,68 @@ def test_any_reader_of_json_lines_reads_the_rows(made: dict[str, Artifact]) -> N
     assert [row.response for row in source.rows()] == [row["response"] for row in lines(made["written"])]
 
 
-def test_a_student_with_another_tokenizer_learns(root: Path, tmp_path: Path) -> None:
+def test_a_student_with_another_tokenizer_learns(root: Path, made: dict[str, Artifact], out: Path, tmp_path: Path) -> None:
     tokenizer = gpt2_tokenizer(300)
     save_model(tiny_model("gpt2", len(tokenizer)), tokenizer, tmp_path / "gpt2")
     prompts = {"format": "alpaca", "max_tokens": 200, "max_prompt_tokens": 180}
     student = sft(root, model=f"path:{tmp_path}/gpt2", prompts=prompts, optim=OPTIM | {"steps": 12}, validation={"times": 0})
-    done = run(root, tmp_path / "run", generate(root), student)
+    done = run(root, out, generate(root), student)
     losses = [json.loads(line)["loss"] for line in (done["sft"].folder / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     preview = "".join(token for token, learned in done["sft"].summary["data"]["mask_preview"] if learned)
     assert lines(done["written"])[0]["response"].split()[0][:2] in preview
 
 
-def test_samples_differ_and_count(root: Path, tmp_path: Path) -> None:
-    hot = {"temperature": 1.5, "max_new_tokens": 6}
-    (made,) = run(root, tmp_path, generate(root, samples=3, sampling=hot)).values()
-    rows = lines(made)
-    assert made.summary["answers"] == 75
-    assert made.summary["rows"] + sum(made.summary["filtered"].values()) == 75 == len(rows) + len(lines(made, "left_out.jsonl"))
+def test_samples_differ_and_count(sampled: dict[str, Artifact]) -> None:
+    every = sampled["written"]
+    rows = lines(every)
+    assert every.summary["answers"] == 75
+    assert every.summary["rows"] + sum(every.summary["filtered"].values()) == 75
+    assert len(rows) + len(lines(every, "left_out.jsonl")) == 75
     assert {row["written"]["sample"] for row in rows} == {0, 1, 2}
     assert len({row["response"] for row in rows}) > 60
     logp = [row["written"]["mean_logp"] for row in rows]
-    assert made.summary["mean_logp"] == pytest.approx(sum(logp) / len(logp))
-    assert made.summary["kept_tokens"] == sum(row["written"]["tokens"] for row in rows)
+    assert every.summary["mean_logp"] == pytest.approx(sum(logp) / len(logp))
+    assert every.summary["kept_tokens"] == sum(row["written"]["tokens"] for row in rows)
 
 
-def test_the_best_is_the_likeliest(root: Path, tmp_path: Path) -> None:
-    hot = {"temperature": 1.0, "max_new_tokens": 6}
-    every = run(root, tmp_path, generate(root, samples=3, sampling=hot))["written"]
-    best = run(root, tmp_path, generate(root, samples=3, sampling=hot, filters={**OPEN, "best": "likelihood"}))["written"]
+def test_the_best_is_the_likeliest(sampled: dict[str, Artifact]) -> None:
     by_question: dict[str, list[dict[str, Any]]] = {}
-    for row in lines(every):
+    for row in lines(sampled["written"]):
         by_question.setdefault(row["instruction"], []).append(row)
-    rows = lines(best)
+    rows, filtered = lines(sampled["best"]), sampled["best"].summary["filtered"]
     assert len(rows) == 25
     for row in rows:
         scores = [one["written"]["mean_logp"] for one in by_question[row["instruction"]]]
         assert row["written"]["score"] == max(scores)
-    assert best.summary["filtered"]["not the best"] == 50 - best.summary["filtered"].get("said before", 0)
+    assert filtered["not the best"] == 50 - filtered.get("said before", 0)
 
 
-def test_other_filters_and_budgets_ask_for_nothing_again(root: Path, tmp_path: Path) -> None:
-    first = run(root, tmp_path, generate(root))["written"]
-    (journal,) = (tmp_path / "written").iterdir()
+def test_other_filters_and_budgets_ask_for_nothing_again(
+    root: Path, made: dict[str, Artifact], out: Path, journal: Path
+) -> None:
     before = journal.read_bytes()
-    second = run(root, tmp_path, generate(root, filters={**OPEN, "max_characters": 7}, budget=160))["written"]
+    second = run(root, out, generate(root, filters={**OPEN, "max_characters": 7}, budget=160))["written"]
     assert journal.read_bytes() == before
     assert second.summary["asked"] == 20
-    assert [row for row in lines(first)[:20] if len(row["response"]) <= 7] == lines(second)
+    assert [row for row in lines(made["written"])[:20] if len(row["response"]) <= 7] == lines(second)
 
 
-@pytest.mark.parametrize("budget, asked", [(8, 1), (15, 1), (16, 2), (81, 10), (200, 25), (10_000, 25)])
+BUDGETS = {8: 1, 15: 1, 16: 2, 81: 10, 200: 25, 10_000: 25}  # every answer here has 8 tokens -> rows that are asked
+
+
 @pytest.mark.parametrize("batch", [1, 4, 64])
-def test_a_budget_is_never_exceeded(root: Path, tmp_path: Path, budget: int, asked: int, batch: int) -> None:
-    made = run(root, tmp_path, generate(root, budget=budget, batch_rows=batch))["written"]
-    assert made.summary["response_tokens"] <= budget
-    assert (made.summary["asked"], made.summary["not_asked"]) == (asked, 25 - asked)  # every answer here has 8 tokens
+def test_a_budget_is_never_exceeded(root: Path, tmp_path: Path, batch: int) -> None:
+    stages = [
+        generate(root, name=f"of_{budget}", budget=budget, batch_rows=batch, seed=n)  # a seed each, so that each asks anew
+        for n, budget in enumerate(BUDGETS)
+    ]
+    found = run(root, tmp_path, *stages)
+    assert len([*(tmp_path / "written").iterdir()]) == len(BUDGETS)
+    for budget, asked in BUDGETS.items():
+        summary = found[f"of_{budget}"].summary
+        assert summary["response_tokens"] <= budget
+        assert (summary["asked"], summary["not_asked"]) == (asked, 25 - asked)
 
 
 KILLED = """
@@ -215,9 +239,7 @@ def test_a_killed_run_ends_as_one_that_was_not(root: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_one_error_and_counts_nothing(root: Path, tmp_path: Path) -> None:
-    run(root, tmp_path / "whole", generate(root))
-    (journal,) = (tmp_path / "whole" / "written").iterdir()
+def test_a_full_disk_is_one_error_and_counts_nothing(root: Path, tmp_path: Path, journal: Path) -> None:
     full = tmp_path / "full" / "written" / journal.name
     full.parent.mkdir(parents=True)
     full.symlink_to("/dev/full")
@@ -250,7 +272,9 @@ def test_damaged_lines_are_written_again(tmp_path: Path) -> None:
             assert 0 not in rows or journal.rows[0] == [Answer("a\nü", True, 2, 3, -0.5)]
 
 
-def test_before_it_runs_everything_is_known_but_the_answers(root: Path, tmp_path: Path) -> None:
+def test_before_it_runs_everything_is_known_but_the_answers(
+    root: Path, made: dict[str, Artifact], out: Path, tmp_path: Path
+) -> None:
     recipe = parse_recipe(table(root, generate(root, samples=2, sampling={"max_new_tokens": 8}), sft(root)))
     found = estimate(recipe, tmp_path, measure=False)
     assert not found.problems
@@ -259,13 +283,12 @@ def test_before_it_runs_everything_is_known_but_the_answers(root: Path, tmp_path
     assert 0 < written.cost.response_tokens <= 25 * 2 * 8
     (rows,) = learned.cost.rows
     assert (rows.kept, rows.counted) == (50, False)
-    done = run_recipe(recipe, tmp_path)
-    after = estimate(recipe, tmp_path, measure=False)
+    after = estimate(parse_recipe(table(root, generate(root), sft(root))), out, measure=False)
     assert [line.state for line in after.lines] == ["done", "done"]
-    assert after.lines[0].cost.response_tokens == done["written"].summary["response_tokens"]
+    assert after.lines[0].cost.response_tokens == made["written"].summary["response_tokens"]
 
 
-def test_a_study_sees_who_taught_and_that_no_test_row_was_asked(root: Path, tmp_path: Path) -> None:
+def test_a_study_sees_who_taught_and_that_no_test_row_was_asked(root: Path, made: dict[str, Artifact], out: Path) -> None:
     study = [
         {"name": "SFT", "role": "sft", "model": "stage:control"},
         {"name": "Written", "role": "kd", "model": "stage:sft"},
@@ -274,14 +297,14 @@ def test_a_study_sees_who_taught_and_that_no_test_row_was_asked(root: Path, tmp_
     measured = {"name": "study", "kind": "evaluate", "study": study, "metrics": ["nll"], "primary": "nll"}
     report = {"name": "report", "kind": "report", "study": "stage:study"}
     stages = (generate(root), sft(root), sft(root, name="control", data=data(root)), measured, report)
-    run(root, tmp_path, *stages)
-    found = json.loads((tmp_path / "report.json").read_text())
+    run(root, out, *stages)
+    found = json.loads((out / "report.json").read_text())
     words = " ".join([found["headline"]["sentence"], *found["caveats"]])
     assert "NOT distilled" not in words
     assert "differ in training data" not in words
     (written,) = found["written"]
     assert (written["stage"], written["teacher"]) == ("written", f"path:{root}/teacher")
-    assert written["shown"][0]["answer"] in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert written["shown"][0]["answer"] in (out / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_study_of_rows_that_were_asked_is_refused(root: Path, tmp_path: Path) -> None:
@@ -356,6 +379,6 @@ def test_prompts_alone_are_enough(root: Path, tmp_path: Path) -> None:
         run(root, tmp_path / "sft", sft(root, data=alone))
 
 
-def test_all_answers_filtered_is_one_error(root: Path, tmp_path: Path) -> None:
+def test_all_answers_filtered_is_one_error(root: Path, made: dict[str, Artifact], out: Path) -> None:
     with pytest.raises(UserError, match=r"of 25 answers none is left \(25 cut at max_new_tokens\)"):
-        run(root, tmp_path, generate(root, filters={}))
+        run(root, out, generate(root, filters={}))

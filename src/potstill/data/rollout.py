@@ -62,8 +62,8 @@ class Rollout:
     Attributes:
         prompt: the number of the prompt that it answers.
         ids: the tokens that were drawn, the one that ends the answer included; empty where an engine gives text alone.
-        logp_N: float32, of each of them under the distribution that it was drawn from (tempered, cut); empty where the
-            engine does not say.
+        logp_N: float32, in nats, of each of them under the distribution that it was drawn from (tempered, cut); at temperature
+            0, where nothing is drawn, the model's own, those of temperature 1. Empty where the engine does not say.
         text: the answer without the token that ends it.
         finished: whether it ended of itself; else it was cut at `max_new_tokens`.
         usage: what a server counted; None where the tokens are here to be counted.

@@ -8,6 +8,7 @@ from torch import Tensor
 from potstill.core.errors import UserError
 
 BLOCK = 256  # tokens whose probabilities are added first: a row is then searched by its blocks, and inside one of them
+LEAST = 1e-30  # temperature: of a smaller one float32 makes 0
 REACHED = 1e-12  # of a probability: a sum that differs by rounding alone reaches `top_p`
 
 
@@ -45,12 +46,16 @@ class Drawing:
         block_BK = _block_sums(weight_BV)
         token_B = _at(u_B, block_BK, weight_BV)
         top_B, own_B = logits_BV.amax(-1).double(), _of(logits_BV, token_B).double()
-        return token_B, ((own_B - top_B) / self.temperature - block_BK.sum(-1).log()).float()
+        return token_B, ((own_B - top_B) / self._divisor - block_BK.sum(-1).log()).float()
+
+    @property
+    def _divisor(self) -> float:
+        return max(self.temperature, LEAST)
 
     def weights(self, logits_BV: Tensor) -> Tensor:
         """[B, V] in proportion to the probabilities, the likeliest token's 1, those of tokens that are cut 0."""
         scaled_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
-        weight_BV = (scaled_BV if self.temperature == 1 else scaled_BV.div_(self.temperature)).exp_()
+        weight_BV = (scaled_BV if self.temperature == 1 else scaled_BV.div_(self._divisor)).exp_()
         kept_BV = self.kept(logits_BV)
         return weight_BV if kept_BV is None else weight_BV.masked_fill_(~kept_BV, 0.0)
 
@@ -62,14 +67,14 @@ class Drawing:
         if self.top_p < 1:
             kept_BV = self._nucleus(logits_BV if kept_BV is None else logits_BV.masked_fill(~kept_BV, -torch.inf))
         if self.min_p > 0:
-            below_BV = (logits_BV.double() - logits_BV.amax(-1, keepdim=True).double()) / self.temperature
+            below_BV = (logits_BV.double() - logits_BV.amax(-1, keepdim=True).double()) / self._divisor
             likely_BV = below_BV.exp() >= self.min_p
             kept_BV = likely_BV if kept_BV is None else kept_BV & likely_BV
         return kept_BV
 
     def _nucleus(self, logits_BV: Tensor) -> Tensor:
         sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
-        p_BV = (sorted_BV.double() / self.temperature).softmax(-1)
+        p_BV = (sorted_BV.double() / self._divisor).softmax(-1)
         before_BV = p_BV.cumsum(-1) - p_BV
         kept_BV = (before_BV < self.top_p - REACHED) & (sorted_BV > -torch.inf)
         return torch.zeros_like(kept_BV).scatter_(-1, order_BV, kept_BV)

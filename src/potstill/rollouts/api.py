@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Turn
 from potstill.data.rollout import Asked, Rollout, Sampling, Usage
-from potstill.rollouts.crew import Crew
+from potstill.rollouts.crew import Crew, Stop, Stopped
 from potstill.rollouts.http import Failed, Refused, post_json
 
 AGAIN = (408, 409, 425, 429)  # statuses after which another try may succeed; so may all from 500 on
@@ -38,7 +37,7 @@ class OpenAI(Settings):
     tempers and cuts is its own affair (llama.cpp cuts first), and so is whether equal seeds give equal answers.
 
     Log-probabilities are given only at temperature 1 without cuts, where a server's figures and the distribution that was drawn
-    from are the same.
+    from are the same, and at temperature 0, where both are the model's own; see `Rollout`.
     """
 
     url: str = Field(description='where the API begins, such as "http://127.0.0.1:8080/v1"')
@@ -105,21 +104,29 @@ class OpenAI(Settings):
         sampling: Sampling,
         seed: int,
         on_rollouts: Callable[[int, int], None] | None = None,
+        *,
+        stop: Stop | None = None,
     ) -> list[Rollout]:
         """As `Engine`; the server draws, from a seed that follows from seed, prompt and sample number.
+
+        Once a request has failed for good none is begun or tried again: each one may cost money.
+
+        Args:
+            stop: shared by calls at the same time; from when it is set on no request begins. It is set when one fails for good,
+                but for a prompt that is too long, which is the affair of its own call.
 
         Raises:
             UserError: no key; 401, 403, 404 and other refusals, at once; no usable answer after all tries.
             TooLong: the server has no room for a prompt and its answer.
+            Stopped: `stop` was set before all answers were there.
         """
         if refused := self.refuses(sampling):
             raise UserError(refused)
         headers = {"Authorization": f"Bearer {key}"} if (key := self.key()) is not None else {}
         jobs = _numbered(prompts, samples, seed)
-        stopped = threading.Event()
-        rollouts: dict[int, Rollout] = {}
+        own, rollouts = Stop(of=stop), dict[int, Rollout]()
         crew = Crew[int, Rollout](
-            lambda place: self._one(jobs[place], sampling, headers, stopped), min(self.in_flight, max(1, len(jobs)))
+            lambda place: self._one(jobs[place], sampling, headers, own), min(self.in_flight, max(1, len(jobs))), own
         )
         try:
             for place in range(len(jobs)):
@@ -130,18 +137,24 @@ class OpenAI(Settings):
                 if on_rollouts is not None:
                     on_rollouts(len(rollouts), len(jobs))
         finally:
-            stopped.set()  # who waits for a further try gives up
             crew.close()
         return [rollouts[place] for place in range(len(jobs))]
 
-    def _one(
-        self, job: tuple[int, Asked, int], sampling: Sampling, headers: Mapping[str, str], stopped: threading.Event
-    ) -> Rollout:
+    def _one(self, job: tuple[int, Asked, int], sampling: Sampling, headers: Mapping[str, str], stop: Stop) -> Rollout:
+        try:
+            return self._tried(job, sampling, headers, stop)
+        except BaseException as error:
+            stop.set(above=not isinstance(error, TooLong | Stopped))
+            raise
+
+    def _tried(self, job: tuple[int, Asked, int], sampling: Sampling, headers: Mapping[str, str], stop: Stop) -> Rollout:
         number, asked, seed = job
         chat = bool(asked.turns)
         body = self._body(asked, sampling, seed)
         url = f"{self.url}/chat/completions" if chat else f"{self.url}/completions"
         for tried in range(self.retries + 1):
+            if stop:
+                raise Stopped
             try:
                 return _read(post_json(url, body, headers, self.timeout_s), number, chat, self._knows_logp(sampling))
             except Refused as error:
@@ -155,8 +168,8 @@ class OpenAI(Settings):
                 raise UserError(
                     self._clean(f"{url} asks to wait {wait_s:,.0f} s ({why}); run the same command again then", headers)
                 )
-            if tried < self.retries and stopped.wait(self._wait_s(tried, wait_s)):
-                raise UserError("stopped")  # another request has failed for good, and says why
+            if tried < self.retries:
+                stop.wait(self._wait_s(tried, wait_s))
         raise UserError(self._clean(f"{url}: no usable answer in {_times(self.retries + 1)}: {why}", headers))
 
     def _wait_s(self, tried: int, asked_s: float | None) -> float:
@@ -166,7 +179,7 @@ class OpenAI(Settings):
         return min(LONGEST_BACKOFF_S, self.backoff_s * 2**tried) * random.uniform(0.75, 1.0)
 
     def _knows_logp(self, sampling: Sampling) -> bool:
-        return self.logprobs and sampling.temperature == 1 and sampling.whole
+        return self.logprobs and sampling.temperature in (0, 1) and sampling.whole
 
     def _body(self, asked: Asked, sampling: Sampling, seed: int) -> dict[str, Any]:
         limit = (

@@ -22,7 +22,7 @@ from potstill.edges.models import Model, content_id, load_model, load_tokenizer,
 from potstill.edges.sampling import BATCH_ROWS
 from potstill.losses.scoring import token_sums
 from potstill.rollouts.api import OpenAI, TooLong
-from potstill.rollouts.crew import Alone, Crew
+from potstill.rollouts.crew import Alone, Crew, Stop
 from potstill.rollouts.journal import Answer, Journal
 from potstill.rollouts.local import Local
 from potstill.sources import Source
@@ -213,10 +213,14 @@ class Generate(DataStage, kind="generate"):
 
         def write(block: range) -> Written:
             prompts = [asked[row] for row in block]
-            return writer.write(block, prompts, _seed(self.seed, block.start), lambda rows: told(block.start + rows))
+            return writer.write(block, prompts, _seed(self.seed, block.start), lambda rows: told(block.start + rows), stop)
 
+        def keep(written: Written) -> None:
+            journal.add({row: answers for row, answers in written.items() if row not in journal.rows})
+
+        stop = Stop()
         crew: Crew[range, Written] | Alone[range, Written]
-        crew = Crew(write, writer.at_once) if writer.at_once > 1 else Alone(write)
+        crew = Crew(write, writer.at_once, stop) if writer.at_once > 1 else Alone(write)
         purse = _Purse(self.budget, self.samples * self.sampling.max_new_tokens)
         begin = 0
         try:
@@ -233,8 +237,15 @@ class Generate(DataStage, kind="generate"):
                     continue
                 if not crew.busy:
                     break  # the budget has no room for another row
-                block, written = crew.take()
-                journal.add({row: answers for row, answers in written.items() if row not in journal.rows})
+                try:
+                    block, written = crew.take()
+                except UserError as error:
+                    if crew.busy:
+                        work.note(f"{error}; answers that are in flight are awaited")
+                    for _, written in crew.rest():  # they are paid for
+                        keep(written)
+                    raise
+                keep(written)
                 purse.release(len(block))
                 purse.pay(self._tokens(journal, block))
                 told(len(journal.rows))
@@ -338,11 +349,14 @@ class Writer(Protocol):
         """A row's prompt, or why it cannot be asked."""
         ...
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None]) -> Written:
+    def write(
+        self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None], stop: Stop
+    ) -> Written:
         """The answers of each row; None where its prompt turned out to be too long.
 
         Args:
             on_rows: gets, as they come, about how many rows are done.
+            stop: set when other rows have failed; nothing that costs is begun from then on.
         """
         ...
 
@@ -368,7 +382,9 @@ class _Loaded:
         opened = opened_tag(self.renderer.text(example, "")) if self.renderer.prompts.format == "chat" else ""
         return Asked(ids=tuple(prompt.ids), text=opened)  # the text is kept for the answer, whose beginning it is
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None]) -> Written:
+    def write(
+        self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None], stop: Stop
+    ) -> Written:
         if self._model is None:
             self._model = load_model(self.where)
         stage, bare = self.stage, [Asked(ids=prompt.ids) for prompt in prompts]
@@ -409,9 +425,11 @@ class _Endpoint:
     def asked(self, example: Example) -> Asked | str:
         return asked_of(example, self.stage.prompts)
 
-    def write(self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None]) -> Written:
+    def write(
+        self, rows: Sequence[int], prompts: Sequence[Asked], seed: int, on_rows: Callable[[int], None], stop: Stop
+    ) -> Written:
         try:
-            rollouts = self._api(prompts, self.stage.samples, self.stage.sampling, seed)
+            rollouts = self._api(prompts, self.stage.samples, self.stage.sampling, seed, stop=stop)
         except TooLong:
             return dict.fromkeys(rows)
         return _by_row(rows, rollouts, [_as_told(rollout) for rollout in rollouts], self.stage.samples)
