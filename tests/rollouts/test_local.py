@@ -63,3 +63,17 @@ def test_mode_and_random_state_are_as_before_and_bad_prompts_are_refused(tokeniz
     ):
         with pytest.raises(UserError, match=said):
             asked(model, tokenizer, prompts=[Asked(ids)])
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_only_leading_tokens_are_drawn_where_so_asked(temperature: float, tokenizer: Any) -> None:
+    """A model's own padding of its output layer is no token; probabilities are over the others."""
+    model = tiny_model("qwen2", len(tokenizer), std=0.2)
+    sampling = Sampling(max_new_tokens=6, temperature=temperature)
+    found = asked(model, tokenizer, sampling=sampling, vocab=12)
+    assert max(token for each in asked(model, tokenizer, sampling=sampling) for token in each.ids) >= 12
+    for each in found:
+        prompt = PROMPTS[each.prompt].ids
+        logits_TV = model(torch.tensor([[*prompt, *each.ids]])).logits[0, len(prompt) - 1 : -1, :12]
+        logp_T = logits_TV.log_softmax(-1).gather(-1, torch.tensor(each.ids)[:, None]).squeeze(-1)  # fails where one is beyond
+        np.testing.assert_allclose(each.logp_N, logp_T.detach().numpy(), atol=2e-5)
