@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.filters import Filters as Filters
     from potstill.stages.generate import Generate as Generate
     from potstill.stages.measure import Decoding as Decoding
+    from potstill.stages.minillm import MiniLLM as MiniLLM
     from potstill.stages.pretrain import Pretrain as Pretrain
     from potstill.stages.pretrain import Shape as Shape
     from potstill.stages.quantize import Quantize as Quantize
@@ -111,6 +112,7 @@ _WHERE = {
     "Cache": "potstill.stages.cache",
     "Distill": "potstill.stages.distill",
     "LayerMatch": "potstill.stages.distill",
+    "MiniLLM": "potstill.stages.minillm",
     "Generate": "potstill.stages.generate",
     "Filters": "potstill.stages.filters",
     "OpenAI": "potstill.rollouts.api",

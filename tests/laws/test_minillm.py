@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from tiny_parts import tiny_model
 from torch import Tensor
 
-from potstill.data.batches import StepRow, step_batches
+from potstill.data.batches import SAMPLED, SHARE, StepRow, step_batches
 from potstill.losses import minillm
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.head import Loss
-from potstill.losses.minillm import ADVANTAGE, SAMPLED, SHARE, Estimator, MiniLLM, judged
+from potstill.losses.minillm import ADVANTAGE, Estimator, MiniLLM, judged
 from potstill.teachers.signals import Live
 
 END, PROMPT = 0, (1, 2)

@@ -257,9 +257,9 @@ def test_answers_that_end_at_different_times_leave_the_others_as_they_are(family
     model = tiny_model(family, len(tokenizer), seed=3, **LIVELY)
     monkeypatch.setattr(rooms, "BLOCK", 4)
     left: list[int] = []
-    pick = decoding._Batch.pick
+    pick = decoding.Batch.pick
     monkeypatch.setattr(
-        decoding._Batch, "pick", lambda self, rows: left.append(len(self.count_B) - len(rows)) or pick(self, rows)
+        decoding.Batch, "pick", lambda self, rows: left.append(len(self.count_B) - len(rows)) or pick(self, rows)
     )
     longest = plain_answers(model, tokenizer, prompts, [], 24)
     spoken = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in longest]

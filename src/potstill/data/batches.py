@@ -11,6 +11,9 @@ from torch import Tensor
 
 from potstill.data.store import TokenStore
 
+# what a row may bring along of each of its response tokens
+SAMPLED = "sampled"  # its log-probability under what it was drawn from
+SHARE = "share"  # a factor of its loss
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -123,7 +123,7 @@ class _Group:
 
     prompt: Sequence[int]
     rows: list[_Row] = field(default_factory=list)
-    read: "_Batch | None" = None
+    read: "Batch | None" = None
 
 
 def _waiting(
@@ -147,7 +147,7 @@ class _Entering:
         spent: whether nothing else is taken from that batch.
     """
 
-    batch: "_Batch"
+    batch: "Batch"
     picks: list[int]
     rows: list[_Row]
     spent: bool
@@ -165,7 +165,7 @@ class _Flight:
     drawing: Drawing
     scored: bool
     slots: list[_Row] = field(default_factory=list)  # a row for each of the batch's
-    batch: "_Batch | None" = None
+    batch: "Batch | None" = None
     ended: int = 0
 
     def fill(self) -> bool:
@@ -250,7 +250,7 @@ class _Flight:
         ]
         new = [(group, rows) for group, rows in taken if group.read is None]
         if new:
-            batch = _Batch(self.model, [group.prompt for group, _ in new])
+            batch = Batch(self.model, [group.prompt for group, _ in new])
             picks = [p for p, (_, rows) in enumerate(new) for _ in rows]
             found.append(_Entering(batch, picks, [row for _, rows in new for row in rows], True))
             last = new[-1][0]
@@ -259,7 +259,7 @@ class _Flight:
         return found
 
 
-class _Batch:
+class Batch:
     """Rows that are read and then continued token by token.
 
     Attributes:
@@ -307,7 +307,7 @@ class _Batch:
         self._narrow(index_B)
         self.trim()
 
-    def alone(self, rows: list[int]) -> "_Batch":
+    def alone(self, rows: list[int]) -> "Batch":
         """These rows in a batch of their own; asked of one that joins."""
         index_B = torch.tensor(rows, device=self.count_B.device)
         other = copy.copy(self)
@@ -316,7 +316,7 @@ class _Batch:
         other._narrow(index_B)
         return other
 
-    def join(self, other: "_Batch", slots: list[int], rows: list[int]) -> None:
+    def join(self, other: "Batch", slots: list[int], rows: list[int]) -> None:
         """Rows of another batch in the place of ours; the narrower ones are padded on the left."""
         slots_N, rows_N = (torch.tensor(each, device=self.count_B.device) for each in (slots, rows))
         width = other.mask_BT.shape[-1]

@@ -19,12 +19,16 @@ class Drawing:
     `top_k`: the k likeliest tokens. `top_p`: of these, made to sum to 1, the fewest likeliest that reach `top_p`.
     `min_p`: tokens at least `min_p` times as likely as the likeliest. Of tokens that are equally likely the first one in the
     vocabulary counts as the likelier one. At temperature 0 the likeliest token is taken.
+
+    Attributes:
+        vocab: leading token ids that can be drawn; None: all, those that a model pads its output layer with among them.
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float = 1.0
     min_p: float = 0.0
+    vocab: int | None = None
 
     def __call__(self, logits_BV: Tensor, u_B: Tensor | None, scored: bool = True) -> tuple[Tensor, Tensor | None]:
         """Tokens [B], and their log-probabilities [B] in float32: tempered and cut, at temperature 0 the model's own.
@@ -39,6 +43,8 @@ class Drawing:
         Raises:
             UserError: the logits are not numbers.
         """
+        if self.vocab is not None:
+            logits_BV = logits_BV[:, : self.vocab]
         if u_B is None:
             token_B = logits_BV.argmax(-1)
             return token_B, _logp(logits_BV, token_B) if scored else None

@@ -135,7 +135,7 @@ def _layers() -> tuple[Any, Any, tuple[type, ...], tuple[type, ...]]:
             for room, new in zip(self.rooms, (key_states, value_states), strict=True):
                 room.append(new)
             self._show()
-            return self.keys, self.values
+            return self.keys, self.values  # pyright: ignore[reportReturnType]
 
         def resize(self, columns: int) -> None:
             """Add empty columns at the left, or, below 0, drop some."""

@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from potstill.core.component import Settings
-from potstill.data.batches import Batch, StepRow, micro_batches, pack_rows
+from potstill.data.batches import SAMPLED, SHARE, Batch, StepRow, micro_batches, pack_rows
 from potstill.divergences._safe import FLOOR
 from potstill.divergences.reverse_kl import ReverseKL
 from potstill.edges.families import logits_of
@@ -30,11 +30,9 @@ from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Dense, Signal
 
 # what a row of a step brings along of each response token
-SAMPLED = "sampled"  # log-probability under the sampler
 LOGQ = "logq"  # log-probability under the student that sampled
 WEIGHT = "importance"
 ADVANTAGE = "advantage"
-SHARE = "share"  # what the row's kind of loss counts, where samples and plain text are averaged apart
 
 TINY = 1e-8  # added to a variance before division, as the authors have it
 MOST_LOG_RATIO = 20.0  # nats between two students a few updates apart; beyond, exp would overflow and its gradient be NaN

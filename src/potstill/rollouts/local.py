@@ -15,6 +15,8 @@ from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model, Tokenizer
 from potstill.edges.sampling import check_room, decode, stops_of
 
+Precision = Literal["fp32", "bf16"] | None  # under bfloat16 autocast, without, or as the context is
+
 
 class Local:
     """The engine of a transformers model: it answers with the weights that the model has when it is asked.
@@ -27,6 +29,7 @@ class Local:
         precision: "bf16": under autocast, "fp32": without; default: as the context is in which the engine is asked. Autocast
             casts weights that are not trained at every token again; load such a model in bfloat16 instead.
         most: rows in flight. It decides memory and speed, and answers to rounding only.
+        vocab: leading token ids that can be drawn; default: all that the model has.
     """
 
     def __init__(
@@ -35,10 +38,11 @@ class Local:
         tokenizer: Tokenizer,
         stop_ids: Sequence[int],
         *,
-        precision: Literal["fp32", "bf16"] | None = None,
+        precision: Precision = None,
         most: int = BATCH_ROWS,
+        vocab: int | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.precision, self.most = model, tokenizer, precision, most
+        self.model, self.tokenizer, self.precision, self.most, self.vocab = model, tokenizer, precision, most, vocab
         self.stop_ids = stops_of(model, tokenizer, list(stop_ids))
 
     def __call__(
@@ -56,19 +60,19 @@ class Local:
                 than the model has; the model's logits are not numbers.
         """
         self._check(prompts, sampling)
-        earlier = _occurrences(prompts)
+        earlier = occurrences(prompts)
 
         def uniform(i: int, s: int) -> np.ndarray:
             return uniforms(seed, prompts[i].ids, earlier[i] * samples + s, sampling.max_new_tokens)
 
-        with self._arithmetic():
+        with arithmetic(self.model, self.precision):
             found = draw_answers(
                 self.model,
                 [prompt.ids for prompt in prompts],
                 samples=samples,
                 stop_ids=self.stop_ids,
                 max_new_tokens=sampling.max_new_tokens,
-                drawing=Drawing(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p),
+                drawing=Drawing(sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, self.vocab),
                 uniform=uniform if sampling.temperature > 0 else None,
                 most=self.most,
                 on_ended=on_rollouts,
@@ -92,10 +96,12 @@ class Local:
                 )
         check_room(self.model, max((len(prompt.ids) for prompt in prompts), default=0), sampling.max_new_tokens)
 
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        if self.precision is None:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+def arithmetic(model: Model, precision: Precision) -> AbstractContextManager[object]:
+    """The context that an engine's forward passes run in."""
+    if precision is None:
+        return nullcontext()
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def uniforms(seed: int, prompt: Sequence[int], sample: int, count: int) -> np.ndarray:
@@ -104,7 +110,7 @@ def uniforms(seed: int, prompt: Sequence[int], sample: int, count: int) -> np.nd
     return np.random.Generator(np.random.PCG64(int.from_bytes(key.digest(), "little"))).random(count)
 
 
-def _occurrences(prompts: Sequence[Asked]) -> list[int]:
+def occurrences(prompts: Sequence[Asked]) -> list[int]:
     """Of each prompt, how often it was there before."""
     seen: dict[tuple[int, ...], int] = {}
     found = []

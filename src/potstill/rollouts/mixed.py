@@ -9,12 +9,12 @@ from torch import Tensor
 
 from potstill.core.errors import UserError
 from potstill.data.rollout import Asked, Rollout, Sampling
-from potstill.edges.decoding import BATCH_ROWS, _Batch, undisturbed
+from potstill.edges.decoding import BATCH_ROWS, Batch, undisturbed
 from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model, Tokenizer
 from potstill.edges.packed import prepare
 from potstill.edges.sampling import check_room, decode, stops_of
-from potstill.rollouts.local import _occurrences, uniforms
+from potstill.rollouts.local import Precision, arithmetic, occurrences, uniforms
 
 
 class Mixed:
@@ -28,6 +28,7 @@ class Mixed:
         alpha: 0 ≤ α < 1.
         vocab: leading token ids that both share; no other is drawn.
         most: rows in flight.
+        precision: of the forward passes; see `Local`.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Mixed:
         alpha: float,
         vocab: int,
         most: int = BATCH_ROWS,
+        precision: Precision = None,
     ) -> None:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
-        self.alpha, self.vocab, self.most = alpha, vocab, most
+        self.alpha, self.vocab, self.most, self.precision = alpha, vocab, most, precision
         self.stop_ids = stops_of(student, tokenizer, list(stop_ids))
 
     def __call__(
@@ -63,7 +65,7 @@ class Mixed:
         for model in (self.student, self.teacher):
             check_room(model, max((len(prompt.ids) for prompt in prompts), default=0), sampling.max_new_tokens)
             prepare(model)
-        earlier, count = _occurrences(prompts), sampling.max_new_tokens
+        earlier, count = occurrences(prompts), sampling.max_new_tokens
         rows = [(i, earlier[i] * samples + s) for i in range(len(prompts)) for s in range(samples)]
         order = sorted(range(len(rows)), key=lambda n: len(prompts[rows[n][0]].ids))
         found: dict[int, Rollout] = {}
@@ -71,7 +73,7 @@ class Mixed:
             some = order[begin : begin + self.most]
             asked = [prompts[rows[n][0]].ids for n in some]
             numbers = [uniforms(seed, ids, rows[n][1], count) for n, ids in zip(some, asked, strict=True)]
-            with undisturbed(self.student), undisturbed(self.teacher):
+            with undisturbed(self.student), undisturbed(self.teacher), arithmetic(self.student, self.precision):
                 drawn = self._batch(asked, np.stack(numbers), count)
             for n, (ids, logp, finished) in zip(some, drawn, strict=True):
                 text = decode(self.tokenizer, ids, self.stop_ids)
@@ -83,7 +85,7 @@ class Mixed:
     def _batch(
         self, prompts: Sequence[Sequence[int]], uniform_BN: np.ndarray, count: int
     ) -> list[tuple[list[int], list[float], bool]]:
-        batches = [_Batch(model, prompts) for model in (self.student, self.teacher)]
+        batches = [Batch(model, prompts) for model in (self.student, self.teacher)]
         answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
         finished = [False] * len(prompts)
         draw = Drawing(temperature=1.0)

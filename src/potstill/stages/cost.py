@@ -26,14 +26,14 @@ def training_cost(
     longest: int,
     *,
     frozen: bool = False,
-    per_step: int | None = None,
+    pace: tuple[int, int] | None = None,
     adaptable: bool = False,
 ) -> Cost:
     """Of training on a split's rows by cross-entropy.
 
     Args:
         frozen: adapters alone are trained.
-        per_step: rows of data that a step takes, where others are written by the student: about as long as those of data.
+        pace: steps, and rows that they learn from, where a model writes some of them: about as long as those of data.
         adaptable: they are not, and could be.
     """
     size = model.size
@@ -46,8 +46,10 @@ def training_cost(
     )
     if not rows.kept:
         return replace(cost, note="no training row is left")
-    steps = optim.total_steps(rows.kept, per_step)
-    seen = steps * optim.batch_size if optim.steps is not None or per_step else round(rows.kept * optim.epochs)
+    steps = optim.total_steps(rows.kept)
+    seen = steps * optim.batch_size if optim.steps is not None else round(rows.kept * optim.epochs)
+    if pace is not None:
+        steps, seen = pace
     tokens, learned = seen * rows.tokens, seen * rows.response
     flops = 6 * size.active * tokens + 6 * size.hidden * size.vocab * learned
     probe = outlook.probe(model.config, rows, optim.precision)
@@ -75,6 +77,11 @@ def less_memory(optim: Optim, adaptable: bool) -> str:
 def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> float:
     """Of one answer to each of so many rows: their prompts in one pass, then token by token."""
     return probe.forward_seconds(asked * rows.prompt) + probe.decode_seconds(asked, new_tokens)
+
+
+def answer_flops(size: Size, rows: RowsOf, asked: int, new_tokens: float) -> float:
+    """Of one answer to each of so many rows: prompts and answers read once, and a distribution for each new token."""
+    return asked * (2 * size.active * (rows.prompt + new_tokens) + 2 * size.hidden * size.vocab * new_tokens)
 
 
 def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:

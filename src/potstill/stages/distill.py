@@ -1,6 +1,7 @@
 """White-box distillation."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,25 +15,22 @@ from potstill.data.prompts import Renderer
 from potstill.data.store import TokenStore
 from potstill.divergences import Divergence
 from potstill.divergences.forward_kl import ForwardKL
-from potstill.edges import ranks
-from potstill.edges.models import check_positions, config_of, positions_of
-from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
+from potstill.edges.models import config_of
+from potstill.edges.vocabulary import Tokenizer, shared_vocabulary
 from potstill.losses.distillation import Distillation, OnPolicy
 from potstill.losses.hidden_states import HiddenStates, layers_to_learn
 from potstill.losses.objective import Objective
 from potstill.losses.targets import Signal
-from potstill.quant.int8 import int8_problems
 from potstill.rollouts.local import Local
-from potstill.stages.base import Context, DataStage, Stage, position_problems
+from potstill.stages.base import Context, DataStage, Stage
 from potstill.stages.cache import width
-from potstill.stages.cost import FLOAT, answer_memory, answer_seconds, head_memory, teacher_bytes
+from potstill.stages.cost import FLOAT, head_memory, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect
-from potstill.stages.refs import CacheRef, ModelRef
+from potstill.stages.refs import CacheRef
 from potstill.stages.start import Student, started
-from potstill.stages.training import TrainingStage
-from potstill.teachers.reading import TeacherReads, foreign_form
+from potstill.stages.taught import Taught
 from potstill.teachers.signals import Live
-from potstill.teachers.teacher import SHARED, Teacher, TeacherPrecision, about, built_signal, facts_of, kept_signal, longest
+from potstill.teachers.teacher import SHARED, Teacher, about, built_signal, facts_of, kept_signal
 from potstill.train.lessons import Lessons
 from potstill.train.loop import data_of, in_bf16
 from potstill.train.practice import Practice, Samples
@@ -50,7 +48,7 @@ class LayerMatch(Settings):
     )
 
 
-class Distill(TrainingStage, kind="distill"):
+class Distill(Taught, kind="distill"):
     """Teach a student the teacher's distribution at every response token.
 
     Loss: (1−ratio)·CE + ratio·T²·divergence; Hinton et al., arXiv:1503.02531. Rows, order and steps are those that SFT
@@ -63,17 +61,6 @@ class Distill(TrainingStage, kind="distill"):
     version: ClassVar[int] = 2  # 2: the teacher's hidden states pass through bfloat16
     ignored: ClassVar[tuple[str, ...]] = (*DataStage.ignored, "shard_teacher")
 
-    student: ModelRef = Field(description="what is trained")
-    teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
-    teacher_precision: TeacherPrecision = Field(
-        default="auto",
-        description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
-    )
-    teacher_reads: TeacherReads = Field(
-        default="own",
-        description="own: refuse a teacher whose chat template gives other tokens than the student's; "
-        "student: let it read the student's form all the same",
-    )
     divergence: Divergence = ForwardKL()
     ratio: float = Field(default=0.5, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
     temperature: float = Field(default=1.0, gt=0, le=100, description="softens both distributions")
@@ -148,42 +135,31 @@ class Distill(TrainingStage, kind="distill"):
         if cache.prompts != self.prompts:
             yield "prompts", f"the cache '{cache.name}' has other prompts, and so other rows; give both the same"
 
-    def learner(self) -> tuple[str, ModelRef]:
-        return "student", self.student
+    def pace(self, rows: int) -> tuple[int, int] | None:
+        if self.samples is None:
+            return None
+        steps = self.optim.total_steps(rows, self.samples.takes(self.optim.batch_size))
+        return steps, steps * self.optim.batch_size
 
-    def taught_by(self) -> ModelRef:
-        return self.teacher
-
-    def per_step(self) -> int | None:
-        return self.samples.takes(self.optim.batch_size) if self.samples is not None else None
+    def new_tokens(self) -> int | None:
+        return self.samples.max_new_tokens if self.samples is not None else None
 
     def teacher_stays(self) -> bool:
         return (self.samples is not None or self.signal == "live") and not self.shard_teacher
 
     def beside(self, objective: Objective) -> tuple[Any, int] | None:
-        logits = objective.objective if isinstance(objective, HiddenStates) else objective
+        logits = _of_logits(objective)
         on_samples = logits.samples if isinstance(logits, OnPolicy) else logits
-        if not self.teacher_stays() or not isinstance(on_samples, Distillation) or not isinstance(on_samples.signal, Live):
+        if not self.teacher_stays() or not isinstance(on_samples.signal, Live):
             return None
         return on_samples.signal.teacher, on_samples.vocab
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
-        try:
+        with suppress(UserError):  # the teacher's own problem
             teacher = outlook.model(self.teacher)
-        except UserError as error:
-            yield Problem("teacher", str(error), repr(str(self.teacher)))
-            return
-        theirs = teacher.tokenizer() if teacher is not None else None
-        ours = outlook.tokenizer(self.student)
-        if teacher is not None and theirs is not None and ours is not None:
-            yield from self._pair_problems(teacher.size.vocab, theirs, ours)
-        if teacher is not None:
-            yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
-            yield from self._layer_problems(outlook, teacher)
-            yield from self._sample_problems(outlook, teacher)
-        if teacher is not None and self.teacher_precision == "int8":
-            yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
+            if teacher is not None:
+                yield from self._layer_problems(outlook, teacher)
         if self.cache is not None and self.cache.scheme == "path":
             folder = Path(self.cache.target).expanduser()
             made = Artifact.load(folder).makes if (folder / MANIFEST).is_file() else "no artifact"
@@ -191,24 +167,13 @@ class Distill(TrainingStage, kind="distill"):
                 rule = f"{folder} holds {made}; name the artifact folder that a cache stage made"
                 yield Problem("cache", rule, repr(str(self.cache)))
 
-    def _sample_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
-        """What the student writes: by whom, and whether it fits the positions of both models."""
-        if self.samples is None:
-            return
-        if ranks.several():
-            yield Problem("samples", "the student writes in one process alone; leave out --processes, or samples")
-        student = started(outlook.model(self.student), self.init)
-        rows = outlook.rows(self.data, self.prompts, self.reader(), "train")
-        longest = rows.longest_prompt + self.samples.max_new_tokens
-        for who, config in ((self.student, student.config if student is not None else None), (self.teacher, teacher.config)):
-            limit = positions_of(config) if config is not None else None
-            if limit is not None and longest > limit:
-                yield Problem(
-                    "samples.max_new_tokens",
-                    f"a prompt of {rows.longest_prompt:,} tokens and an answer are up to {longest:,}, and {who} has {limit:,} "
-                    f"positions; set it to at most {limit - rows.longest_prompt:,}, or lower prompts.max_prompt_tokens",
-                    str(self.samples.max_new_tokens),
-                )
+    def pair_problems(self, rows: int, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
+        yield from super().pair_problems(rows, theirs, ours)
+        if self.signal == "topk":
+            with suppress(UserError):  # said above
+                vocab = shared_vocabulary(theirs, ours, str(self.teacher), str(self.student))
+                if self.top_k > vocab:
+                    yield Problem("top_k", f"is more than the {vocab:,} tokens of the vocabulary; lower it", str(self.top_k))
 
     def _layer_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
         try:
@@ -239,23 +204,6 @@ class Distill(TrainingStage, kind="distill"):
             raise UserError(f"layers = {list(layers)}: needs {few} of the teacher's layers, each from 0 to {many - 1}")
         return layers
 
-    def _pair_problems(self, rows: int, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
-        try:
-            vocab = shared_vocabulary(theirs, ours, str(self.teacher), str(self.student))
-            check_rows(rows, theirs, str(self.teacher))
-        except UserError as error:
-            yield Problem("teacher", str(error))
-            return
-        yield from self._reading_problems(theirs, ours)
-        if self.signal == "topk" and self.top_k > vocab:
-            yield Problem("top_k", f"is more than the {vocab:,} tokens of the vocabulary; lower it", str(self.top_k))
-
-    def _reading_problems(self, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
-        try:
-            self._foreign(theirs, ours, self.name)
-        except UserError as error:
-            yield Problem("teacher", str(error).removeprefix(f"{self.name}: "))
-
     def cost(self, outlook: Outlook) -> Cost:
         cost = super().cost(outlook)
         teacher = outlook.model(self.teacher)
@@ -279,12 +227,11 @@ class Distill(TrainingStage, kind="distill"):
             learned_from = len(set(self.hidden_states.layers or range(layers)))
             tokens = min(max(self.optim.micro_batch_tokens, rows.longest), self.optim.batch_size * rows.tokens)
             memory += FLOAT * tokens * size.hidden * (layers + learned_from)
-        if self.samples is not None and (student := started(outlook.model(self.student), self.init)) is not None:
-            written, new = self.samples.written(self.optim.batch_size), min(self.samples.max_new_tokens, round(rows.response))
-            memory += answer_memory(student.config, rows, written * self.samples.every, self.samples.max_new_tokens)
-            writer = outlook.probe(student.config, rows, self.optim.precision)
-            if seconds is not None and writer is not None:
-                seconds += cost.steps * answer_seconds(writer, rows, written, new)
+        if self.samples is not None and (student := self.prospect(outlook)) is not None:
+            every = self.samples.every
+            written = self.written(outlook, [student], rows, self.samples.written(self.optim.batch_size) * every)
+            flops, memory = flops + cost.steps / every * written.flops, memory + written.memory_bytes
+            seconds = seconds + cost.steps / every * written.seconds if seconds is not None else None
         fresh = not kept and signal != "live"
         return replace(
             cost,
@@ -313,19 +260,9 @@ class Distill(TrainingStage, kind="distill"):
         return self.signal, kept
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
-        where = context.where(self.teacher)
-        theirs = load_tokenizer(where)
-        vocab = shared_vocabulary(theirs, tokenizer, str(self.teacher), str(self.student))
-        check_rows(config_of(where).vocab_size, theirs, str(self.teacher))
-        if said := own_tokens(theirs, tokenizer, str(self.teacher), str(self.student)):
-            context.work.note(f"{context.work.name:<14} {said}")
-        check_known(store.largest_id(), vocab, tokenizer, context.work.name)
-        check_positions(config_of(where), longest(store), f"{context.work.name}: teacher")
-        ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
-        bf16 = in_bf16(self.optim.precision)
-        teacher = Teacher(where, self.teacher_precision, bf16, vocab, context.work.note, self.shard_teacher, context.code)
+        teacher = self.teacher_of(context, tokenizer, store, self.shard_teacher)
         live = teacher.live() if self.samples is not None or self.signal == "live" else None
-        signal = self._targets(context, teacher, store, live)
+        signal, vocab = self._targets(context, teacher, store, live), teacher.vocab
         logits: Distillation | OnPolicy = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
         if self.samples is not None:
             assert live is not None
@@ -333,7 +270,7 @@ class Distill(TrainingStage, kind="distill"):
         if self.hidden_states is None:
             return logits
         assert isinstance(signal, Live)
-        taught, has = config_of(where), student.layers
+        taught, has = config_of(context.where(self.teacher)), student.layers
         keep = has["keep"] if has["of"] == taught.num_hidden_layers else None
         layers = self._layers(student.model.config, taught, keep)
         return HiddenStates(logits, signal.teacher, layers, self.hidden_states.weight)
@@ -349,31 +286,32 @@ class Distill(TrainingStage, kind="distill"):
         folder = (context.shared or context.work.folder.parent) / SHARED
         return kept_signal(teacher, self.signal, self.top_k, self.temperature, folder, rows, store)
 
-    def lessons(self, context: Context, renderer: Renderer, store: TokenStore, student: Student) -> Lessons | None:
+    def lessons(
+        self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
+    ) -> Lessons | None:
         if self.samples is None:
             return None
-        work, batch = context.work, self.optim.batch_size
+        logits = _of_logits(objective)
+        assert isinstance(logits, OnPolicy)
         engine = Local(
-            student.model, renderer.tokenizer, renderer.stop_ids, precision="bf16" if in_bf16(self.optim.precision) else "fp32"
+            student.model,
+            renderer.tokenizer,
+            renderer.stop_ids,
+            precision="bf16" if in_bf16(self.optim.precision) else "fp32",
+            vocab=logits.samples.vocab,
         )
-        data = data_of(store, self.optim, self.seed, self.per_step())
-        return Practice(
-            data, self.samples, engine, batch, self.seed, lambda done, total: work.progress.update(done, total, "answers")
-        )
-
-    def _foreign(self, theirs: Tokenizer, ours: Tokenizer, who: str) -> str | None:
-        """How the teacher's own form of the rows differs from the student's, which it is made to read; None: not at all.
-
-        Raises:
-            UserError: it differs, and nothing says to read it so.
-        """
-        return foreign_form(ours, theirs, self.prompts, self.data.examples("train"), self.teacher_reads, who)
+        batch = self.optim.batch_size
+        data = data_of(store, self.optim, self.seed, self.samples.takes(batch))
+        return Practice(data, self.samples, engine, batch, self.seed, self.watch(context))
 
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         layers = {"hidden_states": {"layers": list(objective.layers)}} if isinstance(objective, HiddenStates) else {}
-        logits = objective.objective if isinstance(objective, HiddenStates) else objective
-        logits = logits.data if isinstance(logits, OnPolicy) else logits
-        assert isinstance(logits, Distillation)
-        theirs = load_tokenizer(context.where(self.teacher))
-        foreign = ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))
-        return {"signal": facts_of(logits.signal), "teacher_reads": foreign, **layers}
+        logits = _of_logits(objective)
+        signal = (logits.data if isinstance(logits, OnPolicy) else logits).signal
+        return {"signal": facts_of(signal), **super().facts(context, tokenizer, objective), **layers}
+
+
+def _of_logits(objective: Objective) -> Distillation | OnPolicy:
+    logits = objective.objective if isinstance(objective, HiddenStates) else objective
+    assert isinstance(logits, Distillation | OnPolicy)
+    return logits

@@ -186,12 +186,18 @@ class TrainingStage(DataStage):
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
         """What is minimised over these rows; the student knows how it was cut."""
 
-    def lessons(self, context: Context, renderer: Renderer, store: TokenStore, student: Student) -> Lessons | None:
+    def lessons(
+        self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
+    ) -> Lessons | None:
         """What each step reads; None: the store's rows."""
         return None
 
-    def per_step(self) -> int | None:
-        """Rows of data that a step takes; None: as many as the step has."""
+    def dropout(self) -> bool:
+        """Whether the model is in training mode while it learns."""
+        return True
+
+    def pace(self, rows: int) -> tuple[int, int] | None:
+        """Optimiser steps over so many rows of data, and rows that these learn from; None: as `optim` alone has it."""
         return None
 
     def teacher_stays(self) -> bool:
@@ -250,7 +256,7 @@ class TrainingStage(DataStage):
             self.prompts.max_tokens,
             frozen=self.adapter is not None,
             adaptable=self.could_adapt(),
-            per_step=self.per_step(),
+            pace=self.pace(rows.kept),
         )
         full = outlook.model(self.learner()[1])
         choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0
@@ -320,7 +326,8 @@ class TrainingStage(DataStage):
             seed=self.seed,
             validate=validate,
             validations=self.validation.times,
-            lessons=self.lessons(context, renderer, store, student),
+            lessons=self.lessons(context, renderer, store, student, objective),
+            dropout=self.dropout(),
         )
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         student.merge()
@@ -372,6 +379,7 @@ def trained_record(
         rows_seen=totals.rows,
         response_tokens=totals.response_tokens,
         tokens=totals.tokens,
+        generated_tokens=totals.generated_tokens,
         epochs=totals.epochs,
         lr=settings.pop("lr"),
         optim=settings,
@@ -494,6 +502,7 @@ def trained_in_words(summary: dict[str, Any]) -> str:
         if data["context_shortened"]:
             parts.append(f"{data['context_shortened']:,} contexts shortened to fit prompts.max_prompt_tokens")
     parts += [f"{summary['steps']:,} steps", f"{count(summary['response_tokens'])} learned tokens"]
+    parts += [f"{count(drawn)} generated tokens"] if (drawn := summary.get("generated_tokens")) else []
     parts.append(f"{count(summary['parameters'])} parameters")
     signal = summary.get("signal", {})
     if "rows_read" in signal:

@@ -94,6 +94,7 @@ class Trained(_Record):
         rows_seen: rows that entered, counted in every epoch.
         response_tokens: tokens that entered the loss, over all epochs.
         tokens: tokens read, over all epochs.
+        generated_tokens: tokens that were drawn for it while it trained.
         optim: the optimiser's other settings.
         searched: settings picked from several values: the recipe's name, such as `optim.lr`, -> values tried; what `student` or
             `model` named is `start`.
@@ -115,6 +116,7 @@ class Trained(_Record):
     rows_seen: int
     response_tokens: int
     tokens: int
+    generated_tokens: int = 0
     epochs: float
     lr: float
     optim: dict[str, Any] = {}

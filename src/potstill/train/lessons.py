@@ -12,9 +12,11 @@ class Lessons(Protocol):
 
     Attributes:
         total: optimiser steps.
+        generated: tokens drawn so far, each once, however often it is learned.
     """
 
     total: int
+    generated: int
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, counted from 0; asked for in order, from where training goes on."""
@@ -53,6 +55,8 @@ class Data:
         total: optimiser steps.
         last: rows of the whole run; None where steps alone bound it.
     """
+
+    generated = 0
 
     def __init__(self, store: TokenStore, order: Order, total: int, last: int | None) -> None:
         self.store, self.order, self.total, self.last = store, order, total, last

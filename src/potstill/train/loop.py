@@ -107,7 +107,8 @@ class Totals:
         response_tokens: tokens that entered the loss.
         tokens: tokens read, every one of them real.
         padded_tokens: what each step's rows would be if they were padded to its longest.
-        sampled_tokens: of the response tokens, those that the student wrote itself.
+        sampled_tokens: of the response tokens, those that the student wrote itself, each time that they were learned.
+        generated_tokens: those that were drawn, learned or not.
         training_seconds: of this process, since it began or went on.
     """
 
@@ -119,6 +120,7 @@ class Totals:
     epochs: float
     training_seconds: float
     sampled_tokens: int = 0
+    generated_tokens: int = 0
 
 
 Validate = Callable[[Any], dict[str, float]]
@@ -137,6 +139,7 @@ def fit(
     validate: Validate | None = None,
     validations: int = 0,
     lessons: Lessons | None = None,
+    dropout: bool = True,
 ) -> Totals:
     """Minimise the objective; continue from the work folder's last checkpoint when there is one.
 
@@ -148,13 +151,14 @@ def fit(
 
     Args:
         lessons: what each step reads; default: the store's rows.
+        dropout: whether the model is in training mode while it learns; else in that of evaluation.
 
     Raises:
         UserError: a loss or gradient that is not finite; the last good checkpoint stays.
         Interrupted: asked to stop; a checkpoint was written.
     """
     lessons = lessons or data_of(store, optim, seed)
-    return _Fit(model, store, objective, optim, work, seed, validate, validations, lessons).run()
+    return _Fit(model, store, objective, optim, work, seed, validate, validations, lessons, dropout).run()
 
 
 def tokens_of(rows: Iterable[StepRow]) -> float:
@@ -183,9 +187,10 @@ class _Fit:
         validate: Validate | None,
         validations: int,
         lessons: Lessons,
+        dropout: bool,
     ) -> None:
         self.model, self.store, self.optim, self.work, self.validate = model, store, optim, work, validate
-        self.lessons, self.total = lessons, lessons.total
+        self.lessons, self.total, self.dropout = lessons, lessons.total, dropout
         self.team = team_of(model, objective, in_bf16(optim.precision))
         self.rounded = Rounded(model, f"{seed} {ranks.rank()}") if in_bf16(optim.precision) else None
         self.optimizer = optimizer_for(model, optim)
@@ -205,7 +210,7 @@ class _Fit:
         work.hold()
         if not self._validated_at_start():  # at the very beginning, or stopped in the middle of it
             self._report_validation(self.start)
-        self.model.train()
+        self.model.train(self.dropout)
         self.begun, self.seen = time.monotonic(), 0
         heap = Heap()
         with recomputed(self.model, self.optim.activation_checkpointing):
@@ -214,7 +219,13 @@ class _Fit:
                 heap.look()
         self.model.eval()
         counted = {name: state[name] for name in COUNTED}
-        return Totals(self.total, **counted, epochs=self._epoch(), training_seconds=time.monotonic() - self.begun)
+        return Totals(
+            self.total,
+            **counted,
+            generated_tokens=self.lessons.generated,
+            epochs=self._epoch(),
+            training_seconds=time.monotonic() - self.begun,
+        )
 
     def _step(self, step: int) -> None:
         """One optimiser step, its figures, and what is due after it."""
@@ -322,7 +333,7 @@ class _Fit:
             return
         self.model.eval()
         self._interruptible(step, self._validate)
-        self.model.train()
+        self.model.train(self.dropout)
 
     def _validate(self) -> None:
         with full_model(self.model) as plain:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
+from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.data.batches import StepRow, rows_of
 from potstill.data.rollout import Asked, Engine, Rollout, Sampling
@@ -14,18 +15,33 @@ from potstill.train.lessons import Data
 FRUITLESS = 3  # steps one after the other without a token to learn, after which training ends
 
 
-class Samples(Sampling):
-    """Which part of a step's rows the student writes, and how; Agarwal et al., GKD, arXiv:2306.13649."""
+class Answers(Settings):
+    """How answers that a student writes are grouped and learned."""
 
-    share: float = Field(default=1.0, gt=0, le=1, description="λ: of a step's rows, those that the student writes")
     per_prompt: int = Field(default=1, ge=1, description="answers to each prompt in a step")
-    every: int = Field(default=1, ge=1, description="steps from one round of writing to the next, which writes for all of them")
     cut: Literal["counted", "masked"] = Field(
         default="counted", description="answers that reach max_new_tokens: learned like others, or left out"
     )
     max_gap: float = Field(
         default=0.1, gt=0, description="largest mean difference of log-probabilities, in nats, between writing and training"
     )
+
+    def refuse_gap(self, step: int, gap: float) -> None:
+        """Raises:
+        UserError: the probabilities that the answers were drawn by are not those that they are trained by.
+        """
+        if gap > self.max_gap:
+            raise UserError(
+                f"step {step + 1}: log-probabilities of the sampled tokens differ by {gap:.3g} nats on average between "
+                f"writing and training, more than samples.max_gap = {self.max_gap:g}; train in float32, or raise it"
+            )
+
+
+class Samples(Sampling, Answers):
+    """Which part of a step's rows the student writes, and how; Agarwal et al., GKD, arXiv:2306.13649."""
+
+    share: float = Field(default=1.0, gt=0, le=1, description="λ: of a step's rows, those that the student writes")
+    every: int = Field(default=1, ge=1, description="steps from one round of writing to the next, which writes for all of them")
 
     def written(self, batch_size: int) -> int:
         """Rows of a whole step that the student writes."""
@@ -71,7 +87,7 @@ class Practice:
         self.written: dict[int, list[StepRow]] = {}
         self.seen: dict[int, dict[str, float]] = {}
         self.shown: dict[str, float] = {}
-        self.fruitless = 0
+        self.fruitless = self.generated = 0
 
     def rows(self, step: int) -> list[int]:
         return self.data.rows(step)
@@ -79,8 +95,9 @@ class Practice:
     def __call__(self, step: int) -> list[StepRow]:
         if step not in self.written:
             self._write(step)
-        own, self.shown = self.written.pop(step), self.seen.pop(step)
-        rows = [*own, *rows_of(self.data.store, self.rows(step)[self._prompts(step) :])]
+        others = rows_of(self.data.store, self.rows(step)[self._prompts(step) :])
+        own, self.shown = self.written.pop(step), self.seen.pop(step)  # last: who interrupts before finds them again
+        rows = [*own, *others]
         self.fruitless = 0 if rows else self.fruitless + 1
         if self.fruitless == FRUITLESS:
             raise UserError(
@@ -102,18 +119,20 @@ class Practice:
         prompts = [Asked(tuple(int(i) for i in self.data.store[row][0])) for rows in asked.values() for row in rows]
         sampling = Sampling(**{name: getattr(self.samples, name) for name in Sampling.model_fields})
         found = self.engine(prompts, self.samples.per_prompt, sampling, self.seed << 32 | step, self.watch)
-        self.written, self.seen = {}, {}
+        written, seen = {}, {}
         answers = iter(found)
         for at, rows in asked.items():
             own = [next(answers) for _ in range(len(rows) * self.samples.per_prompt)]
-            self.written[at] = self._learned(own, prompts)
+            written[at] = self._learned(own, prompts)
             cut = sum(not rollout.finished for rollout in own)
             length = sum(len(rollout.ids) for rollout in own)
-            self.seen[at] = {
+            seen[at] = {
                 "samples_length": length / len(own),
                 "samples_cut": cut / len(own),
                 "samples_age": float(at - step),
             }
+        self.written, self.seen = written, seen
+        self.generated += sum(len(rollout.ids) for rollout in found)
 
     def _learned(self, rollouts: list[Rollout], prompts: list[Asked]) -> list[StepRow]:
         said = self.samples.whole and self.samples.temperature == 1
@@ -132,12 +151,8 @@ class Practice:
         """Raises:
         UserError: the probabilities that the answers were drawn by are not those that they are trained by.
         """
-        gap = means.get("samples_gap", 0.0)
-        if self.shown["samples_age"] == 0 and gap > self.samples.max_gap:
-            raise UserError(
-                f"step {step + 1}: log-probabilities of the sampled tokens differ by {gap:.3g} nats on average between "
-                f"writing and training, more than samples.max_gap = {self.samples.max_gap:g}; train in float32, or raise it"
-            )
+        if self.shown["samples_age"] == 0:
+            self.samples.refuse_gap(step, means.get("samples_gap", 0.0))
 
     def figures(self) -> Mapping[str, float]:
         return self.shown
@@ -146,22 +161,27 @@ class Practice:
         """What was written for later steps, by students that are no more."""
         return {
             "fruitless": self.fruitless,
+            "generated": self.generated,
             "seen": {str(step): figures for step, figures in self.seen.items()},
-            "written": {str(step): [_kept(row) for row in rows] for step, rows in self.written.items()},
+            "written": {str(step): [kept(row) for row in rows] for step, rows in self.written.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.fruitless = state.get("fruitless", 0)
+        self.fruitless, self.generated = state.get("fruitless", 0), state.get("generated", 0)
         self.seen = {int(step): figures for step, figures in state.get("seen", {}).items()}
-        self.written = {int(step): [_row(*kept) for kept in rows] for step, rows in state.get("written", {}).items()}
+        self.written = {int(step): [row_of(*each) for each in rows] for step, rows in state.get("written", {}).items()}
 
 
-Kept = tuple[list[int], list[int], dict[str, list[float]]]
+Kept = tuple[list[int], list[int], dict[str, list[float]], float]
 
 
-def _kept(row: StepRow) -> Kept:
-    return list(row.prompt), list(row.response), {name: values.tolist() for name, values in row.given.items()}
+def kept(row: StepRow) -> Kept:
+    """A sampled row as a checkpoint has it, in JSON."""
+    given = {name: values.tolist() for name, values in row.given.items()}
+    return list(row.prompt), list(row.response), given, row.weight
 
 
-def _row(prompt: list[int], response: list[int], given: dict[str, list[float]]) -> StepRow:
-    return StepRow(prompt, response, sampled=True, given={k: np.array(values, np.float32) for k, values in given.items()})
+def row_of(prompt: list[int], response: list[int], given: dict[str, list[float]], weight: float = 1.0) -> StepRow:
+    """The row that `kept` was given."""
+    arrays = {name: np.array(values, np.float32) for name, values in given.items()}
+    return StepRow(prompt, response, weight, sampled=True, given=arrays)

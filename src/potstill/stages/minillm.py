@@ -1,0 +1,138 @@
+"""Reverse KL of whole answers, learned from the student's own."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from potstill.data.batches import StepRow
+from potstill.data.prompts import Renderer
+from potstill.data.rollout import Engine
+from potstill.data.store import TokenStore
+from potstill.edges.decoding import undisturbed
+from potstill.edges.models import Model
+from potstill.edges.vocabulary import Tokenizer
+from potstill.losses import minillm
+from potstill.losses.minillm import Estimator
+from potstill.losses.objective import Objective
+from potstill.rollouts.local import Local
+from potstill.rollouts.mixed import Mixed
+from potstill.stages.base import Context
+from potstill.stages.cost import head_memory, teacher_bytes
+from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.start import Student
+from potstill.stages.taught import Taught
+from potstill.teachers.signals import Live
+from potstill.teachers.teacher import facts_of
+from potstill.train.lessons import Lessons
+from potstill.train.loop import autocast, in_bf16
+from potstill.train.rounds import Pace, Rounds, RoundSamples
+
+
+class MiniLLM(Taught, kind="minillm"):
+    """Teach a student by the reverse KL of whole answers, from answers that it writes with the teacher's help.
+
+    Gu et al., MiniLLM, arXiv:2306.08543. Each round answers prompts by the mixture of teacher and student, and `samples.updates`
+    steps learn from all of its answers; beside them each step reads rows of data of its own as plain text. Loss: that of
+    `estimator`, averaged over the sampled tokens, plus `text` times the cross-entropy, averaged over the tokens of the data.
+
+    The student learns in evaluation mode, without dropout, as it does in its authors' code: else the probabilities of the first
+    update would not be those that the answers were judged by.
+    """
+
+    estimator: Estimator = Estimator()
+    samples: RoundSamples = RoundSamples()
+    text: float = Field(
+        default=1.0,
+        ge=0,
+        description="weight of the cross-entropy of optim.batch_size rows of data in each step, against forgetting; 0: none",
+    )
+
+    @model_validator(mode="after")
+    def _rounds_divide(self) -> "MiniLLM":
+        if problem := self.samples.problem(self.optim.batch_size):
+            raise ValueError(f"samples: {problem}")
+        return self
+
+    def dropout(self) -> bool:
+        return False
+
+    def pace(self, rows: int) -> tuple[int, int]:
+        steps = Pace.of(self.samples, self.optim, self.text > 0).steps(self.optim, rows)
+        return steps, steps * self.optim.batch_size * (2 if self.text else 1)
+
+    def new_tokens(self) -> int:
+        return self.samples.max_new_tokens
+
+    def teacher_stays(self) -> bool:
+        return True
+
+    def beside(self, objective: Objective) -> tuple[Any, int]:
+        own = _own(objective)
+        return _teacher_of(own), own.vocab
+
+    def cost(self, outlook: Outlook) -> Cost:
+        cost, teacher, student = super().cost(outlook), outlook.model(self.teacher), self.prospect(outlook)
+        if teacher is None or student is None or cost.step is None or cost.steps is None or cost.memory_bytes is None:
+            return cost
+        rows, batch, precision = cost.rows[0], self.optim.batch_size, self.optim.precision
+        rounds = math.ceil(cost.steps / self.samples.updates)
+        flops, seconds = cost.flops or 0.0, cost.seconds
+        # besides training: answers are judged by both, and the teacher reads them in every step
+        for reader, read in ((student, rounds * batch), (teacher, (rounds + cost.steps) * batch)):
+            size, probe = reader.size, outlook.probe(reader.config, rows, precision)
+            flops += read * (2 * size.active * rows.tokens + 2 * size.hidden * size.vocab * rows.response)
+            if seconds is not None and probe is not None:
+                seconds += probe.scored_seconds(read * rows.tokens, read * rows.response)
+        written = self.written(outlook, [student, teacher] if self.estimator.alpha else [student], rows, batch)
+        flops += rounds * written.flops
+        memory = cost.memory_bytes + written.memory_bytes
+        memory += head_memory(teacher.size, cost.step.row_tokens * batch, teacher=True)
+        memory += teacher_bytes(teacher.size, self.teacher_precision, precision)
+        return replace(
+            cost,
+            flops=flops,
+            seconds=seconds + rounds * written.seconds if seconds is not None else None,
+            memory_bytes=round(memory),
+            step=replace(cost.step, teacher=teacher.size, flops=flops / cost.steps),
+        )
+
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
+        teacher = self.teacher_of(context, tokenizer, store)
+        return minillm.MiniLLM(teacher.live(), self.estimator, teacher.vocab)
+
+    def lessons(
+        self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
+    ) -> Lessons:
+        own, model = _own(objective), student.model
+
+        def judge(rows: Sequence[StepRow]) -> tuple[list[StepRow], dict[str, float]]:
+            with undisturbed(model), autocast(self.optim.precision):
+                told = minillm.judged(model, own.signal, rows, self.estimator, own.vocab, self.optim.micro_batch_tokens)
+            return told.rows, told.figures
+
+        engine = self._engine(model, _teacher_of(own), renderer, own.vocab)
+        return Rounds(store, self.optim, self.samples, self.text, engine, judge, self.seed, self.watch(context))
+
+    def _engine(self, student: Model, teacher: Model, renderer: Renderer, vocab: int) -> Engine:
+        """Of the mixture; where it is the student alone, of the student alone."""
+        tokenizer, stop_ids, alpha = renderer.tokenizer, renderer.stop_ids, self.estimator.alpha
+        precision = "bf16" if in_bf16(self.optim.precision) else "fp32"
+        if alpha == 0:
+            return Local(student, tokenizer, stop_ids, precision=precision, vocab=vocab)
+        return Mixed(student, teacher, tokenizer, stop_ids, alpha, vocab, precision=precision)
+
+    def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
+        return {"signal": facts_of(_own(objective).signal), **super().facts(context, tokenizer, objective)}
+
+
+def _own(objective: Objective) -> minillm.MiniLLM:
+    assert isinstance(objective, minillm.MiniLLM)
+    return objective
+
+
+def _teacher_of(objective: minillm.MiniLLM) -> Model:
+    assert isinstance(objective.signal, Live)
+    return objective.signal.teacher

@@ -1,0 +1,157 @@
+"""What the stages have in common in which a teacher's distributions are learned."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+
+from potstill.core.errors import Problem, UserError
+from potstill.data.store import TokenStore
+from potstill.edges import ranks
+from potstill.edges.models import check_positions, config_of, positions_of
+from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
+from potstill.losses.objective import Objective
+from potstill.quant.int8 import int8_problems
+from potstill.stages.base import Context, position_problems
+from potstill.stages.cost import answer_flops, answer_memory, answer_seconds
+from potstill.stages.outlook import Outlook, Prospect, RowsOf
+from potstill.stages.refs import ModelRef
+from potstill.stages.training import TrainingStage
+from potstill.teachers.reading import TeacherReads, foreign_form
+from potstill.teachers.teacher import Teacher, TeacherPrecision, longest
+from potstill.train.loop import in_bf16
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one round of answers takes."""
+
+    flops: float
+    seconds: float
+    memory_bytes: float
+
+
+class Taught(TrainingStage):
+    """A student that learns a teacher's distributions: the two share a tokenizer, and read the rows alike."""
+
+    student: ModelRef = Field(description="what is trained")
+    teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
+    teacher_precision: TeacherPrecision = Field(
+        default="auto",
+        description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
+    )
+    teacher_reads: TeacherReads = Field(
+        default="own",
+        description="own: refuse a teacher whose chat template gives other tokens than the student's; "
+        "student: let it read the student's form all the same",
+    )
+
+    def learner(self) -> tuple[str, ModelRef]:
+        return "student", self.student
+
+    def taught_by(self) -> ModelRef:
+        return self.teacher
+
+    def new_tokens(self) -> int | None:
+        """Tokens of the longest answer that the student writes while it is trained; None where it writes none."""
+        return None
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        try:
+            teacher = outlook.model(self.teacher)
+        except UserError as error:
+            yield Problem("teacher", str(error), repr(str(self.teacher)))
+            return
+        if teacher is None:
+            return
+        theirs, ours = teacher.tokenizer(), outlook.tokenizer(self.student)
+        if theirs is not None and ours is not None:
+            yield from self.pair_problems(teacher.size.vocab, theirs, ours)
+        yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
+        yield from self._answer_problems(outlook, teacher)
+        if self.teacher_precision == "int8":
+            yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
+
+    def pair_problems(self, rows: int, theirs: Tokenizer, ours: Tokenizer) -> Iterator[Problem]:
+        """What keeps student and teacher from being a pair.
+
+        Args:
+            rows: of the teacher's output layer.
+        """
+        try:
+            shared_vocabulary(theirs, ours, str(self.teacher), str(self.student))
+            check_rows(rows, theirs, str(self.teacher))
+            self._foreign(theirs, ours, self.name)
+        except UserError as error:
+            yield Problem("teacher", str(error).removeprefix(f"{self.name}: "))
+
+    def _answer_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
+        """What the student writes: by whom, and whether it fits the positions of both models."""
+        new = self.new_tokens()
+        if new is None:
+            return
+        if ranks.several():
+            yield Problem("samples", "the student writes its answers in one process alone; leave out --processes")
+        student = None
+        with suppress(UserError):  # said at its own field
+            student = self.prospect(outlook)
+        prompt = outlook.rows(self.data, self.prompts, self.reader(), "train").longest_prompt
+        for who, config in ((self.student, student.config if student is not None else None), (self.teacher, teacher.config)):
+            limit = positions_of(config) if config is not None else None
+            if limit is not None and prompt + new > limit:
+                yield Problem(
+                    "samples.max_new_tokens",
+                    f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} "
+                    f"positions; set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens",
+                    str(new),
+                )
+
+    def written(self, outlook: Outlook, writers: Sequence[Prospect], rows: RowsOf, answers: int) -> Written:
+        """What so many answers take together, each token of them read by all the writers."""
+        longest, mean = self.new_tokens() or 0, min(self.new_tokens() or 0, round(rows.response))
+        probes = [outlook.probe(writer.config, rows, self.optim.precision) for writer in writers]
+        return Written(
+            sum(answer_flops(writer.size, rows, answers, mean) for writer in writers),
+            sum(answer_seconds(probe, rows, answers, mean) for probe in probes if probe is not None),
+            sum(answer_memory(writer.config, rows, answers, longest) for writer in writers),
+        )
+
+    def watch(self, context: Context) -> Callable[[int, int], None]:
+        """Shows how many answers are finished, of how many."""
+        return lambda done, total: context.work.progress.update(done, total, "answers")
+
+    def teacher_of(self, context: Context, tokenizer: Tokenizer, store: TokenStore, shard: bool = False) -> Teacher:
+        """The teacher, not loaded yet.
+
+        Args:
+            shard: of several processes each holds a part.
+
+        Raises:
+            UserError: it is no teacher for this student and these rows; says why.
+        """
+        work, where = context.work, context.where(self.teacher)
+        theirs = load_tokenizer(where)
+        vocab = shared_vocabulary(theirs, tokenizer, str(self.teacher), str(self.student))
+        check_rows(config_of(where).vocab_size, theirs, str(self.teacher))
+        if said := own_tokens(theirs, tokenizer, str(self.teacher), str(self.student)):
+            work.note(f"{work.name:<14} {said}")
+        check_known(store.largest_id(), vocab, tokenizer, work.name)
+        check_positions(config_of(where), longest(store), f"{work.name}: teacher")
+        ranks.on_first(lambda: self._foreign(theirs, tokenizer, work.name))
+        bf16 = in_bf16(self.optim.precision)
+        return Teacher(where, self.teacher_precision, bf16, vocab, work.note, shard, context.code)
+
+    def _foreign(self, theirs: Tokenizer, ours: Tokenizer, who: str) -> str | None:
+        """How the teacher's own form of the rows differs from the student's, which it is made to read; None: not at all.
+
+        Raises:
+            UserError: it differs, and nothing says to read it so.
+        """
+        return foreign_form(ours, theirs, self.prompts, self.data.examples("train"), self.teacher_reads, who)
+
+    def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
+        theirs = load_tokenizer(context.where(self.teacher))
+        return {"teacher_reads": ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))}

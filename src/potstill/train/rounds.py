@@ -1,0 +1,211 @@
+"""Rounds of samples that are drawn and judged once and learned in several steps, with rows of data beside them as plain text."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from potstill.core.errors import UserError
+from potstill.data.batches import SAMPLED, SHARE, StepRow, rows_of
+from potstill.data.rollout import Asked, Engine, Rollout, Sampling
+from potstill.data.store import TokenStore
+from potstill.train.lessons import Data
+from potstill.train.loop import Optim, data_of, tokens_of
+from potstill.train.practice import FRUITLESS, Answers, kept, row_of
+
+Judge = Callable[[Sequence[StepRow]], tuple[list[StepRow], Mapping[str, float]]]
+
+
+class RoundSamples(Answers):
+    """What a round draws, and for how many steps."""
+
+    max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens; a longer one is cut there")
+    updates: int = Field(
+        default=4, ge=1, description="optimiser steps that learn from one round of answers, all of them in each"
+    )
+
+    def problem(self, batch_size: int) -> str | None:
+        """Why a round cannot be divided so."""
+        if batch_size % self.per_prompt == 0:
+            return None
+        return (
+            f"a step learns from optim.batch_size = {batch_size} answers, which per_prompt = {self.per_prompt} does not divide; "
+            "change one of them"
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How rows of data are dealt to rounds and steps.
+
+    Attributes:
+        prompts: rows that a round answers.
+        text: rows that each of its steps reads as they are.
+        updates: steps of a round.
+    """
+
+    prompts: int
+    text: int
+    updates: int
+
+    @classmethod
+    def of(cls, samples: RoundSamples, optim: Optim, text: bool) -> "Pace":
+        return cls(optim.batch_size // samples.per_prompt, optim.batch_size if text else 0, samples.updates)
+
+    @property
+    def rows(self) -> int:
+        """Rows of data that a round takes."""
+        return self.prompts + self.updates * self.text
+
+    def rounds(self, optim: Optim, rows: int) -> int:
+        """Rounds over so many rows."""
+        return optim.total_steps(rows, self.rows) if optim.steps is None else math.ceil(optim.steps / self.updates)
+
+    def steps(self, optim: Optim, rows: int) -> int:
+        """Optimiser steps over so many rows."""
+        return optim.steps if optim.steps is not None else self.updates * self.rounds(optim, rows)
+
+    def parts(self, rows: list[int]) -> tuple[list[int], list[list[int]]]:
+        """Of a round's rows those that are answered, and those that each step reads; the last round may be short."""
+        asked = max(1, round(self.prompts * len(rows) / self.rows)) if rows else 0
+        others, of = rows[asked:], self.updates
+        return rows[:asked], [others[len(others) * k // of : len(others) * (k + 1) // of] for k in range(of)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A round's answers.
+
+    Attributes:
+        round: its number; −1 before the first.
+        rows: as they were judged.
+        figures: of the round.
+        fruitless: rounds one after the other, up to this one, without an answer to learn.
+        generated: tokens drawn so far.
+    """
+
+    round: int = -1
+    rows: tuple[StepRow, ...] = ()
+    figures: Mapping[str, float] = field(default_factory=dict)
+    fruitless: int = 0
+    generated: int = 0
+
+
+class Rounds:
+    """What each step reads: all answers of its round, and rows of data of its own.
+
+    A round answers the prompts of its first rows of data with the student as it is then, judges the answers, and gives them to
+    each of its steps. The loss of a step is the mean over sampled tokens plus `text` times the mean over those of data, each
+    token counted by its row's weight: that is what `SHARE` makes of one sum over both. Which tokens are drawn follows from the
+    seed, the step and the prompt.
+
+    Args:
+        judge: gets sampled rows with their log-probabilities when they were drawn, and gives them with all that the objective
+            wants to know of them, and figures.
+        text: weight of the rows of data; 0: none are read.
+        watch: gets the number of finished answers, and of all.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        optim: Optim,
+        samples: RoundSamples,
+        text: float,
+        engine: Engine,
+        judge: Judge,
+        seed: int,
+        watch: Callable[[int, int], None],
+    ) -> None:
+        self.samples, self.text, self.engine, self.judge, self.seed, self.watch = samples, text, engine, judge, seed, watch
+        self.pace = Pace.of(samples, optim, text > 0)
+        self.data: Data = data_of(store, optim, seed, self.pace.rows)
+        self.total = self.pace.steps(optim, len(store))
+        self.drawn, self.age = Drawn(), 0
+
+    @property
+    def generated(self) -> int:
+        return self.drawn.generated
+
+    def rows(self, step: int) -> list[int]:
+        number, age = divmod(step, self.pace.updates)
+        asked, others = self.pace.parts(self.data.rows(number))
+        return [*(asked if age == 0 else []), *others[age]]
+
+    def __call__(self, step: int) -> list[StepRow]:
+        number, age = divmod(step, self.pace.updates)
+        asked, others = self.pace.parts(self.data.rows(number))
+        if self.drawn.round != number:
+            self.drawn = self._draw(number, step, asked)  # at once: who interrupts the drawing finds what was before
+        self.age = age
+        return apart(self.drawn.rows, rows_of(self.data.store, others[age]), self.text)
+
+    def _draw(self, number: int, step: int, asked: Sequence[int]) -> Drawn:
+        store = self.data.store
+        prompts = [Asked(tuple(int(i) for i in store[row][0])) for row in asked]
+        sampling = Sampling(max_new_tokens=self.samples.max_new_tokens)
+        found = self.engine(prompts, self.samples.per_prompt, sampling, self.seed << 32 | step, self.watch)
+        rows = [_drawn_row(prompts, each, store.weight(asked[each.prompt])) for each in found if self._learned(each)]
+        told, figures = self.judge(rows) if rows else ([], {})
+        fruitless = 0 if rows else self.drawn.fruitless + 1
+        if fruitless == FRUITLESS:
+            raise UserError(
+                f"step {step + 1}: every answer of {FRUITLESS} rounds was cut at samples.max_new_tokens = "
+                f"{self.samples.max_new_tokens}, so that no answer is learned; raise it, or learn cut answers too "
+                "(samples.cut = 'counted')"
+            )
+        length = sum(len(each.ids) for each in found)
+        shown = {
+            "samples_length": length / len(found),
+            "samples_cut": sum(not each.finished for each in found) / len(found),
+            **{f"samples_{name}": value for name, value in figures.items()},
+        }
+        return Drawn(number, tuple(map(_lasting, told)), shown, fruitless, self.drawn.generated + length)
+
+    def _learned(self, rollout: Rollout) -> bool:
+        return rollout.finished or self.samples.cut == "counted"
+
+    def check(self, step: int, means: Mapping[str, float]) -> None:
+        """Raises:
+        UserError: the probabilities that the answers were drawn by are not those that they are trained by.
+        """
+        if self.age == 0:
+            self.samples.refuse_gap(step, self.figures().get("samples_gap", 0.0))
+
+    def figures(self) -> Mapping[str, float]:
+        return {**self.drawn.figures, "samples_age": float(self.age)}
+
+    def state(self) -> dict[str, Any]:
+        """The round's answers and what was found of them: the student that wrote them is no more."""
+        return asdict(replace(self.drawn, rows=())) | {"rows": [kept(row) for row in self.drawn.rows]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state:
+            self.drawn = Drawn(**{**state, "rows": tuple(row_of(*each) for each in state["rows"])})
+
+
+def apart(samples: Sequence[StepRow], text: Sequence[StepRow], weight: float) -> list[StepRow]:
+    """A step's rows, so that its loss, divided by all its tokens, is the samples' mean and `weight` times the text's mean."""
+    of_samples, of_text = tokens_of(samples), tokens_of(text)
+    whole = of_samples + of_text
+    return [
+        *(_with(row, whole / of_samples) for row in samples),
+        *(_with(row, weight * whole / of_text) for row in text),
+    ]
+
+
+def _with(row: StepRow, share: float) -> StepRow:
+    return replace(row, given={**row.given, SHARE: np.full(len(row.response), share, np.float32)})
+
+
+def _drawn_row(prompts: Sequence[Asked], rollout: Rollout, weight: float) -> StepRow:
+    return StepRow(prompts[rollout.prompt].ids, rollout.ids, weight, sampled=True, given={SAMPLED: rollout.logp_N})
+
+
+def _lasting(row: StepRow) -> StepRow:
+    """What a row brings along, as a checkpoint gives it back."""
+    given = {name: values.astype(np.float32) for name, values in row.given.items() if name != SAMPLED}
+    return replace(row, given=given)
