@@ -87,7 +87,7 @@ def test_greedy_answers_are_those_of_generate(family: str, tokenizer: Any) -> No
             )
         assert one.ids == whole_1T[0, len(asked_for.ids) :].tolist()
         assert one.finished is (one.ids[-1] in stops)
-    assert len({len(one.ids) for one in found}) > 2
+    assert len({len(one.ids) for one in found}) > 1
     own = sequence_logp(model, [(PROMPTS[one.prompt].ids, one.ids) for one in found])
     for one, logp_N in zip(found, own, strict=True):
         np.testing.assert_allclose(one.logp_N, logp_N.numpy(), atol=2e-5)
