@@ -78,13 +78,12 @@ class Clock:
 
 
 def ours(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
-    from potstill.rollouts.local import Local
-
     from potstill.core.progress import Progress
     from potstill.data.store import Counts, TokenStore
     from potstill.divergences.reverse_kl import ReverseKL
     from potstill.edges.vocabulary import load_tokenizer
     from potstill.losses.distillation import Distillation
+    from potstill.rollouts.local import Local
     from potstill.teachers.signals import Live
     from potstill.train.loop import Optim, data_of, fit
     from potstill.train.practice import Practice, Samples

@@ -116,7 +116,9 @@ def report(rounds: list[dict[Any, dict[str, Any]]], engines: list[str], groups: 
     for group in groups:
         of = {engine: [turn[engine, group] for turn in rounds] for engine in engines}
         speed = {engine: [each["tokens"] / each["seconds"] for each in of[engine]] for engine in engines}
-        length = {engine: sum(each["tokens"] for each in of[engine]) / sum(each["answers"] for each in of[engine]) for engine in of}
+        length = {
+            engine: sum(one["tokens"] for one in each) / sum(one["answers"] for one in each) for engine, each in of.items()
+        }
         size = {engine: [each["bytes"] for each in of[engine]] for engine in engines}
         faster, smaller = [], []
         if own in engines and peer in engines:

@@ -84,7 +84,7 @@ def test_a_prompt_is_read_once_however_many_its_samples(samples: int, most: int)
     model, read, steps = tiny_model("qwen2", VOCAB), list[int](), [0]
 
     def watch(module: Any, args: Any, named: dict[str, Any]) -> None:
-        rows, width = named["input_ids"].shape
+        width = named["input_ids"].shape[1]
         if width > 1:
             read.extend(named["attention_mask"].sum(-1).tolist())
         else:
