@@ -37,7 +37,8 @@ def tokenizer() -> Any:
 def store(tokenizer: Any, tmp_path_factory: Any) -> TokenStore:
     """Rows of weights 1, 2 and 3."""
     examples = [
-        Example(str(i), row["instruction"], row["response"], row["context"], weight=1.0 + i % 3) for i, row in enumerate(rows(21))
+        Example(str(i), row["instruction"], row["response"], row["context"], weight=1.0 + i % 3)
+        for i, row in enumerate(rows(21))
     ]
     pairs = weighted_pairs(examples, Renderer(tokenizer, Prompts()), Counts())
     return TokenStore.write(tmp_path_factory.mktemp("store"), pairs, Counts(), "here")
@@ -54,7 +55,9 @@ class Run:
         self.model = student_of(tokenizer).to(more.pop("dtype", torch.float32))
         dtype = next(self.model.parameters()).dtype
         self.teacher = tiny_model("qwen2", len(tokenizer), seed=9, std=0.1).to(dtype).requires_grad_(False)
-        self.optim = Optim.model_validate({"lr": 3e-3, "steps": 4, "batch_size": 6, "precision": "fp32"} | more.pop("optim", {}))
+        self.optim = Optim.model_validate(
+            {"lr": 3e-3, "steps": 4, "batch_size": 6, "precision": "fp32"} | more.pop("optim", {})
+        )
         self.estimator, dropout = Estimator(**more.pop("estimator", {})), more.pop("dropout", False)
         text, stop_at, every = more.pop("text", 0.5), more.pop("stop_at", None), more.pop("checkpoint", None)
         self.samples = RoundSamples(**({"max_new_tokens": NEW, "updates": 3} | more))
@@ -75,9 +78,7 @@ class Run:
         work = Work(folder, "here", checkpoint=CheckpointRules(every_steps=every))
         if stop_at is not None:
             work.stop_requested = lambda: len(lines(folder)) >= stop_at
-        self.totals = fit(
-            self.model, store, self.objective, self.optim, work, seed=SEED, lessons=self.rounds, dropout=dropout
-        )
+        self.totals = fit(self.model, store, self.objective, self.optim, work, seed=SEED, lessons=self.rounds, dropout=dropout)
         self.figures = lines(folder)
 
 
@@ -160,9 +161,7 @@ def test_micro_batches_change_nothing(store: TokenStore, tokenizer: Any, tmp_pat
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
-def test_stopped_in_the_middle_of_a_round_it_ends_the_same(
-    at: int, store: TokenStore, tokenizer: Any, tmp_path: Path
-) -> None:
+def test_stopped_in_the_middle_of_a_round_it_ends_the_same(at: int, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     """The student that drew the answers is no more: answers, weights and returns lie in the checkpoint."""
     whole = Run(tokenizer, store, tmp_path / "whole", optim={"steps": 5})
     with pytest.raises(Interrupted):
@@ -198,5 +197,7 @@ def test_nothing_but_cut_answers_teaches_nothing(store: TokenStore, tokenizer: A
 
 
 def test_a_gap_between_drawing_and_judging_is_refused(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step 1: log-probabilities of the sampled tokens differ by .* samples.max_gap = 1e-12"):
+    with pytest.raises(
+        UserError, match=r"step 1: log-probabilities of the sampled tokens differ by .* samples.max_gap = 1e-12"
+    ):
         Run(tokenizer, store, tmp_path, max_gap=1e-12)
