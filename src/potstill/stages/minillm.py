@@ -34,9 +34,10 @@ from potstill.train.rounds import Pace, Rounds, RoundSamples
 class MiniLLM(Taught, kind="minillm"):
     """Teach a student by the reverse KL of whole answers, from answers that it writes with the teacher's help.
 
-    Gu et al., MiniLLM, arXiv:2306.08543. Each round answers prompts by the mixture of teacher and student, and `samples.updates`
-    steps learn from all of its answers; beside them each step reads rows of data of its own as plain text. Loss: that of
-    `estimator`, averaged over the sampled tokens, plus `text` times the cross-entropy, averaged over the tokens of the data.
+    Gu et al., MiniLLM, arXiv:2306.08543. Each round answers prompts by the mixture of teacher and student, and
+    `samples.updates` steps learn from all of its answers; beside them each step reads rows of data of its own as plain text.
+    Loss: that of `estimator`, averaged over the sampled tokens, plus `text` times the cross-entropy, averaged over the tokens
+    of the data.
 
     The student learns in evaluation mode, without dropout, as it does in its authors' code: else the probabilities of the first
     update would not be those that the answers were judged by.

@@ -12,11 +12,14 @@ class Lessons(Protocol):
 
     Attributes:
         total: optimiser steps.
-        generated: tokens drawn so far, each once, however often it is learned.
     """
 
     total: int
-    generated: int
+
+    @property
+    def generated(self) -> int:
+        """Tokens drawn so far, each once, however often it is learned."""
+        ...
 
     def __call__(self, step: int) -> list[StepRow]:
         """The rows of a step, counted from 0; asked for in order, from where training goes on."""

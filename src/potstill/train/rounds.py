@@ -1,4 +1,4 @@
-"""Rounds of samples that are drawn and judged once and learned in several steps, with rows of data beside them as plain text."""
+"""Rounds of samples, drawn and judged once and learned in several steps, with rows of data beside them as plain text."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +23,15 @@ class RoundSamples(Answers):
     """What a round draws, and for how many steps."""
 
     max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens; a longer one is cut there")
-    updates: int = Field(
-        default=4, ge=1, description="optimiser steps that learn from one round of answers, all of them in each"
-    )
+    updates: int = Field(default=4, ge=1, description="optimiser steps that each learn from all answers of a round")
 
     def problem(self, batch_size: int) -> str | None:
         """Why a round cannot be divided so."""
         if batch_size % self.per_prompt == 0:
             return None
         return (
-            f"a step learns from optim.batch_size = {batch_size} answers, which per_prompt = {self.per_prompt} does not divide; "
-            "change one of them"
+            f"a step learns from optim.batch_size = {batch_size} answers, which per_prompt = {self.per_prompt} "
+            "does not divide; change one of them"
         )
 
 
