@@ -40,9 +40,9 @@ Answer = Callable[[list[list[int]], int, int], list[int]]  # prompts, group, lon
 def measure(job: dict[str, Any]) -> dict[str, Any]:
     """In this process: seconds, generated tokens, answers and peak bytes."""
     import torch
+    from transformers import AutoTokenizer
 
     from potstill.edges.sampling import stops_of
-    from potstill.edges.vocabulary import load_tokenizer
 
     shape = {"tiny": TINY, **SHAPES}[job["shape"]]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,7 +50,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     model = model.to(device, torch.bfloat16 if job["precision"] == "bf16" else torch.float32).eval().requires_grad_(False)
     if job["shape"] != "real":
         model.generation_config.eos_token_id = [*range(0, shape["vocab"], MEAN)]
-    tokenizer = load_tokenizer(f"path:{job['tokenizer']}")
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     stops = stops_of(model, tokenizer, [])
     prompts = [prompt for prompt, _ in json.loads((Path(job["folder"]) / "rows.json").read_text())]
     answer = (ours if job["engine"] == "potstill" else plain)(model, tokenizer, stops)
