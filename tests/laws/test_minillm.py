@@ -142,7 +142,7 @@ UNBIASED = {
     "the student alone, weights of tokens": {"importance": "token"},
     "a teacher in the sampler": {"alpha": 0.3},
     "a sampler that is mostly the teacher": {"alpha": 0.9},
-    "single step not weighted, as alpha is 0": {"single_step": "plain"},
+    "single step not weighted, as alpha is 0": {"single_step": "unweighted"},
     "returns with their own reward, no single step": {"returns": "from", "single_step": "off", "alpha": 0.3},
     "a baseline of rewards so far out that none is clipped": {"reward_clip": 1e4, "alpha": 0.3},
 }
@@ -162,7 +162,7 @@ BIASED = {
     "scaled rewards": {"reward_scaling": 0.5},
     "the authors' returns beside the single step": {"returns": "from"},
     "no single step": {"single_step": "off"},
-    "single step not weighted": {"alpha": 0.3, "single_step": "plain"},
+    "single step not weighted": {"alpha": 0.3, "single_step": "unweighted"},
     "clipped weights": {"alpha": 0.3, "importance": "token", "clip": 0.1},
 }
 
@@ -205,7 +205,7 @@ def test_the_law_rejects_a_wrong_mask(name: str, world: World, exact: Tensor) ->
     assert not same(expected_gradient(world, Estimator.model_validate(EXACT), wrong), exact)
 
 
-@pytest.mark.parametrize("kind", ["weighted", "plain"])
+@pytest.mark.parametrize("kind", ["weighted", "unweighted"])
 def test_the_single_step_is_the_sum_of_kl_over_the_vocabulary(kind: Any, world: World) -> None:
     """Value and gradient, of answers of all lengths, from a plain double loop."""
     estimator = Estimator(alpha=0.3, single_step=kind)
@@ -271,7 +271,7 @@ def plain_loss(world: World, now: Any, step: Sequence[Answer], e: Estimator) -> 
 WRITTEN = BIASED | {
     "as the paper has it": {**Estimator().model_dump(), "gamma": 1.0},
     "the defaults": Estimator().model_dump(),
-    "as the authors' code has it": {**Estimator().model_dump(), "returns": "from", "single_step": "plain"},
+    "as the authors' code has it": {**Estimator().model_dump(), "returns": "from", "single_step": "unweighted"},
     "whitening": {"whiten": True},
     "everything wild": {"alpha": 0.3, "whiten": True, "gamma": 0.7, "length_norm": True, "returns": "from", "clip": 0.3},
 }

@@ -106,7 +106,7 @@ def test_layers_that_run_again_end_in_the_same_bits(alone: Any) -> None:
 
 def test_in_bfloat16_they_differ_by_its_rounding(results: Any, alone: Any) -> None:
     """Adam turns a gradient near zero, whose sign is rounding, into a whole step: weights may be a few steps apart."""
-    assert distance(results["bf16"], alone["bf16"]) < 3 * cases.TRAINING.lr
+    assert distance(results["bf16"], alone["bf16"]) < 6 * cases.TRAINING.lr  # each rounds its own part of the weights by chance
     pairs = zip(results["bf16"]["figures"], alone["bf16"]["figures"], strict=True)
     assert all(abs(x["loss"] - y["loss"]) < 0.01 * y["loss"] for x, y in pairs)
 

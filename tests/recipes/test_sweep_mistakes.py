@@ -66,7 +66,10 @@ MISTAKES = {
     "no table": ("3", "sweep = 3  must be a table"),
     "unknown stage": ('{ "kdd.optim.lr" = [1e-4] }', "sweep.\"kdd.optim.lr\"  no such stage; did you mean 'kd'?"),
     "unknown field": ('{ "kd.optim.lrr" = [1, 2] }', "sweep.\"kd.optim.lrr\"  no such field; did you mean 'lr'?"),
-    "unknown field of the stage": ('{ "kd.tmp" = [1, 2] }', "sweep.\"kd.tmp\"  no such field; did you mean 'temperature'?"),
+    "unknown field of the stage": (
+        '{ "kd.tmp" = [1, 2] }',
+        "sweep.\"kd.tmp\"  no such field; did you mean 'temperature' or 'samples.temperature'?",
+    ),
     "no field": ('{ "kd" = [1] }', 'sweep."kd"  name a field of the stage, such as kd.optim.lr'),
     "no list": ('{ "kd.optim.lr" = 1e-4 }', 'sweep."kd.optim.lr" = 0.0001  must be a list: [ … ]'),
     "empty list": ('{ "kd.optim.lr" = [] }', 'sweep."kd.optim.lr" = []  needs at least 1'),
@@ -94,11 +97,11 @@ MISTAKES = {
     ),
     "no training stage": (
         '{ "kd4.group" = [32, 64] }',
-        "sweep.\"kd4.group\"  'kd4' is of kind quantize; what is validated while training can be swept: distill, sft",
+        "sweep.\"kd4.group\"  'kd4' is of kind quantize; what is validated while training can be swept: distill, minillm, sft",
     ),
     "not validated": (
         '{ "base.optim.lr" = [1e-4] }',
-        "sweep.\"base.optim.lr\"  'base' is of kind pretrain; what is validated while training can be swept: distill, sft",
+        "sweep.\"base.optim.lr\"  'base' is of kind pretrain; what is validated while training can be swept: distill, minillm, sft",
     ),
     "seed": (
         '{ "kd.seed" = [1, 2] }',
@@ -117,8 +120,8 @@ MISTAKES = {
     ),
     "picked by what": (
         '{ by = "validation_nl" }',
-        "sweep.by = 'validation_nl'  must be one of validation_exact_match, validation_nll, validation_python_parses, "
-        "validation_rouge_l; did you mean 'validation_nll'?",
+        "sweep.by = 'validation_nl'  must be one of validation_exact_match, validation_kl_on_answers, validation_kl_to_teacher, "
+        "validation_nll, validation_python_parses, validation_reverse_kl_on_answers, validation_rouge_l; did you mean 'validation_nll'?",
     ),
     "a part of a component without its kind": (
         '{ "kd.divergence.beta" = [0.1, 0.5] }',

