@@ -19,7 +19,7 @@ TUNED = BASE + '[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:base"\n'
 DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:base"\nteacher = "stage:base"\n'
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
-SOURCES = "csv, dolly, hub, jsonl, parquet, primer, squad, stdlib"
+SOURCES = "csv, dolly, hub, jsonl, parquet, primer, squad, stage, stdlib"
 STAGES = "best, cache, cut, distill, evaluate, export, generate, minillm, pretrain, quantize, report, sft"
 
 

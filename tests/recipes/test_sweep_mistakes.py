@@ -101,7 +101,8 @@ MISTAKES = {
     ),
     "not validated": (
         '{ "base.optim.lr" = [1e-4] }',
-        "sweep.\"base.optim.lr\"  'base' is of kind pretrain; what is validated while training can be swept: distill, minillm, sft",
+        "sweep.\"base.optim.lr\"  'base' is of kind pretrain; what is validated while training can be swept: "
+        "distill, minillm, sft",
     ),
     "seed": (
         '{ "kd.seed" = [1, 2] }',
@@ -120,8 +121,9 @@ MISTAKES = {
     ),
     "picked by what": (
         '{ by = "validation_nl" }',
-        "sweep.by = 'validation_nl'  must be one of validation_exact_match, validation_kl_on_answers, validation_kl_to_teacher, "
-        "validation_nll, validation_python_parses, validation_reverse_kl_on_answers, validation_rouge_l; did you mean 'validation_nll'?",
+        "sweep.by = 'validation_nl'  must be one of validation_exact_match, validation_kl_on_answers, "
+        "validation_kl_to_teacher, validation_nll, validation_python_parses, validation_reverse_kl_on_answers, "
+        "validation_rouge_l; did you mean 'validation_nll'?",
     ),
     "a part of a component without its kind": (
         '{ "kd.divergence.beta" = [0.1, 0.5] }',
