@@ -42,7 +42,8 @@ class Local:
         most: int = BATCH_ROWS,
         vocab: int | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.precision, self.most, self.vocab = model, tokenizer, precision, most, vocab
+        self.model, self.tokenizer, self.most, self.vocab = model, tokenizer, most, vocab
+        self.precision: Precision = precision
         self.stop_ids = stops_of(model, tokenizer, list(stop_ids))
 
     def __call__(

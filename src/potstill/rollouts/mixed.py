@@ -43,7 +43,8 @@ class Mixed:
         precision: Precision = None,
     ) -> None:
         self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
-        self.alpha, self.vocab, self.most, self.precision = alpha, vocab, most, precision
+        self.alpha, self.vocab, self.most = alpha, vocab, most
+        self.precision: Precision = precision
         self.stop_ids = stops_of(student, tokenizer, list(stop_ids))
 
     def __call__(
