@@ -78,10 +78,11 @@ class Clock:
 
 
 def ours(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
     from potstill.core.progress import Progress
     from potstill.data.store import Counts, TokenStore
     from potstill.divergences.reverse_kl import ReverseKL
-    from potstill.edges.vocabulary import load_tokenizer
     from potstill.losses.distillation import Distillation
     from potstill.rollouts.local import Local
     from potstill.teachers.signals import Live
@@ -101,7 +102,7 @@ def ours(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int
     samples = Samples(max_new_tokens=job["max_new_tokens"])
     work = Work(folder / "work", "kd", progress=Watched("quiet"))
     store = TokenStore.write(work.folder / "tokens", [(prompt, [0]) for prompt in prompts], Counts(), "rows")
-    tokenizer = load_tokenizer(f"path:{job['tokenizer']}")
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
     engine = Local(student, tokenizer, [tokenizer.eos_token_id], precision=precision)
     practice = Practice(data_of(store, optim, SEED), samples, engine, batch, SEED, lambda done, total: None)
     objective = Distillation(Live(teacher), ReverseKL(), 1.0, 1.0, student.config.vocab_size)

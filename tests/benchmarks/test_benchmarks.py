@@ -71,6 +71,16 @@ def test_rollouts(bench, tmp_path):
         assert all(one["answers"] == 8 for one in each.values())
 
 
+def test_on_policy_step(bench, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ("--shape", "tiny", "--rows", str(rows), "--engines", "potstill", "--steps", "2", "--rounds", "2")
+    found = bench("on_policy_step.py", *words)
+    assert found.keys() >= FACTS | {"shape", "ms_per_token", "bytes", "tokens"}
+    assert in_order(found["ms_per_token"]["potstill"])
+    assert all(8 <= tokens <= 8 * found["max_new_tokens"] for tokens in found["tokens"]["potstill"])
+
+
 def test_scaling(bench):
     what = ("length", "vocabulary", "rows")
     found = bench("scaling.py", "--what", *what, "--size", "tiny", "--rounds", "1", "--repeats", "1")
