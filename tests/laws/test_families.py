@@ -14,6 +14,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Example
 from potstill.data.batches import pack
 from potstill.data.prompts import Prompts, Renderer
+from potstill.data.rollout import Asked, Sampling
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
 from potstill.edges.checked import LENGTHS, way_of
@@ -27,6 +28,7 @@ from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.distillation import Distillation
 from potstill.losses.scoring import token_sums
 from potstill.quant.layers import quantise_model
+from potstill.rollouts.mixed import Mixed
 from potstill.teachers.signals import HiddenForm, Live
 
 VOCAB = 320
@@ -255,6 +257,16 @@ def test_a_network_that_looks_at_chosen_tokens_alone_does_so_after_it_has_answer
     assert not torch.allclose(plain, others, rtol=1e-5), "the choice does something"  # pyright: ignore[reportArgumentType]
     draw_answers(model, [prompt for prompt, _ in pairs], stop_ids=(), max_new_tokens=2, drawing=Drawing(0.0), scored=False)
     torch.testing.assert_close(CrossEntropy()(model, pack(pairs)).total, plain, rtol=1e-5, atol=0)
+
+
+def test_it_does_so_beside_a_teacher_too(chat: Any) -> None:
+    sparse = {**LATENT, **EXPERTS, "n_group": 2, "topk_group": 1, "index_head_dim": 16, "index_n_heads": 2}
+    (prompt, _), *_ = pairs_of(chat)
+    model = model_of("deepseek_v32", more=sparse | {"index_topk": max(LENGTHS) + 1}).eval()
+    with torch.no_grad():
+        plain_V = model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
+    (drawn,) = Mixed(model, model, chat, [], 0.2, len(plain_V))([Asked(tuple(prompt))], 1, Sampling(max_new_tokens=1), 0)
+    assert drawn.logp_N.tolist() == pytest.approx([plain_V[drawn.ids[0]].item()], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["floor_scale", "log_scaling_n_floor", "attention_window_size", "index_topk"])

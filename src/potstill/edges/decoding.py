@@ -82,8 +82,6 @@ def draw_answers(
     Raises:
         UserError: the model's logits are not numbers.
     """
-    if packs(model):
-        prepare(model)
     rows = [[_Row() for _ in range(samples)] for _ in prompts]
     waiting = _waiting(prompts, rows, uniform)
     flight = _Flight(model, waiting, most, frozenset(stop_ids), max_new_tokens, drawing, scored)
@@ -271,6 +269,8 @@ class Batch:
     """
 
     def __init__(self, model: Model, prompts: Sequence[Sequence[int]]) -> None:
+        if packs(model):  # others attend as they are: some make their mask only for a kind of attention that they know
+            prepare(model)
         self.model, self.prompts = model, prompts
         self.few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
         self._read()

@@ -12,7 +12,6 @@ from potstill.data.rollout import Asked, Rollout, Sampling
 from potstill.edges.decoding import BATCH_ROWS, Batch, undisturbed
 from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model, Tokenizer
-from potstill.edges.packed import prepare
 from potstill.edges.sampling import check_room, decode, stops_of
 from potstill.rollouts.local import Precision, arithmetic, occurrences, uniforms
 
@@ -65,7 +64,6 @@ class Mixed:
             raise UserError("a mixture is sampled at temperature 1 without top_k, top_p and min_p; leave them out")
         for model in (self.student, self.teacher):
             check_room(model, max((len(prompt.ids) for prompt in prompts), default=0), sampling.max_new_tokens)
-            prepare(model)
         earlier, count = occurrences(prompts), sampling.max_new_tokens
         rows = [(i, earlier[i] * samples + s) for i in range(len(prompts)) for s in range(samples)]
         order = sorted(range(len(rows)), key=lambda n: len(prompts[rows[n][0]].ids))
