@@ -12,9 +12,11 @@ class Lessons(Protocol):
 
     Attributes:
         total: optimiser steps.
+        writes: whether the student is asked for some of the rows.
     """
 
     total: int
+    writes: bool
 
     @property
     def generated(self) -> int:
@@ -60,6 +62,7 @@ class Data:
     """
 
     generated = 0
+    writes = False
 
     def __init__(self, store: TokenStore, order: Order, total: int, last: int | None) -> None:
         self.store, self.order, self.total, self.last = store, order, total, last

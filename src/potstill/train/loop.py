@@ -60,11 +60,9 @@ class Optim(Settings):
 
     def total_steps(self, rows: int, per_step: int | None = None) -> int:
         """Optimiser steps over so many rows, of which each takes `per_step`, default `batch_size`; the last may be short."""
-        return (
-            self.steps
-            if self.steps is not None
-            else max(1, math.ceil(round(rows * self.epochs) / (per_step or self.batch_size)))
-        )
+        if self.steps is not None:
+            return self.steps
+        return max(1, math.ceil(round(rows * self.epochs) / (per_step or self.batch_size)))
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of the step, counted from 0: linear warm-up, then constant or half a cosine to zero."""
@@ -259,9 +257,9 @@ class _Fit:
         if not rows:
             return {}, asked
         norm = self.team.clip(self.optim.clip)
-        of = {"loss": told + wrote}
-        means = {name: value / of.get(name, wrote if name.startswith(SAMPLED) else told) for name, value in sums.items()}
-        self._refuse_not_finite(step, means["loss"], norm, lr)
+        loss = sums.pop("loss") / (told + wrote)
+        means = {"loss": loss, **{name: value / (wrote if name.startswith(SAMPLED) else told) for name, value in sums.items()}}
+        self._refuse_not_finite(step, loss, norm, lr)
         self.lessons.check(step, means)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -271,6 +269,8 @@ class _Fit:
 
     def _read(self, step: int) -> list[StepRow]:
         """The rows of a step; a student that writes some of them can be interrupted, and writes them again later."""
+        if not self.lessons.writes:
+            return self.lessons(step)
 
         def read() -> list[StepRow]:
             with self._rounded(step):  # it writes as it is trained

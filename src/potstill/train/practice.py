@@ -1,6 +1,6 @@
 """Steps of which a share is what the student writes itself: on-policy distillation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,7 @@ from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.data.batches import StepRow, rows_of
 from potstill.data.rollout import Asked, Engine, Rollout, Sampling
+from potstill.data.store import TokenStore
 from potstill.train.lessons import Data
 
 FRUITLESS = 3  # steps one after the other without a token to learn, after which training ends
@@ -25,6 +26,10 @@ class Answers(Settings):
     max_gap: float = Field(
         default=0.1, gt=0, description="largest mean difference of log-probabilities, in nats, between writing and training"
     )
+
+    def learns(self, rollout: Rollout) -> bool:
+        """Whether an answer is learned."""
+        return rollout.finished or self.cut == "counted"
 
     def refuse_gap(self, step: int, gap: float) -> None:
         """Raises:
@@ -79,6 +84,8 @@ class Practice:
         watch: gets the number of finished answers, and of all.
     """
 
+    writes = True
+
     def __init__(
         self, data: Data, samples: Samples, engine: Engine, batch_size: int, seed: int, watch: Callable[[int, int], None]
     ) -> None:
@@ -116,7 +123,7 @@ class Practice:
         """The answers of this step and of those up to the next round."""
         last = min(self.total, (step // self.samples.every + 1) * self.samples.every)
         asked = {at: self.rows(at)[: self._prompts(at)] for at in range(step, last)}
-        prompts = [Asked(tuple(int(i) for i in self.data.store[row][0])) for rows in asked.values() for row in rows]
+        prompts = asked_of(self.data.store, [row for rows in asked.values() for row in rows])
         sampling = Sampling(**{name: getattr(self.samples, name) for name in Sampling.model_fields})
         found = self.engine(prompts, self.samples.per_prompt, sampling, self.seed << 32 | step, self.watch)
         written, seen = {}, {}
@@ -124,13 +131,7 @@ class Practice:
         for at, rows in asked.items():
             own = [next(answers) for _ in range(len(rows) * self.samples.per_prompt)]
             written[at] = self._learned(own, prompts)
-            cut = sum(not rollout.finished for rollout in own)
-            length = sum(len(rollout.ids) for rollout in own)
-            seen[at] = {
-                "samples_length": length / len(own),
-                "samples_cut": cut / len(own),
-                "samples_age": float(at - step),
-            }
+            seen[at] = {**of_answers(own), "samples_age": float(at - step)}
         self.written, self.seen = written, seen
         self.generated += sum(len(rollout.ids) for rollout in found)
 
@@ -144,7 +145,7 @@ class Practice:
                 given={"logp": rollout.logp_N.astype(np.float32)} if said else {},
             )
             for rollout in rollouts
-            if rollout.finished or self.samples.cut == "counted"
+            if self.samples.learns(rollout)
         ]
 
     def check(self, step: int, means: Mapping[str, float]) -> None:
@@ -170,6 +171,20 @@ class Practice:
         self.fruitless, self.generated = state.get("fruitless", 0), state.get("generated", 0)
         self.seen = {int(step): figures for step, figures in state.get("seen", {}).items()}
         self.written = {int(step): [row_of(*each) for each in rows] for step, rows in state.get("written", {}).items()}
+
+
+def asked_of(store: TokenStore, rows: Sequence[int]) -> list[Asked]:
+    """The prompts of rows of a store."""
+    return [Asked(tuple(int(i) for i in store[row][0])) for row in rows]
+
+
+def of_answers(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean tokens of answers, and the share that was cut."""
+    count = len(rollouts)
+    return {
+        "samples_length": sum(len(rollout.ids) for rollout in rollouts) / count,
+        "samples_cut": sum(not rollout.finished for rollout in rollouts) / count,
+    }
 
 
 Kept = tuple[list[int], list[int], dict[str, list[float]], float]

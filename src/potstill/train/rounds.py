@@ -14,7 +14,7 @@ from potstill.data.rollout import Asked, Engine, Rollout, Sampling
 from potstill.data.store import TokenStore
 from potstill.train.lessons import Data
 from potstill.train.loop import Optim, data_of, tokens_of
-from potstill.train.practice import FRUITLESS, Answers, kept, row_of
+from potstill.train.practice import FRUITLESS, Answers, asked_of, kept, of_answers, row_of
 
 Judge = Callable[[Sequence[StepRow]], tuple[list[StepRow], Mapping[str, float]]]
 
@@ -107,6 +107,8 @@ class Rounds:
         watch: gets the number of finished answers, and of all.
     """
 
+    writes = True
+
     def __init__(
         self,
         store: TokenStore,
@@ -143,10 +145,10 @@ class Rounds:
 
     def _draw(self, number: int, step: int, asked: Sequence[int]) -> Drawn:
         store = self.data.store
-        prompts = [Asked(tuple(int(i) for i in store[row][0])) for row in asked]
+        prompts = asked_of(store, asked)
         sampling = Sampling(max_new_tokens=self.samples.max_new_tokens)
         found = self.engine(prompts, self.samples.per_prompt, sampling, self.seed << 32 | step, self.watch)
-        rows = [_drawn_row(prompts, each, store.weight(asked[each.prompt])) for each in found if self._learned(each)]
+        rows = [_drawn_row(prompts, each, store.weight(asked[each.prompt])) for each in found if self.samples.learns(each)]
         told, figures = self.judge(rows) if rows else ([], {})
         fruitless = 0 if rows else self.drawn.fruitless + 1
         if fruitless == FRUITLESS:
@@ -155,16 +157,9 @@ class Rounds:
                 f"{self.samples.max_new_tokens}, so that no answer is learned; raise it, or learn cut answers too "
                 "(samples.cut = 'counted')"
             )
-        length = sum(len(each.ids) for each in found)
-        shown = {
-            "samples_length": length / len(found),
-            "samples_cut": sum(not each.finished for each in found) / len(found),
-            **{f"samples_{name}": value for name, value in figures.items()},
-        }
-        return Drawn(number, tuple(map(_lasting, told)), shown, fruitless, self.drawn.generated + length)
-
-    def _learned(self, rollout: Rollout) -> bool:
-        return rollout.finished or self.samples.cut == "counted"
+        shown = {**of_answers(found), **{f"samples_{name}": value for name, value in figures.items()}}
+        generated = self.drawn.generated + sum(len(each.ids) for each in found)
+        return Drawn(number, tuple(map(_lasting, told)), shown, fruitless, generated)
 
     def check(self, step: int, means: Mapping[str, float]) -> None:
         """Raises:
