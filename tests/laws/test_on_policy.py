@@ -119,6 +119,13 @@ def test_micro_batches_change_nothing(store: TokenStore, tokenizer: Any, tmp_pat
         assert a == pytest.approx(b, rel=1e-6)
 
 
+def test_a_short_last_step_still_writes(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """21 rows in steps of 5: the share of the last one's single row rounds to nothing."""
+    run = Run(tokenizer, store, tmp_path, share=0.5, optim={"steps": None, "epochs": 1, "batch_size": 5})
+    assert [len(run.practice.rows(step)) for step in range(5)] == [5, 5, 5, 5, 1]
+    assert run.figures[-1]["samples_length"] > 0
+
+
 def test_groups_answer_fewer_prompts(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     run = Run(tokenizer, store, tmp_path, per_prompt=3, optim={"steps": 2})
     assert [len(run.practice.rows(step)) for step in (0, 1)] == [2, 2]

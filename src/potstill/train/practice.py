@@ -117,7 +117,7 @@ class Practice:
     def _prompts(self, step: int) -> int:
         """How many of a step's rows of data are answered by the student."""
         groups = self.samples.written(self.batch_size) // self.samples.per_prompt
-        return round(groups * len(self.rows(step)) / self.samples.takes(self.batch_size))
+        return max(1, round(groups * len(self.rows(step)) / self.samples.takes(self.batch_size)))
 
     def _write(self, step: int) -> None:
         """The answers of this step and of those up to the next round."""
