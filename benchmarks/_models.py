@@ -20,6 +20,20 @@ def real_model() -> str | None:
     return f"path:{folder}/smollm2" if folder and (Path(folder) / "smollm2" / "config.json").is_file() else None
 
 
+def model_of(shape: str) -> str | None:
+    """`path:…` of the pretrained model that a shape measures; None where weights are random.
+
+    Raises:
+        SystemExit: it is not there.
+    """
+    if "inner" not in SHAPES.get(shape, {}):
+        return None
+    where = real_model()
+    if where is None:
+        raise SystemExit(f"--shape {shape} needs the folder that {REAL_MODELS} names, with `smollm2` in it; see `make models`")
+    return where
+
+
 def real(which: str) -> Any:
     """SmolLM2, or a student of 12 of its layers, in float32."""
     from potstill.edges.models import load_model

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _bench import Memory, add_output, facts, hand_over, in_turn, left_out, runner, shown, spread, table
-from _models import REAL_MODELS, SHAPES, build, real_model
+from _models import SHAPES, build, model_of
 
 
 class Run(NamedTuple):
@@ -348,9 +348,7 @@ def main() -> None:
     epochs = sorted(set(words.epochs))
     if epochs[0] < 1 or run.count % run.batch_size:
         parser.error("--epochs must be 1 or more, and --count a multiple of the batch size: then every epoch ends with a step")
-    where = real_model() if words.shape == "real" else None
-    if words.shape == "real" and where is None:
-        raise SystemExit(f"{REAL_MODELS} names no folder that holds smollm2; leave out --shape real, or set it")
+    where = model_of(words.shape)
     missing = left_out(dict.fromkeys(PEERS, "trl"))
     few = run.count // run.batch_size < GROUPS_FROM
     engines = words.engines or [engine for engine in (*OURS, *PEERS) if not (few and engine == "trl-by-length")]

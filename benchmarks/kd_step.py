@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from _bench import facts, hand_over, in_a_process, left_out, resident, shown, synchronize
-from _models import REAL_MODELS, SHAPES, build, real_model
+from _models import SHAPES, build, model_of
 
 # (prompt, response) tokens of eight instruction rows: 984 real tokens, 386 of them response, padded to 2,312
 ROWS = [(24, 58), (201, 88), (12, 20), (150, 30), (38, 70), (90, 40), (48, 60), (35, 20)]
@@ -279,8 +279,7 @@ def main() -> None:
     if words.one:
         print(json.dumps(measure(**json.loads(words.one))))
         return
-    if shape == "real" and real_model() is None:
-        raise SystemExit(f"--shape real needs the folder that {REAL_MODELS} names, with `smollm2` in it; see `make models`")
+    model_of(shape)
     precision = words.precision or ("bf16" if has_gpu() else "fp32")
     missing = left_out(NEEDS)
     if not has_gpu():

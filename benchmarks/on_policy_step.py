@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from _bench import Memory, add_output, facts, hand_over, in_turn, left_out, runner, shown, spread, table
-from _models import SHAPES, build, real_model
-from kd_epochs import TINY, Run, prepare
+from _models import build, model_of
+from kd_epochs import Run, prepare, shape_of
 
 RUNS = {
     "tiny": Run(8, 4, 64),
@@ -45,7 +45,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
     """In this process: seconds, generated tokens and peak bytes of some steps, the first one's divergence."""
     import torch
 
-    folder, shape = Path(job["folder"]), {"tiny": TINY, **SHAPES}[job["shape"]]
+    folder, shape = Path(job["folder"]), shape_of(job["shape"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     student, teacher = (build(shape, which, seed).to(device) for which, seed in (("student", 1), ("teacher", 2)))
     if job["shape"] == "real":
@@ -232,15 +232,14 @@ def main() -> None:
         print(json.dumps(measure(json.loads(words.one))))
         return
     shape, run = words.shape, RUNS[words.shape]
-    if shape == "real" and real_model() is None:
-        raise SystemExit("POTSTILL_REAL_MODELS names no folder that holds smollm2; see docs/contributing.md")
+    where = model_of(shape)
     engines = [engine for engine in words.engines if engine not in left_out({"trl": "trl"})]
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = prepare_prompts(Path(folder), words.rows, shape, run)
+        prepare(Path(folder), words.rows, shape_of(shape)["vocab"], run, where)
         job = {
             "shape": shape,
             "folder": folder,
-            "tokenizer": tokenizer,
+            "tokenizer": f"{folder}/tokenizer",
             "steps": words.steps,
             "batch_size": words.batch_size or run.batch_size,
             "max_new_tokens": words.max_new_tokens or NEW[shape],
@@ -250,29 +249,6 @@ def main() -> None:
         rounds = in_turn(engines, words.rounds or 2, lambda engine: one({**job, "engine": engine}))
     found = {**job, **report(rounds, engines), **facts()}
     hand_over({name: value for name, value in found.items() if name not in ("folder", "tokenizer")}, rounds, words)
-
-
-def prepare_prompts(folder: Path, rows: Path | None, shape: str, run: Run) -> str:
-    """Token ids of prompts for every engine to read; where the tokenizer lies."""
-    if shape != "real":
-        prepare(folder, rows, {"tiny": TINY, **SHAPES}[shape]["vocab"], run)
-        return str(folder / "tokenizer")
-    from collections import Counter
-    from itertools import islice
-
-    from potstill.data.prompts import Prompts, Renderer
-    from potstill.data.store import Counts, instruction_pairs
-    from potstill.edges.vocabulary import load_tokenizer
-    from potstill.sources.jsonl import Jsonl
-    from potstill.sources.primer import Primer
-
-    where = real_model()
-    assert where is not None
-    source = Jsonl(path=str(rows), context="context") if rows else Primer()
-    renderer = Renderer(load_tokenizer(where), Prompts(max_tokens=run.max_tokens, max_prompt_tokens=run.max_tokens // 2))
-    pairs = list(islice(instruction_pairs(source.examples("train", Counter()), renderer, Counts()), run.count))
-    (folder / "rows.json").write_text(json.dumps(pairs))
-    return where.removeprefix("path:")
 
 
 if __name__ == "__main__":

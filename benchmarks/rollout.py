@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from _bench import Memory, add_output, facts, hand_over, in_turn, runner, shown, spread, synchronize, table
-from _models import SHAPES, build, real_model
-from kd_epochs import TINY, Run
-from on_policy_step import MEAN, NEW, prepare_prompts
+from _models import build, model_of
+from kd_epochs import Run, prepare, shape_of
+from on_policy_step import MEAN, NEW
 
 ANSWERS = {"tiny": 8, "quick": 64, "cpu": 64, "real": 64, "gpu": 512}
 MAX_TOKENS = {"tiny": 64, "quick": 256, "cpu": 256, "real": 384, "gpu": 512}  # of a row; its prompt has at most half of it
@@ -44,7 +44,7 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
 
     from potstill.edges.sampling import stops_of
 
-    shape = {"tiny": TINY, **SHAPES}[job["shape"]]
+    shape = shape_of(job["shape"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(shape, "teacher" if job["shape"] == "real" else "student", 1)
     model = model.to(device, torch.bfloat16 if job["precision"] == "bf16" else torch.float32).eval().requires_grad_(False)
@@ -161,16 +161,16 @@ def main() -> None:
         print(json.dumps(measure(json.loads(words.one))))
         return
     shape, answers = words.shape, words.answers or ANSWERS[words.shape]
-    if shape == "real" and real_model() is None:
-        raise SystemExit("POTSTILL_REAL_MODELS names no folder that holds smollm2; see docs/contributing.md")
+    where = model_of(shape)
     if uneven := [group for group in words.groups if group < 1 or answers % group]:
         raise SystemExit(f"{answers} answers do not divide into groups of {uneven[0]}; set --answers or --groups")
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = prepare_prompts(Path(folder), words.rows, shape, Run(answers // min(words.groups), 1, MAX_TOKENS[shape]))
+        run = Run(answers // min(words.groups), 1, MAX_TOKENS[shape])
+        prepare(Path(folder), words.rows, shape_of(shape)["vocab"], run, where)
         job = {
             "shape": shape,
             "folder": folder,
-            "tokenizer": tokenizer,
+            "tokenizer": f"{folder}/tokenizer",
             "answers": answers,
             "max_new_tokens": words.max_new_tokens or NEW[shape],
             "precision": words.precision,
