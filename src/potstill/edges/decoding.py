@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from potstill.edges.checked import cache_name, places
 from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model
 from potstill.edges.packed import packs, prepare
-from potstill.edges.rooms import can_be_reordered, in_rooms, roomy
+from potstill.edges.rooms import autocast_type, can_be_reordered, in_rooms, roomy
 
 BATCH_ROWS = 64  # answers that are in flight together
 CHANGE = 0.125  # share of the rows in flight that have ended, from which on others take their places, or they leave
@@ -45,13 +45,35 @@ def undisturbed(model: Model) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), cast_once(model):
             yield
     finally:
         for module in training:
             module.training = True
         # autocast keeps weights that it has cast; those cast in here know of no gradient
         torch.clear_autocast_cache()
+
+
+@contextmanager
+def cast_once(model: Model) -> Iterator[None]:
+    """While inside, under autocast, linear layers have their weights in its type; without gradients it casts them at every token.
+
+    Products are the same to the bit. A table that an output layer shares with the input stays as it is for the input.
+    """
+    to = autocast_type(model.device)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and _is_cast(m.weight)] if to is not None else []
+    own = [layer.weight for layer in layers]
+    try:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.weight = nn.Parameter(weight.detach().to(to), requires_grad=False)
+        yield
+    finally:
+        for layer, weight in zip(layers, own, strict=True):
+            layer.weight = weight
+
+
+def _is_cast(weight: Tensor) -> bool:
+    return type(weight) is nn.Parameter and weight.dtype == torch.float32
 
 
 def draw_answers(

@@ -4,6 +4,7 @@ import copy
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 BLOCK = 64  # columns by which room for keys and values grows
@@ -59,9 +60,15 @@ class Room:
         self.tensor, self.begin, self.end = tensor, at, at + self.width
 
 
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """What products are cast to; None without autocast."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 def in_rooms(cache: Any, config: Any) -> bool:
     """Give the plain and sliding layers of a cache room to grow. Whether all of its layers are such, so that rows can join.
 
+    Under autocast the rooms have its type: attention would cast all that is there at every token.
     Chunks of attention are counted from the first column, which padding on the left and its removal would move.
     """
     full, sliding, plain_types, empty = _layers()
@@ -73,10 +80,16 @@ def in_rooms(cache: Any, config: Any) -> bool:
         if type(layer) not in plain_types or not layer.keys.numel():
             joins = False
         elif hasattr(layer, "sliding_window"):
-            layers[i] = sliding(layer.sliding_window, layer.cumulative_length, Room(layer.keys), Room(layer.values))
+            layers[i] = sliding(layer.sliding_window, layer.cumulative_length, *_rooms(layer))
         else:
-            layers[i] = full(Room(layer.keys), Room(layer.values))
+            layers[i] = full(*_rooms(layer))
     return joins
+
+
+def _rooms(layer: Any) -> tuple[Room, Room]:
+    to = autocast_type(layer.keys.device)
+    keys, values = (each if to is None else each.to(to) for each in (layer.keys, layer.values))
+    return Room(keys), Room(values)
 
 
 def can_be_reordered(cache: Any) -> bool:
