@@ -72,8 +72,8 @@ def padded(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any, Any]:
     return ids_BT, mask_BT, labels_BT
 
 
-def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
-    """The teacher live, or a cache in a temporary folder that already holds the batch's rows."""
+def signal_of(engine: str, teacher: Any, batches: list[Any]) -> Any:
+    """The teacher live, or a cache in a temporary folder that already holds the batches' rows."""
     import tempfile
 
     from potstill.edges.families import logits_of
@@ -86,7 +86,8 @@ def signal_of(engine: str, teacher: Any, batch: Any) -> Any:
     form = HiddenForm(head, made) if engine == "cached" else TopKForm(head, made, TOP_K, 1.0, head.out_features)
     cache = RowCache(Path(tempfile.mkdtemp(prefix="kd_step-")), {}, form.width)
     signal = Cached(cache, form, lambda: teacher, ())
-    signal(batch)
+    for batch in batches:
+        signal(batch)
     return signal
 
 
@@ -132,21 +133,26 @@ def matmul(shape: dict[str, Any], precision: str, repeats: int) -> dict[str, flo
     return found
 
 
-def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]]) -> Any:
-    """A function of nothing that returns the mean loss per response token, ready for backward."""
+def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]]) -> list[Any]:
+    """Functions of nothing that return losses, each ready for backward: their sum is the mean loss per response token.
+
+    There is one for each forward pass that the step takes: potstill's loop chooses how many, its peers read all rows at once.
+    """
     import torch
     import torch.nn.functional as F
 
     count = sum(len(response) for _, response in pairs)
     if engine in (*OURS, "triton"):
         os.environ["POTSTILL_KERNEL"] = "triton" if engine == "triton" else "plain"
-        from potstill.data.batches import pack
+        from potstill.data.batches import micro_batches, pack
         from potstill.divergences.forward_kl import ForwardKL
         from potstill.losses.distillation import Distillation
+        from potstill.train.loop import Optim
 
-        batch = pack(sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))).to(student.device)
-        objective = Distillation(signal_of(engine, teacher, batch), ForwardKL(), 1.0, 1.0, student.config.vocab_size)
-        return lambda: objective(student, batch).total / count
+        groups = micro_batches([sum(map(len, pair)) for pair in pairs], Optim().pass_tokens(student.config.hidden_size))
+        batches = [pack([pairs[i] for i in group]).to(student.device) for group in groups]
+        objective = Distillation(signal_of(engine, teacher, batches), ForwardKL(), 1.0, 1.0, student.config.vocab_size)
+        return [lambda batch=batch: objective(student, batch).total / count for batch in batches]
     ids_BT, mask_BT, labels_BT = (t.to(student.device) for t in padded(pairs))
 
     def logits(model: Any) -> Any:
@@ -161,9 +167,9 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
                 teacher_logits = logits(teacher)
             return GKDTrainer.generalized_jsd_loss(student_logits, teacher_logits, labels_BT[:, 1:], beta=0.0)
 
-        return trl
+        return [trl]
     if engine in ("trl_distillation", "trl_compacted"):
-        return distillation_trainer(student, teacher, pairs, compacted=engine == "trl_compacted")
+        return [distillation_trainer(student, teacher, pairs, compacted=engine == "trl_compacted")]
     if engine == "liger":
         from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
@@ -179,7 +185,7 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
             flat = [states.reshape(-1, states.shape[-1]) for states in (ours, theirs)]
             return loss(flat[0], student.lm_head.weight, flat[1], teacher.lm_head.weight, labels_BT[:, 1:].reshape(-1))
 
-        return liger
+        return [liger]
 
     def paper() -> Any:
         student_logits = logits(student)
@@ -190,7 +196,7 @@ def step_of(engine: str, student: Any, teacher: Any, pairs: list[tuple[Any, Any]
         mask = (labels_BT[:, 1:] != -100).float()
         return -(products * mask).sum() / mask.sum()
 
-    return paper
+    return [paper]
 
 
 def distillation_trainer(student: Any, teacher: Any, pairs: list[tuple[Any, Any]], *, compacted: bool) -> Any:
@@ -248,14 +254,17 @@ def measure(engine: str, shape_name: str, precision: str, repeats: int) -> dict[
         student.zero_grad(set_to_none=True)
         synchronize(device)
         begin = time.perf_counter()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16" and device.type == "cpu"):
-            loss = step()
-        loss.backward()
+        loss = 0.0
+        for part in step:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16" and device.type == "cpu"):
+                mean = part()
+            mean.backward()
+            loss += mean.detach()
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     norm = torch.stack([p.grad.float().norm() for p in student.parameters() if p.grad is not None]).norm()
     peak = peak_gpu_memory() if device.type == "cuda" else peak_memory()
-    return {"loss": loss.item(), "norm": norm.item(), "seconds": statistics.median(seconds[1:]), "bytes": peak - before}
+    return {"loss": float(loss), "norm": norm.item(), "seconds": statistics.median(seconds[1:]), "bytes": peak - before}
 
 
 def has_gpu() -> bool:

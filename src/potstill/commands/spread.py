@@ -8,7 +8,7 @@ from typing import Any
 from potstill.core.progress import clock
 from potstill.edges.models import Size
 from potstill.losses.head import GPU_BYTES
-from potstill.train.loop import Optim
+from potstill.train.loop import MOST_TOKENS, Optim
 from potstill.train.team import WHOLE_GRADIENTS_BYTES
 
 NODE = 8  # GPUs of one machine, which talk faster than machines do
@@ -46,7 +46,7 @@ class Cluster:
         """
         N = self.gpus
         busy = min(N, optim.batch_size)  # a process without rows waits for the others
-        passes = max(1, math.ceil(math.ceil(optim.batch_size / busy) * row_tokens / optim.micro_batch_tokens))
+        passes = max(1, math.ceil(math.ceil(optim.batch_size / busy) * row_tokens / (optim.micro_batch_tokens or MOST_TOKENS)))
         outside = size.embedding + size.head
         whole_gradients = 4 * size.parameters <= WHOLE_GRADIENTS_BYTES
         sent = passes * (2 * 2 * size.body + 4 * outside)  # blocks gathered in bfloat16 twice, the rest in float32 once
@@ -74,7 +74,7 @@ class Cluster:
         if N > 1:
             held += 4 * (size.embedding + size.head) + 2 * 2 * size.body / layers
             held += 4 * size.parameters if whole_gradients and passes > 1 else 0
-        held += max(optim.micro_batch_tokens, longest) * layers * size.hidden * 16 * 4
+        held += max(optim.micro_batch_tokens or MOST_TOKENS, longest) * layers * size.hidden * 16 * 4
         held += GPU_BYTES * (1 if teacher is None else 2)
         loading = 4.0 * size.parameters
         if teacher is not None:

@@ -22,7 +22,7 @@ from potstill.stages.refs import ModelRef
 from potstill.stages.training import tidy, tokenised
 from potstill.study.words import reasons
 from potstill.teachers.teacher import SHARED, Kept, Teacher, TeacherPrecision, about, facts_of, kept_signal, longest
-from potstill.train.loop import Precision, autocast, in_bf16
+from potstill.train.loop import Precision, autocast, in_bf16, pass_tokens
 
 
 class Cache(DataStage, kind="cache"):
@@ -45,7 +45,7 @@ class Cache(DataStage, kind="cache"):
         description="of its weights; auto: bf16 when computing in bf16, else fp32; int8: body in a quarter of fp32",
     )
     precision: Precision = Field(default="auto", description="of its products: the students' optim.precision")
-    micro_batch_tokens: int = Field(default=8192, ge=1, description="tokens in one forward pass")
+    micro_batch_tokens: int | None = Field(default=None, ge=1, description="tokens in one forward pass; default: as in optim")
 
     @model_validator(mode="after")
     def _k_of_topk(self) -> "Cache":
@@ -114,8 +114,9 @@ class Cache(DataStage, kind="cache"):
         teacher = Teacher(where, self.teacher_precision, in_bf16(self.precision), vocab, work.note, code=context.code)
         rows = about(self.data, self.prompts)
         signal = kept_signal(teacher, self.signal, self.top_k, self.temperature, work.folder / SHARED, rows, store)
+        tokens = pass_tokens(self.micro_batch_tokens, config_of(where).hidden_size)
         done, mine = 0, range(ranks.rank(), len(store), ranks.world())
-        for group in micro_batches([store.length(i) for i in mine], self.micro_batch_tokens) if mine else ():
+        for group in micro_batches([store.length(i) for i in mine], tokens) if mine else ():
             with torch.inference_mode(), autocast(self.precision):
                 signal(pack([store[mine[i]] for i in group]).to(device()))
             done += len(group)

@@ -110,7 +110,7 @@ def training_memory(
 ) -> int:
     """Weights, gradients, two averages, what a micro-batch keeps for backward, and the fused head's buffers."""
     size = model.size
-    tokens = min(max(optim.micro_batch_tokens, longest), optim.batch_size * max(rows.tokens, 1.0))
+    tokens = min(max(optim.pass_tokens(size.hidden), longest), optim.batch_size * max(rows.tokens, 1.0))
     inner = _inner(model)
     layers, layer = model.config.num_hidden_layers, SAVED[0] * size.hidden + SAVED[1] * inner
     saved = tokens * (FLOAT * size.hidden * layers + layer if optim.activation_checkpointing else layer * layers)

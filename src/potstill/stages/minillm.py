@@ -111,7 +111,9 @@ class MiniLLM(Taught, kind="minillm"):
 
         def judge(rows: Sequence[StepRow]) -> tuple[list[StepRow], dict[str, float]]:
             with undisturbed(model), autocast(self.optim.precision):
-                told = minillm.judged(model, own.signal, rows, self.estimator, own.vocab, self.optim.micro_batch_tokens)
+                told = minillm.judged(
+                    model, own.signal, rows, self.estimator, own.vocab, self.optim.pass_tokens(model.config.hidden_size)
+                )
             return told.rows, told.figures
 
         engine = self._engine(model, _teacher_of(own), renderer, own.vocab)

@@ -26,6 +26,8 @@ from potstill.train.work import Work
 
 T = TypeVar("T")
 Precision = Literal["auto", "fp32", "bf16"]
+MOST_TOKENS, LEAST_TOKENS = 8192, 256  # in one forward pass
+CACHED_VALUES = 1 << 19  # in the hidden states of a pass on a CPU; what a layer makes of them is some ten times as much
 
 
 class Optim(Settings):
@@ -40,10 +42,11 @@ class Optim(Settings):
     epochs: float = Field(default=3.0, gt=0, description="passes over the rows")
     steps: int | None = Field(default=None, ge=1, description="optimiser steps; replaces epochs")
     batch_size: int = Field(default=32, ge=1, description="rows per optimiser step")
-    micro_batch_tokens: int = Field(
-        default=8192,
+    micro_batch_tokens: int | None = Field(
+        default=None,
         ge=1,
-        description="tokens in one forward pass; changes memory and rounding, and with dropout which values are dropped",
+        description="tokens in one forward pass; changes memory and rounding, and with dropout which values are dropped; "
+        "default: 8192 on a GPU; on a CPU as many as let a layer's values stay in its caches",
     )
     activation_checkpointing: bool = Field(
         default=False, description="compute each layer again on the way back: exact, less memory, about a third more time"
@@ -64,6 +67,10 @@ class Optim(Settings):
             return self.steps
         return max(1, math.ceil(round(rows * self.epochs) / (per_step or self.batch_size)))
 
+    def pass_tokens(self, hidden: int) -> int:
+        """Tokens in one forward pass of a model of that width."""
+        return pass_tokens(self.micro_batch_tokens, hidden)
+
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of the step, counted from 0: linear warm-up, then constant or half a cosine to zero."""
         warm = self.warmup * total
@@ -72,6 +79,17 @@ class Optim(Settings):
         if self.schedule == "constant":
             return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+
+
+def pass_tokens(micro_batch_tokens: int | None, hidden: int) -> int:
+    """`micro_batch_tokens` as given, or what suits the machine.
+
+    On a CPU more tokens at once make products no faster, and what lies between them slower. SmolLM2 in bfloat16 trained on
+    3,300 tokens in 8.7 s in one pass, in 6.9 s in passes of 1,024.
+    """
+    if micro_batch_tokens is not None:
+        return micro_batch_tokens
+    return MOST_TOKENS if device().type == "cuda" else max(LEAST_TOKENS, min(CACHED_VALUES // hidden, MOST_TOKENS))
 
 
 def autocast(precision: str) -> Any:
@@ -192,6 +210,7 @@ class _Fit:
         self.team = team_of(model, objective, in_bf16(optim.precision))
         self.rounded = Rounded(model, f"{seed} {ranks.rank()}") if in_bf16(optim.precision) else None
         self.optimizer = optimizer_for(model, optim)
+        self.pass_tokens = optim.pass_tokens(model.config.hidden_size)
         self.checkpoints = Checkpoints(work, model, self.optimizer)
         torch.manual_seed(seed + 2**31 * ranks.rank())
         self.state: dict[str, Any] = {"step": 0, **dict.fromkeys(COUNTED, 0)} | (self.checkpoints.restore() or {})
@@ -300,7 +319,7 @@ class _Fit:
     def _gradients(self, rows: list[StepRow], weight: float) -> dict[str, float]:
         """Backward passes over a step's micro-batches; the sums of the loss and of its parts."""
         sums: dict[str, float] = {}
-        for batch in self.team.batches(rows, self.optim.micro_batch_tokens):
+        for batch in self.team.batches(rows, self.pass_tokens):
             with autocast(self.optim.precision):
                 loss = self.team.loss(batch)
             (loss.total / weight).backward()
