@@ -10,7 +10,8 @@ import torch
 from tiny_parts import tiny_model
 from torch import Tensor
 
-from potstill.edges.decoding import draw_answers
+from potstill.edges.checked import cache_name
+from potstill.edges.decoding import Batch, draw_answers, undisturbed
 from potstill.edges.drawing import Drawing
 from potstill.edges.rooms import BLOCK
 
@@ -105,3 +106,34 @@ def test_a_prompt_is_read_once_however_many_its_samples(samples: int, most: int)
     assert sorted(read) == sorted(len(prompt) for prompt in set(prompts))
     rows = len(prompts) * samples
     assert steps[0] == 2 * -(-rows // most)  # the last token is not read, and places in flight are never empty
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_and_keys_that_are_cast_once_give_the_bits_of_those_that_are_cast_at_every_token(family: str) -> None:
+    model = tiny_model(family, VOCAB, std=0.2, **FAMILIES[family]).requires_grad_(True)
+    own = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    answer = torch.arange(1, 2 * BLOCK) % VOCAB
+    with torch.autocast("cpu", torch.bfloat16):
+        with undisturbed(model):
+            batch = Batch(model, [PROMPTS[1]])
+            ours = [batch.logits_BV]
+            for token in answer:
+                batch.step(token[None], torch.tensor([True]))
+                ours.append(batch.logits_BV)
+        with torch.no_grad():
+            out = model(torch.tensor([PROMPTS[1]]), use_cache=True, logits_to_keep=1)
+            plain = [out.logits[:, -1].float()]
+            for token in answer:
+                out = model(token[None, None], **{cache_name(model): out.past_key_values}, use_cache=True)
+                plain.append(out.logits[:, -1].float())
+    assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+    assert {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)} == own
+
+
+def test_weights_that_were_cast_are_back_after_an_error() -> None:
+    model = tiny_model("qwen2", VOCAB).requires_grad_(True)
+    before = [*model.parameters()]
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError), undisturbed(model):
+        assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+        raise ZeroDivisionError
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
