@@ -40,15 +40,17 @@ from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
-from potstill.stages.cost import answer_seconds, training_cost
+from potstill.stages.cost import answer_seconds, training_cost, training_flops
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.scores import answer_scores, text_scores
+from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
 from potstill.train.lessons import Lessons
+from potstill.train.loop import SAMPLED as SAMPLES
 from potstill.train.loop import Optim, Totals, autocast, fit, in_bf16
 from potstill.train.team import full_model
 from potstill.train.work import Work
@@ -279,6 +281,10 @@ class TrainingStage(DataStage):
         if any(isinstance(metric, TokenMetric) for metric in settings.metrics):
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response)
         return (settings.times + 1) * seconds
+
+    def flops(self, tally: Tally, basis: Basis) -> float | None:
+        """Floating-point operations of all models up to some step, as the plan reckons them; None where a model is not known."""
+        return training_flops(basis.student, self.optim, tally.tokens, tally.response_tokens)
 
     def could_adapt(self) -> bool:
         """Whether adapters are not trained, and could be."""
