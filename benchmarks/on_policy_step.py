@@ -98,7 +98,14 @@ def ours(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int
                 clock.after(done)
 
     batch, precision = job["batch_size"], job["precision"]
-    optim = Optim(**OPTIM, schedule="constant", steps=job["steps"], batch_size=batch, precision=precision, micro_batch_tokens=job.get("micro_batch_tokens") or 8192)
+    optim = Optim(
+        **OPTIM,
+        schedule="constant",
+        steps=job["steps"],
+        batch_size=batch,
+        precision=precision,
+        micro_batch_tokens=job.get("micro_batch_tokens") or 8192,
+    )
     samples = Samples(max_new_tokens=job["max_new_tokens"])
     work = Work(folder / "work", "kd", progress=Watched("quiet"))
     store = TokenStore.write(work.folder / "tokens", [(prompt, [0]) for prompt in prompts], Counts(), "rows")

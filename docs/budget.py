@@ -1,6 +1,6 @@
 """Models of a run at equal tokens and at equal FLOPs, from their validations: python docs/budget.py runs/gkd
 
-The run need not have reached its evaluation; models are those that its evaluate stages name. A model's amounts at a validation are
+The run need not have reached its evaluation; models are those that its evaluate stages name. Amounts at a validation are
 counted; a run of an older version, whose validations hold no counts, is read as if they had grown in proportion to the steps.
 """
 

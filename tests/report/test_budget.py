@@ -9,7 +9,9 @@ from potstill.study.budget import Budget, budgets, interpolated
 X = "validation_nll"
 
 
-def curve(name: str, ends: list[float], height: Any, *, seed: int | None = 1, began: str = "one", **more: Any) -> dict[str, Any]:
+def curve(
+    name: str, ends: list[float], height: Any, *, seed: int | None = 1, began: str = "one", **more: Any
+) -> dict[str, Any]:
     """A model validated where it had read and written so many tokens, at ten FLOP each, `height(tokens)` high."""
     points = [
         {"step": n, "epoch": n, "read": 0.75 * x, "written": 0.25 * x, "flops": 10 * x, X: height(x), **more}
@@ -33,7 +35,8 @@ def test_straight_lines_are_met_exactly_whatever_their_lengths() -> None:
     curves = [curve(name, ends[name], lambda x, ab=ab: ab[0] + ab[1] * x) for name, ab in lines.items()]
     for axis, budget in (("tokens", 97.5), ("flops", 975.0)):
         found = at_equal(axis, curves)
-        assert found.budget == budget and found.differ
+        assert found.budget == budget
+        assert found.differ
         assert values(found) == pytest.approx({name: a + b * 97.5 for name, (a, b) in lines.items()})
         assert {arm.name: arm.share for arm in found.arms} == pytest.approx(
             {"short": 1.0, "long": 97.5 / 400, "steep": 97.5 / 130}
@@ -73,8 +76,10 @@ def test_what_nobody_knows_is_compared_with_nothing() -> None:
     for point in unknown["points"]:
         point["flops"] = None
     by_flops, by_tokens = (at_equal(axis, [*known, unknown]) for axis in ("flops", "tokens"))
-    assert by_flops.budget == 1000 and values(by_flops) == {"a": 100, "b": 100, "c": None}
-    assert by_tokens.budget == 10 and values(by_tokens) == {"a": 10, "b": 10, "c": 10}
+    assert by_flops.budget == 1000
+    assert values(by_flops) == {"a": 100, "b": 100, "c": None}
+    assert by_tokens.budget == 10
+    assert values(by_tokens) == {"a": 10, "b": 10, "c": 10}
     assert [one.axis for one in budgets([known[0], unknown])] == ["tokens"]
 
 
@@ -93,9 +98,7 @@ def test_equal_amounts_are_told_to_be_equal() -> None:
     assert not at_equal("tokens", [curve("a", [0, 100], lambda x: x), curve("b", [0, 100.5], lambda x: x)]).differ
 
 
-@pytest.mark.parametrize(
-    ("x", "expected"), [(-1, None), (0, 1.0), (5, 2.0), (10, 4.0), (15, 5.0), (20, 6.0), (20.001, None)]
-)
+@pytest.mark.parametrize(("x", "expected"), [(-1, None), (0, 1.0), (5, 2.0), (10, 4.0), (15, 5.0), (20, 6.0), (20.001, None)])
 def test_nothing_is_said_outside_of_what_was_measured(x: float, expected: float | None) -> None:
     assert interpolated([(0, 1.0), (10, 3.0), (10, 4.0), (20, 6.0)], x) == expected
 

@@ -44,7 +44,9 @@ def made(root: Path, out: Path, *tables: dict[str, Any]) -> dict[str, Artifact]:
 
 def recipe(root: Path, *tables: dict[str, Any]) -> Any:
     data = {"kind": "jsonl", "path": str(root / "rows.jsonl"), "language": "en", "splits": {"validation": 0.1, "test": 0.1}}
-    return parse_recipe({"name": "spent", "data": data, "prompts": {"max_tokens": 96, "max_prompt_tokens": 64}, "stage": list(tables)})
+    return parse_recipe(
+        {"name": "spent", "data": data, "prompts": {"max_tokens": 96, "max_prompt_tokens": 64}, "stage": list(tables)}
+    )
 
 
 def curve_of(artifact: Artifact) -> dict[str, Any]:
@@ -101,7 +103,9 @@ def test_every_validation_knows_what_was_taken(root: Path, tmp_path: Path) -> No
     assert len(validated) == 4
     for name in ("read", "written", "flops"):
         amounts = [point[name] for point in validated]
-        assert amounts[0] == 0 and amounts == sorted(amounts) and amounts[-1] == found["spent"][name] > 0
+        assert amounts[0] == 0
+        assert amounts == sorted(amounts)
+        assert amounts[-1] == found["spent"][name] > 0
     assert found["spent"]["read"] == artifact.summary["tokens"]
     assert found["spent"]["written"] == artifact.summary["generated_tokens"]
     lengths = [point["samples_length"] for point in found["points"] if "samples_length" in point]
@@ -126,7 +130,10 @@ def test_rows_that_a_teacher_wrote_are_paid_for_when_they_are_first_read(root: P
     open_ended = {"finished": False, "repetition": False}
     writer = {"name": "written", "kind": "generate", "model": f"path:{root}/teacher", "filters": open_ended}
     writer["sampling"] = {"temperature": 1, "max_new_tokens": NEW}
-    told = {name: stages(root, kind="sft", optim=OPTIM | {"epochs": epochs}) | {"name": name, "data": "stage:written"} for name, epochs in (("half", 0.5), ("twice", 2.0))}
+    told = {
+        name: stages(root, kind="sft", optim=OPTIM | {"epochs": epochs}) | {"name": name, "data": "stage:written"}
+        for name, epochs in (("half", 0.5), ("twice", 2.0))
+    }
     plain = stages(root, kind="sft", optim=OPTIM | {"epochs": 2.0}) | {"name": "plain"}
     done = made(root, tmp_path, writer, *told.values(), plain)
     half, twice, control = (curve_of(done[name]) for name in ("half", "twice", "plain"))

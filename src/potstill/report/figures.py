@@ -114,7 +114,7 @@ _OWN = (  # title; what is drawn solid, by the first name that a curve has; what
 
 
 def own_answers(report: Report) -> str:
-    """What models did on answers that they wrote themselves, by step: thin per seed, thick their mean; nothing where none wrote."""
+    """What models did on answers of their own, by step: thin per seed, thick their mean; nothing where none wrote."""
     curves = [curve for curve in report["curves"] if any(_has([curve], name) for _, names, _ in _OWN for name in names)]
     panels = [panel for panel in _OWN if any(_has(curves, name) for name in panel[1])]
     if not panels:
@@ -401,10 +401,8 @@ def _short(text: str, most: int = 26) -> str:
 
 
 @contextmanager
-def _figure(
-    width: float, height: float, lines: int, columns: int, count: int | None = None
-) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure in our style and its axes, row by row, the first `count` of them; no global state of matplotlib is left changed."""
+def _figure(width: float, height: float, lines: int, columns: int, count: int | None = None) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure in our style and its first `count` axes, row by row; no global state of matplotlib is left changed."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -68,7 +68,7 @@ def training_cost(
 def training_flops(size: Size, optim: Optim, tokens: float, learned: float) -> float:
     """Forward and backward over so many tokens, of which so many are in the loss.
 
-    6 · parameters that a token passes through, attention's own products left out; a third more for layers that are computed again.
+    6 for each parameter that a token passes through, attention's own products left out; 8 where layers are computed again.
     """
     again = 2 * size.active * tokens if optim.activation_checkpointing else 0
     return 6 * size.active * tokens + 6 * size.hidden * size.vocab * learned + again

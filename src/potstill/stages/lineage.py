@@ -17,8 +17,9 @@ from potstill.stages.base import Context, Stage
 from potstill.stages.cost import reading_flops
 from potstill.stages.refs import ModelRef
 from potstill.stages.spent import Basis, Bought, Spent, spent, tally_of
-from potstill.stages.training import FIGURE, SAMPLES, TrainingStage
+from potstill.stages.training import FIGURE, TrainingStage
 from potstill.study.records import Trained
+from potstill.train.loop import SAMPLED
 
 SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked
 
@@ -170,9 +171,10 @@ def curve(name: str, role: str, place: Place) -> dict[str, Any]:
 
 
 def began(place: Place) -> str:
-    """Equal for models that began as one model and were validated on the same rows, so that their validations can be compared."""
+    """Equal for models that began as one and were validated on the same rows: their validations can be compared."""
     trained, artifact = place.trained, place.artifact
-    assert trained is not None and artifact is not None
+    assert trained is not None
+    assert artifact is not None
     validation = artifact.stage.get("validation") or {}
     asked = [validation.get(name) for name in ("rows", "max_new_tokens")]
     start = _behind(place, trained.start)
@@ -193,7 +195,7 @@ def points(
     made = []
     for begin in range(0, len(steps), window):
         group = steps[begin : begin + window]
-        names = dict.fromkeys(name for line in group for name in line if name in _DRAWN or name.startswith(SAMPLES))
+        names = dict.fromkeys(name for line in group for name in line if name in _DRAWN or name.startswith(SAMPLED))
         means = {name: _mean([line[name] for line in group if name in line]) for name in names}
         made.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
     for line in lines:

@@ -106,8 +106,8 @@ def tally_of(counted: dict[str, Any], whole: dict[str, Any], rows: int) -> Tally
     """The tally at a validation.
 
     Args:
-        counted: its line in metrics.jsonl. Where the line has no counts, as older versions wrote it, they are taken to have grown in
-            proportion to the steps.
+        counted: its line in metrics.jsonl. Where the line has no counts, as older versions wrote it, they are taken to have
+            grown in proportion to the steps.
         whole: the stage's summary.
         rows: different rows of data.
     """

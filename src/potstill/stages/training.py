@@ -50,7 +50,6 @@ from potstill.stages.start import Adapter, Student, load_student, start_problems
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
 from potstill.train.lessons import Lessons
-from potstill.train.loop import SAMPLED as SAMPLES
 from potstill.train.loop import Optim, Totals, autocast, fit, in_bf16
 from potstill.train.team import full_model
 from potstill.train.work import Work
@@ -283,7 +282,7 @@ class TrainingStage(DataStage):
         return (settings.times + 1) * seconds
 
     def flops(self, tally: Tally, basis: Basis) -> float | None:
-        """Floating-point operations of all models up to some step, as the plan reckons them; None where a model is not known."""
+        """Floating-point operations of all models up to some step, as the plan reckons them; None: a model is not known."""
         return training_flops(basis.student, self.optim, tally.tokens, tally.response_tokens)
 
     def could_adapt(self) -> bool:
