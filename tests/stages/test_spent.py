@@ -28,6 +28,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # of one length, so that nothing is padded where prompts are read together
     rows = [{"instruction": f"What is {i} plus {i % 7}?", "response": f"It is {i + i % 7}."} for i in range(120, 240)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    # models are looked at once in a process, which is not to be counted
+    made(folder, folder / "once", stages(folder, kind="distill", signal="live", optim=OPTIM | {"steps": 1}))
     return folder
 
 
@@ -86,8 +88,10 @@ def test_operations_are_those_that_pytorch_counts(name: str, root: Path, tmp_pat
 
 @pytest.mark.parametrize("name", ARMS)
 def test_the_plan_reckons_alike(name: str, root: Path, tmp_path: Path) -> None:
-    """The plan guesses that answers are as long as the references, and no longer than they may be."""
-    samples = {"samples": ARMS[name]["samples"] | {"max_new_tokens": 7}} if "samples" in ARMS[name] else {}
+    """Where answers are as long as the references, which is what the plan takes them to be."""
+    (sft,) = recipe(root, stages(root, kind="sft")).stages
+    longest = round(sft.cost(Outlook()).rows[0].response)
+    samples = {"samples": ARMS[name]["samples"] | {"max_new_tokens": longest}} if "samples" in ARMS[name] else {}
     fields = ARMS[name] | samples | {"optim": OPTIM | {"steps": 6} | ARMS[name].get("optim", {})}
     (artifact,) = made(root, tmp_path, stages(root, **fields)).values()
     (stage,) = recipe(root, stages(root, **fields)).stages
@@ -142,12 +146,11 @@ def test_rows_that_a_teacher_wrote_are_paid_for_when_they_are_first_read(root: P
     assert control["spent"]["written"] == 0
     for one, summary in ((half, done["half"].summary), (twice, done["twice"].summary)):
         assert one["spent"]["read"] == summary["tokens"]
-    with FlopCounterMode(display=False) as counter:
+    per_token = control["spent"]["flops"] / done["plain"].summary["tokens"]
+    bought = twice["spent"]["flops"] - per_token * done["twice"].summary["tokens"]
+    with FlopCounterMode(display=False) as counter:  # the teacher reads every answer once more, to score it
         made(root, tmp_path / "again", writer)
-    own = curve_of(done["twice"])["spent"]["flops"] - counter.get_total_flops()
-    learned = done["twice"].summary
-    sizes = control["spent"]["flops"] / done["plain"].summary["tokens"]
-    assert own / learned["tokens"] == pytest.approx(sizes, rel=0.15)  # a token learned costs the same, whoever wrote it
+    assert bought == pytest.approx(counter.get_total_flops(), rel=0.15)
 
 
 def test_models_that_began_alike_are_known_by_it(root: Path, tmp_path: Path) -> None:

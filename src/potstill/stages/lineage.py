@@ -275,7 +275,11 @@ def _bought(place: Place) -> Bought:
         return Bought(None, None)
     size = _size_behind(Place("", writer), writer.stage.get("model"))
     drawn, read = writer.summary["response_tokens"], writer.summary["prompt_tokens"]
-    return Bought(drawn, reading_flops(size, read + drawn, drawn) if size is not None else None)
+    if size is None:
+        return Bought(drawn, None)
+    # a prompt is read once for all of its answers; then every answer is read once more, to be scored
+    writing = reading_flops(size, read / writer.stage["samples"] + drawn, drawn)
+    return Bought(drawn, writing + reading_flops(size, read + drawn, drawn))
 
 
 def _behind(place: Place, ref: str) -> Artifact | None:
