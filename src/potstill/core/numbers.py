@@ -56,7 +56,7 @@ def count(value: float | None) -> str:
     """`181 k`, `1.54 B`: three significant digits."""
     if value is None:
         return MISSING
-    for scale, suffix in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
+    for scale, suffix in ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= scale * 0.9995:
             return _three(value / scale) + suffix
     return f"{value:.0f}"

@@ -14,6 +14,7 @@ from potstill.report.ship import shipped_files, size_of
 from potstill.scorers.text import exact_form
 from potstill.study.analysis import Analysis, analyse, breakdown
 from potstill.study.bootstrap import LEVEL
+from potstill.study.budget import budgets
 from potstill.study.controls import mean_amount
 from potstill.study.questions import source_of
 from potstill.study.records import ModelRow, Study, load_answers, write_json
@@ -32,7 +33,9 @@ class Made:
     """How the models of a study were made, as the evaluation kept it beside the scores.
 
     Attributes:
-        curves: per model and seed, {"name", "role", "seed", "points": [{"epoch", "step", "loss", "validation_…"}]}.
+        curves: per model and seed, {"name", "role", "seed", "points": [{"epoch", "step", "loss", "samples_…",
+            "validation_…"}]}; where it is known "spent": what training took, {"read", "written": tokens, "flops"}, which each
+            point with a validation has of its own, and "began": equal for models whose validations can be compared, see `study/budget.py`.
         data: per training stage and seed, what it saw, with a `mask_preview` of [token, counts in the loss].
         quantization: per quantised model, {"stage", "layers": [{"name", "gptq_error", "rtn_error"}], "bits_per_weight"}.
         sweeps: per swept stage, {"name", "role", "stage", "by", "title", "unit", "higher_is_better": of the figure that picked,
@@ -96,6 +99,9 @@ def build_report(
         "decoding": study.decoding.model_dump(mode="json"),
         "bootstrap": {"resamples": resamples, "seed": seed, "level": LEVEL, "clusters": clusters},
         "curves": made.curves,
+        "spent": _spent(made.curves),
+        "exposure": _exposure(made.curves),
+        "budgets": [asdict(budget) for budget in budgets(made.curves)],
         "data": made.data,
         "quantization": made.quantization,
         "cuts": made.cuts,
@@ -243,6 +249,50 @@ def _length(text: str) -> int:
 
 _STOPS = re.compile(r"[.,;:!?¡¿]+(?=\s|$)")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+
+
+def _spent(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What each model's own training took, mean over seeds; None: unknown."""
+    found = []
+    for name, seeds in _by_model(curves).items():
+        taken = [curve["spent"] for curve in seeds if curve.get("spent")]
+        if len(taken) == len(seeds):
+            means = {key: _mean([each[key] for each in taken]) for key in ("read", "written", "flops")}
+            found.append({"name": name, "role": seeds[0]["role"], **means})
+    return found
+
+
+def _exposure(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """KL to the teacher on own answers and on references, at the first and the last validation, mean over seeds."""
+    found = []
+    for name, seeds in _by_model(curves).items():
+        both = [
+            [(p["validation_kl_on_answers"], p["validation_kl_to_teacher"]) for p in curve["points"] if _compares(p)]
+            for curve in seeds
+        ]
+        if all(both):
+            ends = {}
+            for when, at in (("first", 0), ("last", -1)):
+                own, data = (_mean([line[at][which] for line in both]) for which in (0, 1))
+                ends[when] = {"on_answers": own, "on_references": data, "gap": own - data}
+            found.append({"name": name, "role": seeds[0]["role"], **ends})
+    return found
+
+
+def _compares(point: Mapping[str, Any]) -> bool:
+    return all(point.get(f"validation_{name}") is not None for name in ("kl_on_answers", "kl_to_teacher"))
+
+
+def _by_model(curves: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for curve in curves:
+        found.setdefault(curve["name"], []).append(curve)
+    return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there and len(there) == len(values) else None
 
 
 def _stages(provenance: Mapping[str, Any]) -> list[str]:

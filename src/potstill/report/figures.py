@@ -8,7 +8,8 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from potstill.core.numbers import estimate, number, size
@@ -80,34 +81,118 @@ def learning_curves(report: Report) -> str:
     primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
     drawn = [curve for curve in curves if curve.get("role") != "teacher"] or curves
     titles = _curve_titles(report)
-    panels = _curve_names(drawn, f"{_VALIDATION}{primary['name']}")
+    elsewhere = (_ON_ANSWERS, _ON_REFERENCES) if _has(drawn, _ON_ANSWERS) else ()  # see `own_answers`
+    panels = [name for name in _curve_names(drawn, f"{_VALIDATION}{primary['name']}") if name not in elsewhere]
     if not panels:
         return ""
-    with _figure(_WIDTH, 3.0, 1, len(panels)) as (figure, axes):
+    inks = _inks(report)
+    with _panels(len(panels)) as (figure, axes):
         for axis, name in zip(axes, panels, strict=True):
             for model in dict.fromkeys(curve["name"] for curve in drawn):
                 own = [curve for curve in curves if curve["name"] == model]
-                ink = colour(own[0].get("role", "other"))
-                lines = [points for curve in own if (points := _points(curve, name))]
-                if not lines:
-                    continue
-                for points in lines if len(lines) > 1 else ():
-                    axis.plot(*zip(*points, strict=True), color=ink, linewidth=0.8, alpha=0.45)
-                mean = _mean_curve(lines)
-                style = {"marker": "o", "markersize": 3.5} if len(mean) <= 40 else {}
-                axis.plot(*zip(*mean, strict=True), color=ink, linewidth=2.2, label=_short(model), **style)
+                _draw(axis, [_points(curve, name) for curve in own], inks[model], label=_short(model))
             teacher = _teacher(report, curves, name)
             if teacher is not None:
                 axis.axhline(teacher[0], color=colour("teacher"), linewidth=1.3, linestyle=(0, (5, 3)), label=teacher[1])
             axis.set_title(titles.get(name, name.replace("_", " ")), loc="left")
             axis.set_xlabel("epoch")
             axis.grid(axis="y")
-        named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=len(named))
+        _legend(figure, axes)
         return _svg(figure, "curves", "Training loss and validation scores by epoch, one line per model.")
 
 
 _VALIDATION = "validation_"  # begins the name of each figure that was taken on validation rows
+_ON_ANSWERS, _ON_REFERENCES = f"{_VALIDATION}kl_on_answers", f"{_VALIDATION}kl_to_teacher"
+_OWN = (  # title; what is drawn solid, by the first name that a curve has; what is drawn dashed
+    ("Divergence in training, nats/token", ("samples_divergence", "samples_reverse_kl"), "divergence"),
+    ("KL to teacher, validation, nats/token", (_ON_ANSWERS,), _ON_REFERENCES),
+    ("Length of own answers, tokens", ("samples_length",), ""),
+    ("Own answers that were cut, share", ("samples_cut",), ""),
+    ("Surprisal of own tokens, nats/token", ("samples_ce", "samples_nll"), ""),
+    ("Writing against training, nats/token", ("samples_gap",), ""),
+)
+
+
+def own_answers(report: Report) -> str:
+    """What models did on answers of their own, by step: thin per seed, thick their mean; nothing where none wrote."""
+    curves = [curve for curve in report["curves"] if any(_has([curve], name) for _, names, _ in _OWN for name in names)]
+    panels = [panel for panel in _OWN if any(_has(curves, name) for name in panel[1])]
+    if not panels:
+        return ""
+    inks = _inks(report)
+    with _panels(len(panels)) as (figure, axes):
+        for axis, (title, names, dashed) in zip(axes, panels, strict=True):
+            for model in dict.fromkeys(curve["name"] for curve in curves):
+                own = [curve for curve in curves if curve["name"] == model]
+                name = next((name for name in names if _has(own, name)), None)
+                if name is None:
+                    continue
+                _draw(axis, [_points(curve, name, "step") for curve in own], inks[model], label=_short(model))
+                if dashed:
+                    _draw(axis, [_points(curve, dashed, "step") for curve in own], inks[model], dashed=True)
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("step")
+            axis.set_ylim(bottom=0)
+            axis.grid(axis="y")
+        _legend(figure, axes)
+        return _svg(figure, "own", "Figures of models on answers that they wrote themselves, by step, one line per model.")
+
+
+def _has(curves: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(point.get(name) is not None for curve in curves for point in curve["points"])
+
+
+@dataclass(frozen=True)
+class _Ink:
+    colour: str
+    marker: str = "o"
+
+
+_SPARE = (6, 0, 3, 5, 1)  # of the ramp, far from one another
+
+
+def _inks(report: Report) -> dict[str, _Ink]:
+    """How each model's curves are drawn: in its role's colour; others of the same role in colours of the ramp."""
+    inks: dict[str, _Ink] = {}
+    taken: set[str] = set()
+    spare = 0
+    for curve in report["curves"]:
+        name, role = curve["name"], curve.get("role", "other")
+        if name in inks:
+            continue
+        if role not in taken:
+            inks[name] = _Ink(colour(role))
+        else:
+            inks[name] = _Ink(_ramp(_SPARE[spare % len(_SPARE)]), _MARKERS[1 + spare % (len(_MARKERS) - 1)])
+            spare += 1
+        taken.add(role)
+    return inks
+
+
+def _draw(axis: Any, lines: Sequence[list[tuple[float, float]]], ink: _Ink, label: str = "", *, dashed: bool = False) -> None:
+    """One model's line: thin per seed where there are several, thick their mean."""
+    lines = [points for points in lines if points]
+    if not lines:
+        return
+    style: dict[str, Any] = {"linestyle": (0, (4, 2))} if dashed else {}
+    for points in lines if len(lines) > 1 else ():
+        axis.plot(*zip(*points, strict=True), color=ink.colour, linewidth=0.8, alpha=0.45, **style)
+    mean = _mean_curve(lines)
+    style |= {"marker": ink.marker, "markersize": 3.5} if len(mean) <= 40 else {}
+    style |= {"label": label} if label else {}
+    axis.plot(*zip(*mean, strict=True), color=ink.colour, linewidth=1.5 if dashed else 2.2, **style)
+
+
+def _panels(count: int) -> AbstractContextManager[tuple[Any, list[Any]]]:
+    """A figure of so many panels, at most three beside one another."""
+    columns = count if count <= 3 else 2 if count == 4 else 3
+    return _figure(_WIDTH, 3.0 * -(-count // columns), -(-count // columns), columns, count)
+
+
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Each name once, beneath all panels; in several lines where the names are many."""
+    named = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=min(5, len(named)))
 
 
 def _curve_titles(report: Report) -> dict[str, str]:
@@ -132,7 +217,7 @@ def sweep_curves(report: Report, sweep: Mapping[str, Any], ident: str) -> str:
     panels = _curve_names([curve for candidate in candidates for curve in candidate["curves"]], sweep["by"])
     if not panels:
         return ""
-    with _figure(_WIDTH, 3.3, 1, len(panels)) as (figure, axes):
+    with _panels(len(panels)) as (figure, axes):
         for axis, name in zip(axes, panels, strict=True):
             for at, candidate in enumerate(candidates):
                 lines = [points for curve in candidate["curves"] if (points := _points(curve, name))]
@@ -165,7 +250,11 @@ def sweep_curves(report: Report, sweep: Mapping[str, Any], ident: str) -> str:
 
 def _step(at: int, count: int) -> str:
     """The stand-in for a colour of the ramp, the values spread over all of it."""
-    return f"#0103{16 + round(at * (_STEPS - 1) / max(1, count - 1)):02x}"
+    return _ramp(round(at * (_STEPS - 1) / max(1, count - 1)))
+
+
+def _ramp(step: int) -> str:
+    return f"#0103{16 + step:02x}"
 
 
 def size_quality(report: Report) -> str:
@@ -245,8 +334,8 @@ def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
         return _svg(figure, ident, f"Reconstruction error of {len(layers)} layers; GPTQ's is the smaller in {better}.")
 
 
-def _points(curve: Mapping[str, Any], name: str) -> list[tuple[float, float]]:
-    found = [(point.get("epoch", point.get("step")), point.get(name)) for point in curve["points"]]
+def _points(curve: Mapping[str, Any], name: str, by: str = "epoch") -> list[tuple[float, float]]:
+    found = [(point.get(by, point.get("step")), point.get(name)) for point in curve["points"]]
     return [(x, y) for x, y in found if x is not None and y is not None]
 
 
@@ -312,8 +401,8 @@ def _short(text: str, most: int = 26) -> str:
 
 
 @contextmanager
-def _figure(width: float, height: float, lines: int, columns: int) -> Iterator[tuple[Any, list[Any]]]:
-    """A figure in our style and its axes, row by row; no global state of matplotlib is left changed."""
+def _figure(width: float, height: float, lines: int, columns: int, count: int | None = None) -> Iterator[tuple[Any, list[Any]]]:
+    """A figure in our style and its first `count` axes, row by row; no global state of matplotlib is left changed."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -349,8 +438,10 @@ def _figure(width: float, height: float, lines: int, columns: int) -> Iterator[t
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
         engine: Any = figure.get_layout_engine()
         engine.set(w_pad=0.08, h_pad=0.06, wspace=0.04, hspace=0.06)
-        axes = figure.subplots(lines, columns, squeeze=False)
-        yield figure, list(axes.ravel())
+        axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
+        for unused in axes[count:] if count is not None else ():
+            unused.set_visible(False)
+        yield figure, axes[:count]
 
 
 def _svg(figure: Any, ident: str, description: str) -> str:

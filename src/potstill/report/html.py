@@ -6,6 +6,7 @@ from typing import Any
 
 from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
 from potstill.report import figures
+from potstill.study.budget import VALIDATED
 
 SHORT_TEXT = 240  # characters of an answer shown before "more"
 MOST_GROUPS = 20
@@ -54,6 +55,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         by_metric=_by_metric(report),
         intervals=Markup(figures.intervals(report)),
         curves=Markup(figures.learning_curves(report)),
+        own_answers=Markup(figures.own_answers(report)),
+        equal=_at_equal(report, metrics),
         sweeps=[
             (sweep, Markup(figures.sweep_curves(report, sweep, f"sweep{i}")), decimals(sweep["unit"]))
             for i, sweep in enumerate(report["sweeps"])
@@ -153,6 +156,35 @@ def _about(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What stands in the table of facts: all but the command, shown as it was typed, and what has a table by stage."""
     about = {key: value for key, value in provenance.items() if key not in ("command", *_PER_STAGE)}
     return {name: value for name, value in about.items() if value not in (None, "", [], {})}
+
+
+_AXES = {"tokens": "tokens read and written", "flops": "FLOP"}
+
+
+def _at_equal(report: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Models of one beginning at equal budgets, where they took different amounts."""
+    found = []
+    for budget in report["budgets"]:
+        if not budget["differ"]:
+            continue
+        figures = [(name, metrics.get(name.removeprefix(VALIDATED))) for name in budget["figures"]]
+        known = [(name, metric) for name, metric in figures if metric is not None]
+        arms = [
+            {**arm, "cells": [_reached(arm["reached"].get(name), metric["unit"]) for name, metric in known]}
+            for arm in budget["arms"]
+        ]
+        at = f"{count(budget['budget'])} {_AXES[budget['axis']]}"
+        found.append({"at": at, "metrics": [metric for _, metric in known], "arms": arms})
+    return found
+
+
+def _reached(found: Mapping[str, float] | None, unit: str) -> tuple[str, str]:
+    """A mean, and the least and most over seeds where they differ."""
+    if found is None:
+        return MISSING, ""
+    digits = decimals(unit)
+    spread = f"{number(found['low'], digits)} – {number(found['high'], digits)}" if found["low"] < found["high"] else ""
+    return number(found["mean"], digits), spread
 
 
 def _previews(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -51,10 +51,9 @@ def training_cost(
     if pace is not None:
         steps, seen = pace
     tokens, learned = seen * rows.tokens, seen * rows.response
-    flops = 6 * size.active * tokens + 6 * size.hidden * size.vocab * learned
+    flops = training_flops(size, optim, tokens, learned)
     probe = outlook.probe(model.config, rows, optim.precision)
     again = probe.forward_seconds(tokens) if probe is not None and optim.activation_checkpointing else 0.0
-    flops += 2 * size.active * tokens if optim.activation_checkpointing else 0
     return replace(
         cost,
         steps=steps,
@@ -64,6 +63,20 @@ def training_cost(
         seconds=steps * probe.step_seconds(tokens / steps) + again if probe is not None else None,
         step=Step(size, None, rows.tokens, longest, flops / steps),
     )
+
+
+def training_flops(size: Size, optim: Optim, tokens: float, learned: float) -> float:
+    """Forward and backward over so many tokens, of which so many are in the loss.
+
+    6 for each parameter that a token passes through, attention's own products left out; 8 where layers are computed again.
+    """
+    again = 2 * size.active * tokens if optim.activation_checkpointing else 0
+    return 6 * size.active * tokens + 6 * size.hidden * size.vocab * learned + again
+
+
+def reading_flops(size: Size, tokens: float, responses: float) -> float:
+    """Forward alone over so many tokens, with a distribution for so many of them."""
+    return 2 * size.active * tokens + 2 * size.hidden * size.vocab * responses
 
 
 def less_memory(optim: Optim, adaptable: bool) -> str:
@@ -81,7 +94,7 @@ def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> f
 
 def answer_flops(size: Size, rows: RowsOf, asked: int, new_tokens: float) -> float:
     """Of one answer to each of so many rows: prompts and answers read once, and a distribution for each new token."""
-    return asked * (2 * size.active * (rows.prompt + new_tokens) + 2 * size.hidden * size.vocab * new_tokens)
+    return reading_flops(size, asked * (rows.prompt + new_tokens), asked * new_tokens)
 
 
 def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:

@@ -24,9 +24,10 @@ from potstill.losses.targets import Signal
 from potstill.rollouts.local import Local
 from potstill.stages.base import Context, DataStage, Stage
 from potstill.stages.cache import width
-from potstill.stages.cost import FLOAT, head_memory, teacher_bytes
+from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import CacheRef
+from potstill.stages.spent import Basis, Tally, own_tokens
 from potstill.stages.start import Student, started
 from potstill.stages.taught import Taught
 from potstill.teachers.signals import Live
@@ -241,6 +242,29 @@ class Distill(Taught, kind="distill"):
             cache_bytes=round(width(signal, self.top_k, size) * rows.kept * rows.response) if fresh else None,
             step=replace(cost.step, teacher=size, flops=flops / cost.steps, shard_teacher=self.shard_teacher),
         )
+
+    def flops(self, tally: Tally, basis: Basis) -> float | None:
+        learning, teacher = super().flops(tally, basis), basis.teacher
+        if learning is None or teacher is None:
+            return None
+        asked = self._asked(tally.rows)
+        own = own_tokens(tally, basis, asked) if self.samples is not None else 0.0
+        read, learned = tally.tokens - own, tally.response_tokens - tally.sampled_tokens  # of data
+        if basis.kept != "live":  # each row once, as if nobody had kept it yet
+            read = min(read, basis.data_tokens)
+        if basis.kept == "topk":
+            learned = min(learned, basis.rows * basis.response)
+        teaching = reading_flops(teacher, read + own, learned + tally.sampled_tokens)
+        drawn = tally.generated_tokens
+        writing = reading_flops(basis.student, asked * basis.prompt + drawn, drawn)
+        return learning + teaching + writing
+
+    def _asked(self, rows: float) -> float:
+        """Of so many rows of data, those whose prompts the student answers."""
+        if self.samples is None:
+            return 0.0
+        batch = self.optim.batch_size
+        return rows * (self.samples.written(batch) // self.samples.per_prompt) / self.samples.takes(batch)
 
     def could_adapt(self) -> bool:
         return super().could_adapt() and self.hidden_states is None

@@ -1,18 +1,25 @@
 """Where the models of a study lie, and what their artifacts say of how they were made."""
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import Artifact, read_json
-from potstill.edges.models import bytes_of
-from potstill.stages.base import Context
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from potstill.core.artifact import PRINT, Artifact, fingerprint, read_json
+from potstill.core.errors import UserError
+from potstill.edges.models import Size, bytes_of, config_of, size_of
+from potstill.stages.base import Context, Stage
+from potstill.stages.cost import reading_flops
 from potstill.stages.refs import ModelRef
-from potstill.stages.training import FIGURE
+from potstill.stages.spent import Basis, Bought, Spent, spent, tally_of
+from potstill.stages.training import FIGURE, TrainingStage
 from potstill.study.records import Trained
+from potstill.train.loop import SAMPLED
 
 SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked
 
@@ -108,8 +115,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
             continue
         summary = artifact.summary
         if place.trained is not None and "data" in summary:
-            lines = [json.loads(line) for line in (artifact.folder / "metrics.jsonl").read_text().splitlines()]
-            curves.append({"name": name, "role": role, "seed": place.seed, "points": points(lines)})
+            curves.append(curve(name, role, place))
             data.append(
                 {
                     "stage": artifact.name,
@@ -154,17 +160,151 @@ def _settings(stage: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def points(lines: list[dict[str, Any]], limit: int = 200) -> list[dict[str, Any]]:
-    """Loss averaged over windows, so that a curve has at most `limit` points, and every validation."""
-    losses = [line for line in lines if "loss" in line]
-    window = max(1, -(-len(losses) // limit))
+def curve(name: str, role: str, place: Place) -> dict[str, Any]:
+    """What a report draws of how one model of one seed was trained here, and what that took."""
+    assert place.artifact is not None
+    lines = [json.loads(line) for line in (place.artifact.folder / "metrics.jsonl").read_text().splitlines()]
+    ledger, summary = Ledger.of(place), place.summary
+    whole = ledger.at({"step": summary["steps"], "epoch": summary["epochs"]})
+    drawn = points(lines, spends=ledger.at)
+    return {"name": name, "role": role, "seed": place.seed, "points": drawn, "began": began(place), "spent": whole}
+
+
+def began(place: Place) -> str:
+    """Equal for models that began as one and were validated on the same rows: their validations can be compared."""
+    trained, artifact = place.trained, place.artifact
+    assert trained is not None
+    assert artifact is not None
+    validation = artifact.stage.get("validation") or {}
+    asked = [validation.get(name) for name in ("rows", "max_new_tokens")]
+    start = _behind(place, trained.start)
+    model = start.fingerprint if start is not None else trained.start
+    return fingerprint([model, trained.init, trained.data, trained.prompts, *asked])[:PRINT]
+
+
+def points(
+    lines: list[dict[str, Any]], limit: int = 200, spends: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: {}
+) -> list[dict[str, Any]]:
+    """Losses and figures of own answers averaged over windows, so that a curve has at most `limit` points; every validation.
+
+    Args:
+        spends: what training had taken by a validation's line.
+    """
+    steps = [line for line in lines if not any(name.startswith(FIGURE) for name in line)]
+    window = max(1, -(-len(steps) // limit))
     made = []
-    for begin in range(0, len(losses), window):
-        group = losses[begin : begin + window]
-        means = {key: sum(line[key] for line in group) / len(group) for key in ("loss", "ce", "divergence") if key in group[0]}
+    for begin in range(0, len(steps), window):
+        group = steps[begin : begin + window]
+        names = dict.fromkeys(name for line in group for name in line if name in _DRAWN or name.startswith(SAMPLED))
+        means = {name: _mean([line[name] for line in group if name in line]) for name in names}
         made.append({"epoch": group[-1]["epoch"], "step": group[-1]["step"], **means})
     for line in lines:
         figures = {key: value for key, value in line.items() if key.startswith(FIGURE)}
         if figures:
-            made.append({"epoch": line["epoch"], "step": line["step"], **figures})
+            made.append({"epoch": line["epoch"], "step": line["step"], **figures, **spends(line)})
     return sorted(made, key=lambda point: point["step"])
+
+
+_DRAWN = ("loss", "ce", "divergence")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a model's training took, up to any of its validations.
+
+    Attributes:
+        stage: None: it cannot be read any more.
+        basis: None: its models are not known.
+    """
+
+    summary: dict[str, Any]
+    stage: TrainingStage | None
+    basis: Basis | None
+
+    @classmethod
+    def of(cls, place: Place) -> "Ledger":
+        """Of a model that was trained here."""
+        assert place.artifact is not None
+        stage = _stage_of(place.artifact)
+        return cls(place.summary, stage, _basis(place) if stage is not None else None)
+
+    def at(self, line: dict[str, Any]) -> dict[str, Any]:
+        """Of a line with `step` and `epoch`, as the fields of `Spent`."""
+        tally = tally_of(line, self.summary, self.summary["data"]["rows"])
+        if self.stage is None or self.basis is None:
+            return asdict(Spent(tally.tokens, None, None))
+        return asdict(spent(self.stage, tally, self.basis))
+
+
+def _stage_of(artifact: Artifact) -> TrainingStage | None:
+    try:
+        stage = Stage.parse({"kind": artifact.kind, **artifact.stage})
+    except (ValidationError, PydanticCustomError):  # of another version, or of a kind that is not here
+        return None
+    return stage if isinstance(stage, TrainingStage) else None
+
+
+def _basis(place: Place) -> Basis | None:
+    assert place.artifact is not None
+    data, student = place.summary["data"], _size(f"path:{place.artifact.folder}")
+    if student is None:
+        return None
+    return Basis(
+        student,
+        _size_behind(place, place.artifact.stage.get("teacher")),
+        place.summary.get("signal", {}).get("kept", ""),
+        data["rows"],
+        data["prompt_tokens"] / data["rows"],
+        data["response_tokens"] / data["rows"],
+        _bought(place),
+    )
+
+
+def _bought(place: Place) -> Bought:
+    """What the rows took that a `generate` stage wrote, those that were left out as well."""
+    assert place.artifact is not None
+    ref = (place.artifact.stage.get("data") or {}).get("stage")
+    if ref is None:
+        return Bought()
+    writer = _behind(place, ref)
+    if writer is None or writer.summary["uncounted"]:
+        return Bought(None, None)
+    size = _size_behind(Place("", writer), writer.stage.get("model"))
+    drawn, read = writer.summary["response_tokens"], writer.summary["prompt_tokens"]
+    if size is None:
+        return Bought(drawn, None)
+    # a prompt is read once for all of its answers; then every answer is read once more, to be scored
+    writing = reading_flops(size, read / writer.stage["samples"] + drawn, drawn)
+    return Bought(drawn, writing + reading_flops(size, read + drawn, drawn))
+
+
+def _behind(place: Place, ref: str) -> Artifact | None:
+    """The artifact that a stage's own field names."""
+    scheme, _, target = ref.partition(":")
+    if scheme == "path":
+        folder = Path(target).expanduser()
+        return Artifact.load(folder) if (folder / "artifact.json").is_file() else None
+    picked = place.summary.get("chosen")
+    made = place.ancestry.get(picked["fingerprint"]) if picked is not None else place.made
+    of = made.parents if made is not None else {}
+    return next((place.ancestry.get(print_) for name, print_ in of.items() if name.partition("@")[0] == target), None)
+
+
+def _size_behind(place: Place, ref: str | None) -> Size | None:
+    if ref is None:
+        return None
+    if not ref.startswith("stage:"):
+        return _size(ref)
+    found = _behind(place, ref)
+    return _size(f"path:{found.folder}") if found is not None else None
+
+
+def _size(where: str) -> Size | None:
+    try:
+        return size_of(config_of(where, offline_shape=True))
+    except UserError:  # out of reach now
+        return None

@@ -20,8 +20,9 @@ from potstill.losses.objective import Objective
 from potstill.rollouts.local import Local
 from potstill.rollouts.mixed import Mixed
 from potstill.stages.base import Context
-from potstill.stages.cost import head_memory, teacher_bytes
+from potstill.stages.cost import head_memory, reading_flops, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.spent import Basis, Tally, own_tokens
 from potstill.stages.start import Student
 from potstill.stages.taught import Taught
 from potstill.teachers.signals import Live
@@ -84,7 +85,7 @@ class MiniLLM(Taught, kind="minillm"):
         # besides training: answers are judged by both, and the teacher reads them in every step
         for reader, read in ((student, rounds * batch), (teacher, (rounds + cost.steps) * batch)):
             size, probe = reader.size, outlook.probe(reader.config, rows, precision)
-            flops += read * (2 * size.active * rows.tokens + 2 * size.hidden * size.vocab * rows.response)
+            flops += reading_flops(size, read * rows.tokens, read * rows.response)
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(read * rows.tokens, read * rows.response)
         written = self.written(outlook, [student, teacher] if self.estimator.alpha else [student], rows, batch)
@@ -99,6 +100,19 @@ class MiniLLM(Taught, kind="minillm"):
             memory_bytes=round(memory),
             step=replace(cost.step, teacher=teacher.size, flops=flops / cost.steps),
         )
+
+    def flops(self, tally: Tally, basis: Basis) -> float | None:
+        learning, teacher, pace = super().flops(tally, basis), basis.teacher, Pace.of(self.samples, self.optim, self.text > 0)
+        if learning is None or teacher is None:
+            return None
+        asked = tally.rows * pace.prompts / pace.rows
+        answers, drawn = asked * self.samples.per_prompt, tally.generated_tokens
+        judging = sum(reading_flops(size, answers * basis.prompt + drawn, drawn) for size in (basis.student, teacher))
+        # the mixture reads a prompt for each of its answers, the student alone for all of them once
+        alone = reading_flops(basis.student, asked * basis.prompt + drawn, drawn)
+        writing = judging if self.estimator.alpha else alone
+        reading = reading_flops(teacher, own_tokens(tally, basis, asked), tally.sampled_tokens)
+        return learning + writing + judging + reading
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
         teacher = self.teacher_of(context, tokenizer, store)

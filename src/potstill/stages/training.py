@@ -40,11 +40,12 @@ from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
 from potstill.stages.base import Context, DataStage, position_problems
-from potstill.stages.cost import answer_seconds, training_cost
+from potstill.stages.cost import answer_seconds, training_cost, training_flops
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.refs import ModelRef
 from potstill.stages.scores import answer_scores, text_scores
+from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
 from potstill.teachers.teacher import longest
@@ -279,6 +280,10 @@ class TrainingStage(DataStage):
         if any(isinstance(metric, TokenMetric) for metric in settings.metrics):
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response)
         return (settings.times + 1) * seconds
+
+    def flops(self, tally: Tally, basis: Basis) -> float | None:
+        """Floating-point operations of all models up to some step, as the plan reckons them; None: a model is not known."""
+        return training_flops(basis.student, self.optim, tally.tokens, tally.response_tokens)
 
     def could_adapt(self) -> bool:
         """Whether adapters are not trained, and could be."""

@@ -357,7 +357,12 @@ class _Fit:
     def _validate(self) -> None:
         with full_model(self.model) as plain:
             if plain is not None and self.validate is not None:
-                self.work.metrics.write(self.state["step"], epoch=self._epoch(), **self.validate(plain))
+                self.work.metrics.write(self.state["step"], epoch=self._epoch(), **self._spent(), **self.validate(plain))
+
+    def _spent(self) -> dict[str, int]:
+        """Tokens up to now, for comparing models at equal tokens."""
+        counted = {name: self.state[name] for name in ("tokens", "response_tokens", "sampled_tokens")}
+        return {**counted, "generated_tokens": self.lessons.generated}
 
     def _epoch(self) -> float:
         return self.state["rows"] / len(self.store)
