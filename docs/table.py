@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from potstill.core.numbers import decimals
+
 
 def cell(row: dict[str, Any], metric: dict[str, Any]) -> str:
     found = row["metrics"].get(metric["name"])
     if not found or found["value"] is None:
         return "–"
-    digits = 3 if metric["over"] == "tokens" else 1
+    digits = decimals(metric["unit"])
     interval = f" [{found['ci'][0]:.{digits}f}, {found['ci'][1]:.{digits}f}]" if found["ci"] else ""
     return f"{found['value']:.{digits}f}{interval}"
 
@@ -42,7 +44,7 @@ def difference(report: dict[str, Any], key: str, metric: dict[str, Any]) -> str:
     found = next((v for v in report["verdicts"] if v["key"] == key and v["metric"] == metric["name"]), None)
     if found is None or found["difference"] is None:
         return "–"
-    digits = 3 if metric["over"] == "tokens" else 1
+    digits = decimals(metric["unit"])
     low, high = found["ci"]
     return f"{found['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
@@ -52,9 +54,9 @@ def together(reports: list[dict[str, Any]], name: str) -> str:
     names = list(dict.fromkeys(row["name"] for report in reports for row in report["rows"]))
     lines = ["| run | " + " | ".join(names) + " | teacher − SFT | KD − SFT |", "|---|" + "---:|" * (len(names) + 2)]
     for report in reports:
-        metric = next((metric for metric in report["metrics"] if metric["name"] == name), {"name": name, "over": "rows"})
+        metric = next((metric for metric in report["metrics"] if metric["name"] == name), {"name": name, "unit": "0–100"})
         rows = {row["name"]: row["metrics"].get(name) for row in report["rows"]}
-        digits = 3 if metric["over"] == "tokens" else 1
+        digits = decimals(metric["unit"])
         found = [(rows.get(each) or {}).get("value") for each in names]
         values = ["–" if value is None else f"{value:.{digits}f}" for value in found]
         apart = [difference(report, key, metric) for key in ("teacher_over_sft", "kd_over_sft")]
