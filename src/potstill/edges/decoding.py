@@ -86,7 +86,7 @@ def undisturbed(model: Model) -> Iterator[None]:
 
 @contextmanager
 def cast_once(model: Model) -> Iterator[None]:
-    """While inside, under autocast, linear layers have their weights in its type; without gradients it casts them at every token.
+    """While inside, under autocast, linear layers have their weights in its type; without gradients each token casts them.
 
     Products are the same to the bit. A table that an output layer shares with the input stays as it is for the input.
     """

@@ -54,8 +54,8 @@ class Mixed:
         """See `Engine`.
 
         Raises:
-            UserError: sampling that is not at temperature 1 over all tokens; a prompt has no tokens, or one that a model does not
-                know; a prompt and its answer need more positions than a model has; logits that are not numbers.
+            UserError: sampling that is not at temperature 1 over all tokens; a prompt has no tokens, or one that a model does
+                not know; a prompt and its answer need more positions than a model has; logits that are not numbers.
         """
         if sampling.temperature != 1 or not sampling.whole:
             raise UserError("a mixture is sampled at temperature 1 without top_k, top_p and min_p; leave them out")
