@@ -267,8 +267,9 @@ class _Flight:
         first, *others = self._entering(self.most)
         self.slots = [row for entering in (first, *others) for row in entering.rows]
         picks = first.picks + [first.picks[0]] * (len(self.slots) - len(first.rows))
-        self.batch = first.batch if first.spent else first.batch.alone([0])
-        self.batch.pick(picks)
+        batch: InFlight = first.batch if first.spent else first.batch.alone([0])
+        batch.pick(picks)
+        self.batch = batch
         self._write(others, list(range(len(first.rows), len(self.slots))))
 
     def _enter(self, free: list[int]) -> None:
