@@ -56,8 +56,36 @@ def test_log_probabilities_are_the_mixtures(parts: Any, alpha: float) -> None:
 
 
 def test_other_rows_beside_it_change_no_answer(parts: Any) -> None:
-    together, alone = (engine(parts, 0.2, most)(PROMPTS, 3, SAMPLING, seed=4) for most in (64, 1))
-    assert [a.ids for a in together] == [b.ids for b in alone]
+    """Nor do rows that leave or enter: 4 places are fewer than rows, 2 fewer than a prompt's samples."""
+    together, *others = (engine(parts, 0.2, most)(PROMPTS, 3, SAMPLING, seed=4) for most in (64, 4, 2, 1))
+    for other in others:
+        assert [a.ids for a in together] == [b.ids for b in other]
+        for a, b in zip(together, other, strict=True):
+            assert np.allclose(a.logp_N, b.logp_N, atol=1e-5)
+
+
+def test_rows_that_have_ended_are_read_no_more(parts: Any) -> None:
+    """Every forward pass of either model has the rows that are in work, and at most an eighth more."""
+    student, teacher, tokenizer = parts
+    sizes: dict[str, list[int]] = {"student": [], "teacher": []}
+    hooks = [
+        model.register_forward_pre_hook(
+            lambda _, __, kwargs, name=name: sizes[name].append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        for name, model in (("student", student), ("teacher", teacher))
+    ]
+    stops = list(range(0, len(tokenizer), 3))
+    found = Mixed(student, teacher, tokenizer, stops, 0.2, len(tokenizer))(PROMPTS, 8, Sampling(max_new_tokens=20), seed=4)
+    for hook in hooks:
+        hook.remove()
+    assert len({len(rollout.ids) for rollout in found}) > 2, "the law needs answers of several lengths"
+    assert sizes["student"] == sizes["teacher"]
+    read, *steps = sizes["student"]
+    assert read == len(PROMPTS), "a prompt is read once for all of its samples"
+    for n, rows in enumerate(steps, 1):
+        live = sum(len(rollout.ids) >= n for rollout in found)  # rows that this token ends leave after it
+        assert live <= rows <= live / (1 - 1 / 8) + 1
+    assert min(steps) < len(found) / 2
 
 
 def test_without_the_teacher_it_draws_what_the_local_engine_draws(parts: Any) -> None:
@@ -69,6 +97,24 @@ def test_without_the_teacher_it_draws_what_the_local_engine_draws(parts: Any) ->
     assert all(np.allclose(a.logp_N, b.logp_N, atol=1e-5) for a, b in zip(found, wanted, strict=True))
 
 
-def test_what_has_other_weights_is_refused(parts: Any) -> None:
-    with pytest.raises(UserError, match="temperature 1"):
-        engine(parts, 0.2)(PROMPTS, 1, Sampling(max_new_tokens=2, top_p=0.9), 0)
+WRONG = {
+    "temperature": ([Asked((5,))], {"top_p": 0.9}, "temperature 1"),
+    "empty": ([Asked((5,)), Asked()], {}, "prompt 1 has no tokens"),
+    "unknown to both": ([Asked((5, 1_000_000))], {}, "prompt 0 has the token 1000000, and the teacher knows"),
+    "negative": ([Asked((-1,))], {}, "prompt 0 has the token -1"),
+    "positions": ([Asked((5,))], {"max_new_tokens": 100_000}, r"more than the teacher's \d+ positions"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_it_cannot_read_is_refused(name: str, parts: Any) -> None:
+    prompts, sampling, told = WRONG[name]
+    with pytest.raises(UserError, match=told):
+        engine(parts, 0.2)(prompts, 1, Sampling.model_validate({"max_new_tokens": 2} | sampling), 0)
+
+
+def test_tokens_that_only_the_teacher_knows_are_refused(parts: Any) -> None:
+    student, _, tokenizer = parts
+    wide = tiny_model("llama", len(tokenizer) + 64, width=16, seed=2)
+    with pytest.raises(UserError, match=f"prompt 0 has the token {len(tokenizer) + 8}, and the model knows"):
+        engine((student, wide, tokenizer), 0.2)([Asked((len(tokenizer) + 8,))], 1, Sampling(max_new_tokens=2), 0)

@@ -251,6 +251,32 @@ def test_cut_filtered_and_silent_answers() -> None:
     assert [one.text for one in found] == ["a", "b", "", "\U0001f600 \ufffd"]
 
 
+def reasoning(text: str | None, said: Any, name: str = "reasoning_content", **more: Any) -> dict[str, Any]:
+    found = chat(text, **more)
+    found["choices"][0]["message"][name] = said
+    return found
+
+
+def test_reasoning_is_no_part_of_an_answer_and_is_told() -> None:
+    """Nor are log-probabilities that may be of both."""
+    logprobs = {"content": [{"logprob": -0.5}]}
+    replies = [
+        reasoning("4", "2 + 2 …", logprobs=logprobs),
+        reasoning(None, "2 + 2 …", "reasoning", ended="length"),
+        reasoning("5", "", logprobs=logprobs),
+        reasoning("6", None, logprobs=logprobs),
+    ]
+    prompts = [Asked(turns=(Turn("user", str(i)),)) for i in range(4)]
+    with serving(lambda n, body: replies[int(body["messages"][0]["content"])]) as server:
+        found = engine(server.url, logprobs=True)(prompts, 1, Sampling(), 0)
+    assert [(one.text, one.reasoned, len(one.logp_N)) for one in found] == [
+        ("4", True, 0),
+        ("", True, 0),
+        ("5", False, 1),
+        ("6", False, 1),
+    ]
+
+
 LOGP = {"content": [{"logprob": -0.5}, {"logprob": -0.25}]}
 
 

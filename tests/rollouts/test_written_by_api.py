@@ -169,3 +169,18 @@ def test_cut_answers_are_left_out_and_counted(tmp_path: Path) -> None:
         made = run(table(tmp_path, server.url, {"in_flight": 1}), tmp_path / "run")
     assert made.summary["filtered"] == {"cut at max_new_tokens": 12}
     assert {row["reason"] for row in lines(made, "left_out.jsonl")} == {"cut at max_new_tokens"}
+
+
+def test_answers_of_nothing_but_reasoning_are_left_out_under_that_name(tmp_path: Path) -> None:
+    def thinks(number: int, body: dict[str, Any]) -> dict[str, Any]:
+        found = chat("x y" if number % 2 else "", "stop" if number % 2 else "length")
+        found["choices"][0]["message"]["reasoning_content"] = "x or y?"
+        return found
+
+    with serving(thinks) as server:
+        recipe = table(tmp_path, server.url, {"in_flight": 1})
+        made = run(recipe, tmp_path / "run")
+    assert made.summary["filtered"] == {"reasoning without an answer": 13}
+    assert made.summary["reasoned"] == 25
+    assert "25 answers came with reasoning, which is not kept" in parse_recipe(recipe).stages[0].closing(made.summary)
+    assert all("x or y?" not in line for line in (made.folder / "rows.jsonl").read_text().splitlines())

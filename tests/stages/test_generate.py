@@ -382,3 +382,17 @@ def test_prompts_alone_are_enough(root: Path, tmp_path: Path) -> None:
 def test_all_answers_filtered_is_one_error(root: Path, made: dict[str, Artifact], out: Path) -> None:
     with pytest.raises(UserError, match=r"of 25 answers none is left \(25 cut at max_new_tokens\)"):
         run(root, out, generate(root, filters={}))
+
+
+def test_precision_decides_what_is_written_and_is_known_by_it(root: Path, tmp_path: Path) -> None:
+    """In bf16 the model's own log-probabilities are rounded otherwise; each precision has a journal of its own."""
+    logp = {}
+    for precision in ("auto", "fp32", "bf16"):
+        made = run(root, tmp_path / "out", generate(root, precision=precision))["written"]
+        logp[precision] = made.summary["mean_logp"]
+    assert logp["auto"] == logp["fp32"] != logp["bf16"]
+    assert logp["bf16"] == pytest.approx(logp["fp32"], abs=0.05)
+    assert len([*(tmp_path / "out" / "written").iterdir()]) == 2
+    api = {"url": "http://127.0.0.1:9/v1", "model": "m"}
+    with pytest.raises(RecipeError, match="precision is of a model that is loaded here"):
+        parse_recipe(table(root, {"name": "w", "kind": "generate", "api": api, "precision": "bf16"}))

@@ -2,13 +2,15 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
-from potstill.core.artifact import Artifact
+from potstill.core.artifact import Artifact, file_hash
 from potstill.core.errors import UserError
 from potstill.edges.models import save_model
 from potstill.recipe.parse import parse_recipe
@@ -29,17 +31,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(root: Path, **fields: Any) -> Any:
+def table(root: Path, **fields: Any) -> dict[str, Any]:
     stage = {"name": "it", "kind": "minillm", "student": f"path:{root}/student", "teacher": f"path:{root}/teacher"}
     more = {"optim": OPTIM, "samples": {"max_new_tokens": 8, "updates": 2}, "validation": {"times": 0}}
-    return parse_recipe(
-        {
-            "name": "one",
-            "data": {"kind": "jsonl", "path": str(root / "rows.jsonl"), "splits": {"validation": 0.2, "test": 0.3}},
-            "prompts": {"max_tokens": 128, "max_prompt_tokens": 96},
-            "stage": [stage | more | fields],
-        }
-    )
+    return {
+        "name": "one",
+        "data": {"kind": "jsonl", "path": str(root / "rows.jsonl"), "splits": {"validation": 0.2, "test": 0.3}},
+        "prompts": {"max_tokens": 128, "max_prompt_tokens": 96},
+        "checkpoint": {"every_steps": 2},
+        "stage": [stage | more | fields],
+    }
+
+
+def recipe(root: Path, **fields: Any) -> Any:
+    return parse_recipe(table(root, **fields))
 
 
 def run(root: Path, folder: Path, **fields: Any) -> Artifact:
@@ -67,6 +72,59 @@ def test_it_trains_on_tokens_that_both_know(alpha: float, root: Path, tmp_path: 
     drawn = round(sum(line["samples_length"] * 4 for line in (steps[0], steps[2])))
     assert made.summary["generated_tokens"] == made.summary["trained"]["generated_tokens"] == drawn > 0
     assert made.summary["signal"] == {"kept": "live"}
+
+
+KILLED = """
+import json, os, signal, sys, torch
+torch.set_num_threads(1)
+from potstill.losses.minillm import MiniLLM
+from potstill.recipe.parse import parse_recipe
+from potstill.rollouts.mixed import Mixed
+from potstill.run.runner import run_recipe
+from potstill.train.rounds import Rounds
+
+def run_until(step, dying, name):
+    step_of, work, at, calls = Rounds.__call__, getattr(dying, name), [-1], [0]
+    def began(self, step):
+        at[0], calls[0] = step, 0
+        return step_of(self, step)
+    def killed(self, *args):
+        calls[0] += at[0] == step
+        if calls[0] == 2:  # in the middle: one micro-batch has its gradient, or one token is drawn
+            os.kill(os.getpid(), signal.SIGKILL)
+        return work(self, *args)
+    Rounds.__call__ = began
+    setattr(dying, name, killed)
+    run_recipe(parse_recipe(json.loads(sys.argv[1])), sys.argv[2])
+
+WRITING, LEARNING = (Mixed, "mixture"), (MiniLLM, "__call__")
+for step, what in (2, LEARNING), (3, WRITING), (5, LEARNING), (6, WRITING):
+    child = os.fork()
+    if child == 0:
+        run_until(step, *what)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, (step, what)
+"""
+
+
+def test_killed_in_writing_and_in_updates_it_ends_the_same(root: Path, tmp_path: Path) -> None:
+    """Rounds of 3 updates, a checkpoint after every second one: some kills find the round in it, some draw it again."""
+    optim: dict[str, Any] = {**OPTIM, "steps": 7}
+    fields: dict[str, Any] = {
+        "optim": optim,
+        "samples": {"max_new_tokens": 8, "updates": 3},
+        "validation": {"times": 2, "rows": 4, "max_new_tokens": 4},
+    }
+    argv = [sys.executable, "-c", KILLED, json.dumps(table(root, **fields)), str(tmp_path / "killed")]
+    subprocess.run(argv, check=True, capture_output=True)
+    (work,) = (tmp_path / "killed" / "artifacts").glob(".work-it-*")
+    assert sorted(path.name for path in (work / "checkpoints").iterdir())[-1].endswith("6")
+    killed, whole = (run(root, tmp_path / name, **fields) for name in ("killed", "whole"))
+    assert [line["step"] for line in figures(whole) if "loss" in line] == [*range(1, 8)]
+    for name in ("model.safetensors", "metrics.jsonl"):
+        assert file_hash(killed.folder / name) == file_hash(whole.folder / name), name
+    counted = ("generated_tokens", "sampled_tokens", "response_tokens", "tokens")
+    assert {name: killed.summary[name] for name in counted} == {name: whole.summary[name] for name in counted}
 
 
 def test_what_distill_samples_are_tokens_that_both_know(root: Path, tmp_path: Path) -> None:

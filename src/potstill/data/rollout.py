@@ -67,6 +67,7 @@ class Rollout:
         text: the answer without the token that ends it.
         finished: whether it ended of itself; else it was cut at `max_new_tokens`.
         usage: what a server counted; None where the tokens are here to be counted.
+        reasoned: whether a server gave reasoning apart from the answer; it is no part of the text.
     """
 
     prompt: int
@@ -75,6 +76,7 @@ class Rollout:
     text: str
     finished: bool
     usage: Usage | None = None
+    reasoned: bool = False
 
 
 class Engine(Protocol):

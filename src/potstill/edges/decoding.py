@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,36 @@ class Drawn:
     ids: list[int]
     logp_N: np.ndarray
     finished: bool
+
+
+class InFlight(Protocol):
+    """Rows that are continued token by token; see `Batch`.
+
+    Attributes:
+        joins: whether other rows can take the places of some.
+        moves: whether rows can be picked without reading them again.
+    """
+
+    joins: bool
+    moves: bool
+
+    @property
+    def logits_BV(self) -> Tensor:
+        """float32, of the next token."""
+        ...
+
+    def step(self, token_B: Tensor, live_B: Tensor) -> None: ...
+
+    def pick(self, rows: list[int]) -> None: ...
+
+    def alone(self, rows: list[int]) -> Any: ...
+
+    def join(self, other: Any, slots: list[int], rows: list[int]) -> None: ...
+
+    def trim(self) -> None: ...
+
+
+Read = Callable[[Sequence[Sequence[int]]], InFlight]  # prompts that begin together
 
 
 @contextmanager
@@ -88,6 +118,7 @@ def draw_answers(
     scored: bool = True,
     most: int = BATCH_ROWS,
     on_ended: Callable[[int, int], None] | None = None,
+    read: Read | None = None,
 ) -> list[list[Drawn]]:
     """`samples` answers of each prompt; each equal to that of one row at a time, to rounding.
 
@@ -100,13 +131,14 @@ def draw_answers(
         scored: whether log-probabilities are wanted.
         most: rows in flight.
         on_ended: gets, after every token, how many answers have ended, of how many.
+        read: how prompts are read and continued; default: by the model alone.
 
     Raises:
         UserError: the model's logits are not numbers.
     """
     rows = [[_Row() for _ in range(samples)] for _ in prompts]
     waiting = _waiting(prompts, rows, uniform)
-    flight = _Flight(model, waiting, most, frozenset(stop_ids), max_new_tokens, drawing, scored)
+    flight = _Flight(read or partial(Batch, model), waiting, most, frozenset(stop_ids), max_new_tokens, drawing, scored)
     with undisturbed(model):
         while flight.fill():
             flight.draw()
@@ -143,7 +175,7 @@ class _Group:
 
     prompt: Sequence[int]
     rows: list[_Row] = field(default_factory=list)
-    read: "Batch | None" = None
+    read: InFlight | None = None
 
 
 def _waiting(
@@ -167,7 +199,7 @@ class _Entering:
         spent: whether nothing else is taken from that batch.
     """
 
-    batch: "Batch"
+    batch: InFlight
     picks: list[int]
     rows: list[_Row]
     spent: bool
@@ -177,7 +209,7 @@ class _Entering:
 class _Flight:
     """The rows that are continued together, and those that wait to be."""
 
-    model: Model
+    read: Read
     waiting: list[_Group]
     most: int
     stops: frozenset[int]
@@ -185,7 +217,7 @@ class _Flight:
     drawing: Drawing
     scored: bool
     slots: list[_Row] = field(default_factory=list)  # a row for each of the batch's
-    batch: "Batch | None" = None
+    batch: InFlight | None = None
     ended: int = 0
 
     def fill(self) -> bool:
@@ -207,10 +239,10 @@ class _Flight:
     def draw(self) -> None:
         """One token for every row in flight."""
         assert self.batch is not None
-        u_B = None
+        u_B, logits_BV = None, self.batch.logits_BV
         if self.drawing.temperature > 0:
-            u_B = torch.tensor([row.u for row in self.slots], dtype=torch.float64).to(self.batch.logits_BV.device)
-        self.token_B, logp_B = self.drawing(self.batch.logits_BV, u_B, self.scored)
+            u_B = torch.tensor([row.u for row in self.slots], dtype=torch.float64).to(logits_BV.device)
+        self.token_B, logp_B = self.drawing(logits_BV, u_B, self.scored)
         logp = logp_B.tolist() if logp_B is not None and self.scored else None
         for b, token in enumerate(self.token_B.tolist()):
             row = self.slots[b]
@@ -235,8 +267,9 @@ class _Flight:
         first, *others = self._entering(self.most)
         self.slots = [row for entering in (first, *others) for row in entering.rows]
         picks = first.picks + [first.picks[0]] * (len(self.slots) - len(first.rows))
-        self.batch = first.batch if first.spent else first.batch.alone([0])
-        self.batch.pick(picks)
+        batch: InFlight = first.batch if first.spent else first.batch.alone([0])
+        batch.pick(picks)
+        self.batch = batch
         self._write(others, list(range(len(first.rows), len(self.slots))))
 
     def _enter(self, free: list[int]) -> None:
@@ -270,7 +303,7 @@ class _Flight:
         ]
         new = [(group, rows) for group, rows in taken if group.read is None]
         if new:
-            batch = Batch(self.model, [group.prompt for group, _ in new])
+            batch = self.read([group.prompt for group, _ in new])
             picks = [p for p, (_, rows) in enumerate(new) for _ in rows]
             found.append(_Entering(batch, picks, [row for _, rows in new for row in rows], True))
             last = new[-1][0]

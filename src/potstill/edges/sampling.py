@@ -47,13 +47,13 @@ def _plain(model: Model) -> Iterator[None]:
         model.generation_config = own
 
 
-def check_room(model: Model, prompt_tokens: int, max_new_tokens: int) -> None:
-    """Refuse what would run past the model's positions: GPT-2 dies of it, and others answer nonsense."""
+def check_room(model: Model, prompt_tokens: int, max_new_tokens: int, who: str = "the model") -> None:
+    """Refuse what would run past the positions of `who`: GPT-2 dies of it, and others answer nonsense."""
     limit = positions_of(model.config)
     if limit is not None and prompt_tokens + max_new_tokens > limit:
         raise UserError(
             f"a prompt of {prompt_tokens} tokens and an answer of up to max_new_tokens = {max_new_tokens} are more than "
-            f"the model's {limit} positions; lower max_new_tokens or prompts.max_prompt_tokens"
+            f"{who}'s {limit} positions; lower max_new_tokens or prompts.max_prompt_tokens"
         )
 
 

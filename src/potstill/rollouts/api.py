@@ -37,7 +37,8 @@ class OpenAI(Settings):
     tempers and cuts is its own affair (llama.cpp cuts first), and so is whether equal seeds give equal answers.
 
     Log-probabilities are given only at temperature 1 without cuts, where a server's figures and the distribution that was drawn
-    from are the same, and at temperature 0, where both are the model's own; see `Rollout`.
+    from are the same, and at temperature 0, where both are the model's own; see `Rollout`. Where a server gives reasoning apart
+    from the answer, they are left out too, because they may be of both; the text is the answer alone.
     """
 
     url: str = Field(description='where the API begins, such as "http://127.0.0.1:8080/v1"')
@@ -280,14 +281,21 @@ def _read(answer: Any, number: int, chat: bool, with_logp: bool) -> Rollout:
     ended = choice.get("finish_reason")
     if not isinstance(ended, str):
         raise Failed("the answer is not of OpenAI's shape: it needs choices[0].finish_reason")
+    reasoned = chat and isinstance(message, dict) and _reasons(message)
     return Rollout(
         prompt=number,
         ids=[],
-        logp_N=_logp(choice.get("logprobs")) if with_logp else np.zeros(0, np.float32),
+        logp_N=_logp(choice.get("logprobs")) if with_logp and not reasoned else np.zeros(0, np.float32),
         text=_whole(text).strip(),
         finished=ended == "stop",
         usage=_usage(answer.get("usage")),
+        reasoned=reasoned,
     )
+
+
+def _reasons(message: Mapping[str, Any]) -> bool:
+    """Whether reasoning stands beside the answer; servers name it in two ways."""
+    return any(isinstance(said := message.get(name), str) and said.strip() for name in ("reasoning_content", "reasoning"))
 
 
 def _logp(said: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ class Answer(NamedTuple):
     Attributes:
         tokens, prompt_tokens: as the tokenizer or the server counts them; None where a server does not say.
         mean_logp: of its tokens under the model itself, in nats; None where it is not known.
+        reasoned: whether reasoning came beside it, which is not kept.
     """
 
     text: str
@@ -24,6 +25,7 @@ class Answer(NamedTuple):
     tokens: int | None = None
     prompt_tokens: int | None = None
     mean_logp: float | None = None
+    reasoned: bool = False
 
 
 class Journal:

@@ -10,7 +10,7 @@ import torch
 
 from potstill.core.errors import UserError
 from potstill.data.rollout import Asked, Rollout, Sampling
-from potstill.edges.decoding import BATCH_ROWS, draw_answers
+from potstill.edges.decoding import BATCH_ROWS, Read, draw_answers
 from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model, Tokenizer
 from potstill.edges.sampling import check_room, decode, stops_of
@@ -30,6 +30,7 @@ class Local:
             casts weights that are not trained at every token again; load such a model in bfloat16 instead.
         most: rows in flight. It decides memory and speed, and answers to rounding only.
         vocab: leading token ids that can be drawn; default: all that the model has.
+        read: how prompts are read and continued; default: by the model alone.
     """
 
     def __init__(
@@ -41,8 +42,9 @@ class Local:
         precision: Precision = None,
         most: int = BATCH_ROWS,
         vocab: int | None = None,
+        read: Read | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.most, self.vocab = model, tokenizer, most, vocab
+        self.model, self.tokenizer, self.most, self.vocab, self.read = model, tokenizer, most, vocab, read
         self.precision: Precision = precision
         self.stop_ids = stops_of(model, tokenizer, list(stop_ids))
 
@@ -60,7 +62,7 @@ class Local:
             UserError: a prompt has no tokens, or one that the model does not know; a prompt and its answer need more positions
                 than the model has; the model's logits are not numbers.
         """
-        self._check(prompts, sampling)
+        check_prompts(self.model, prompts, sampling)
         earlier = occurrences(prompts)
 
         def uniform(i: int, s: int) -> np.ndarray:
@@ -77,6 +79,7 @@ class Local:
                 uniform=uniform if sampling.temperature > 0 else None,
                 most=self.most,
                 on_ended=on_rollouts,
+                read=self.read,
             )
         return [
             Rollout(i, each.ids, each.logp_N, decode(self.tokenizer, each.ids, self.stop_ids), each.finished)
@@ -84,18 +87,25 @@ class Local:
             for each in of_prompt
         ]
 
-    def _check(self, prompts: Sequence[Asked], sampling: Sampling) -> None:
-        known = self.model.get_input_embeddings().weight.shape[0]
-        for i, prompt in enumerate(prompts):
-            if not prompt.ids:
-                raise UserError(f"prompt {i} has no tokens, and a model needs one to begin with; give it at least one")
-            if not 0 <= min(prompt.ids) <= max(prompt.ids) < known:
-                wrong = next(token for token in prompt.ids if not 0 <= token < known)
-                raise UserError(
-                    f"prompt {i} has the token {wrong}, and the model knows {known} tokens, from 0; "
-                    "make prompts with the model's own tokenizer"
-                )
-        check_room(self.model, max((len(prompt.ids) for prompt in prompts), default=0), sampling.max_new_tokens)
+
+def check_prompts(model: Model, prompts: Sequence[Asked], sampling: Sampling, who: str = "the model") -> None:
+    """Refuse prompts that a model cannot read or answer.
+
+    Raises:
+        UserError: a prompt has no tokens, or one that the model does not know; a prompt and its answer need more positions than
+            the model has.
+    """
+    known = model.get_input_embeddings().weight.shape[0]
+    for i, prompt in enumerate(prompts):
+        if not prompt.ids:
+            raise UserError(f"prompt {i} has no tokens, and {who} needs one to begin with; give it at least one")
+        if not 0 <= min(prompt.ids) <= max(prompt.ids) < known:
+            wrong = next(token for token in prompt.ids if not 0 <= token < known)
+            raise UserError(
+                f"prompt {i} has the token {wrong}, and {who} knows {known} tokens, from 0; "
+                "make prompts with the model's own tokenizer"
+            )
+    check_room(model, max((len(prompt.ids) for prompt in prompts), default=0), sampling.max_new_tokens, who)
 
 
 def arithmetic(model: Model, precision: Precision) -> AbstractContextManager[object]:

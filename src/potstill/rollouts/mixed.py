@@ -10,17 +10,15 @@ from torch import Tensor
 from potstill.core.errors import UserError
 from potstill.data.rollout import Asked, Rollout, Sampling
 from potstill.edges.decoding import BATCH_ROWS, Batch, undisturbed
-from potstill.edges.drawing import Drawing
 from potstill.edges.models import Model, Tokenizer
-from potstill.edges.sampling import check_room, decode, stops_of
-from potstill.rollouts.local import Precision, arithmetic, occurrences, uniforms
+from potstill.rollouts.local import Local, Precision, arithmetic, check_prompts
 
 
 class Mixed:
     """The engine of s = α·p + (1−α)·q over the tokens that both share, p the teacher's and q the student's next token.
 
-    A rollout's log-probabilities are those under s. Two models are read side by side, each with a cache of its own; a row that
-    has ended stays in its batch until all of that batch have.
+    A rollout's log-probabilities are those under s. Two models are read side by side, each with a cache of its own; rows enter
+    and leave as in `draw_answers`, where the caches of both allow it.
 
     Args:
         stop_ids: tokens that end an answer, as the template has them; those of `stops_of` are added.
@@ -41,10 +39,9 @@ class Mixed:
         most: int = BATCH_ROWS,
         precision: Precision = None,
     ) -> None:
-        self.student, self.teacher, self.tokenizer = student, teacher, tokenizer
-        self.alpha, self.vocab, self.most = alpha, vocab, most
+        self.student, self.teacher, self.alpha, self.vocab = student, teacher, alpha, vocab
         self.precision: Precision = precision
-        self.stop_ids = stops_of(student, tokenizer, list(stop_ids))
+        self._local = Local(student, tokenizer, stop_ids, precision=precision, most=most, vocab=vocab, read=self._read)
 
     def __call__(
         self,
@@ -57,54 +54,17 @@ class Mixed:
         """See `Engine`.
 
         Raises:
-            UserError: sampling that is not at temperature 1 over all tokens; a prompt and its answer need more positions than a
-                model has; logits that are not numbers.
+            UserError: sampling that is not at temperature 1 over all tokens; a prompt has no tokens, or one that a model does
+                not know; a prompt and its answer need more positions than a model has; logits that are not numbers.
         """
         if sampling.temperature != 1 or not sampling.whole:
             raise UserError("a mixture is sampled at temperature 1 without top_k, top_p and min_p; leave them out")
-        for model in (self.student, self.teacher):
-            check_room(model, max((len(prompt.ids) for prompt in prompts), default=0), sampling.max_new_tokens)
-        earlier, count = occurrences(prompts), sampling.max_new_tokens
-        rows = [(i, earlier[i] * samples + s) for i in range(len(prompts)) for s in range(samples)]
-        order = sorted(range(len(rows)), key=lambda n: len(prompts[rows[n][0]].ids))
-        found: dict[int, Rollout] = {}
-        for begin in range(0, len(order), self.most):
-            some = order[begin : begin + self.most]
-            asked = [prompts[rows[n][0]].ids for n in some]
-            numbers = [uniforms(seed, ids, rows[n][1], count) for n, ids in zip(some, asked, strict=True)]
-            with undisturbed(self.student), undisturbed(self.teacher), arithmetic(self.student, self.precision):
-                drawn = self._batch(asked, np.stack(numbers), count)
-            for n, (ids, logp, finished) in zip(some, drawn, strict=True):
-                text = decode(self.tokenizer, ids, self.stop_ids)
-                found[n] = Rollout(rows[n][0], ids, np.array(logp, dtype=np.float32), text, finished)
-            if on_rollouts is not None:
-                on_rollouts(len(found), len(rows))
-        return [found[n] for n in range(len(rows))]
+        check_prompts(self.teacher, prompts, sampling, "the teacher")
+        with arithmetic(self.student, self.precision), undisturbed(self.teacher):
+            return self._local(prompts, samples, sampling, seed, on_rollouts)
 
-    def _batch(
-        self, prompts: Sequence[Sequence[int]], uniform_BN: np.ndarray, count: int
-    ) -> list[tuple[list[int], list[float], bool]]:
-        batches = [Batch(model, prompts) for model in (self.student, self.teacher)]
-        answers: list[tuple[list[int], list[float]]] = [([], []) for _ in prompts]
-        finished = [False] * len(prompts)
-        draw = Drawing(temperature=1.0)
-        for n in range(count):
-            student_BV, teacher_BV = (batch.logits_BV for batch in batches)
-            u_B = torch.from_numpy(uniform_BN[:, n].copy()).to(student_BV.device)
-            token_B, logp_B = draw(self.mixture(student_BV, teacher_BV), u_B)
-            assert logp_B is not None
-            live = [not done for done in finished]
-            for b, (token, logp) in enumerate(zip(token_B.tolist(), logp_B.tolist(), strict=True)):
-                if live[b]:
-                    answers[b][0].append(token)
-                    answers[b][1].append(logp)
-                    finished[b] = token in self.stop_ids
-            if all(finished) or n + 1 == count:
-                break
-            live_B = torch.tensor([not done for done in finished], device=token_B.device)
-            for batch in batches:
-                batch.step(token_B, live_B)
-        return [(*answer, done) for answer, done in zip(answers, finished, strict=True)]
+    def _read(self, prompts: Sequence[Sequence[int]]) -> "_Pair":
+        return _Pair(self.mixture, Batch(self.student, prompts), Batch(self.teacher, prompts))
 
     def mixture(self, student_BV: Tensor, teacher_BV: Tensor) -> Tensor:
         """log(αp + (1−α)q) over the shared tokens."""
@@ -113,3 +73,34 @@ class Mixed:
             return logq_BV
         logp_BV = F.log_softmax(teacher_BV[:, : self.vocab], dim=-1)
         return torch.logaddexp(logq_BV + np.log1p(-self.alpha), logp_BV + np.log(self.alpha))
+
+
+class _Pair:
+    """The same rows as two models read them; their logits are those of the mixture."""
+
+    def __init__(self, mixture: Callable[[Tensor, Tensor], Tensor], *both: Batch) -> None:
+        self.mixture, self.both = mixture, both
+        self.joins, self.moves = all(batch.joins for batch in both), all(batch.moves for batch in both)
+
+    @property
+    def logits_BV(self) -> Tensor:
+        return self.mixture(*(batch.logits_BV for batch in self.both))
+
+    def step(self, token_B: Tensor, live_B: Tensor) -> None:
+        for batch in self.both:
+            batch.step(token_B, live_B)
+
+    def pick(self, rows: list[int]) -> None:
+        for batch in self.both:
+            batch.pick(rows)
+
+    def alone(self, rows: list[int]) -> "_Pair":
+        return _Pair(self.mixture, *(batch.alone(rows) for batch in self.both))
+
+    def join(self, other: "_Pair", slots: list[int], rows: list[int]) -> None:
+        for batch, theirs in zip(self.both, other.both, strict=True):
+            batch.join(theirs, slots, rows)
+
+    def trim(self) -> None:
+        for batch in self.both:
+            batch.trim()

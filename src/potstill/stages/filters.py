@@ -17,6 +17,7 @@ from potstill.scorers.text import nfc
 
 EMPTY, CUT, SHORT, LONG = "empty", "cut at max_new_tokens", "too short", "too long"
 REPEATS, LANGUAGE, DUPLICATE, REFERENCE = "repeats itself", "another language", "said before", "equals a reference"
+REASONING = "reasoning without an answer"
 NOT_BEST, UNSCORED = "not the best", "could not be scored"
 
 
@@ -110,7 +111,7 @@ class Sieve:
         """What is wrong with an answer, the cheapest first."""
         filters, text = self.filters, answer.text
         if not text.strip():
-            yield EMPTY
+            yield REASONING if answer.reasoned else EMPTY
         if filters.finished and not answer.finished:
             yield CUT
         if len(text) < filters.min_characters:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,7 @@ from potstill.losses.scoring import token_sums
 from potstill.rollouts.api import OpenAI, TooLong
 from potstill.rollouts.crew import Alone, Crew, Stop
 from potstill.rollouts.journal import Answer, Journal
-from potstill.rollouts.local import Local
+from potstill.rollouts.local import Local, arithmetic
 from potstill.sources import Source
 from potstill.sources.stage import HELD_OUT, WRITTEN, held_out, row_of
 from potstill.stages.base import Context, DataStage, empty_split
@@ -33,6 +33,7 @@ from potstill.stages.filters import Filters, Judged, Sieve
 from potstill.stages.outlook import Cost, Outlook, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.study.words import reasons
+from potstill.train.loop import Precision, in_bf16
 from potstill.train.work import Work
 
 LEFT_OUT = "left_out.jsonl"  # in the artifact: answers that a filter left out, with the reason
@@ -62,6 +63,10 @@ class Generate(DataStage, kind="generate"):
 
     model: ModelRef | None = Field(default=None, description="who writes, loaded here; or give `api`")
     api: OpenAI | None = Field(default=None, description="who writes, behind an OpenAI-compatible endpoint; or give `model`")
+    precision: Precision = Field(
+        default="auto",
+        description="of the products of a model that is loaded here; auto: bf16 on a GPU that has it, else fp32",
+    )
     samples: int = Field(default=1, ge=1, description="answers for each row")
     sampling: Sampling = Sampling()
     filters: Filters = Filters()
@@ -74,6 +79,8 @@ class Generate(DataStage, kind="generate"):
     def _one_writer(self) -> "Generate":
         if (self.model is None) == (self.api is None):
             raise ValueError("needs one of model and api")
+        if self.api is not None and self.precision != "auto":
+            raise ValueError("precision is of a model that is loaded here; an endpoint has its own, so leave it out")
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(f"samples = {self.samples} at temperature 0 would all be the same; set sampling.temperature")
         if self.filters.best is not None and self.samples == 1:
@@ -151,8 +158,9 @@ class Generate(DataStage, kind="generate"):
         found = outlook.model(self.model)
         if found is None:
             return cost
-        probe, rows_at_once = outlook.probe(found.config, rows), self.batch_rows * self.samples
-        memory = resting_memory() + 4 * found.size.parameters + left_over(found.size)
+        probe, rows_at_once = outlook.probe(found.config, rows, self.precision), self.batch_rows * self.samples
+        weights = 4 + (2 if in_bf16(self.precision) else 0)  # bytes: cast once for a batch of answers
+        memory = resting_memory() + weights * found.size.parameters + left_over(found.size)
         return replace(
             cost,
             parameters=found.size.parameters,
@@ -304,6 +312,7 @@ class Generate(DataStage, kind="generate"):
             "rows_left_out": dict(left_out),
             "answers": len(every),
             "filtered": dict(filtered),
+            "reasoned": sum(answer.reasoned for answer in every),
             **_counted(every),
             "kept_tokens": _sum(one.answer.tokens for one in kept),
             "mean_logp": _mean([one.answer.mean_logp for one in kept if one.answer.mean_logp is not None]),
@@ -370,10 +379,12 @@ class _Loaded:
         assert stage.model is not None
         self.stage, self.where, self.batch = stage, context.where(stage.model), stage.batch_rows
         self.renderer = Renderer(load_tokenizer(self.where), stage.prompts)
+        self.precision: Literal["fp32", "bf16"] = "bf16" if in_bf16(stage.precision) else "fp32"
         self._model: Model | None = None
 
     def identity(self) -> Any:
-        return [content_id(self.where), self.stage.prompts.model_dump(mode="json")]
+        precision = [self.precision] if self.precision != "fp32" else []
+        return [content_id(self.where), self.stage.prompts.model_dump(mode="json"), *precision]
 
     def asked(self, example: Example) -> Asked | str:
         prompt = self.renderer.prompt(example)
@@ -388,7 +399,7 @@ class _Loaded:
         if self._model is None:
             self._model = load_model(self.where)
         stage, bare = self.stage, [Asked(ids=prompt.ids) for prompt in prompts]
-        engine = Local(self._model, self.renderer.tokenizer, self.renderer.stop_ids)
+        engine = Local(self._model, self.renderer.tokenizer, self.renderer.stop_ids, precision=self.precision)
         rollouts = engine(bare, stage.samples, stage.sampling, seed, lambda n, _: on_rows(n // stage.samples))
         logp = self._mean_logp([(list(bare[one.prompt].ids), one.ids) for one in rollouts])
         answers = [self._answer(one, prompts[one.prompt], value) for one, value in zip(rollouts, logp, strict=True)]
@@ -405,7 +416,8 @@ class _Loaded:
         assert model is not None
         vocab = model.get_output_embeddings().weight.shape[0]
         measure = {"logp": lambda logq, target, _: logq.gather(-1, target[:, None]).squeeze(-1)}
-        sums = token_sums(model, None, pairs, vocab, measure)["logp"]
+        with arithmetic(model, self.precision):
+            sums = token_sums(model, None, pairs, vocab, measure)["logp"]
         return [total / len(ids) for total, (_, ids) in zip(sums, pairs, strict=True)]
 
 
@@ -450,7 +462,7 @@ def _as_told(rollout: Rollout) -> Answer:
     usage = rollout.usage
     logp = float(rollout.logp_N.mean(dtype="float64")) if rollout.logp_N.size else None
     counts = (usage.answer_tokens, usage.prompt_tokens) if usage is not None else (None, None)
-    return Answer(rollout.text, rollout.finished, *counts, mean_logp=logp)
+    return Answer(rollout.text, rollout.finished, *counts, mean_logp=logp, reasoned=rollout.reasoned)
 
 
 def _by_row(rows: Sequence[int], rollouts: Sequence[Rollout], answers: Sequence[Answer], samples: int) -> Written:
@@ -554,6 +566,8 @@ def written_in_words(summary: Mapping[str, Any]) -> str:
     if any(summary["rows_left_out"].values()):
         parts.append(f"rows left out: {reasons(summary['rows_left_out'])}")
     parts.append(f"{count(summary['response_tokens'])} tokens written, {count(summary['prompt_tokens'])} read")
+    if summary.get("reasoned"):
+        parts.append(f"{summary['reasoned']:,} answers came with reasoning, which is not kept")
     if summary["uncounted"]:
         parts.append(f"{summary['uncounted']:,} answers of unknown cost: the server does not say")
     return ", ".join(parts)
