@@ -50,7 +50,9 @@ def page(curves: Sequence[dict[str, Any]]) -> str:
         lines.append(f"| {name} | {len(own)} | {' | '.join(cells)} |")
     found = budgets(curves)
     if not found:
-        return "\n".join([*lines, "", "No two of these models began as one and were validated alike."])
+        return "\n".join(
+            [*lines, "", "No two of these models began as one, were validated alike, and took amounts that are known."]
+        )
     return "\n\n".join(["\n".join(lines), *map(table, found)])
 
 

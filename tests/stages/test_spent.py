@@ -15,7 +15,7 @@ from potstill.run.runner import run_recipe
 from potstill.stages.lineage import Place, curve
 from potstill.stages.outlook import Outlook
 
-NEW = 12
+NEW = 8
 OPTIM = {"batch_size": 8, "lr": 1e-4, "schedule": "constant"}
 
 
@@ -56,10 +56,8 @@ def curve_of(artifact: Artifact) -> dict[str, Any]:
 
 
 ARMS: dict[str, dict[str, Any]] = {
-    "sft": {"kind": "sft"},
     "checkpointed": {"kind": "sft", "optim": {"activation_checkpointing": True}},
     "hidden": {"kind": "distill"},
-    "live": {"kind": "distill", "signal": "live"},
     "topk": {"kind": "distill", "signal": "topk", "top_k": 8},
     "own": {"kind": "distill", "samples": {"max_new_tokens": NEW}},
     "groups beside data": {"kind": "distill", "samples": {"share": 0.5, "per_prompt": 2, "max_new_tokens": NEW}},
@@ -77,7 +75,7 @@ ARMS: dict[str, dict[str, Any]] = {
 def test_operations_are_those_that_pytorch_counts(name: str, root: Path, tmp_path: Path) -> None:
     """Of two runs of unequal length, so that what begins and ends a stage falls out."""
     counted, reckoned = [], []
-    for steps in (2, 8):
+    for steps in (2, 6):
         fields = ARMS[name] | {"optim": OPTIM | {"steps": steps} | ARMS[name].get("optim", {})}
         with FlopCounterMode(display=False) as counter:
             (artifact,) = made(root, tmp_path / str(steps), stages(root, **fields)).values()
@@ -86,13 +84,13 @@ def test_operations_are_those_that_pytorch_counts(name: str, root: Path, tmp_pat
     assert reckoned[1] - reckoned[0] == pytest.approx(counted[1] - counted[0], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", ["own", "minillm"])
 def test_the_plan_reckons_alike(name: str, root: Path, tmp_path: Path) -> None:
     """Where answers are as long as the references, which is what the plan takes them to be."""
     (sft,) = recipe(root, stages(root, kind="sft")).stages
     longest = round(sft.cost(Outlook()).rows[0].response)
     samples = {"samples": ARMS[name]["samples"] | {"max_new_tokens": longest}} if "samples" in ARMS[name] else {}
-    fields = ARMS[name] | samples | {"optim": OPTIM | {"steps": 6} | ARMS[name].get("optim", {})}
+    fields = ARMS[name] | samples | {"optim": OPTIM | {"steps": 4} | ARMS[name].get("optim", {})}
     (artifact,) = made(root, tmp_path, stages(root, **fields)).values()
     (stage,) = recipe(root, stages(root, **fields)).stages
     assert curve_of(artifact)["spent"]["flops"] == pytest.approx(stage.cost(Outlook()).flops, rel=0.1)

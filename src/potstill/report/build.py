@@ -273,7 +273,7 @@ def _exposure(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if all(both):
             ends = {}
             for when, at in (("first", 0), ("last", -1)):
-                own, data = (_mean([line[at][which] for line in both]) for which in (0, 1))
+                own, data = (math.fsum(line[at][which] for line in both) / len(both) for which in (0, 1))
                 ends[when] = {"on_answers": own, "on_references": data, "gap": own - data}
             found.append({"name": name, "role": seeds[0]["role"], **ends})
     return found

@@ -219,24 +219,27 @@ class Ledger:
     Attributes:
         stage: None: it cannot be read any more.
         basis: None: its models are not known.
+        bought: whether a teacher wrote its rows before.
     """
 
     summary: dict[str, Any]
     stage: TrainingStage | None
     basis: Basis | None
+    bought: bool
 
     @classmethod
     def of(cls, place: Place) -> "Ledger":
         """Of a model that was trained here."""
         assert place.artifact is not None
         stage = _stage_of(place.artifact)
-        return cls(place.summary, stage, _basis(place) if stage is not None else None)
+        bought = (place.artifact.stage.get("data") or {}).get("stage") is not None
+        return cls(place.summary, stage, _basis(place) if stage is not None else None, bought)
 
     def at(self, line: dict[str, Any]) -> dict[str, Any]:
         """Of a line with `step` and `epoch`, as the fields of `Spent`."""
         tally = tally_of(line, self.summary, self.summary["data"]["rows"])
         if self.stage is None or self.basis is None:
-            return asdict(Spent(tally.tokens, None, None))
+            return asdict(Spent(tally.tokens, None if self.bought else tally.generated_tokens, None))
         return asdict(spent(self.stage, tally, self.basis))
 
 
