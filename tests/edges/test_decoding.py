@@ -133,7 +133,12 @@ def test_weights_and_keys_that_are_cast_once_give_the_bits_of_those_that_are_cas
 def test_weights_that_were_cast_are_back_after_an_error() -> None:
     model = tiny_model("qwen2", VOCAB).requires_grad_(True)
     before = [*model.parameters()]
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError), undisturbed(model):
-        assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with undisturbed(model):
+            assert any(parameter.dtype == torch.bfloat16 for parameter in model.parameters())
+            raise ZeroDivisionError
+
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ZeroDivisionError):
+        fail()
     assert all(a is b for a, b in zip(before, model.parameters(), strict=True))

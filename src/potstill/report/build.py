@@ -35,7 +35,8 @@ class Made:
     Attributes:
         curves: per model and seed, {"name", "role", "seed", "points": [{"epoch", "step", "loss", "samples_…",
             "validation_…"}]}; where it is known "spent": what training took, {"read", "written": tokens, "flops"}, which each
-            point with a validation has of its own, and "began": equal for models whose validations can be compared, see `study/budget.py`.
+            point with a validation has of its own, and "began": equal for models whose validations can be compared, see
+            `study/budget.py`.
         data: per training stage and seed, what it saw, with a `mask_preview` of [token, counts in the loss].
         quantization: per quantised model, {"stage", "layers": [{"name", "gptq_error", "rtn_error"}], "bits_per_weight"}.
         sweeps: per swept stage, {"name", "role", "stage", "by", "title", "unit", "higher_is_better": of the figure that picked,
