@@ -19,7 +19,8 @@ from potstill.losses.cross_entropy import CrossEntropy
 from potstill.losses.minillm import Estimator, MiniLLM, judged
 from potstill.rollouts.local import Local
 from potstill.rollouts.mixed import Mixed
-from potstill.teachers.signals import Live
+from potstill.teachers import signals
+from potstill.teachers.signals import Live, Recalled
 from potstill.train.loop import Optim, fit
 from potstill.train.rounds import Rounds, RoundSamples
 from potstill.train.work import CheckpointRules, Work
@@ -58,17 +59,21 @@ class Run:
         self.optim = Optim.model_validate(
             {"lr": 3e-3, "steps": 4, "batch_size": 6, "precision": "fp32"} | more.pop("optim", {})
         )
+        recalled = more.pop("recalled", False)
         self.estimator, dropout = Estimator(**more.pop("estimator", {})), more.pop("dropout", False)
         text, stop_at, every = more.pop("text", 0.5), more.pop("stop_at", None), more.pop("checkpoint", None)
         self.samples = RoundSamples.model_validate({"max_new_tokens": NEW, "updates": 3} | more)
         self.vocab, self.stops = len(tokenizer), list(range(0, len(tokenizer), 10))
-        self.objective = MiniLLM(Live(self.teacher), self.estimator, self.vocab)
+        self.signal = Recalled(Live(self.teacher)) if recalled else Live(self.teacher)
+        self.objective = MiniLLM(self.signal, self.estimator, self.vocab)
         self.seen: list[list[StepRow]] = []
 
         def judge(drawn: Any) -> Any:
             self.seen.append(list(drawn))
+            if isinstance(self.signal, Recalled):
+                self.signal.forget()
             with undisturbed(self.model):
-                told = judged(self.model, Live(self.teacher), drawn, self.estimator, self.vocab, self.optim.micro_batch_tokens)
+                told = judged(self.model, self.signal, drawn, self.estimator, self.vocab, self.optim.pass_tokens(64))
             return told.rows, told.figures
 
         engine: Any = Mixed(self.model, self.teacher, tokenizer, self.stops, self.estimator.alpha, self.vocab)
@@ -87,6 +92,25 @@ def lines(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def test_the_teacher_reads_a_rounds_answers_once_and_all_ends_with_the_same_bits(
+    store: TokenStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+    hidden = signals.teacher_hidden
+    monkeypatch.setattr(signals, "teacher_hidden", lambda *both: read.append(both[1].sampled) or hidden(*both))
+    ends = {}
+    for recalled in (False, True):
+        read.clear()
+        optim = {"micro_batch_tokens": 60, "steps": 6}
+        run = Run(tokenizer, store, tmp_path / str(recalled), recalled=recalled, optim=optim, updates=3)
+        ends[recalled] = (sum(read), [*run.model.state_dict().values()], run.figures)
+    passes, again = ends[False][0], ends[True][0]
+    assert again * 4 == passes  # judged, and three updates
+    assert again > 2  # some passes a round
+    assert all(torch.equal(a, b) for a, b in zip(ends[False][1], ends[True][1], strict=True))
+    assert ends[False][2] == ends[True][2]
+
+
 def test_a_steps_loss_is_two_means(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     """That of the samples, as they were judged, and λ times that of the rows of data, by rows' weights."""
     run = Run(tokenizer, store, tmp_path, dtype=torch.float64, optim={"steps": 1})
@@ -97,7 +121,7 @@ def test_a_steps_loss_is_two_means(store: TokenStore, tokenizer: Any, tmp_path: 
     assert [(list(row.prompt), row.weight) for row in drawn] == [
         ([int(i) for i in store[n][0]], store.weight(n)) for n in numbers[:6]
     ]
-    told = judged(model, Live(run.teacher), drawn, run.estimator, run.vocab, run.optim.micro_batch_tokens)
+    told = judged(model, Live(run.teacher), drawn, run.estimator, run.vocab, run.optim.pass_tokens(64))
     text = rows_of(store, numbers[6:])
     means = []
     for objective, own in ((run.objective, told.rows), (CrossEntropy(), text)):

@@ -22,10 +22,10 @@ from potstill.rollouts.mixed import Mixed
 from potstill.stages.base import Context
 from potstill.stages.cost import head_memory, reading_flops, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook
-from potstill.stages.spent import Basis, Tally, own_tokens
+from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Student
 from potstill.stages.taught import Taught
-from potstill.teachers.signals import Live
+from potstill.teachers.signals import Recalled
 from potstill.teachers.teacher import facts_of
 from potstill.train.lessons import Lessons
 from potstill.train.loop import autocast, in_bf16
@@ -73,7 +73,7 @@ class MiniLLM(Taught, kind="minillm"):
 
     def beside(self, objective: Objective) -> tuple[Any, int]:
         own = _own(objective)
-        return _teacher_of(own), own.vocab
+        return _signal_of(own).teacher, own.vocab
 
     def cost(self, outlook: Outlook) -> Cost:
         cost, teacher, student = super().cost(outlook), outlook.model(self.teacher), self.prospect(outlook)
@@ -82,12 +82,13 @@ class MiniLLM(Taught, kind="minillm"):
         rows, batch, precision = cost.rows[0], self.optim.batch_size, self.optim.precision
         rounds = math.ceil(cost.steps / self.samples.updates)
         flops, seconds = cost.flops or 0.0, cost.seconds
-        # besides training: answers are judged by both, and the teacher reads them in every step
-        for reader, read in ((student, rounds * batch), (teacher, (rounds + cost.steps) * batch)):
+        # besides training: answers are judged by both, and in every step the teacher's distributions are made again
+        for reader, again in ((student, 0), (teacher, cost.steps)):
             size, probe = reader.size, outlook.probe(reader.config, rows, precision)
-            flops += reading_flops(size, read * rows.tokens, read * rows.response)
+            tokens, responses = rounds * batch * rows.tokens, (rounds + again) * batch * rows.response
+            flops += reading_flops(size, tokens, responses)
             if seconds is not None and probe is not None:
-                seconds += probe.scored_seconds(read * rows.tokens, read * rows.response)
+                seconds += probe.scored_seconds(tokens, responses)
         written = self.written(outlook, [student, teacher] if self.estimator.alpha else [student], rows, batch)
         flops += rounds * written.flops
         memory = cost.memory_bytes + written.memory_bytes
@@ -111,26 +112,28 @@ class MiniLLM(Taught, kind="minillm"):
         # the mixture reads a prompt for each of its answers, the student alone for all of them once
         alone = reading_flops(basis.student, asked * basis.prompt + drawn, drawn)
         writing = judging if self.estimator.alpha else alone
-        reading = reading_flops(teacher, own_tokens(tally, basis, asked), tally.sampled_tokens)
+        reading = reading_flops(teacher, 0, tally.sampled_tokens)  # what was judged is kept, but for the distributions
         return learning + writing + judging + reading
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
         teacher = self.teacher_of(context, tokenizer, store)
-        return minillm.MiniLLM(teacher.live(), self.estimator, teacher.vocab)
+        return minillm.MiniLLM(Recalled(teacher.live()), self.estimator, teacher.vocab)
 
     def lessons(
         self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
     ) -> Lessons:
         own, model = _own(objective), student.model
+        signal = _signal_of(own)
 
         def judge(rows: Sequence[StepRow]) -> tuple[list[StepRow], dict[str, float]]:
+            signal.forget()
             with undisturbed(model), autocast(self.optim.precision):
                 told = minillm.judged(
-                    model, own.signal, rows, self.estimator, own.vocab, self.optim.pass_tokens(model.config.hidden_size)
+                    model, signal, rows, self.estimator, own.vocab, self.optim.pass_tokens(model.config.hidden_size)
                 )
             return told.rows, told.figures
 
-        engine = self._engine(model, _teacher_of(own), renderer, own.vocab)
+        engine = self._engine(model, _signal_of(own).teacher, renderer, own.vocab)
         return Rounds(store, self.optim, self.samples, self.text, engine, judge, self.seed, self.watch(context))
 
     def _engine(self, student: Model, teacher: Model, renderer: Renderer, vocab: int) -> Engine:
@@ -150,6 +153,6 @@ def _own(objective: Objective) -> minillm.MiniLLM:
     return objective
 
 
-def _teacher_of(objective: minillm.MiniLLM) -> Model:
-    assert isinstance(objective.signal, Live)
-    return objective.signal.teacher
+def _signal_of(objective: minillm.MiniLLM) -> Recalled:
+    assert isinstance(objective.signal, Recalled)
+    return objective.signal

@@ -34,6 +34,37 @@ class Live:
         return {"kept": "live"}
 
 
+class Recalled:
+    """A live teacher that reads what the student wrote once, however many updates learn from it; what it said last is kept.
+
+    A batch that was read is known by its tokens: other batches of the same rows would round otherwise, and are read again.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self.live = live
+        self._hidden: dict[bytes, Tensor] = {}
+
+    @property
+    def teacher(self) -> Any:
+        return self.live.teacher
+
+    def forget(self) -> None:
+        """Before a round of new answers."""
+        self._hidden.clear()
+
+    def __call__(self, batch: Batch) -> Dense:
+        if not batch.sampled:
+            return self.live(batch)
+        key = b"".join(np.asarray(part, np.int64).tobytes() for part in (batch.lengths, batch.responses, batch.ids_T.cpu()))
+        if key not in self._hidden:
+            self._hidden[key] = self.live(batch).hidden_ND
+        said = self._hidden[key].clone()  # what was read without gradients must not enter a graph
+        return Dense(said, self.teacher.get_output_embeddings(), logits_of(self.teacher.config))
+
+    def facts(self) -> dict[str, Any]:
+        return self.live.facts()
+
+
 def teacher_hidden(teacher: Any, batch: Batch) -> Tensor:
     """Final hidden states [N, D].
 
