@@ -345,7 +345,8 @@ class _Fit:
     def _validated_at_start(self) -> bool:
         """Whether the validation of the step that training goes on from was written before it stopped."""
         lines = self.work.metrics.read
-        return ranks.on_first(lambda: any(line["step"] == self.start and "loss" not in line for line in lines()))
+        # a step's own line has the learning rate; a loss it has only where a row was left to learn
+        return ranks.on_first(lambda: any(line["step"] == self.start and "lr" not in line for line in lines()))
 
     def _report_validation(self, step: int) -> None:
         if step not in self.when or self.validate is None:
