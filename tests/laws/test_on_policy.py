@@ -1,6 +1,8 @@
 """On-policy steps: what the student wrote is what it learns from, each token once, and the data beside it are as ever."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from potstill.divergences.reverse_kl import ReverseKL
 from potstill.losses.distillation import Distillation, OnPolicy
 from potstill.rollouts.local import Local
 from potstill.teachers.signals import Live
+from potstill.train import rounding
 from potstill.train.loop import Optim, data_of, fit
 from potstill.train.practice import Practice, Samples
 from potstill.train.work import CheckpointRules, Work
@@ -55,6 +58,7 @@ class Run:
         self.teacher = tiny_model("qwen2", len(tokenizer), seed=9).to(next(self.model.parameters()).dtype).eval()
         optim = {"lr": 1e-2, "steps": 4, "batch_size": 6, "precision": "fp32"} | more.pop("optim", {})
         every_steps, stop_at, vocab = more.pop("checkpoint", None), more.pop("stop_at", None), len(tokenizer)
+        interruptible = more.pop("interruptible", None)
         self.samples = Samples(**({"max_new_tokens": NEW} | more))
         self.optim = Optim(**optim)
         self.engine = Local(self.model, tokenizer, stops(tokenizer), vocab=vocab)
@@ -63,6 +67,7 @@ class Run:
         live = Live(self.teacher)
         objective = OnPolicy(Distillation(live, ForwardKL(), 0.5, 1.0, vocab), Distillation(live, ReverseKL(), 1.0, 1.0, vocab))
         work = Work(folder, "here", checkpoint=CheckpointRules(every_steps=every_steps))
+        work.interruptible = interruptible or work.interruptible
         if stop_at is not None:
             work.stop_requested = lambda: len(lines(folder)) >= stop_at
         self.totals = fit(self.model, store, objective, self.optim, work, seed=SEED, lessons=self.practice)
@@ -196,6 +201,29 @@ def test_stopped_in_a_validation_after_a_step_without_a_row_it_is_validated(
 def test_equal_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="per_prompt = 2 answers at temperature 0 would all be the same"):
         Samples(per_prompt=2, temperature=0)
+
+
+def test_ctrl_c_cannot_come_while_weights_are_rounded(
+    store: TokenStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing can be interrupted, and what is saved then are the weights: half of them would be rounded for good."""
+    inside, seen, round_one = [False], list[bool](), rounding.round_by_chance
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def watched(weight: Tensor, numbers: Tensor) -> None:
+        seen.append(inside[0])
+        round_one(weight, numbers)
+
+    monkeypatch.setattr(rounding, "round_by_chance", watched)
+    model = student_of(tokenizer)
+    Run(tokenizer, store, tmp_path, model=model, optim={"steps": 1, "precision": "bf16"}, interruptible=interruptible)
+    assert len(seen) > 1
+    assert not any(seen)
 
 
 def test_cut_answers_can_be_left_out(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
