@@ -1,6 +1,8 @@
 """On-policy steps: what the student wrote is what it learns from, each token once, and the data beside it are as ever."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from potstill.divergences.reverse_kl import ReverseKL
 from potstill.losses.distillation import Distillation, OnPolicy
 from potstill.rollouts.local import Local
 from potstill.teachers.signals import Live
+from potstill.train import rounding
 from potstill.train.loop import Optim, data_of, fit
 from potstill.train.practice import Practice, Samples
 from potstill.train.work import CheckpointRules, Work
@@ -54,15 +57,17 @@ class Run:
         self.model = student_of(tokenizer).double() if model is None else model
         self.teacher = tiny_model("qwen2", len(tokenizer), seed=9).to(next(self.model.parameters()).dtype).eval()
         optim = {"lr": 1e-2, "steps": 4, "batch_size": 6, "precision": "fp32"} | more.pop("optim", {})
-        every_steps, stop_at = more.pop("checkpoint", None), more.pop("stop_at", None)
+        every_steps, stop_at, vocab = more.pop("checkpoint", None), more.pop("stop_at", None), len(tokenizer)
+        interruptible = more.pop("interruptible", None)
         self.samples = Samples(**({"max_new_tokens": NEW} | more))
         self.optim = Optim(**optim)
-        self.engine = Local(self.model, tokenizer, stops(tokenizer))
+        self.engine = Local(self.model, tokenizer, stops(tokenizer), vocab=vocab)
         data = data_of(store, self.optim, SEED, self.samples.takes(self.optim.batch_size))
         self.practice = Practice(data, self.samples, self.engine, self.optim.batch_size, SEED, lambda done, total: None)
-        live, vocab = Live(self.teacher), len(tokenizer)
+        live = Live(self.teacher)
         objective = OnPolicy(Distillation(live, ForwardKL(), 0.5, 1.0, vocab), Distillation(live, ReverseKL(), 1.0, 1.0, vocab))
         work = Work(folder, "here", checkpoint=CheckpointRules(every_steps=every_steps))
+        work.interruptible = interruptible or work.interruptible
         if stop_at is not None:
             work.stop_requested = lambda: len(lines(folder)) >= stop_at
         self.totals = fit(self.model, store, objective, self.optim, work, seed=SEED, lessons=self.practice)
@@ -156,6 +161,69 @@ def test_stopped_among_steps_that_were_written_for_together(at: int, store: Toke
     assert again.figures == whole.figures
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_rows_that_pad_the_output_layer_make_no_gap(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """They are never drawn, whatever the student's logits for them are."""
+    padded = tiny_model("qwen2", len(tokenizer) + 200, seed=0)
+    run = Run(tokenizer, store, tmp_path, model=padded, optim={"steps": 1})
+    assert run.figures[0]["samples_gap"] < 1e-5
+
+
+def test_stopped_in_a_validation_after_a_step_without_a_row_it_is_validated(
+    store: TokenStore, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Step 2 has a line in the curves, but no loss: that line is no validation."""
+
+    def run(folder: Path, stop: bool) -> None:
+        def validate(model: Any) -> dict[str, float]:
+            asked = stop and len(lines(folder)) == 3  # the start's validation and two steps
+            work.stop_requested = lambda: asked
+            if asked:
+                raise KeyboardInterrupt
+            return {"validation_nll": 1.0}
+
+        work = Work(folder, "here")
+        model, optim = student_of(tokenizer), Optim(steps=2, batch_size=2, precision="fp32")
+        samples = Samples(cut="masked", max_new_tokens=1)
+        engine, live = Local(model, tokenizer, []), Live(tiny_model("qwen2", len(tokenizer), seed=9).eval())
+        both = [Distillation(live, ReverseKL(), 1.0, 1.0, len(tokenizer)) for _ in range(2)]
+        practice = Practice(data_of(store, optim, SEED), samples, engine, 2, SEED, lambda done, total: None)
+        fit(model, store, OnPolicy(*both), optim, work, seed=SEED, validate=validate, validations=1, lessons=practice)
+
+    run(tmp_path / "whole", stop=False)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "parts", stop=True)
+    run(tmp_path / "parts", stop=False)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+def test_equal_answers_are_refused() -> None:
+    with pytest.raises(ValueError, match="per_prompt = 2 answers at temperature 0 would all be the same"):
+        Samples(per_prompt=2, temperature=0)
+
+
+def test_ctrl_c_cannot_come_while_weights_are_rounded(
+    store: TokenStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing can be interrupted, and what is saved then are the weights: half of them would be rounded for good."""
+    inside, seen, round_one = [False], list[bool](), rounding.round_by_chance
+
+    @contextmanager
+    def interruptible() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def watched(weight: Tensor, numbers: Tensor) -> None:
+        seen.append(inside[0])
+        round_one(weight, numbers)
+
+    monkeypatch.setattr(rounding, "round_by_chance", watched)
+    model = student_of(tokenizer)
+    Run(tokenizer, store, tmp_path, model=model, optim={"steps": 1, "precision": "bf16"}, interruptible=interruptible)
+    assert len(seen) > 1
+    assert not any(seen)
 
 
 def test_cut_answers_can_be_left_out(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:

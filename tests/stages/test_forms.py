@@ -1,6 +1,7 @@
 """Each model is asked in the form of its own chat template, and a teacher never reads another's unless it is told to."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from habits import OPENS_THOUGHT
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
-from potstill.core.errors import UserError
+from potstill.core.errors import Problem, UserError
 from potstill.core.types import Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
@@ -17,6 +18,7 @@ from potstill.edges.sampling import generate
 from potstill.losses.scoring import mean_nll
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
+from potstill.stages.outlook import Outlook
 from potstill.teachers.reading import foreign_form
 
 TOKENS = {"max_tokens": 160, "max_prompt_tokens": 120}
@@ -225,6 +227,30 @@ def test_a_cache_of_a_teacher_with_fewer_positions_is_refused(root: Path, tmp_pa
         UserError, match=r"said\.prompts\.max_tokens = 160  a row has \d\d tokens, and path:\S+ has 32 positions"
     ):
         run_recipe(recipe(root, {"name": "said", "kind": "cache", "teacher": f"path:{root / 'short'}"}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "who"), [("brief", "twin", r"path:\S+brief"), ("chatml", "brief", r"the teacher path:\S+brief")]
+)
+def test_validation_answers_past_the_positions_are_found_before_anything_runs(
+    root: Path, tmp_path: Path, student: str, teacher: str, who: str
+) -> None:
+    tokenizer = load_tokenizer(f"path:{root / 'chatml'}")
+    save_model(tiny_model("qwen2", len(tokenizer), max_position_embeddings=160), tokenizer, tmp_path / "brief")
+    where = {name: f"path:{(tmp_path if name == 'brief' else root) / name}" for name in (student, teacher)}
+    stage = kd(root, student, teacher, signal="live") | {"student": where[student], "teacher": where[teacher]}
+
+    def found(**validation: Any) -> list[Problem]:
+        made = recipe(root, stage | {"validation": {"metrics": ["nll", "kl_on_answers"], "max_new_tokens": 140} | validation})
+        return [problem for problem in made.stages[0].problems(Outlook()) if problem.place == "validation.max_new_tokens"]
+
+    (problem,) = found()
+    most = re.search(rf"^a prompt of \d\d tokens .*, and {who} has 160 positions; set it to at most (\d+)", problem.rule)
+    assert most is not None
+    assert len(found(max_new_tokens=int(most[1]) + 1)) == 1
+    assert not found(max_new_tokens=int(most[1]))
+    assert not found(times=0)
+    assert not found(metrics=["nll"])
 
 
 def test_a_study_refuses_short_models_before_it_loads_any(root: Path, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Distillation:
                 ce_B = self._cross_entropy(logits_BV, logq, batch.target_N[tokens])
             ce = weighted_sum(ce_B if r < 1 else ce_B.detach(), batch, tokens)
             divergence = weighted_sum(self.divergence(logp, logq), batch, tokens)
-            parts = {"ce": ce.detach(), "divergence": divergence.detach(), **_gap(ce_B, batch, tokens)}
+            parts = {"ce": ce.detach(), "divergence": divergence.detach(), **self._gap(logits_BV, ce_B, batch, tokens)}
             return (1 - r) * ce + r * T**2 * divergence, parts
 
         tie = tie_of(model)
@@ -120,6 +120,14 @@ class Distillation:
         rest_B1 = scaled_BV.scatter(-1, ids_BK, -math.inf).logsumexp(-1, keepdim=True)
         return torch.cat([inside_BK, rest_B1], dim=-1).log_softmax(-1)
 
+    def _gap(self, logits_BV: Tensor, ce_B: Tensor, batch: Batch, tokens: slice) -> dict[str, Tensor]:
+        """Σ |log q as the sampler had it − log q here|, where the rows bring the sampler's along."""
+        if "logp" not in batch.given_N:
+            return {}
+        if logits_BV.shape[-1] > self.vocab:  # the sampler drew from the shared tokens alone
+            ce_B = F.cross_entropy(logits_BV.detach()[:, : self.vocab], batch.target_N[tokens], reduction="none")
+        return {"gap": weighted_sum((batch.given_N["logp"][tokens] + ce_B.detach()).abs(), batch, tokens)}
+
 
 class OnPolicy:
     """One distillation of the rows of data, another of what the student wrote; no gradient flows through what was drawn."""
@@ -129,13 +137,6 @@ class OnPolicy:
 
     def __call__(self, model: Any, batch: Batch) -> Loss:
         return (self.samples if batch.sampled else self.data)(model, batch)
-
-
-def _gap(ce_B: Tensor, batch: Batch, tokens: slice) -> dict[str, Tensor]:
-    """Σ |log q as the sampler had it − log q here|, where the rows bring the sampler's along."""
-    if "logp" not in batch.given_N:
-        return {}
-    return {"gap": weighted_sum((batch.given_N["logp"][tokens] + ce_B.detach()).abs(), batch, tokens)}
 
 
 def _triton_wanted() -> bool:

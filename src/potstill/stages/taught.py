@@ -71,6 +71,7 @@ class Taught(TrainingStage):
         if theirs is not None and ours is not None:
             yield from self.pair_problems(teacher.size.vocab, theirs, ours)
         yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
+        yield from self._validation_problems(outlook, teacher.config, f"the teacher {self.teacher}", against_teacher=True)
         yield from self._answer_problems(outlook, teacher)
         if self.teacher_precision == "int8":
             yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))

@@ -29,7 +29,7 @@ from potstill.data.store import (
     weighted_pairs,
 )
 from potstill.edges import ranks
-from potstill.edges.models import Model, check_positions, config_of, save_model, stored_dtype
+from potstill.edges.models import Model, check_positions, config_of, positions_of, save_model, stored_dtype
 from potstill.edges.sampling import generate
 from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenizer
 from potstill.inits import Init, Read
@@ -91,6 +91,11 @@ class Validation(Settings):
     def figures(self) -> dict[str, Metric]:
         """What is written to metrics.jsonl, by name."""
         return {f"{FIGURE}{metric.kind}": metric for metric in self.metrics}
+
+    def asks(self, against_teacher: bool) -> bool:
+        """Whether answers are written, and, where so asked, read by a teacher."""
+        answers = [metric for metric in self.metrics if isinstance(metric, TextMetric | AnswerMetric)]
+        return bool(self.times) and any(metric.needs_teacher or not against_teacher for metric in answers)
 
     def against_teacher(self) -> list[str]:
         """Kinds of the metrics that compare with a teacher."""
@@ -240,6 +245,24 @@ class TrainingStage(DataStage):
             found = self.prospect(outlook)
             if found is not None:
                 yield from position_problems(outlook, self, found.config, str(ref))
+                yield from self._validation_problems(outlook, found.config, str(ref), against_teacher=False)
+
+    def _validation_problems(self, outlook: Outlook, config: Any, who: str, against_teacher: bool) -> Iterator[Problem]:
+        """Answers to validation rows that would run past a model's positions."""
+        limit, new = positions_of(config), self.validation.max_new_tokens
+        if limit is None or not self.validation.asks(against_teacher):
+            return
+        try:
+            prompt = outlook.rows(self.data, self.prompts, self.reader(), "validation").longest_prompt
+        except UserError:  # the rows' own problem
+            return
+        if prompt + new > limit:
+            yield Problem(
+                "validation.max_new_tokens",
+                f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} "
+                f"positions; set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens",
+                str(new),
+            )
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
         return made_from(started(outlook.model(self.learner()[1]), self.init), quantised=False)

@@ -291,27 +291,31 @@ class _Fit:
         if not self.lessons.writes:
             return self.lessons(step)
 
-        def read() -> list[StepRow]:
-            with self._rounded(step):  # it writes as it is trained
-                return self.lessons(step)
-
-        return self._interruptible(step, read)
+        with self._rounded(step):  # it writes as it is trained; Ctrl-C must find the weights rounded as a whole or not at all
+            read = self._tried(lambda: self.lessons(step))
+        return self._or_stopped(step, read)
 
     def _rounded(self, step: int) -> AbstractContextManager[None]:
         """While inside, the model is as products in the step's precision see it."""
         return self.rounded.at(step) if self.rounded is not None else nullcontext()
 
-    def _interruptible(self, step: int, do: Callable[[], T]) -> T:
-        """What takes long and changes nothing: Ctrl-C ends it at once, and it is done again when the stage goes on."""
+    def _tried(self, do: Callable[[], T]) -> tuple[T] | None:
+        """What takes long and changes nothing; None where Ctrl-C ended it, which it does at once."""
         try:
             with self.work.interruptible():
-                return do()
+                return (do(),)
         except KeyboardInterrupt:
             if not self.work.stop_requested() or ranks.several():
                 raise
-            if step > self.start:
-                self._save()
-            raise self._stopped(step) from None
+            return None
+
+    def _or_stopped(self, step: int, done: tuple[T] | None) -> T:
+        """What was tried; where it was ended, training stops, and does it again when the stage goes on."""
+        if done is not None:
+            return done[0]
+        if step > self.start:
+            self._save()
+        raise self._stopped(step)
 
     def _save(self) -> None:
         self.checkpoints.save({**self.state, "lessons": self.lessons.state()})
@@ -345,13 +349,14 @@ class _Fit:
     def _validated_at_start(self) -> bool:
         """Whether the validation of the step that training goes on from was written before it stopped."""
         lines = self.work.metrics.read
-        return ranks.on_first(lambda: any(line["step"] == self.start and "loss" not in line for line in lines()))
+        # a step's own line has the learning rate; a loss it has only where a row was left to learn
+        return ranks.on_first(lambda: any(line["step"] == self.start and "lr" not in line for line in lines()))
 
     def _report_validation(self, step: int) -> None:
         if step not in self.when or self.validate is None:
             return
         self.model.eval()
-        self._interruptible(step, self._validate)
+        self._or_stopped(step, self._tried(self._validate))
         self.model.train(self.dropout)
 
     def _validate(self) -> None:

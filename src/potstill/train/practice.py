@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.core.component import Settings
 from potstill.core.errors import UserError
@@ -47,6 +47,12 @@ class Samples(Sampling, Answers):
 
     share: float = Field(default=1.0, gt=0, le=1, description="λ: of a step's rows, those that the student writes")
     every: int = Field(default=1, ge=1, description="steps from one round of writing to the next, which writes for all of them")
+
+    @model_validator(mode="after")
+    def _answers_differ(self) -> "Samples":
+        if self.per_prompt > 1 and self.temperature == 0:
+            raise ValueError(f"per_prompt = {self.per_prompt} answers at temperature 0 would all be the same; set temperature")
+        return self
 
     def written(self, batch_size: int) -> int:
         """Rows of a whole step that the student writes."""
