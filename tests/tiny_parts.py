@@ -88,3 +88,12 @@ def tiny_model(
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=std)
     return model.eval()
+
+
+def save_pair(folder: Path, student: int = 16, teacher: int = 32) -> None:
+    """Models of these widths with one tokenizer, in the folders `student` and `teacher`."""
+    from potstill.edges.models import save_model
+
+    tokenizer = chat_tokenizer(320)
+    for name, width, seed in (("student", student, 1), ("teacher", teacher, 2)):
+        save_model(tiny_model("qwen2", len(tokenizer), width=width, seed=seed), tokenizer, folder / name)

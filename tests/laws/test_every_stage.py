@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_parts import chat_tokenizer, tiny_model, write_rows
+from tiny_parts import save_pair, write_rows
 
 import potstill
 from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact
-from potstill.edges.models import save_model
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages import Stage
@@ -29,9 +28,7 @@ TRAINS = sorted(kind for kind, cls in Stage.kinds.items() if "optim" in cls.mode
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
-    tokenizer = chat_tokenizer(320)
-    for name, width, seed in (("student", 16, 1), ("teacher", 32, 2)):
-        save_model(tiny_model("qwen2", len(tokenizer), width=width, seed=seed), tokenizer, folder / name)
+    save_pair(folder)
     write_rows(folder / "rows.jsonl")
     return folder
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_parts import chat_tokenizer, gpt2_tokenizer, tiny_model, write_rows
+from tiny_parts import gpt2_tokenizer, save_pair, tiny_model, write_rows
 
 from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact
@@ -34,9 +34,7 @@ OPEN = {"finished": False, "repetition": False}  # random models do not end
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("written")
-    tokenizer = chat_tokenizer(320)
-    for name, width, seed in (("student", 16, 1), ("teacher", 32, 2)):
-        save_model(tiny_model("qwen2", len(tokenizer), width=width, seed=seed), tokenizer, folder / name)
+    save_pair(folder)
     write_rows(folder / "rows.jsonl")
     return folder
 

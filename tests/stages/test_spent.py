@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_parts import chat_tokenizer, tiny_model
+from tiny_parts import save_pair
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.core.artifact import Artifact
-from potstill.edges.models import save_model
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages.lineage import Place, curve
@@ -22,9 +21,7 @@ OPTIM = {"batch_size": 8, "lr": 1e-4, "schedule": "constant"}
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("spent")
-    tokenizer = chat_tokenizer(320)
-    for name, width, seed in (("student", 32, 1), ("teacher", 64, 2)):
-        save_model(tiny_model("qwen2", len(tokenizer), width=width, seed=seed), tokenizer, folder / name)
+    save_pair(folder, 32, 64)
     # of one length, so that nothing is padded where prompts are read together
     rows = [{"instruction": f"What is {i} plus {i % 7}?", "response": f"It is {i + i % 7}."} for i in range(120, 240)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
