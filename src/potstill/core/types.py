@@ -29,6 +29,26 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Case:
+    """A program reads `stdin` and must print `expected`; blanks at the ends of lines and a last line break do not count."""
+
+    stdin: str
+    expected: str
+
+
+@dataclass(frozen=True)
+class Tests:
+    """How a row's program is judged: by cases, or by asserts about what it defines.
+
+    Attributes:
+        asserts: Python statements that a judge runs; what they call runs where the program is.
+    """
+
+    cases: tuple[Case, ...] = ()
+    asserts: str = ""
+
+
+@dataclass(frozen=True)
 class Example:
     """One row: what is asked, what may be shortened, what is answered.
 
@@ -48,6 +68,7 @@ class Example:
         tool_calls: the assistant's calls after the response; see `Turn`.
         since: turns between the instruction and the answer: an assistant's tool calls and their results.
         tools: descriptions of the tools on offer, as the chat template takes them.
+        tests: how a program that answers the row is judged; None where no program is asked for.
     """
 
     key: str
@@ -63,6 +84,7 @@ class Example:
     tool_calls: tuple[dict[str, Any], ...] = ()
     since: tuple[Turn, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    tests: Tests | None = None
 
     def __post_init__(self) -> None:
         if not self.references:

@@ -1,0 +1,45 @@
+"""What an answer is worth. One file per reward; a new file here is a new `kind` in every recipe."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field
+
+from potstill.core.component import Component, discover
+from potstill.core.types import Abstain, Example
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One sampled answer to a row.
+
+    Attributes:
+        example: the row that was asked, with its reference, its tests and its language.
+        text: the answer without the token that ends it.
+        tokens: how many were drawn, the one that ends the answer included.
+        finished: whether it ended of itself; else it was cut.
+    """
+
+    example: Example
+    text: str
+    tokens: int
+    finished: bool
+
+
+class Reward(Component):
+    """A figure for each answer; the weighted sum of a recipe's rewards is what GRPO climbs."""
+
+    title: ClassVar[str] = ""
+    runs_programs: ClassVar[bool] = False  # whether it needs a sandbox
+    correctness: ClassVar[bool] = False  # whether it judges the answer itself, not its form
+
+    weight: float = Field(default=1.0, gt=0, description="of this reward in the sum")
+
+    @abstractmethod
+    def __call__(self, answers: Sequence[Answered]) -> list[float | Abstain]:
+        """Of each answer its value, or why there is none; an abstention leaves its group and is counted, never zero."""
+
+
+discover(__name__, __path__)

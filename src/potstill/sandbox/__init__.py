@@ -1,0 +1,1 @@
+"""Programs that a model wrote, run and judged: hostile by assumption. Standard library only."""
