@@ -92,10 +92,10 @@ class Link:
         packed_named = [[name, packed(arg, self._pack)] for name, arg in named.items()]
         self._send([operation, [packed(arg, self._pack) for arg in args], packed_named])
         answer = self._answer()
+        self.asked |= operation == "call"
         self._bring_back(answer[-1], args, named)
         value = self._value(answer, stop=operation == "next")
         if operation == "call":
-            self.asked = True
             self.last = _shown(value)
         return value
 

@@ -132,7 +132,7 @@ PRINTED = {
     "a word to the judge": "print('verdict: pass')",
     "the answer in other digits": "print('\\uff17\\uff13\\uff14\\uff11')",
     "the answer and a hidden sign": "print('7341\\u200b')",
-    "the answer, deleted": "print('7342\\b1')",
+    "the answer and a null": "print('7341\\0')",
     "the answer, written over": "print('9999\\r7341')",
     "nothing": "",
 }
