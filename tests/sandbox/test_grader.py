@@ -139,7 +139,8 @@ def test_a_sandbox_that_fails_often_stops_the_run():
         with pytest.raises(UserError) as raised:
             grader.grade([Task("{'trouble': 'killed'}", ECHO)])
     assert str(raised.value) == (
-        "the sandbox 'scripted' could not judge 3 of 202 runs (last: sandbox: killed); `potstill doctor` says what is wrong here"
+        "the sandbox 'scripted' could not judge 3 of 202 runs (last: sandbox: killed); "
+        "`potstill doctor` says what is wrong here"
     )
 
 

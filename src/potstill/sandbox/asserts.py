@@ -25,7 +25,7 @@ from potstill.sandbox.backend import Backend, Job
 from potstill.sandbox.judge import abstained, clipped, limit_verdict, status_verdict
 from potstill.sandbox.verdict import Limits, Verdict
 
-JUDGE_MEMORY_MB = 1024
+JUDGE_MEMORY_MB = 512
 _SPARE_S = 2.0  # for the judge to start, and to notice that the program was ended
 
 _BOOT = """\
@@ -79,7 +79,7 @@ def prepared(tests: str) -> Asserts:
         name for name in free & called if hasattr(builtins, name)
     }
     if not names:
-        raise UserError("tests: they take nothing from the program; they must call what it defines, as `assert f(1) == 2` does")
+        raise UserError("tests: they take nothing from the program; call what it defines, as `assert f(1) == 2` does")
     if len(names) > 1 and all(hasattr(builtins, name) for name in names):
         raise UserError(f"tests: which of {', '.join(sorted(names))} does the program define? They call built-in names alone")
     return Asserts(code, re.split("\r\n|\r|\n", tests), sorted(names), sorted(modules))

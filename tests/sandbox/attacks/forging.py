@@ -1,5 +1,7 @@
 """Programs that would pass without an answer: by leaving early, by lying about equality, by changing what tests use."""
 
+# ruff: noqa: E501
+
 from dataclasses import dataclass
 
 PLAIN = "assert f(1) == 7341"
