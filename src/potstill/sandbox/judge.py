@@ -20,6 +20,8 @@ def case_verdict(backend: Backend, program: str, stdin: str, expected: str, limi
         expected: what it must print; it stays in this process.
         limits: of the run.
     """
+    if any("\ud800" <= character <= "\udfff" for character in program):
+        return Verdict("crash", "the program is no text: it holds half of a character", 0.0)
     ended = backend.run(Job(program=program, stdin=stdin.encode("utf-8", "surrogatepass")), limits)
     verdict = limit_verdict(ended, limits) or status_verdict(ended)
     if verdict is not None:

@@ -155,5 +155,6 @@ FEIGNED = {
     "a deep stack": "def f(): f()\nimport sys; sys.setrecursionlimit(10**9); f()",
     "stdin closed": "import sys; sys.stdin.close(); sys.exit(2)",
     "a lone surrogate": "print('\\ud800')",
+    "half of a character in its source": "x = '\ud800'\nraise SystemExit(1)",
     "a null byte": "x = '\0'\nraise SystemExit(1)",
 }
