@@ -19,13 +19,13 @@ _WRONG = (-0.5, -0.1)
 class Length(Reward, kind="length"):
     """Cosine of the answer's length in tokens, less a penalty for over-long ones.
 
-    With x = (tokens − shortest) / (longest − shortest), between 0 and 1, and c = ½ (1 + cos πx): a right answer is worth 0.8 + 0.2 c, a
-    wrong one −0.1 − 0.4 c (Yeo et al., arXiv:2502.03373; the bounds are Open R1's and the paper's). From `longest` on, `penalty` ·
-    min(1, (tokens − longest) / window) is taken off (in the way of DAPO, arXiv:2503.14476, whose window ends at the limit of tokens).
-    Values lie between −0.1 − 0.4 − penalty and 1, and a right answer is always worth more than any wrong one.
+    With x = (tokens − shortest) / (longest − shortest), between 0 and 1, and c = ½ (1 + cos πx): a right answer is worth 0.8 +
+    0.2 c, a wrong one −0.1 − 0.4 c (Yeo et al., arXiv:2502.03373; the bounds are Open R1's and the paper's). From `longest` on,
+    `penalty` · min(1, (tokens − longest) / window) is taken off (in the way of DAPO, arXiv:2503.14476, whose window ends at the
+    limit of tokens). Values lie between −0.1 − 0.4 − penalty and 1, and a right answer is always worth more than any wrong one.
 
-    Length counts tokens; the paper's code counts characters. What is right is said by the row's tests or by its answer; rows that do
-    not tell are abstained from.
+    Length counts tokens; the paper's code counts characters. What is right is said by the row's tests or by its answer; rows
+    that do not tell are abstained from.
     """
 
     title: ClassVar[str] = "Length"

@@ -13,8 +13,8 @@ from potstill.scorers.rouge import repeated, units
 class Repetition(Reward, kind="repetition"):
     """−`penalty` · (1 − different / all n-grams of words and marks), between −`penalty` and 0; Yeo et al., arXiv:2502.03373.
 
-    Words of any script, as in `scorers/rouge.py`. Unlike in Open R1 and the paper's code, where an answer too short for one n-gram is
-    worth the best value, such an answer is worth the worst: to say nothing is no way not to repeat oneself.
+    Words of any script, as in `scorers/rouge.py`. Unlike in Open R1 and the paper's code, where an answer too short for one
+    n-gram is worth the best value, such an answer is worth the worst: to say nothing is no way not to repeat oneself.
     """
 
     title: ClassVar[str] = "Repetition"

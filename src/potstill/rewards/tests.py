@@ -14,8 +14,9 @@ class Tests(Reward, kind="tests"):
     """1 when the answer's program passes all of its row's tests, else 0; or the share of the tests that it passes.
 
     The program is run in the sandbox, by its tests' cases (stdin and stdout) or asserts; which part of an answer is its program
-    is in `scorers/code.py`: the last fenced block of Python after the thought, else the whole answer. Rows without tests, and runs that
-    the sandbox could not judge, are abstained from. `share` is denser, and worth something to a program that prints one constant.
+    is in `scorers/code.py`: the last fenced block of Python after the thought, else the whole answer. Rows without tests, and
+    runs that the sandbox could not judge, are abstained from. `share` is denser, and worth something to a program that prints
+    one constant.
     """
 
     title: ClassVar[str] = "Tests"

@@ -9,7 +9,9 @@ from potstill.scorers.thoughts import answer_of
 
 # Languages that write 1.234,5 for 1,234.5. Spanish of Mexico and Central America writes the point, so that where a number can
 # be read in one way only, it is read in that way.
-DECIMAL_COMMA = frozenset("es pt fr de it nl ca sv da no pl tr vi id ro ru uk bg el".split())
+DECIMAL_COMMA = frozenset(
+    ("es", "pt", "fr", "de", "it", "nl", "ca", "sv", "da", "no", "pl", "tr", "vi", "id", "ro", "ru", "uk", "bg", "el")
+)
 
 _SIGN = r"(?<![\w)])[-+−–]"
 _CURRENCY = r"(?:\\?\$|US\$|€|£|¥|₹|S/\.?)"
@@ -94,8 +96,8 @@ def _decimal(written: str, language: str) -> Fraction | None:
     """The value of digits with points, commas and blanks between them; None where they cannot be read.
 
     Of two marks the one that comes last parts decimals. One mark that comes several times parts thousands. A single mark parts
-    thousands where exactly three digits follow it, one to three stand before it, the first of them not 0, and it is the language's mark of
-    thousands; else it parts decimals where it is a point or the language writes decimal commas.
+    thousands where exactly three digits follow it, one to three stand before it, the first of them not 0, and it is the
+    language's mark of thousands; else it parts decimals where it is a point or the language writes decimal commas.
     """
     if len(written) > _LONGEST:
         return None
@@ -131,9 +133,9 @@ def _decimal_mark(digits: str, language: str) -> str | None:
 def same_answer(text: str, reference: str, language: str = "") -> bool:
     """Whether an answer's final part equals that of a reference.
 
-    Final is what is marked (`marked`), else the whole answer. Where the reference's final part is a number, the answer's must be
-    the same number, exactly: what is marked may have words beside one number, and of an answer that marks nothing the last number
-    counts. Else both must have the same `exact_form`.
+    Final is what is marked (`marked`), else the whole answer. Where the reference's final part is a number, the answer's must
+    be the same number, exactly: what is marked may have words beside one number, and of an answer that marks nothing the last
+    number counts. Else both must have the same `exact_form`.
     """
     wanted = _final(reference)
     value = number(wanted, language)
@@ -152,8 +154,8 @@ def _final(text: str) -> str:
 
 
 def judged_answer(text: str, example: Example) -> float | Abstain:
-    """1.0 where an answer is the `same_answer` as an accepted one, else 0.0; no score of rows that accept no answer, or that ask for
-    a program by tests."""
+    """1.0 where an answer is the `same_answer` as an accepted one, else 0.0; no score of rows that accept no answer, or that
+    ask for a program by tests."""
     if example.tests is not None:
         return Abstain("the row asks for a program, which its tests judge")
     accepted = [reference for reference in example.references if _final(reference).strip()]

@@ -130,8 +130,8 @@ def grades_of(answers: Sequence[str], examples: Sequence[Example], limits: Limit
 
 
 def failing_references(examples: Sequence[Example], limits: Limits | None = None) -> dict[int, str]:
-    """The rows whose own reference solution does not pass their tests: place in `examples` -> why; rows without tests or without
-    a reference are passed over.
+    """The rows whose own reference solution does not pass their tests: place in `examples` -> why; rows without tests or
+    without a reference are passed over.
 
     A data set's tests are trusted, not always right: such a row would count every correct program as wrong.
 

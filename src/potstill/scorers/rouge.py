@@ -55,7 +55,8 @@ def rouge_l(answer: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def best_rouge_l(answer: str, example: Example) -> float | Abstain:
-    """`rouge_l` of the words of an answer, best over the accepted answers, 0 to 1; no score where none of these holds a word."""
+    """`rouge_l` of the words of an answer, best over the accepted answers, 0 to 1; no score where none of these holds a
+    word."""
     said = words(answer, example.language)
     references = {reference: words(reference, example.language) for reference in example.references}
     if not any(references.values()):

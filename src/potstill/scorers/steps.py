@@ -22,9 +22,9 @@ _SOMETHING = re.compile(r"\w")
 def steps(text: str) -> int:
     """How many different steps a text names, fenced blocks left out.
 
-    A line names a step by `Step k:` or `Paso k:`, by a number before a point or bracket, or by a bullet; an ordinal before a comma
-    or colon (`First,` `Luego,` `Por último:`) does at the start of a line or of a sentence. What follows must hold a letter or a
-    digit. A number, a bullet's text and an ordinal count once, however often they stand there.
+    A line names a step by `Step k:` or `Paso k:`, by a number before a point or bracket, or by a bullet; an ordinal before a
+    comma or colon (`First,` `Luego,` `Por último:`) does at the start of a line or of a sentence. What follows must hold a
+    letter or a digit. A number, a bullet's text and an ordinal count once, however often they stand there.
     """
     return len(set(_named(nfc(without_blocks(text)))))
 

@@ -60,7 +60,7 @@ def answer_of(text: str) -> str:
     A text that opens a thought and never ends it has no answer: it was cut while it thought. A text without tags is all
     answer; an `<answer>` that never ends goes on to the end of the text.
     """
-    _, closed, after = text.rpartition(CLOSE)
+    _, _, after = text.rpartition(CLOSE)
     if OPEN in after:
         return ""
     _, opened, inside = after.rpartition(ANSWER)
