@@ -317,7 +317,7 @@ def doctor(as_json: bool) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--stdin", type=click.Path(path_type=Path), metavar="F", help="What the program reads.  [default: nothing]")
 @click.option("--expect", type=click.Path(path_type=Path), metavar="F", help="What it must print.")
-@click.option("--tests", type=click.Path(path_type=Path), metavar="F", help="Assert statements that must hold of what it defines.")
+@click.option("--tests", type=click.Path(path_type=Path), metavar="F", help="Asserts that must hold of what it defines.")
 @click.option("--jobs", type=click.Path(path_type=Path), metavar="F", help="Many programs: JSON lines, see above.")
 @click.option("--time-s", type=float, default=4.0, show_default=True, help="Seconds that a run may take.")
 @click.option("--memory-mb", type=click.IntRange(32, 2**20), default=512, show_default=True, help="Memory of a run, MiB.")

@@ -3,16 +3,22 @@
 It runs in the program's own process, so it can promise nothing: a hostile program answers what it likes.
 """
 
+from __future__ import annotations
+
 import builtins
-import importlib
 import operator
 import os
 import sys
 import types
-from collections.abc import Callable
-from typing import Any, BinaryIO
 
-from potstill.sandbox._values import LINE_BYTES, NotPlain, Packed, message, packed, parsed, unpacked
+from potstill.sandbox._values import LINE_BYTES, NotPlain, message, packed, parsed, unpacked
+
+TYPE_CHECKING = False  # `typing` takes longer to import than most programs to run
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, BinaryIO
+
+    from potstill.sandbox._values import Packed
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda function, *args, **named: function(*args, **named),
@@ -40,7 +46,8 @@ class Held:
             return self._things[body]
         if tag == "known":  # a function or type of the standard library, by name
             module, name = body
-            return getattr(importlib.import_module(module), name)
+            __import__(module)
+            return getattr(sys.modules[module], name)
         raise NotPlain(tag)
 
 

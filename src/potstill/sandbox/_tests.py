@@ -1,22 +1,27 @@
 """The judge's side of assert tests: runs trusted tests in a process of its own, and asks an untrusted program for values.
 
-The program's functions, classes and objects are `Remote`s here. What comes back from them is rebuilt from plain values, so that
-every `==`, `<` and `in` of a test is Python's own. A pass is written by this process alone, after the last statement of the tests.
+The program's functions, classes and objects are `Remote`s here. What comes back from them is rebuilt from plain values, so
+that every `==`, `<` and `in` of a test is Python's own. A pass is written by this process alone, after the last statement.
 """
 
+from __future__ import annotations
+
 import builtins
-import importlib
 import json
 import marshal
 import os
 import reprlib
 import resource
 import sys
-from dataclasses import dataclass
 from types import CodeType, TracebackType
-from typing import Any, BinaryIO
 
-from potstill.sandbox._values import LINE_BYTES, NotPlain, Packed, message, packed, parsed, unpacked
+from potstill.sandbox._values import LINE_BYTES, NotPlain, message, packed, parsed, unpacked
+
+TYPE_CHECKING = False  # `typing` takes longer to import than most programs to run
+if TYPE_CHECKING:
+    from typing import Any, BinaryIO
+
+    from potstill.sandbox._values import Packed
 
 FILE = "<tests>"  # as compiled
 _NO_TEST_NEEDS = ("eval", "exec", "compile", "input", "breakpoint", "exit", "quit", "help")
@@ -38,7 +43,6 @@ class Raised(Exception):
     """An exception of the program that has no built-in class near it."""
 
 
-@dataclass(frozen=True)
 class Said:
     """What the tests came to.
 
@@ -47,8 +51,10 @@ class Said:
         reason: one line; may quote the program.
     """
 
-    outcome: str
-    reason: str
+    __slots__ = ("outcome", "reason")
+
+    def __init__(self, outcome: str, reason: str) -> None:
+        self.outcome, self.reason = outcome, reason
 
 
 class Link:
@@ -164,7 +170,7 @@ class Link:
         except NotPlain as error:
             raise self.broke(Misbehaved(str(error))) from None
 
-    def _remote(self, tag: str, body: Packed) -> "Remote":
+    def _remote(self, tag: str, body: Packed) -> Remote:
         match body:
             case [int(number), str(kind)] if tag == "held":
                 return self._remotes.setdefault(number, Remote(self, number, kind))
@@ -173,10 +179,9 @@ class Link:
     def _pack(self, thing: Any) -> Packed:
         if type(thing) is Remote:
             return ["held", thing._potstill_number]
-        module, name = getattr(thing, "__module__", None), getattr(thing, "__name__", None)
-        if isinstance(module, str) and isinstance(name, str) and module.partition(".")[0] in sys.stdlib_module_names:
-            if getattr(sys.modules.get(module), name, None) is thing:
-                return ["known", [module, name]]
+        module, name = str(getattr(thing, "__module__", "")), str(getattr(thing, "__name__", ""))
+        if module.partition(".")[0] in sys.stdlib_module_names and getattr(sys.modules.get(module), name, None) is thing:
+            return ["known", [module, name]]
         raise NotPlain(f"the tests pass a {type(thing).__name__} of their own, which cannot cross into the program")
 
     def broke(self, error: BaseException) -> BaseException:
@@ -230,7 +235,7 @@ class Remote:
     def __delitem__(self, key: Any) -> None:
         _ask(self, "delitem", key)
 
-    def __iter__(self) -> "Remote":
+    def __iter__(self) -> Remote:
         iterator = _ask(self, "iter")
         if type(iterator) is not Remote:
             raise TypeError("an object that cannot be iterated over")
@@ -312,7 +317,7 @@ def judged(code: CodeType, lines: list[str], names: list[str], modules: list[str
                 space[name] = value
             else:
                 missing.append(name)
-        space.update({name: importlib.import_module(name) for name in modules})
+        space.update({name: __import__(name) for name in modules})
         exec(code, space)
     except BaseException as error:
         return _why(link.broken or error, lines, missing, link.last)

@@ -4,16 +4,21 @@ Both sides run this file, so it imports nothing but the standard library. Safety
 a hostile program packs as it likes: it rests on `unpacked`, which makes values of Python's own types and nothing else.
 """
 
+from __future__ import annotations
+
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+
+TYPE_CHECKING = False  # `typing` takes longer to import than most programs to run
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Packed = Any  # None, bool, int, float, str, or [tag, body]
 
 DEPTH = 64  # containers inside containers
 LINE_BYTES = 8 * 2**20  # of one message
 _SAFE_INT = 2**53  # beyond it as hexadecimal digits: Python refuses decimal digits past 4,300
-
-Packed = Any  # None, bool, int, float, str, or [tag, body]
 
 
 class NotPlain(Exception):

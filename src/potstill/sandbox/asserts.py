@@ -1,7 +1,8 @@
 """Assert tests in two processes: a judge runs the tests, the sandbox runs the program, and plain values cross.
 
-In one interpreter a program could change what `==` or `assert` means, or leave before a test fails. So the tests never enter the
-sandbox. The judge is an interpreter of its own, not this process: by what a program returns, a test may loop or fill its memory.
+In one interpreter a program could change what `==` or `assert` means, or leave before a test fails. So the tests never enter
+the sandbox. The judge is an interpreter of its own, not this process: by what a program returns, a test may loop or fill its
+memory.
 """
 
 import ast
