@@ -43,6 +43,29 @@ PROCESSES = click.option(
 )
 
 
+def _load_plugin(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Before anything else of the command: what the file defines, recipes may name."""
+    if path is None or context.resilient_parsing:
+        return
+    from potstill.commands.plugins import load
+
+    try:
+        load(path)
+    except UserError as error:
+        fail(f"error: {error}", 2)
+
+
+PLUGIN = click.option(
+    "--plugin",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_load_plugin,
+    metavar="FILE",
+    help="Python file of your own that defines a reward or another component; it is run, unprotected.",
+)
+
+
 def fail(message: str, code: int) -> NoReturn:
     click.echo(message, err=True)
     sys.exit(code)
@@ -105,6 +128,7 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 @RECIPE
 @SET
 @JSON
+@PLUGIN
 @guarded
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
@@ -155,6 +179,7 @@ def show(recipe: Path) -> None:
     "--bandwidth", type=click.FloatRange(0, min_open=True), help="GB/s of each.  [default: 300 up to 8 GPUs, else 40]"
 )
 @JSON
+@PLUGIN
 @guarded
 def plan(
     recipe: Path,
@@ -191,6 +216,7 @@ def plan(
 @PROCESSES
 @QUIET
 @JSON
+@PLUGIN
 @guarded
 def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
@@ -251,6 +277,7 @@ def compare(
 @main.command(name="list")
 @click.argument("name", required=False)
 @JSON
+@PLUGIN
 @guarded
 def list_components(name: str | None, as_json: bool) -> None:
     """What a recipe can name, one line each; with NAME, a role or a kind such as sft, its fields too."""
