@@ -73,4 +73,3 @@ def rows_of(step: Sequence[Answer], sampled: dict[Answer, list[float]]) -> list[
 
 def same(a: Tensor, b: Tensor) -> bool:
     return bool(torch.allclose(a, b, rtol=1e-10, atol=1e-12))
-

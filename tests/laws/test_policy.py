@@ -74,7 +74,10 @@ def sampled_by(world: World, temperature: float) -> dict[Answer, list[float]]:
     """log-probabilities of the tokens of every answer at a temperature, from plain forward passes."""
     with torch.no_grad():
         return {
-            y: [float(F.log_softmax(torch.tensor(world.logq[y][t], dtype=torch.float64) / temperature, -1)[v]) for t, v in enumerate(y)]
+            y: [
+                float(F.log_softmax(torch.tensor(world.logq[y][t], dtype=torch.float64) / temperature, -1)[v])
+                for t, v in enumerate(y)
+            ]
             for y in world.answers
         }
 
@@ -419,7 +422,9 @@ def test_figures_are_those_of_plain_sums(world: World) -> None:
             sums["entropy"] -= float((now_TV[t].exp() * now_TV[t]).sum())
             sums["nll"] -= float(now_TV[t, v])
             sums["kl"] += float((ref_TV[t, v] - now_TV[t, v]).exp() - (ref_TV[t, v] - now_TV[t, v]) - 1)
-            sums["reverse_kl"] += float((now_TV[t].exp() * (now_TV[t] - torch.tensor(world.logp[y][t], dtype=torch.float64))).sum())
+            sums["reverse_kl"] += float(
+                (now_TV[t].exp() * (now_TV[t] - torch.tensor(world.logp[y][t], dtype=torch.float64))).sum()
+            )
             sums["kl_exact"] += float((old_TV[t].exp() * (old_TV[t] - ref_TV[t])).sum())
     count = sum(map(len, answers))
     for name in ("entropy", "nll", "kl", "reverse_kl"):
