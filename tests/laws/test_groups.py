@@ -217,7 +217,7 @@ def test_the_silence_is_counted_through_an_interruption(store: TokenStore, token
     fields: dict[str, Any] = {"patience": 4, "updates": 1, "optim": {"steps": 9}}
     with pytest.raises(Interrupted):
         Run(tokenizer, store, tmp_path, [lambda a: 0.5], **fields, checkpoint=1, stop_at=2)
-    with pytest.raises(UserError, match="step 4: in samples.patience = 4"):
+    with pytest.raises(UserError, match=r"step 4: in samples.patience = 4"):
         Run(tokenizer, store, tmp_path, [lambda a: 0.5], **fields)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from enumerated import PROMPT, Answer, World, gradient, moved, rows_of, same
 from torch import Tensor
 

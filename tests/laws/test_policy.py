@@ -483,7 +483,8 @@ def test_a_field_changes_a_preset_and_a_spec_builds_it_again() -> None:
 def test_a_misspelt_policy_is_refused_at_its_place(value: str, told: str) -> None:
     import tomllib
 
-    text = f'name = "x"\ndata = {{ kind = "dolly" }}\n[[stage]]\nname = "it"\nkind = "grpo"\nmodel = "path:/x"\nrewards = []\npolicy = {value}'
+    stage = f'[[stage]]\nname = "it"\nkind = "grpo"\nmodel = "path:/x"\nrewards = []\npolicy = {value}'
+    text = f'name = "x"\ndata = {{ kind = "dolly" }}\n{stage}'
     with pytest.raises(UserError) as error:
         parse_recipe(tomllib.loads(text))
     assert told in str(error.value)

@@ -97,7 +97,8 @@ MISTAKES = {
     ),
     "no training stage": (
         '{ "kd4.group" = [32, 64] }',
-        "sweep.\"kd4.group\"  'kd4' is of kind quantize; what is validated while training can be swept: distill, grpo, minillm, sft",
+        "sweep.\"kd4.group\"  'kd4' is of kind quantize; what is validated while training can be swept: "
+        "distill, grpo, minillm, sft",
     ),
     "not validated": (
         '{ "base.optim.lr" = [1e-4] }',

@@ -207,7 +207,7 @@ def run_until(step, dying, name):
         run_recipe(parse_recipe(json.loads(sys.argv[1])), sys.argv[2])
 
 DRAWING, LEARNING = (Groups, "_groups"), (PolicyGradient, "__call__")
-for step, what in (2, LEARNING), (3, DRAWING), (5, LEARNING), (6, DRAWING):
+for step, what in (3, DRAWING), (5, LEARNING):
     child = os.fork()
     if child == 0:
         run_until(step, *what)
@@ -217,9 +217,9 @@ for step, what in (2, LEARNING), (3, DRAWING), (5, LEARNING), (6, DRAWING):
 
 
 def test_killed_in_drawing_and_in_updates_it_ends_the_same(root: Path, tmp_path: Path) -> None:
-    """Rounds of 3 updates, a checkpoint after every second one: some kills find the round in it, some draw it again."""
+    """Rounds of 3 updates, a checkpoint after every second one: the first kill loses the round, the second finds it there."""
     fields: dict[str, Any] = {
-        "optim": {**OPTIM, "steps": 7, "batch_size": 16, "micro_batch_tokens": 200},
+        "optim": {**OPTIM, "steps": 6, "batch_size": 16, "micro_batch_tokens": 200},
         "samples": {"per_prompt": 2, "max_new_tokens": 8, "updates": 3},
         "policy": {"preset": "paper", "redraws": 2},
         "rewards": ["odd", "exact"],
@@ -229,9 +229,9 @@ def test_killed_in_drawing_and_in_updates_it_ends_the_same(root: Path, tmp_path:
     argv = [sys.executable, "-c", KILLED, json.dumps(table(root, **fields)), str(tmp_path / "killed"), tests]
     subprocess.run(argv, check=True, capture_output=True)
     (work,) = (tmp_path / "killed" / "artifacts").glob(".work-it-*")
-    assert sorted(path.name for path in (work / "checkpoints").iterdir())[-1].endswith("6")
+    assert sorted(path.name for path in (work / "checkpoints").iterdir())[-1].endswith("4")
     killed, whole = (run(root, tmp_path / name, **fields) for name in ("killed", "whole"))
-    assert [line["step"] for line in figures(whole) if "lr" in line] == [*range(1, 8)]
+    assert [line["step"] for line in figures(whole) if "lr" in line] == [*range(1, 7)]
     assert any(line["samples_redrawn"] > 0 for line in figures(whole) if "samples_redrawn" in line)
     for name in ("model.safetensors", "metrics.jsonl"):
         assert file_hash(killed.folder / name) == file_hash(whole.folder / name), name

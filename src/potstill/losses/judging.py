@@ -1,4 +1,4 @@
-"""What objectives of sampled answers share: what is found once when answers were drawn, and the clipped gain that learns from it."""
+"""What objectives of sampled answers share: figures found once when answers were drawn, and the clipped gain."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -138,9 +138,9 @@ def judged(
 ) -> Judged:
     """`logq`, `importance` and `advantage` of each response token of a step's samples, before any of them is learned from.
 
-    Figures are means over the tokens: `reward` (nats, as it was before scaling), `importance`, `effective_share` (how many equally
-    weighted tokens vary as little, of all), `gap` (nats between the sampler's own log-probabilities and what student and teacher
-    say of the same tokens when they read whole answers).
+    Figures are means over the tokens: `reward` (nats, as it was before scaling), `importance`, `effective_share` (how many
+    equally weighted tokens vary as little, of all), `gap` (nats between the sampler's own log-probabilities and what student
+    and teacher say of the same tokens when they read whole answers).
 
     Args:
         model: the student that sampled them, as it was then.

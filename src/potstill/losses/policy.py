@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation: GRPO, Shao et al., arXiv:2402.03300, and what became of it.
+"""Group-relative policy optimisation: GRPO, Shao et al., arXiv:2402.03300, and later forms of it.
 
 Of each prompt G answers are drawn and rewarded. With R_i the reward of answer i and ρ the ratio of its probability now to that
 when it was drawn, what is minimised is the normalised sum, over answers i and their tokens t, of
@@ -8,7 +8,7 @@ when it was drawn, what is minimised is the normalised sum, over answers i and t
     A_i = R_i − mean_g(R), divided by std_g(R) + 1e-4 where `group_std` asks for it
     k3  = r − log r − 1, r = π_ref / π_now: unbiased for KL(π_now ‖ π_ref) in an answer's first update, and never below 0
 
-w makes up for a sampler that computes otherwise than the trainer; p is a teacher. Gradients flow through π_now and nothing else.
+w makes up for a sampler whose arithmetic is not the trainer's; p is a teacher. Gradients flow through π_now alone.
 """
 
 import math
@@ -90,9 +90,9 @@ class Policy(Settings):
     preset: Preset = Field(default="recommended", description="what the fields that are not named are taken from")
     ratio: Ratio = Field(
         default="token",
-        description="ρ, and its clipping, of each token (DeepSeekMath, arXiv:2402.03300); of the whole sequence, the product of "
-        "its tokens' (as in DeepSeek-R1, arXiv:2501.12948; k3 is then of the sequence too); or of the sequence by the mean of "
-        "its logarithms (GSPO, arXiv:2507.18071, whose ε is 3e-4 and ε_high 4e-4)",
+        description="ρ and its clipping: of each token (DeepSeekMath, arXiv:2402.03300); of the whole sequence, the product "
+        "over its tokens (as in DeepSeek-R1, arXiv:2501.12948; k3 is then of the sequence too); or of the sequence by the mean "
+        "of the logarithms (GSPO, arXiv:2507.18071, whose ε is 3e-4 and ε_high 4e-4)",
     )
     group_std: bool = Field(
         default=False,
@@ -101,8 +101,8 @@ class Policy(Settings):
     )
     normaliser: Normaliser = Field(
         default="tokens",
-        description="mean of the answers' own means (DeepSeekMath); mean over all tokens of the step (DAPO, arXiv:2503.14476); or "
-        "the sum divided by answers × samples.max_new_tokens (Dr. GRPO)",
+        description="sequence: mean of the answers' own means (DeepSeekMath); tokens: mean over all tokens of the step (DAPO, "
+        "arXiv:2503.14476); max_length: the sum divided by answers × samples.max_new_tokens (Dr. GRPO)",
     )
     eps_low: float = Field(default=0.2, gt=0, lt=1, description="ε: ratios below 1 − ε no longer lower an answer's probability")
     eps_high: float = Field(
@@ -120,14 +120,14 @@ class Policy(Settings):
     )
     cut: Literal["counted", "masked"] = Field(
         default="masked",
-        description="answers that reach max_new_tokens: learned like others, or left out of the loss (DAPO's overlong filtering); "
-        "their rewards stay in their group either way",
+        description="answers that reach max_new_tokens: learned like others, or left out of the loss (DAPO's overlong "
+        "filtering); their rewards stay in their group either way",
     )
     redraws: int = Field(
         default=0,
         ge=0,
-        description="how often a round draws new answers to prompts whose groups have equal rewards; those that still have are then "
-        "left out (DAPO's dynamic sampling, which goes on to other prompts instead); 0: groups stay as they are",
+        description="how often a round draws new answers to prompts whose groups have equal rewards; prompts that still have "
+        "them are then left out (DAPO's dynamic sampling, which takes other prompts instead); 0: groups stay as they are",
     )
     sampler_cap: float = Field(
         default=2.0,
@@ -218,7 +218,7 @@ def judged(
     micro_batch_tokens: int,
     temperature: float = 1.0,
 ) -> Judged:
-    """`logq`, `importance` and, with a reference, `reference` of each response token: log-probabilities as the trainer has them.
+    """`logq`, `importance` and, with a reference, `reference` of each response token, by the trainer's own arithmetic.
 
     Figures are means over the tokens: `gap` (nats between sampler and trainer), `importance`, and with a reference `kl_exact`
     (KL(π ‖ π_ref) over the vocabulary, in nats).

@@ -46,9 +46,10 @@ from potstill.train.rounds import Pace
 class GRPO(Paired, kind="grpo"):
     """Raise the rewards of a model's own answers by group-relative policy optimisation.
 
-    Shao et al., DeepSeekMath, arXiv:2402.03300. Each round answers `optim.batch_size / samples.per_prompt` prompts of the training
-    rows, `per_prompt` times each; each answer's advantage is its reward less its group's mean, and `samples.updates` optimiser
-    steps learn from all answers of the round by `policy`. A row's response is not learned: rewards may compare with it.
+    Shao et al., DeepSeekMath, arXiv:2402.03300. Each round answers `optim.batch_size / samples.per_prompt` prompts of the
+    training rows, `per_prompt` times each; an answer's advantage is its reward less its group's mean, and `samples.updates`
+    optimiser steps learn from all answers of the round by `policy`. A row's response is not learned: rewards may compare
+    answers with it.
 
     The model learns in evaluation mode, without dropout: else the probabilities of an answer's first update would not be those
     that it was drawn by. The summary's `rewards` says for each reward how it began and ended and what part of the advantages'
@@ -61,8 +62,8 @@ class GRPO(Paired, kind="grpo"):
     )
     reference: ModelRef | None = Field(
         default=None,
-        description="what `policy.beta` keeps the model near to; default: the model as it begins, with `adapter` by switching that "
-        "off, else a frozen copy. Named, the KL to it is shown even where beta is 0",
+        description="what `policy.beta` keeps the model near to; default: the model as it begins, with `adapter` by switching "
+        "that off, else by a frozen copy. Where a reference is named, the KL to it is shown even with beta = 0",
     )
     rewards: tuple[Reward, ...] = Field(
         min_length=1, description="what an answer is worth: the sum of these, each times its weight"
@@ -75,8 +76,8 @@ class GRPO(Paired, kind="grpo"):
     probe_rows: int = Field(
         default=8,
         ge=0,
-        description="rows on which answers that solve nothing (empty, tags alone, the prompt again, very long) must not score above "
-        "the reference answer before the first step; 0: not tried",
+        description="rows on which answers that solve nothing (empty, tags alone, the prompt again, very long) must not score "
+        "above the reference answer, tried before the first step; 0: not tried",
     )
 
     @model_validator(mode="after")

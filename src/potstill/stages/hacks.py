@@ -51,8 +51,8 @@ def refuse_hacks(rewards: Sequence[Reward], rows: Sequence[Probed], tokens: Call
         worst = int(ahead_K.argmax())
         raise UserError(
             f"rewards: {kind} scores {ahead_K.sum():.3g} above {REFERENCE} on {len(ahead_RK)} rows, most of it by "
-            f"'{names_of(rewards)[worst]}' ({ahead_K[worst]:+.3g}), so that training would learn it; lower that reward's weight, "
-            "add one that judges the answer itself, or give references that score"
+            f"'{names_of(rewards)[worst]}' ({ahead_K[worst]:+.3g}), so that training would learn it; lower that reward's "
+            "weight, add one that judges the answer itself, or give references that score"
         )
 
 
@@ -73,8 +73,9 @@ def answers_to(row: Probed, tokens: Callable[[str], int], longest: int) -> dict[
 def _refuse_ungraded(rewards: Sequence[Reward], found: Grades, references: Sequence[int]) -> None:
     for name, abstains in zip(names_of(rewards), np.isnan(found.value_AK[references]).all(0), strict=True):
         if abstains:
-            why = next(reason for reason in found.reasons if reason.startswith(f"{name}: "))
+            begins = f"{name}: "
+            why = next(reason for reason in found.reasons if reason.startswith(begins)).removeprefix(begins)
             raise UserError(
-                f"rewards: '{name}' cannot grade {REFERENCE} of any of {len(references)} rows ({why.removeprefix(f'{name}: ')}); "
+                f"rewards: '{name}' cannot grade {REFERENCE} of any of {len(references)} rows ({why}); "
                 "give rows that it can grade, or leave it out"
             )

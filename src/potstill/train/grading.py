@@ -1,4 +1,4 @@
-"""What sampled answers are worth: each reward's figure, their weighted sum, and which reward it is that advantages come from."""
+"""What sampled answers are worth: each reward's figure, their weighted sum, and each reward's part in the advantages."""
 
 import math
 from collections import Counter

@@ -104,10 +104,10 @@ class Draws:
 class Groups(RoundLessons):
     """What each step reads: the answers of its round, with advantages and with what normalises their losses.
 
-    A round answers the prompts of its rows of data `per_prompt` times each. An answer on which a reward abstains leaves its group;
-    cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of each prompt's
-    first group: groups that were drawn again were chosen by their rewards. Which tokens are drawn follows from the seed, the
-    step, the prompt, and how often it was drawn before.
+    A round answers the prompts of its rows of data `per_prompt` times each. An answer on which a reward abstains leaves its
+    group; cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of each
+    prompt's first group, because groups that were drawn again were chosen by their rewards. Which tokens are drawn follows
+    from the seed, the step, the prompt, and how often it was drawn before.
 
     Args:
         grade: rewards of answers to rows of the store.
@@ -239,9 +239,9 @@ class Groups(RoundLessons):
             totals = np.concatenate([group.total_G[group.graded_G] for group in draws.first])
             mean = f"{totals.mean():.3g} on average" if len(totals) else "none"
             raise UserError(
-                f"step {step + 1}: in samples.patience = {streaks.silent} rounds no group's rewards differed (the last: {mean}), "
-                "so that there is nothing to learn from; begin with a model that sometimes succeeds, or easier rows, add a "
-                "reward that gives part of the credit, or raise samples.per_prompt"
+                f"step {step + 1}: in samples.patience = {streaks.silent} rounds no group's rewards differed "
+                f"(the last: {mean}), so that there is nothing to learn from; begin with a model that sometimes succeeds, or "
+                "easier rows, add a reward that gives part of the credit, or raise samples.per_prompt"
             )
 
     def _tell(self, draws: Draws) -> None:
