@@ -59,6 +59,7 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.export import Export as Export
     from potstill.stages.filters import Filters as Filters
     from potstill.stages.generate import Generate as Generate
+    from potstill.stages.grpo import GRPO as GRPO
     from potstill.stages.measure import Decoding as Decoding
     from potstill.stages.minillm import MiniLLM as MiniLLM
     from potstill.stages.pretrain import Pretrain as Pretrain
@@ -114,6 +115,7 @@ _WHERE = {
     "LayerMatch": "potstill.stages.distill",
     "MiniLLM": "potstill.stages.minillm",
     "Generate": "potstill.stages.generate",
+    "GRPO": "potstill.stages.grpo",
     "Filters": "potstill.stages.filters",
     "OpenAI": "potstill.rollouts.api",
     "Sampling": "potstill.data.rollout",

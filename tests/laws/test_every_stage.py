@@ -2,11 +2,13 @@
 
 import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_parts import save_pair, write_rows
+from tiny_rewards import tiny_rewards
 
 import potstill
 from potstill.commands.plan import estimate
@@ -25,6 +27,12 @@ VALIDATION = {"times": 1, "rows": 4, "max_new_tokens": 4}
 TRAINS = sorted(kind for kind, cls in Stage.kinds.items() if "optim" in cls.model_fields)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rewards() -> Iterator[None]:
+    with tiny_rewards():
+        yield
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
@@ -41,6 +49,14 @@ def fields(root: Path, kind: str) -> dict[str, Any]:
             "shape": {"hidden_size": 16, "layers": 1, "heads": 2, "kv_heads": 1, "intermediate_size": 32},
         },
         "sft": {"model": f"path:{root}/student", "validation": VALIDATION},
+        "grpo": {
+            "model": f"path:{root}/student",
+            "rewards": ["vowels"],
+            "samples": {"per_prompt": 2, "max_new_tokens": 8},
+            "policy": "paper",
+            "probe_rows": 0,
+            "validation": VALIDATION,
+        },
     }
     taught = {"student": f"path:{root}/student", "teacher": f"path:{root}/teacher", "validation": VALIDATION}
     return {"name": "it", "kind": kind, "optim": OPTIM, **models.get(kind, taught)}

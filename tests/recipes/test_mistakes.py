@@ -20,7 +20,7 @@ DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:b
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
 SOURCES = "csv, dolly, hub, jsonl, parquet, primer, squad, stage, stdlib"
-STAGES = "best, cache, cut, distill, evaluate, export, generate, minillm, pretrain, quantize, report, sft"
+STAGES = "best, cache, cut, distill, evaluate, export, generate, grpo, minillm, pretrain, quantize, report, sft"
 
 
 def message(toml: str, *overrides: str) -> str:

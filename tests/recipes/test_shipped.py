@@ -69,7 +69,7 @@ def test_plan_needs_no_network(load, name, tmp_path):
     assert {row["stage"].partition("@")[0] for row in rows} == {stage.name for stage in recipe.stages}
     assert all(row["state"] == "to do" for row in rows)
     for row in rows:
-        if row["kind"] in ("pretrain", "sft", "distill", "minillm"):
+        if row["kind"] in ("pretrain", "sft", "distill", "minillm", "grpo"):
             assert row["parameters"] > 0, row
             assert row["flops"] > 0, row
             assert row["memory_bytes"] > 16 * row["parameters"]

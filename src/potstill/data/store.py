@@ -18,6 +18,7 @@ from potstill.edges.tokens import beginning, begun, decode, encode
 
 Pair = tuple[list[int], list[int]]
 WeightedPair = tuple[list[int], list[int], float]
+NumberedPair = tuple[list[int], list[int], float, int]
 
 
 @dataclass
@@ -53,6 +54,7 @@ class TokenStore:
         self._ids = np.memmap(folder / "ids.u32", dtype=np.uint32, mode="r")
         self._starts = np.memmap(folder / "starts.i64", dtype=np.int64, mode="r")  # prompt, response, prompt, …, end
         self._weights = np.memmap(folder / "weights.f32", dtype=np.float32, mode="r")
+        self._numbers = np.memmap(folder / "numbers.i64", dtype=np.int64, mode="r")
 
     def __len__(self) -> int:
         return (len(self._starts) - 1) // 2
@@ -83,9 +85,15 @@ class TokenStore:
         """What each of the row's response tokens counts in the loss."""
         return float(self._weights[i])
 
+    def number(self, i: int) -> int:
+        """Of the row, in its source's split, from 0; where the rows came without numbers, in this store."""
+        return int(self._numbers[i])
+
     @classmethod
-    def write(cls, folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> "TokenStore":
-        """Stream pairs, or pairs with a weight, to disk.
+    def write(
+        cls, folder: Path, pairs: Iterable[Pair | WeightedPair | NumberedPair], counts: Counts, what: str
+    ) -> "TokenStore":
+        """Stream pairs, pairs with a weight, or with a weight and a number, to disk.
 
         Raises:
             UserError: no row is left; says why each was dropped.
@@ -96,10 +104,13 @@ class TokenStore:
             (folder / "ids.u32").open("wb") as ids,
             (folder / "starts.i64").open("wb") as starts,
             (folder / "weights.f32").open("wb") as weights,
+            (folder / "numbers.i64").open("wb") as numbers,
         ):
             array("q", [0]).tofile(starts)
-            for prompt, response, *weight in pairs:
-                array("f", weight or [1.0]).tofile(weights)
+            for prompt, response, *more in pairs:
+                weight, number = (*more, *(1.0, counts.rows)[len(more) :])
+                array("f", [weight]).tofile(weights)
+                array("q", [number]).tofile(numbers)
                 array("I", [*prompt, *response]).tofile(ids)
                 array("q", [total + len(prompt), total + len(prompt) + len(response)]).tofile(starts)
                 total += len(prompt) + len(response)
@@ -133,14 +144,16 @@ def too_many_left_out(kept: int, left_out: Mapping[str, int], longest: int, most
     return f"{lost:,} of {kept + lost:,} rows are too long, more than most_left_out = {most:g} allows; {raised}"
 
 
-def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[WeightedPair]:
-    """Prompt, response and weight of each row that fits; what does not is counted, never cut in silence.
+def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[NumberedPair]:
+    """Prompt, response, weight and number of each row that fits; what does not is counted, never cut in silence.
+
+    A row's number is its place among all rows, from 0, those that do not fit included.
 
     Raises:
         UserError: a row whose prompt and answer are not what the chat template writes; see `Renderer.row`.
     """
     counts.begins_with = renderer.begins_with
-    for example in examples:
+    for number, example in enumerate(examples):
         if example.weight == 0:
             counts.dropped["weight 0"] += 1
             continue
@@ -152,12 +165,12 @@ def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Coun
             continue
         counts.context_shortened += row.shortened
         counts.ends_removed += row.end_removed
-        yield row.prompt, row.response, example.weight
+        yield row.prompt, row.response, example.weight, number
 
 
 def instruction_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[Pair]:
     """Prompt and response of each row that fits: `weighted_pairs` where weights do not matter."""
-    for prompt, response, _ in weighted_pairs(examples, renderer, counts):
+    for prompt, response, *_ in weighted_pairs(examples, renderer, counts):
         yield prompt, response
 
 

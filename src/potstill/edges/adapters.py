@@ -1,6 +1,7 @@
 """Low-rank adapters inside a transformers model, by the peft library."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -81,3 +82,19 @@ def add_lora(model: Model, *, r: int, alpha: float, dropout: float, targets: Seq
         tuner.merge_and_unload()
 
     return merge
+
+
+@contextmanager
+def switched_off(model: Model) -> Iterator[None]:
+    """While inside, a model with adapters computes without them: as it was before they were trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    assert layers
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

@@ -10,7 +10,7 @@ up for the sampler, s = αp + (1−α)q. Everything else that the paper and its 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,22 +20,27 @@ from pydantic import Field
 from torch import Tensor
 
 from potstill.core.component import Settings
-from potstill.data.batches import SAMPLED, SHARE, Batch, StepRow, micro_batches, pack_rows
+from potstill.data.batches import SAMPLED, Batch, StepRow
 from potstill.divergences._safe import FLOOR
 from potstill.divergences.reverse_kl import ReverseKL
 from potstill.edges.families import logits_of
 from potstill.edges.packed import tie_of
 from potstill.losses.head import Loss, fused_head, logit_chunks, response_hidden
+from potstill.losses.judging import (
+    ADVANTAGE,
+    LOGQ,
+    WEIGHT,
+    Judged,
+    importance_weights,
+    of_targets,
+    per_row,
+    shared,
+    surrogate,
+)
 from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Dense, Signal
 
-# what a row of a step brings along of each response token
-LOGQ = "logq"  # log-probability under the student that sampled
-WEIGHT = "importance"
-ADVANTAGE = "advantage"
-
 TINY = 1e-8  # added to a variance before division, as the authors have it
-MOST_LOG_RATIO = 20.0  # nats between two students a few updates apart; beyond, exp would overflow and its gradient be NaN
 
 
 class Estimator(Settings):
@@ -89,11 +94,6 @@ def rewards(logp_R: np.ndarray, logq_R: np.ndarray, scaling: float = 1.0, clip: 
     return found_R.clip(-clip, clip) if clip else found_R
 
 
-def importance_weights(logq_R: np.ndarray, sampled_R: np.ndarray) -> np.ndarray:
-    """q(y_t) / s(y_t) of each token alone; at most 1/(1−α) where s = αp + (1−α)q."""
-    return np.exp(logq_R - sampled_R)
-
-
 def returns_after(reward_R: np.ndarray, weight_R: np.ndarray, gamma: float) -> np.ndarray:
     """Σ_{i>t} γ^(i−t−1)·r_i·Π_{t<j≤i} w_j of each token t; 0 of the last.
 
@@ -133,25 +133,14 @@ def whitened(advantages: Sequence[np.ndarray], weights: Sequence[float]) -> list
     return [(each - mean) / np.sqrt(variance + TINY) for each in advantages]
 
 
-@dataclass(frozen=True)
-class Judged:
-    """A step's samples with all that stays as it was when they were drawn.
-
-    Attributes:
-        rows: each with `logq`, `importance` and `advantage` of its response tokens in `given`.
-        figures: means over their tokens: `reward` (nats, as it was before scaling), `importance`, `effective_share` (how many
-            equally weighted tokens vary as little, of all), `gap` (nats between the sampler's own log-probabilities and what
-            student and teacher say of the same tokens when they read whole answers).
-    """
-
-    rows: list[StepRow]
-    figures: dict[str, float]
-
-
 def judged(
     model: Any, signal: Signal, rows: Sequence[StepRow], estimator: Estimator, vocab: int, micro_batch_tokens: int
 ) -> Judged:
-    """Importance weights and advantages of a step's samples, before any of them is learned from.
+    """`logq`, `importance` and `advantage` of each response token of a step's samples, before any of them is learned from.
+
+    Figures are means over the tokens: `reward` (nats, as it was before scaling), `importance`, `effective_share` (how many
+    equally weighted tokens vary as little, of all), `gap` (nats between the sampler's own log-probabilities and what student
+    and teacher say of the same tokens when they read whole answers).
 
     Args:
         model: the student that sampled them, as it was then.
@@ -183,16 +172,10 @@ def log_probabilities(
     model: Any, signal: Signal, rows: Sequence[StepRow], vocab: int, micro_batch_tokens: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """log q and log p of each row's response tokens over the shared vocabulary: float64 [R] each, in the rows' order."""
-    logq, logp = ([np.empty(0)] * len(rows) for _ in range(2))
-    for group in micro_batches([len(row) for row in rows], micro_batch_tokens):
-        batch = pack_rows([rows[i] for i in group]).to(model.device)
-        for found, values_N in zip((logq, logp), _log_probabilities(model, signal, batch, vocab), strict=True):
-            for i, values_R in zip(group, values_N.double().cpu().split(batch.responses), strict=True):
-                found[i] = values_R.numpy()
+    logq, logp = per_row(model, rows, lambda batch: _log_probabilities(model, signal, batch, vocab), micro_batch_tokens)
     return logq, logp
 
 
-@torch.no_grad()
 def _log_probabilities(model: Any, signal: Signal, batch: Batch, vocab: int) -> tuple[Tensor, Tensor]:
     said = signal(batch)
     assert isinstance(said, Dense)
@@ -204,13 +187,9 @@ def _log_probabilities(model: Any, signal: Signal, batch: Batch, vocab: int) -> 
     for hidden_ND, head, form in heads:
         parts = []
         for tokens, logits_CV in logit_chunks(hidden_ND, head, form=form):
-            parts.append(_of_targets(F.log_softmax(logits_CV[:, :vocab], dim=-1), batch.target_N[tokens]))
+            parts.append(of_targets(F.log_softmax(logits_CV[:, :vocab], dim=-1), batch.target_N[tokens]))
         both.append(torch.cat(parts))
     return both[0], both[1]
-
-
-def _of_targets(log_BV: Tensor, target_B: Tensor) -> Tensor:
-    return log_BV.gather(-1, target_B[:, None]).squeeze(-1)
 
 
 def _figures(
@@ -256,7 +235,7 @@ class MiniLLM:
             assert teacher_BV is not None
             old_B, w_B, advantage_B = (batch.given_N[name][tokens].to(logits_BV.dtype) for name in (LOGQ, WEIGHT, ADVANTAGE))
             logq_BV = F.log_softmax(logits_BV[:, : self.vocab], dim=-1)
-            logq_B = _of_targets(logq_BV, batch.target_N[tokens])
+            logq_B = of_targets(logq_BV, batch.target_N[tokens])
             gain_B, clipped_B = surrogate(logq_B, old_B, w_B, advantage_B, self.estimator.clip)
             total_B, parts = -gain_B, {"long_term": -gain_B, "clipped": clipped_B.to(gain_B.dtype), "nll": -logq_B}
             if self.estimator.single_step != "off":
@@ -266,7 +245,7 @@ class MiniLLM:
                 total_B = total_B + (w_B * kl_B if self.estimator.single_step == "weighted" else kl_B)
                 parts["reverse_kl"] = kl_B
             shown = {name: weighted_sum(value_B.detach(), batch, tokens) for name, value_B in parts.items()}
-            return weighted_sum(_shared(total_B, batch, tokens), batch, tokens), shown
+            return weighted_sum(shared(total_B, batch, tokens), batch, tokens), shown
 
         tie = tie_of(model)
         return fused_head(
@@ -283,26 +262,8 @@ class MiniLLM:
     def _text(self, model: Any, batch: Batch) -> Loss:
         def terms(logits_BV: Tensor, _: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
             ce_B = F.cross_entropy(logits_BV, batch.target_N[tokens], reduction="none")
-            return weighted_sum(_shared(ce_B, batch, tokens), batch, tokens), {"ce": weighted_sum(ce_B.detach(), batch, tokens)}
+            return weighted_sum(shared(ce_B, batch, tokens), batch, tokens), {"ce": weighted_sum(ce_B.detach(), batch, tokens)}
 
         tie = tie_of(model)
         hidden_ND = response_hidden(model, batch, tie)
         return fused_head(hidden_ND, model.get_output_embeddings(), terms, form=logits_of(model.config), tie=tie)
-
-
-def surrogate(logq_B: Tensor, old_B: Tensor, weight_B: Tensor, advantage_B: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """min(ρ·w·A, clip(ρ·w, 1±ε)·A) with ρ = exp(log q − old), and whether the clipped one was less; gradient through log q.
-
-    PPO's (Schulman et al., arXiv:1707.06347, equation 7), with the importance weight inside the clip, as the authors of MiniLLM
-    have it: a token whose weight alone lies beyond 1±ε is clipped in its first update.
-    """
-    ratio_B = (logq_B - old_B).clamp(max=MOST_LOG_RATIO).exp() * weight_B
-    gain_B = ratio_B * advantage_B
-    if not clip:
-        return gain_B, torch.zeros_like(gain_B, dtype=torch.bool)
-    bounded_B = ratio_B.clamp(1 - clip, 1 + clip) * advantage_B
-    return torch.minimum(gain_B, bounded_B), bounded_B.detach() < gain_B.detach()
-
-
-def _shared(loss_B: Tensor, batch: Batch, tokens: slice) -> Tensor:
-    return loss_B * batch.given_N[SHARE][tokens].to(loss_B.dtype) if SHARE in batch.given_N else loss_B

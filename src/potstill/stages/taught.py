@@ -1,5 +1,6 @@
-"""What the stages have in common in which a teacher's distributions are learned."""
+"""What the stages have in common in which a teacher's distributions are learned, or a student's own answers."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,11 +34,9 @@ class Written:
     memory_bytes: float
 
 
-class Taught(TrainingStage):
-    """A student that learns a teacher's distributions: the two share a tokenizer, and read the rows alike."""
+class Paired(TrainingStage):
+    """A student that may write answers, and may have a teacher: the two share a tokenizer, and read the rows alike."""
 
-    student: ModelRef = Field(description="what is trained")
-    teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
     teacher_precision: TeacherPrecision = Field(
         default="auto",
         description="of its weights; auto: bf16 when training in bf16, else fp32; int8: body in a quarter of fp32",
@@ -48,11 +47,9 @@ class Taught(TrainingStage):
         "student: let it read the student's form all the same",
     )
 
-    def learner(self) -> tuple[str, ModelRef]:
-        return "student", self.student
-
-    def taught_by(self) -> ModelRef:
-        return self.teacher
+    @abstractmethod
+    def taught_by(self) -> ModelRef | None:
+        """The teacher, where there is one."""
 
     def new_tokens(self) -> int | None:
         """Tokens of the longest answer that the student writes while it is trained; None where it writes none."""
@@ -60,19 +57,24 @@ class Taught(TrainingStage):
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
-        try:
-            teacher = outlook.model(self.teacher)
-        except UserError as error:
-            yield Problem("teacher", str(error), repr(str(self.teacher)))
-            return
-        if teacher is None:
-            return
-        theirs, ours = teacher.tokenizer(), outlook.tokenizer(self.student)
+        ref, teacher = self.taught_by(), None
+        if ref is not None:
+            try:
+                teacher = outlook.model(ref)
+            except UserError as error:
+                yield Problem("teacher", str(error), repr(str(ref)))
+                return
+            if teacher is None:
+                return
+            yield from self._teacher_problems(outlook, ref, teacher)
+        yield from self._answer_problems(outlook, ref, teacher)
+
+    def _teacher_problems(self, outlook: Outlook, ref: ModelRef, teacher: Prospect) -> Iterator[Problem]:
+        theirs, ours = teacher.tokenizer(), outlook.tokenizer(self.reader())
         if theirs is not None and ours is not None:
             yield from self.pair_problems(teacher.size.vocab, theirs, ours)
-        yield from position_problems(outlook, self, teacher.config, f"the teacher {self.teacher}")
-        yield from self._validation_problems(outlook, teacher.config, f"the teacher {self.teacher}", against_teacher=True)
-        yield from self._answer_problems(outlook, teacher)
+        yield from position_problems(outlook, self, teacher.config, f"the teacher {ref}")
+        yield from self._validation_problems(outlook, teacher.config, f"the teacher {ref}", against_teacher=True)
         if self.teacher_precision == "int8":
             yield from (Problem("teacher_precision", rule, "'int8'") for rule in int8_problems(teacher.config))
 
@@ -83,14 +85,14 @@ class Taught(TrainingStage):
             rows: of the teacher's output layer.
         """
         try:
-            shared_vocabulary(theirs, ours, str(self.teacher), str(self.student))
-            check_rows(rows, theirs, str(self.teacher))
+            shared_vocabulary(theirs, ours, str(self.taught_by()), str(self.reader()))
+            check_rows(rows, theirs, str(self.taught_by()))
             self._foreign(theirs, ours, self.name)
         except UserError as error:
             yield Problem("teacher", str(error).removeprefix(f"{self.name}: "))
 
-    def _answer_problems(self, outlook: Outlook, teacher: Prospect) -> Iterator[Problem]:
-        """What the student writes: by whom, and whether it fits the positions of both models."""
+    def _answer_problems(self, outlook: Outlook, ref: ModelRef | None, teacher: Prospect | None) -> Iterator[Problem]:
+        """What the student writes: by whom, and whether it fits the positions of all models that read it."""
         new = self.new_tokens()
         if new is None:
             return
@@ -99,16 +101,26 @@ class Taught(TrainingStage):
         student = None
         with suppress(UserError):  # said at its own field
             student = self.prospect(outlook)
-        prompt = outlook.rows(self.data, self.prompts, self.reader(), "train").longest_prompt
-        for who, config in ((self.student, student.config if student is not None else None), (self.teacher, teacher.config)):
-            limit = positions_of(config) if config is not None else None
-            if limit is not None and prompt + new > limit:
-                yield Problem(
-                    "samples.max_new_tokens",
-                    f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} "
-                    f"positions; set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens",
-                    str(new),
-                )
+        for who, reader in ((self.reader(), student), (ref, teacher)):
+            if reader is not None:
+                yield from self.room_problems(outlook, f"{who}", reader, new)
+
+    def room_problems(self, outlook: Outlook, who: str, reader: Prospect, new: int) -> Iterator[Problem]:
+        """Whether the longest prompt and an answer of so many tokens fit a model's positions."""
+        limit = positions_of(reader.config)
+        if limit is None:
+            return
+        try:
+            prompt = outlook.rows(self.data, self.prompts, self.reader(), "train").longest_prompt
+        except UserError:  # the rows' own problem
+            return
+        if prompt + new > limit:
+            yield Problem(
+                "samples.max_new_tokens",
+                f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} "
+                f"positions; set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens",
+                str(new),
+            )
 
     def written(self, outlook: Outlook, writers: Sequence[Prospect], rows: RowsOf, answers: int) -> Written:
         """What so many answers take together, each token of them read by all the writers."""
@@ -133,11 +145,13 @@ class Taught(TrainingStage):
         Raises:
             UserError: it is no teacher for this student and these rows; says why.
         """
-        work, where = context.work, context.where(self.teacher)
+        ref = self.taught_by()
+        assert ref is not None
+        work, where = context.work, context.where(ref)
         theirs = load_tokenizer(where)
-        vocab = shared_vocabulary(theirs, tokenizer, str(self.teacher), str(self.student))
-        check_rows(config_of(where).vocab_size, theirs, str(self.teacher))
-        if said := own_tokens(theirs, tokenizer, str(self.teacher), str(self.student)):
+        vocab = shared_vocabulary(theirs, tokenizer, str(ref), str(self.reader()))
+        check_rows(config_of(where).vocab_size, theirs, str(ref))
+        if said := own_tokens(theirs, tokenizer, str(ref), str(self.reader())):
             work.note(f"{work.name:<14} {said}")
         check_known(store.largest_id(), vocab, tokenizer, work.name)
         check_positions(config_of(where), longest(store), f"{work.name}: teacher")
@@ -154,5 +168,21 @@ class Taught(TrainingStage):
         return foreign_form(ours, theirs, self.prompts, self.data.examples("train"), self.teacher_reads, who)
 
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
-        theirs = load_tokenizer(context.where(self.teacher))
+        ref = self.taught_by()
+        if ref is None:
+            return {}
+        theirs = load_tokenizer(context.where(ref))
         return {"teacher_reads": ranks.on_first(lambda: self._foreign(theirs, tokenizer, context.work.name))}
+
+
+class Taught(Paired):
+    """A student that learns a teacher's distributions."""
+
+    student: ModelRef = Field(description="what is trained")
+    teacher: ModelRef = Field(description="what it learns from; tune it on the task first")
+
+    def learner(self) -> tuple[str, ModelRef]:
+        return "student", self.student
+
+    def taught_by(self) -> ModelRef:
+        return self.teacher

@@ -20,6 +20,7 @@ from potstill.core.types import Example, Split
 from potstill.data.prompts import Renderer
 from potstill.data.store import (
     Counts,
+    NumberedPair,
     Pair,
     TokenStore,
     WeightedPair,
@@ -498,7 +499,7 @@ def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
     return store
 
 
-def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair], counts: Counts, what: str) -> TokenStore:
+def tokenised(folder: Path, pairs: Iterable[Pair | WeightedPair | NumberedPair], counts: Counts, what: str) -> TokenStore:
     """Rows as tokens, written by the first process and read by all."""
     return TokenStore(folder, ranks.on_first(lambda: TokenStore.write(folder, pairs, counts, what).counts))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from potstill.core.errors import UserError
 from potstill.data.batches import Batch
+from potstill.edges.adapters import switched_off
 from potstill.edges.families import Logits, logits_of
 from potstill.losses.head import logit_chunks, response_hidden
 from potstill.losses.targets import Buckets, Dense
@@ -63,6 +64,21 @@ class Recalled:
 
     def facts(self) -> dict[str, Any]:
         return self.live.facts()
+
+
+class Unadapted:
+    """What a student with adapters would say without them: its own start, at no memory."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, batch: Batch) -> Dense:
+        with switched_off(self.model):
+            hidden_ND = teacher_hidden(self.model, batch)
+        return Dense(hidden_ND, self.model.get_output_embeddings(), logits_of(self.model.config))
+
+    def facts(self) -> dict[str, Any]:
+        return {"kept": "live"}
 
 
 def teacher_hidden(teacher: Any, batch: Batch) -> Tensor:

@@ -16,20 +16,13 @@ from potstill.train.lessons import Data
 FRUITLESS = 3  # steps one after the other without a token to learn, after which training ends
 
 
-class Answers(Settings):
-    """How answers that a student writes are grouped and learned."""
+class Grouped(Settings):
+    """How many answers a prompt gets, and how far writing and training may be apart."""
 
     per_prompt: int = Field(default=1, ge=1, description="answers to each prompt in a step")
-    cut: Literal["counted", "masked"] = Field(
-        default="counted", description="answers that reach max_new_tokens: learned like others, or left out"
-    )
     max_gap: float = Field(
         default=0.1, gt=0, description="largest mean difference of log-probabilities, in nats, between writing and training"
     )
-
-    def learns(self, rollout: Rollout) -> bool:
-        """Whether an answer is learned."""
-        return rollout.finished or self.cut == "counted"
 
     def refuse_gap(self, step: int, gap: float) -> None:
         """Raises:
@@ -40,6 +33,18 @@ class Answers(Settings):
                 f"step {step + 1}: log-probabilities of the sampled tokens differ by {gap:.3g} nats on average between "
                 f"writing and training, more than samples.max_gap = {self.max_gap:g}; train in float32, or raise it"
             )
+
+
+class Answers(Grouped):
+    """How answers that a student writes are grouped and learned."""
+
+    cut: Literal["counted", "masked"] = Field(
+        default="counted", description="answers that reach max_new_tokens: learned like others, or left out"
+    )
+
+    def learns(self, rollout: Rollout) -> bool:
+        """Whether an answer is learned."""
+        return rollout.finished or self.cut == "counted"
 
 
 class Samples(Sampling, Answers):

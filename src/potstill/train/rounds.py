@@ -1,6 +1,7 @@
 """Rounds of samples, drawn and judged once and learned in several steps, with rows of data beside them as plain text."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,12 +15,12 @@ from potstill.data.rollout import Asked, Engine, Rollout, Sampling
 from potstill.data.store import TokenStore
 from potstill.train.lessons import Data
 from potstill.train.loop import Optim, data_of, tokens_of
-from potstill.train.practice import FRUITLESS, Answers, asked_of, kept, of_answers, row_of
+from potstill.train.practice import FRUITLESS, Answers, Grouped, asked_of, kept, of_answers, row_of
 
 Judge = Callable[[Sequence[StepRow]], tuple[list[StepRow], Mapping[str, float]]]
 
 
-class RoundSamples(Answers):
+class PerRound(Grouped):
     """What a round draws, and for how many steps."""
 
     max_new_tokens: int = Field(default=128, ge=1, description="longest answer, in tokens; a longer one is cut there")
@@ -33,6 +34,10 @@ class RoundSamples(Answers):
             f"a step learns from optim.batch_size = {batch_size} answers, which per_prompt = {self.per_prompt} "
             "does not divide; change one of them"
         )
+
+
+class RoundSamples(PerRound, Answers):
+    """What a round draws, for how many steps, and what of it is learned."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Pace:
     updates: int
 
     @classmethod
-    def of(cls, samples: RoundSamples, optim: Optim, text: bool) -> "Pace":
+    def of(cls, samples: PerRound, optim: Optim, text: bool) -> "Pace":
         return cls(optim.batch_size // samples.per_prompt, optim.batch_size if text else 0, samples.updates)
 
     @property
@@ -92,39 +97,30 @@ class Drawn:
     generated: int = 0
 
 
-class Rounds:
-    """What each step reads: all answers of its round, and rows of data of its own.
-
-    A round answers the prompts of its first rows of data with the student as it is then, judges the answers, and gives them to
-    each of its steps. The loss of a step is the mean over sampled tokens plus `text` times the mean over those of data, each
-    token counted by its row's weight: that is what `SHARE` makes of one sum over both. Which tokens are drawn follows from the
-    seed, the step and the prompt.
+class RoundLessons(ABC):
+    """Rounds of samples, each drawn once and learned in several steps; what is drawn and learned is a subclass's.
 
     Args:
-        judge: gets sampled rows with their log-probabilities when they were drawn, and gives them with all that the objective
-            wants to know of them, and figures.
-        text: weight of the rows of data; 0: none are read.
-        watch: gets the number of finished answers, and of all.
+        drawn: what there is before the first round.
+        text: whether each step reads rows of data too.
     """
 
     writes = True
 
-    def __init__(
-        self,
-        store: TokenStore,
-        optim: Optim,
-        samples: RoundSamples,
-        text: float,
-        engine: Engine,
-        judge: Judge,
-        seed: int,
-        watch: Callable[[int, int], None],
-    ) -> None:
-        self.samples, self.text, self.engine, self.judge, self.seed, self.watch = samples, text, engine, judge, seed, watch
-        self.pace = Pace.of(samples, optim, text > 0)
+    def __init__(self, store: TokenStore, optim: Optim, samples: PerRound, text: bool, seed: int, drawn: Drawn) -> None:
+        self.limits, self.seed = samples, seed
+        self.pace = Pace.of(samples, optim, text)
         self.data: Data = data_of(store, optim, seed, self.pace.rows)
         self.total = self.pace.steps(optim, len(store))
-        self.drawn, self.age = Drawn(), 0
+        self.drawn, self.age = drawn, 0
+
+    @abstractmethod
+    def _draw(self, number: int, step: int, asked: Sequence[int]) -> Drawn:
+        """A round's answers to rows of data, judged; changes nothing here, because Ctrl-C can end it anywhere."""
+
+    @abstractmethod
+    def _lesson(self, others: Sequence[int]) -> list[StepRow]:
+        """What a step learns from: the round's answers, and rows of data of its own."""
 
     @property
     def generated(self) -> int:
@@ -141,32 +137,14 @@ class Rounds:
         if self.drawn.round != number:
             self.drawn = self._draw(number, step, asked)  # at once: who interrupts the drawing finds what was before
         self.age = age
-        return apart(self.drawn.rows, rows_of(self.data.store, others[age]), self.text)
-
-    def _draw(self, number: int, step: int, asked: Sequence[int]) -> Drawn:
-        store = self.data.store
-        prompts = asked_of(store, asked)
-        sampling = Sampling(max_new_tokens=self.samples.max_new_tokens)
-        found = self.engine(prompts, self.samples.per_prompt, sampling, self.seed << 32 | step, self.watch)
-        rows = [_drawn_row(prompts, each, store.weight(asked[each.prompt])) for each in found if self.samples.learns(each)]
-        told, figures = self.judge(rows) if rows else ([], {})
-        fruitless = 0 if rows else self.drawn.fruitless + 1
-        if fruitless == FRUITLESS:
-            raise UserError(
-                f"step {step + 1}: every answer of {FRUITLESS} rounds was cut at samples.max_new_tokens = "
-                f"{self.samples.max_new_tokens}, so that no answer is learned; raise it, or learn cut answers too "
-                "(samples.cut = 'counted')"
-            )
-        shown = {**of_answers(found), **{f"samples_{name}": value for name, value in figures.items()}}
-        generated = self.drawn.generated + sum(len(each.ids) for each in found)
-        return Drawn(number, tuple(map(_lasting, told)), shown, fruitless, generated)
+        return self._lesson(others[age])
 
     def check(self, step: int, means: Mapping[str, float]) -> None:
         """Raises:
         UserError: the probabilities that the answers were drawn by are not those that they are trained by.
         """
         if self.age == 0:
-            self.samples.refuse_gap(step, self.figures().get("samples_gap", 0.0))
+            self.limits.refuse_gap(step, self.figures().get("samples_gap", 0.0))
 
     def figures(self) -> Mapping[str, float]:
         return {**self.drawn.figures, "samples_age": float(self.age)}
@@ -177,7 +155,66 @@ class Rounds:
 
     def restore(self, state: dict[str, Any]) -> None:
         if state:
-            self.drawn = Drawn(**{**state, "rows": tuple(row_of(*each) for each in state["rows"])})
+            self.drawn = type(self.drawn)(**{**state, "rows": tuple(row_of(*each) for each in state["rows"])})
+
+
+class Rounds(RoundLessons):
+    """What each step reads: all answers of its round, and rows of data of its own.
+
+    A round answers the prompts of its first rows of data with the student as it is then, judges the answers, and gives them to
+    each of its steps. The loss of a step is the mean over sampled tokens plus `text` times the mean over those of data, each
+    token counted by its row's weight: that is what `SHARE` makes of one sum over both. Which tokens are drawn follows from the
+    seed, the step and the prompt.
+
+    Args:
+        judge: gets sampled rows with their log-probabilities when they were drawn, and gives them with all that the objective
+            wants to know of them, and figures.
+        text: weight of the rows of data; 0: none are read.
+        watch: gets the number of finished answers, and of all.
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        optim: Optim,
+        samples: RoundSamples,
+        text: float,
+        engine: Engine,
+        judge: Judge,
+        seed: int,
+        watch: Callable[[int, int], None],
+    ) -> None:
+        super().__init__(store, optim, samples, text > 0, seed, Drawn())
+        self.samples, self.text, self.engine, self.judge, self.watch = samples, text, engine, judge, watch
+
+    def _draw(self, number: int, step: int, asked: Sequence[int]) -> Drawn:
+        store = self.data.store
+        prompts = asked_of(store, asked)
+        sampling = Sampling(max_new_tokens=self.samples.max_new_tokens)
+        found = self.engine(prompts, self.samples.per_prompt, sampling, self.seed << 32 | step, self.watch)
+        rows = [drawn_row(prompts, each, store.weight(asked[each.prompt])) for each in found if self.samples.learns(each)]
+        told, figures = self.judge(rows) if rows else ([], {})
+        fruitless = 0 if rows else self.drawn.fruitless + 1
+        if fruitless == FRUITLESS:
+            raise all_cut(step, self.samples.max_new_tokens, "samples.cut = 'counted'")
+        shown = {**of_answers(found), **{f"samples_{name}": value for name, value in figures.items()}}
+        generated = self.drawn.generated + sum(len(each.ids) for each in found)
+        return Drawn(number, tuple(map(lasting, told)), shown, fruitless, generated)
+
+    def _lesson(self, others: Sequence[int]) -> list[StepRow]:
+        return apart(self.drawn.rows, rows_of(self.data.store, others), self.text)
+
+
+def all_cut(step: int, max_new_tokens: int, counted: str) -> UserError:
+    """No answer of so many rounds ended of itself.
+
+    Args:
+        counted: what makes cut answers be learned, in the recipe's words.
+    """
+    return UserError(
+        f"step {step + 1}: every answer of {FRUITLESS} rounds was cut at samples.max_new_tokens = {max_new_tokens}, "
+        f"so that no answer is learned; raise it, or learn cut answers too ({counted})"
+    )
 
 
 def apart(samples: Sequence[StepRow], text: Sequence[StepRow], weight: float) -> list[StepRow]:
@@ -194,11 +231,12 @@ def _with(row: StepRow, share: float) -> StepRow:
     return replace(row, given={**row.given, SHARE: np.full(len(row.response), share, np.float32)})
 
 
-def _drawn_row(prompts: Sequence[Asked], rollout: Rollout, weight: float) -> StepRow:
+def drawn_row(prompts: Sequence[Asked], rollout: Rollout, weight: float) -> StepRow:
+    """A sampled answer as a row, with the log-probabilities that it was drawn by."""
     return StepRow(prompts[rollout.prompt].ids, rollout.ids, weight, sampled=True, given={SAMPLED: rollout.logp_N})
 
 
-def _lasting(row: StepRow) -> StepRow:
+def lasting(row: StepRow) -> StepRow:
     """What a row brings along, as a checkpoint gives it back."""
     given = {name: values.astype(np.float32) for name, values in row.given.items() if name != SAMPLED}
     return replace(row, given=given)

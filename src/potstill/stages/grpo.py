@@ -1,0 +1,288 @@
+"""Reinforcement learning from rewards, by groups of the model's own answers."""
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from potstill.core.errors import Problem, UserError
+from potstill.core.types import Example
+from potstill.data.batches import StepRow
+from potstill.data.prompts import Renderer
+from potstill.data.rollout import Rollout
+from potstill.data.store import TokenStore
+from potstill.edges.decoding import undisturbed
+from potstill.edges.models import config_of
+from potstill.edges.tokens import encode
+from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
+from potstill.losses import policy
+from potstill.losses.objective import Objective
+from potstill.losses.policy import Policy, PolicyGradient
+from potstill.losses.targets import Signal
+from potstill.rewards import Answered, Reward
+from potstill.rollouts.local import Local
+from potstill.stages.base import Context
+from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
+from potstill.stages.hacks import Probed, refuse_hacks
+from potstill.stages.outlook import Cost, Outlook, Prospect
+from potstill.stages.refs import ModelRef
+from potstill.stages.rewarded import courses, in_words, summary_of
+from potstill.stages.spent import Basis, Tally
+from potstill.stages.start import Student
+from potstill.stages.taught import Paired
+from potstill.teachers.signals import Live, Recalled, Unadapted
+from potstill.teachers.teacher import facts_of, frozen, load_teacher
+from potstill.train.grading import Grades, graded, names_of
+from potstill.train.groups import Groups, GroupSamples
+from potstill.train.lessons import Lessons
+from potstill.train.loop import autocast, in_bf16
+from potstill.train.rounds import Pace
+
+
+class GRPO(Paired, kind="grpo"):
+    """Raise the rewards of a model's own answers by group-relative policy optimisation.
+
+    Shao et al., DeepSeekMath, arXiv:2402.03300. Each round answers `optim.batch_size / samples.per_prompt` prompts of the
+    training rows, `per_prompt` times each; an answer's advantage is its reward less its group's mean, and `samples.updates`
+    optimiser steps learn from all answers of the round by `policy`. A row's response is not learned: rewards may compare
+    answers with it.
+
+    The model learns in evaluation mode, without dropout: else the probabilities of an answer's first update would not be those
+    that it was drawn by. The summary's `rewards` says for each reward how it began and ended and what part of the advantages'
+    variance was its own, and `format_only` whether rewards of the form rose and those that judge correctness did not.
+    """
+
+    model: ModelRef = Field(description="what is trained")
+    teacher: ModelRef | None = Field(
+        default=None, description="what `policy.beta_kd` keeps the model near to, of the same tokenizer; default: none"
+    )
+    reference: ModelRef | None = Field(
+        default=None,
+        description="what `policy.beta` keeps the model near to; default: the model as it begins, with `adapter` by switching "
+        "that off, else by a frozen copy. Where a reference is named, the KL to it is shown even with beta = 0",
+    )
+    rewards: tuple[Reward, ...] = Field(
+        min_length=1, description="what an answer is worth: the sum of these, each times its weight"
+    )
+    policy: Policy = Field(
+        default=Policy(),
+        description="what is minimised; a preset's name (`recommended`, `paper`, `deepseek`, `dr_grpo`, `dapo`) or a table",
+    )
+    samples: GroupSamples = GroupSamples()
+    probe_rows: int = Field(
+        default=8,
+        ge=0,
+        description="rows on which answers that solve nothing (empty, tags alone, the prompt again, very long) must not score "
+        "above the reference answer, tried before the first step; 0: not tried",
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "GRPO":
+        if problem := self.samples.problem(self.optim.batch_size):
+            raise ValueError(f"samples: {problem}")
+        if self.policy.beta_kd and self.teacher is None:
+            raise ValueError(f"policy.beta_kd = {self.policy.beta_kd:g} needs a teacher; name one, or leave beta_kd out")
+        if self.teacher is not None and not self.policy.beta_kd:
+            raise ValueError("teacher is for policy.beta_kd > 0; set that too, or leave teacher out")
+        return self
+
+    def learner(self) -> tuple[str, ModelRef]:
+        return "model", self.model
+
+    def taught_by(self) -> ModelRef | None:
+        return self.teacher
+
+    def dropout(self) -> bool:
+        return False
+
+    def pace(self, rows: int) -> tuple[int, int]:
+        steps = Pace.of(self.samples, self.optim, False).steps(self.optim, rows)
+        return steps, steps * self.optim.batch_size
+
+    def new_tokens(self) -> int:
+        return self.samples.max_new_tokens
+
+    def teacher_stays(self) -> bool:
+        return self.teacher is not None
+
+    def beside(self, objective: Objective) -> tuple[Any, int] | None:
+        own = _own(objective)
+        return (own.signal.teacher, own.vocab) if isinstance(own.signal, Recalled) else None
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        yield from self._reference_problems(outlook)
+        yield from self._test_problems()
+
+    def _reference_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        if self.reference is None:
+            return
+        try:
+            found = outlook.model(self.reference)
+            if found is None:
+                return
+            theirs, ours = found.tokenizer(), outlook.tokenizer(self.model)
+            if theirs is not None and ours is not None:
+                shared_vocabulary(theirs, ours, str(self.reference), str(self.model))
+                check_rows(found.size.vocab, theirs, str(self.reference))
+        except UserError as error:
+            yield Problem("reference", str(error), repr(str(self.reference)))
+            return
+        yield from self.room_problems(outlook, f"the reference {self.reference}", found, self.samples.max_new_tokens)
+
+    def _test_problems(self) -> Iterator[Problem]:
+        """Rewards that judge programs by tests, on rows of which none has any."""
+        for i, reward in enumerate(self.rewards):
+            if not (type(reward).runs_programs and type(reward).correctness):
+                continue
+            with suppress(UserError):  # the rows' own problem
+                if not any(example.tests for example in self.data.examples("train")):
+                    rule = "runs programs against tests, and no training row has any; name data that brings tests"
+                    yield Problem(f"rewards[{i}]", rule, repr(str(reward.kind)))
+
+    def cost(self, outlook: Outlook) -> Cost:
+        cost, student = super().cost(outlook), self.prospect(outlook)
+        if student is None or cost.step is None or cost.steps is None or cost.memory_bytes is None:
+            return cost
+        rows, batch, precision = cost.rows[0], self.optim.batch_size, self.optim.precision
+        rounds = math.ceil(cost.steps / self.samples.updates)
+        flops, seconds, memory = cost.flops or 0.0, cost.seconds, float(cost.memory_bytes)
+        for reader, times, distributions in self._readers(outlook, student, rounds, cost.steps):
+            probe = outlook.probe(reader.config, rows, precision)
+            tokens, responses = times * batch * rows.tokens, distributions * batch * rows.response
+            flops += reading_flops(reader.size, tokens, responses)
+            if seconds is not None and probe is not None:
+                seconds += probe.scored_seconds(tokens, responses)
+        written = self.written(outlook, [student], rows, batch)
+        draws = rounds * (1 + self.policy.redraws)  # as if every group were drawn again each time
+        reference = self._reference_of(outlook, student)
+        if reference is not None and (self.reference is not None or self.adapter is None):
+            memory += FLOAT * reference.size.parameters
+        teacher = outlook.model(self.teacher) if self.teacher is not None else None
+        if teacher is not None:
+            memory += head_memory(teacher.size, cost.step.row_tokens * batch, teacher=True)
+            memory += teacher_bytes(teacher.size, self.teacher_precision, precision)
+        flops += draws * written.flops
+        return replace(
+            cost,
+            flops=flops,
+            seconds=seconds + draws * written.seconds if seconds is not None else None,
+            memory_bytes=round(memory + written.memory_bytes),
+            step=replace(cost.step, teacher=teacher.size if teacher is not None else None, flops=flops / cost.steps),
+        )
+
+    def _readers(self, outlook: Outlook, student: Prospect, rounds: int, steps: int) -> Iterator[tuple[Prospect, int, int]]:
+        """Who reads answers besides training: how often all of them, and how often it makes their distributions."""
+        yield student, rounds, rounds
+        reference = self._reference_of(outlook, student)
+        if reference is not None:
+            yield reference, rounds, rounds
+        teacher = outlook.model(self.teacher) if self.teacher is not None else None
+        if teacher is not None:
+            yield teacher, rounds, steps
+
+    def _reference_of(self, outlook: Outlook, student: Prospect) -> Prospect | None:
+        if self.reference is not None:
+            return outlook.model(self.reference)
+        return student if self.policy.beta else None
+
+    def flops(self, tally: Tally, basis: Basis) -> float | None:
+        learning = super().flops(tally, basis)
+        if learning is None or self.reference is not None or (self.teacher is not None and basis.teacher is None):
+            return None
+        student, drawn = basis.student, tally.generated_tokens
+        # what is learned is judged once for all updates
+        tokens, responses = tally.tokens / self.samples.updates, tally.sampled_tokens / self.samples.updates
+        judging = (2 if self.policy.beta else 1) * reading_flops(student, tokens, responses)
+        teaching = reading_flops(basis.teacher, tokens, tally.sampled_tokens) if basis.teacher is not None else 0.0
+        return learning + judging + teaching + reading_flops(student, tally.rows * basis.prompt + drawn, drawn)
+
+    def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
+        if self.teacher is None:
+            return PolicyGradient(self.policy, shared_vocabulary(tokenizer, tokenizer), self.samples.temperature)
+        teacher = self.teacher_of(context, tokenizer, store)
+        return PolicyGradient(self.policy, teacher.vocab, self.samples.temperature, Recalled(teacher.live()))
+
+    def lessons(
+        self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
+    ) -> Lessons:
+        own, model, settings = _own(objective), student.model, self.optim
+        reference = self._reference_signal(context, renderer.tokenizer, student)
+        examples = list(self.data.examples("train"))
+
+        def example(row: int) -> Example:
+            return renderer.scored(examples[store.number(row)])
+
+        def grade(rows: Sequence[int], found: Sequence[Rollout]) -> Grades:
+            known = {row: example(row) for row in dict.fromkeys(rows)}
+            return graded(
+                self.rewards,
+                [
+                    Answered(known[row], renderer.said(answer.text), len(answer.ids), answer.finished)
+                    for row, answer in zip(rows, found, strict=True)
+                ],
+            )
+
+        def judge(rows: Sequence[StepRow]) -> tuple[list[StepRow], dict[str, float]]:
+            if isinstance(own.signal, Recalled):
+                own.signal.forget()
+            with undisturbed(model), autocast(settings.precision):
+                tokens = settings.pass_tokens(model.config.hidden_size)
+                told = policy.judged(model, reference, rows, self.policy, own.vocab, tokens, self.samples.temperature)
+            return told.rows, told.figures
+
+        self._refuse_hacks(renderer, store, example)
+        engine = Local(
+            model,
+            renderer.tokenizer,
+            renderer.stop_ids,
+            precision="bf16" if in_bf16(settings.precision) else "fp32",
+            vocab=own.vocab,
+        )
+        names, watch = names_of(self.rewards), self.watch(context)
+        return Groups(store, settings, self.samples, own, engine, grade, names, judge, self.seed, watch, context.work.note)
+
+    def _reference_signal(self, context: Context, tokenizer: Tokenizer, student: Student) -> Signal | None:
+        """What KL is measured from; the model is still as it begins.
+
+        Raises:
+            UserError: the named one has another tokenizer.
+        """
+        if self.reference is not None:
+            where = context.where(self.reference)
+            theirs = load_tokenizer(where)
+            shared_vocabulary(theirs, tokenizer, str(self.reference), str(self.model))
+            check_rows(config_of(where).vocab_size, theirs, str(self.reference))
+            return Live(load_teacher(where, "auto", in_bf16(self.optim.precision)))
+        if not self.policy.beta:
+            return None
+        return Unadapted(student.model) if self.adapter is not None else Live(frozen(copy.deepcopy(student.model)))
+
+    def _refuse_hacks(self, renderer: Renderer, store: TokenStore, example: Any) -> None:
+        count = min(self.probe_rows, len(store))
+        rows = [n * len(store) // count for n in range(count)]
+        if rows:
+            probed = [Probed(example(row), store.response_length(row)) for row in rows]
+            refuse_hacks(self.rewards, probed, lambda text: len(encode(renderer.tokenizer, text)), self.samples.max_new_tokens)
+
+    def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
+        own = _own(objective)
+        signal = {"signal": facts_of(own.signal)} if own.signal is not None else {}
+        return {
+            **signal,
+            **super().facts(context, tokenizer, objective),
+            **summary_of(courses(context.work.metrics.read(), self.rewards)),
+        }
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        said = in_words(summary)
+        return f"{super().closing(summary)}; {said}" if said else super().closing(summary)
+
+
+def _own(objective: Objective) -> PolicyGradient:
+    assert isinstance(objective, PolicyGradient)
+    return objective
