@@ -12,9 +12,9 @@ printed, and the mean reward, which must agree but for sampling. Models with ran
 share of their vocabulary counts as ends, so that lengths are uneven as they are in life.
 
 Engines: `potstill` is `fit` as the grpo stage runs it, the log-probabilities of the sampler checked against the trainer's in a
-pass of its own. `trl` is TRL's GRPOTrainer without vLLM, evaluation, checkpoints, logging and gradient checkpointing; `generate`
-of transformers over the whole batch, padded on the left. `trl_continuous`, left out unless `--engines` names
-it, is the same with transformers' continuous batching, which on a CPU is by far the slower way.
+pass of its own. `trl` is TRL's GRPOTrainer without vLLM, evaluation, checkpoints, logging and gradient checkpointing;
+`generate` of transformers over the whole batch, padded on the left. `trl_continuous`, left out unless `--engines` names it, is
+the same with transformers' continuous batching, which on a CPU is by far the slower way.
 """
 
 import json
