@@ -17,9 +17,13 @@ from potstill.rewards.repetition import Repetition
 
 KINDS = sorted(Reward.kinds)
 PROGRAM = "xs = [int(x) for x in input().split()]\nprint(sum(xs))"
+THOUGHT = {
+    "en": "Step 1: Read the numbers.\nStep 2: Add them.\nStep 3: Print.",
+    "es": "Paso 1: Leer los números.\nPaso 2: Sumarlos.\nPaso 3: Imprimir.",
+}
 REFERENCE = {
-    "en": f"<think>\nStep 1: Read the numbers.\nStep 2: Add them.\nStep 3: Print.\n</think>\n<answer>\n```python\n{PROGRAM}\n```\n</answer>",
-    "es": f"<think>\nPaso 1: Leer los números.\nPaso 2: Sumarlos.\nPaso 3: Imprimir.\n</think>\n<answer>\n```python\n{PROGRAM}\n```\n</answer>",
+    language: f"<think>\n{thought}\n</think>\n<answer>\n```python\n{PROGRAM}\n```\n</answer>"
+    for language, thought in THOUGHT.items()
 }
 TESTS = RowTests(cases=(Case("1 2\n", "3\n"), Case("4\n", "4\n")))
 ASKED = {"en": "Print the sum of the integers on a line.", "es": "Imprime la suma de los enteros de una línea."}

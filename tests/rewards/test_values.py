@@ -12,11 +12,12 @@ from potstill.rewards.length import Length
 from potstill.rewards.tests import Tests as Passing
 
 SUM = Example("k", "Sum?", "r", tests=RowTests(cases=(Case("1 2\n", "3\n"), Case("4 5\n", "9\n"), Case("1\n", "1\n"))))
+PLAIN = Example("k", "q", "r")
 RIGHT = "```python\nprint(sum(map(int, input().split())))\n```"
 CONSTANT = "```python\nprint(3)\n```"
 
 
-def value(kind: str, text: str, of: Example = Example("k", "q", "r"), tokens: int = 1, **fields: Any) -> float | Abstain:
+def value(kind: str, text: str, of: Example = PLAIN, tokens: int = 1, **fields: Any) -> float | Abstain:
     return Reward.parse({"kind": kind, **fields})([Answered(of, text, tokens, True)])[0]  # pyright: ignore[reportCallIssue]
 
 
@@ -123,7 +124,7 @@ def test_length(tokens: int, right: float, wrong: float) -> None:
 
 def test_a_right_answer_of_any_length_is_worth_more_than_any_wrong_one() -> None:
     length = Length(longest=50, window=10, penalty=0.8)
-    right, wrong = ([length._value(kind, tokens) for tokens in range(0, 200)] for kind in (True, False))
+    right, wrong = ([length._value(kind, tokens) for tokens in range(200)] for kind in (True, False))
     assert min(right) > max(wrong)
 
 

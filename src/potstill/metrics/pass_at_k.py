@@ -11,11 +11,11 @@ from potstill.scorers.programs import Judging, grades_of, pass_at_k
 
 
 class PassAtK(SampledMetric, kind="pass_at_k"):
-    """100 · (1 − C(n−c, k) / C(n, k)): the chance that one of k answers passes, estimated without bias from n samples of which c
-    pass. Chen et al., arXiv:2107.03374, eq. 1.
+    """100 · (1 − C(n−c, k) / C(n, k)): the chance that one of k answers passes, from n samples of which c pass, without bias.
 
-    Samples are drawn at `temperature` over the whole vocabulary, apart from the answers of `decoding`. A sample that the sandbox
-    could not judge leaves n; a row with fewer than k judged samples, or without tests, is abstained from.
+    Chen et al., arXiv:2107.03374, eq. 1. Samples are drawn at `temperature` over the whole vocabulary, apart from the answers
+    of `decoding`. A sample that the sandbox could not judge leaves n; a row with fewer than k judged samples, or without
+    tests, is abstained from.
     """
 
     unit: ClassVar[str] = "%"
