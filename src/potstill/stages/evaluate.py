@@ -36,9 +36,10 @@ from potstill.stages.known import question_hashes
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.measure import Asked, Beside, Decoding, Measured, asking, measure
 from potstill.stages.outlook import Cost, Outlook, RowsOf
-from potstill.stages.programs import program_problems, set_aside
+from potstill.stages.programs import program_problems
 from potstill.stages.readers import Rendered, Row, known_in_words, known_rows, readable
 from potstill.stages.refs import ModelRef
+from potstill.stages.set_aside import set_aside
 from potstill.stages.study_record import info, study_of
 from potstill.study.power import TYPICAL_SD, smallest_difference
 from potstill.study.records import NO_PRIMARY
