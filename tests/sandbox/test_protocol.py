@@ -11,7 +11,22 @@ from potstill.sandbox._tests import Link, judged
 from potstill.sandbox.asserts import prepared
 
 NAMES = st.sampled_from(
-    ["ok", "raise", "missing", "exception", "held", "known", "list", "tuple", "dict", "set", "int", "float", "bytes", "NotPlain"]
+    [
+        "ok",
+        "raise",
+        "missing",
+        "exception",
+        "held",
+        "known",
+        "list",
+        "tuple",
+        "dict",
+        "set",
+        "int",
+        "float",
+        "bytes",
+        "NotPlain",
+    ]
     + ["f", "StopIteration", "AssertionError", "SystemExit", "KeyboardInterrupt", "MemoryError", "ExceptionGroup", "pass", ""]
 )
 JSON = st.recursive(
