@@ -5,7 +5,9 @@ millisecond here is paid for each program.
 """
 
 import os
+import resource as r
 import sys
+import time
 
 MAIN = "/tmp/main.py"
 _NEW_PRIVILEGES, _SECCOMP = 38, 22  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
@@ -13,8 +15,6 @@ _NEW_PRIVILEGES, _SECCOMP = 38, 22  # PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP
 
 def limit(limits):
     """Set rlimits. `limits`: address space, stack, file size in bytes, descriptors, processor seconds, processes."""
-    import resource as r
-
     space, stack, file, descriptors, seconds, processes = limits
     r.setrlimit(r.RLIMIT_CORE, (0, 0))
     r.setrlimit(r.RLIMIT_MEMLOCK, (0, 0))
@@ -58,7 +58,7 @@ def read(fd):
 
 
 def run(source):
-    """Run a program as the real `__main__`, as if Python had been started with its file; returns the exit status."""
+    """Run a program as the real `__main__`, as if Python had been started with its file, and leave the process with its status."""
     import _sitebuiltins
     import builtins
 
@@ -75,15 +75,55 @@ def run(source):
         depth += 1
     sys.setrecursionlimit(sys.getrecursionlimit() + depth + 1)
     del frame
+    status = 0
     try:
         exec(compile(source, MAIN, "exec", dont_inherit=True), vars(main))
-    except SystemExit:
-        raise
+    except SystemExit as leaving:
+        status = status_of(leaving.code)
     except BaseException as error:
+        status = 1
         trace = error.__traceback__
         error.__traceback__ = trace and trace.tb_next  # without this frame
         sys.excepthook(type(error), error, error.__traceback__)
-        raise SystemExit(1) from None
+    leave(main, status)
+
+
+def status_of(code):
+    """What `sys.exit(code)` makes the exit status."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def leave(main, status):
+    """End as the interpreter does: other threads, atexit, what `__del__` of globals has to say, buffers; then without its slow
+    taking down of every module."""
+    import atexit
+
+    if threading := sys.modules.get("threading"):
+        threading._shutdown()
+    atexit._run_exitfuncs()
+    done = flushed()
+    names = vars(main)
+    for name in sorted(names, key=lambda name: name[:1] != "_"):
+        if name != "__builtins__":
+            names[name] = None
+    os._exit(status if flushed() and done else 120)
+
+
+def flushed():
+    """Whether both outputs took what was left for them."""
+    done = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException:
+            done = False
+    return done
 
 
 def main(words):
@@ -103,8 +143,6 @@ def enter(source, rules, limits, started, keep):
 
     The parent hears that the program starts, and when, on a descriptor that the program never has.
     """
-    import time
-
     os.chdir(os.path.dirname(MAIN))
     with open(MAIN, "wb") as file:
         file.write(source)
