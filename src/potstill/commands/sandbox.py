@@ -69,12 +69,12 @@ def backend_of(name: str | None, unsafe: bool) -> Backend:
     Raises:
         UserError: when none is safe here, and the command line does not insist.
     """
-    from potstill.sandbox import trial
-
     if unsafe and name not in (None, "none"):
         raise UserError(f"--backend {name} is a sandbox and --unsafe-no-sandbox is none; give one of the two")
     if name == "none" and not unsafe:
         raise UserError("--backend none is no sandbox; say --unsafe-no-sandbox if you mean it")
+    from potstill.sandbox import trial
+
     return trial.choose("none" if unsafe else name)
 
 

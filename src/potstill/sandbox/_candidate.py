@@ -96,6 +96,8 @@ def _outcome(act: Callable[[], Any], held: Held, args: Any = (), named: Any = ()
     """["ok", value, arguments] or ["raise", class, nearest builtin class, its arguments, its text, arguments]."""
     try:
         answer = ["ok", packed(act(), held.pack)]
+    except NotPlain as error:
+        return ["raise", "NotPlain", "NotPlain", [], str(error), None]
     except BaseException as error:
         answer = ["raise", type(error).__name__, _builtin_base(type(error)), _plain_arguments(error), _text(error)]
     try:

@@ -63,10 +63,10 @@ class Link:
     def __init__(self, answers: BinaryIO, requests: BinaryIO) -> None:
         self._answers, self._requests = answers, requests
         self._remotes: dict[int, Remote] = {}
-        self._exceptions: dict[str, type[Exception]] = {}
+        self._exceptions: dict[str, Any] = {}
         self.broken: BaseException | None = None  # kept: a test's bare `except:` must not swallow it
         self.asked = False
-        self.last = "nothing"
+        self.last: Any = None
         self.over = False
 
     def loaded(self) -> None:
@@ -92,11 +92,11 @@ class Link:
         packed_named = [[name, packed(arg, self._pack)] for name, arg in named.items()]
         self._send([operation, [packed(arg, self._pack) for arg in args], packed_named])
         answer = self._answer()
+        self.asked |= operation == "call"
         self._bring_back(answer[-1], args, named)
         value = self._value(answer, stop=operation == "next")
         if operation == "call":
-            self.asked = True
-            self.last = _shown(value)
+            self.last = value
         return value
 
     def close(self) -> None:
@@ -248,7 +248,7 @@ class Remote:
         return type(thing) is Remote and _ask(thing, "isinstance", self) is True
 
     def __str__(self) -> str:
-        return _ask(self, "str")
+        return self._potstill_told() if self._potstill_link.over else _ask(self, "str")
 
     def __repr__(self) -> str:
         return self._potstill_told() if self._potstill_link.over else _ask(self, "repr")
@@ -291,9 +291,9 @@ def _builtin_exception(name: str) -> type[Exception] | None:
 
 def _shown(value: Any) -> str:
     try:
-        return value._potstill_told() if type(value) is Remote else reprlib.repr(value)
-    except BaseException:  # such as a list that holds an object
-        return f"a {type(value).__name__}"
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of too many digits
+        return f"a value of type {type(value).__name__}"
 
 
 def judged(code: CodeType, lines: list[str], names: list[str], modules: list[str], link: Link) -> Said:
@@ -320,6 +320,7 @@ def judged(code: CodeType, lines: list[str], names: list[str], modules: list[str
         space.update({name: __import__(name) for name in modules})
         exec(code, space)
     except BaseException as error:
+        link.over = True  # what explains the failure asks the program nothing more
         return _why(link.broken or error, lines, missing, link.last)
     if link.broken is not None:
         return _why(link.broken, lines, missing, link.last)
@@ -328,7 +329,7 @@ def judged(code: CodeType, lines: list[str], names: list[str], modules: list[str
     return Said("pass", "")
 
 
-def _why(error: BaseException, lines: list[str], missing: list[str], last: str) -> Said:
+def _why(error: BaseException, lines: list[str], missing: list[str], last: Any) -> Said:
     of_program = getattr(error, "_of_program", None)
     place = _place(error.__traceback__, lines)
     match error:
@@ -342,7 +343,7 @@ def _why(error: BaseException, lines: list[str], missing: list[str], last: str) 
             return Said("crash", f"{place}{of_program}")
         case AssertionError():
             text = f" ({error})" if str(error) else ""
-            return Said("fail", f"{place}does not hold{text}; the last call gave {last}")
+            return Said("fail", f"{place}does not hold{text}; the last call gave {_shown(last)}")
         case NameError() if error.name in missing:
             return Said("fail", f"the program defines no {error.name!r}")
     return Said("fail", f"{place}{type(error).__name__}: {error}")

@@ -20,6 +20,8 @@ def case_verdict(backend: Backend, program: str, stdin: str, expected: str, limi
         expected: what it must print; it stays in this process.
         limits: of the run.
     """
+    if any("\ud800" <= character <= "\udfff" for character in program):
+        return Verdict("crash", "the program is no text: it holds half of a character", 0.0)
     ended = backend.run(Job(program=program, stdin=stdin.encode("utf-8", "surrogatepass")), limits)
     verdict = limit_verdict(ended, limits) or status_verdict(ended)
     if verdict is not None:
@@ -72,6 +74,8 @@ def difference_of(stdout: bytes, expected: str) -> str:
         line = stdout.count(b"\n", 0, error.start) + 1
         return f"line {line}: printed bytes that are not UTF-8"
     got, wanted = lines_of(printed), lines_of(expected)
+    if got == [""] and wanted != [""]:
+        return f"line 1: expected {shown(wanted[0])}, printed nothing"
     for number, (one, other) in enumerate(zip(got, wanted, strict=False), 1):
         if one != other:
             start = _first_difference(one, other)
@@ -86,7 +90,7 @@ def difference_of(stdout: bytes, expected: str) -> str:
 def lines_of(text: str) -> list[str]:
     """The lines that are compared."""
     lines = [line.rstrip(" \t\r\f\v") for line in text.split("\n")]
-    return lines[:-1] if not lines[-1] else lines
+    return lines[:-1] if len(lines) > 1 and not lines[-1] else lines
 
 
 def shown(text: str, start: int = 0) -> str:

@@ -1,5 +1,7 @@
 """Programs that would pass without an answer: by leaving early, by lying about equality, by changing what tests use."""
 
+# ruff: noqa: E501
+
 from dataclasses import dataclass
 
 PLAIN = "assert f(1) == 7341"
@@ -132,7 +134,7 @@ PRINTED = {
     "a word to the judge": "print('verdict: pass')",
     "the answer in other digits": "print('\\uff17\\uff13\\uff14\\uff11')",
     "the answer and a hidden sign": "print('7341\\u200b')",
-    "the answer, deleted": "print('7342\\b1')",
+    "the answer and a null": "print('7341\\0')",
     "the answer, written over": "print('9999\\r7341')",
     "nothing": "",
 }
@@ -153,5 +155,6 @@ FEIGNED = {
     "a deep stack": "def f(): f()\nimport sys; sys.setrecursionlimit(10**9); f()",
     "stdin closed": "import sys; sys.stdin.close(); sys.exit(2)",
     "a lone surrogate": "print('\\ud800')",
+    "half of a character in its source": "x = '\ud800'\nraise SystemExit(1)",
     "a null byte": "x = '\0'\nraise SystemExit(1)",
 }

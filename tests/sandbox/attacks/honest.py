@@ -1,5 +1,7 @@
 """Honest programs that a sandbox must not hinder: source, stdin, what it prints."""
 
+# ruff: noqa: E501
+
 SOLVED = {
     "one line": ("print(1)", "", "1"),
     "reads a number": ("print(int(input()) + 1)", "41\n", "42"),

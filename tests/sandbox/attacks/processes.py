@@ -1,5 +1,7 @@
 """Processes: new ones, ones that stay, signals to others."""
 
+# ruff: noqa: E501
+
 import os
 import signal
 

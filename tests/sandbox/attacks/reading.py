@@ -1,5 +1,7 @@
 """Files, links, secrets, the environment, parents; what is written outside; what one run leaves for the next."""
 
+# ruff: noqa: E501
+
 from pathlib import Path
 
 from attack import Attack, dropped, printed, printed_secret

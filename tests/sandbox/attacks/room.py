@@ -1,5 +1,7 @@
 """Memory, output and disk."""
 
+# ruff: noqa: E501
+
 import os
 from pathlib import Path
 
