@@ -12,4 +12,4 @@ from bare import Bare
 
 @pytest.fixture(scope="session", params=["bare"])
 def backend(request):
-    yield Bare()
+    return Bare()
