@@ -88,6 +88,11 @@ SOLVED = {
         "",
         "8 True 0",
     ),
+    "asynchronous code": (
+        "import asyncio\nasync def f():\n    await asyncio.sleep(0.01); return 5\nprint(asyncio.run(f()))",
+        "",
+        "5",
+    ),
     "writes to stderr": ("import sys; print('why', file=sys.stderr); print(1)", "", "1"),
     "catches what it raises": ("try: 1 / 0\nexcept ZeroDivisionError: print('caught')", "", "caught"),
     "catches its memory": ("try: x = bytearray(1 << 34)\nexcept MemoryError: print('caught')", "", "caught"),
