@@ -2,6 +2,7 @@
 
 import os
 import select
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,12 @@ def rlimits(limits: Limits) -> list[int]:
 
 
 def sealed(content: bytes, name: str = "potstill") -> int:
-    """A descriptor of memory that nobody can change; the caller closes it."""
+    """A descriptor of memory that nobody can change (of a nameless file where the system has no such memory); to be closed."""
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            file.seek(0)
+            return os.dup(file.fileno())
     import fcntl
 
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -127,11 +127,21 @@ def flushed():
 
 
 def main(words):
-    """`started program filter keep limits…`: descriptors and numbers, from bubblewrap's command line."""
-    started, program, filter, keep, *limits = map(int, words)
-    source, rules = read(program), read(filter)
+    """`started program filter talk_in talk_out limits…`: descriptors (-1 for none) and numbers, from bubblewrap's command line."""
+    *given, talk_in, talk_out = map(int, words[:5])
+    started, program, filter = given
     try:
-        enter(source, rules, limits, started, keep)
+        source, rules = read(program), read(filter)
+        spare = max(*given, talk_in, talk_out, 4) + 1
+        os.dup2(started, spare)
+        keep = 3
+        if talk_in >= 0:
+            os.dup2(talk_in, spare + 1)
+            os.dup2(talk_out, spare + 2)
+            os.dup2(spare + 1, 3)
+            os.dup2(spare + 2, 4)
+            keep = 5
+        enter(source, rules, [int(word) for word in words[5:]], spare, keep)
     except BaseException as error:
         os.write(started, b"x" + repr(error).encode()[:500])
         os._exit(1)

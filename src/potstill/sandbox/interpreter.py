@@ -16,6 +16,7 @@ FLAGS = ("-X", "utf8", "-s", "-P", "-S", "-B")
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:strict"}
 DEVICES = ("null", "zero", "random", "urandom")
 THREADS = 256
+USER = 65534  # whom programs run as
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,10 @@ def plan() -> Plan:
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def all_may_read(plan: Plan) -> bool:
+    """Whether every user can read what programs must: not so where Python lies in a folder of the superuser's own."""
+    paths = [Path(name) for name in (*plan.folders, *plan.files)]
+    above = {parent for path in paths for parent in path.parents}
+    return all(path.stat().st_mode & 0o004 for path in paths) and all(path.stat().st_mode & 0o001 for path in above)

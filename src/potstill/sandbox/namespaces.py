@@ -13,11 +13,10 @@ from pathlib import Path
 from potstill.sandbox import seccomp
 from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
 from potstill.sandbox.backend import Ended, Job, Unfit
-from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, executable, plan
+from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, executable, plan
 from potstill.sandbox.verdict import Limits
 
 _FOLDER = Path(__file__).parent
-_USER = 65534
 _START_S = 30.0
 _REMEDIES = {
     "unshare": "allow user namespaces (sysctl user.max_user_namespaces, a container's seccomp profile), or install bubblewrap",
@@ -136,11 +135,11 @@ def _map_users(pid: int) -> bool:
     if user == 0:
         with contextlib.suppress(OSError):
             for name in ("gid_map", "uid_map"):
-                Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{_USER} {_USER} 1\n")
+                Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {USER} 1\n")
             return True
     Path(f"/proc/{pid}/setgroups").write_text("deny")
-    Path(f"/proc/{pid}/gid_map").write_text(f"{_USER} {group} 1\n")
-    Path(f"/proc/{pid}/uid_map").write_text(f"{_USER} {user} 1\n")
+    Path(f"/proc/{pid}/gid_map").write_text(f"{USER} {group} 1\n")
+    Path(f"/proc/{pid}/uid_map").write_text(f"{USER} {user} 1\n")
     return False
 
 
