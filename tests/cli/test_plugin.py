@@ -137,3 +137,24 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         refused = call("check", "quickstart", "--plugin", str(path))
         assert refused.exit_code == 2
         assert f"error: --plugin {path}: no such file" in refused.output
+
+
+def test_running_without_a_sandbox_is_said_aloud(family: dict[str, Path], tmp_path: Path) -> None:
+    from potstill.scorers import programs
+
+    recipe, rows = tmp_path / "mine.toml", tmp_path / "rows.jsonl"
+    tests = [
+        {"text": f"Add {n}.", "code": f"def f(x):\n    return x + {n}", "test_list": [f"assert f(1) == {n + 1}"]}
+        for n in range(8)
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in tests))
+    study = STUDY.replace("jsonl", "mbpp").replace("word_count", "pass_at_1").replace("max_tokens = 100", "max_tokens = 200")
+    study = study.replace("max_prompt_tokens = 60", "max_prompt_tokens = 150")
+    recipe.write_text(study.replace("ROWS", str(rows)).replace("MODEL", str(family["student"])))
+    try:
+        checked = call("check", str(recipe), "--unsafe-no-sandbox")
+        assert checked.exit_code == 0, checked.output
+        assert "WARNING: --unsafe-no-sandbox: programs run with your rights" in checked.stderr
+        assert programs.sandbox() == "none"
+    finally:
+        programs.use(None)

@@ -18,10 +18,10 @@ from potstill.divergences import Divergence
 from potstill.exporters import Exporter
 from potstill.inits import Init
 from potstill.metrics import Metric
-from potstill.rewards import Reward
 from potstill.recipe.header import Header
 from potstill.recipe.parse import parse_recipe
 from potstill.recipe.spots import Loc, item_of, members, nested, settled
+from potstill.rewards import Reward
 from potstill.sources import Source
 from potstill.stages import Stage
 

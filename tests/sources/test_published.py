@@ -170,6 +170,14 @@ def test_debugbench_examples_become_asserts_where_all_are_plain(
     assert (example.tests.asserts if example.tests else "") == asserts
 
 
+def test_debugbench_gives_floats_where_floats_are_taken(write_rows: WriteRows) -> None:
+    program = "class Solution:\n    def half(self, n: float) -> float:\n        return n / 2"
+    row = {**SHAPES["debugbench"](1), "fixed": program, "examples": ["Input: n = 1\nOutput: 0.5"]}
+    example = one(DebugBench(path=write_rows([row])))
+    assert example.tests is not None
+    assert example.tests.asserts == "assert Solution().half(1.0) == 0.5"
+
+
 def test_debugbench_without_a_plain_method_has_no_tests(write_rows: WriteRows) -> None:
     row = SHAPES["debugbench"](1)
     for program in (

@@ -56,6 +56,7 @@ def test_rows_whose_reference_fails_are_set_aside_by_name(family: dict[str, Path
     stage = evaluation(family["student"], problems(tmp_path / "rows.jsonl", wrong=2))
     made = ps.run_stage(stage, tmp_path / "study")
     assert made.summary["test_rows"] == 6
+    assert made.summary["sandbox"] == "bare"
     assert made.summary["dropped"] == {"its own reference fails its tests": 2}
     aside = read_json(made.folder / "set_aside.json")
     assert len(aside) == 2

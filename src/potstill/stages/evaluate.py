@@ -30,6 +30,7 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
+from potstill.scorers.programs import sandbox
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
 from potstill.stages.known import question_hashes
@@ -373,6 +374,7 @@ class Evaluate(DataStage, kind="evaluate"):
             "teacher_reads": foreign if self.teacher_reads == "student" else {},
             "left_out": {"kl_to_teacher": untaken} if untaken else {},
             "language_in_use": self.data.language_note(),
+            **({"sandbox": sandbox()} if any(metric.runs_programs for metric in metrics) else {}),
         }
 
     def _asked(self, jobs: list[tuple[Row, Place]], results: list[Measured]) -> list[dict[str, Any]]:
