@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -126,7 +127,7 @@ def test_no_statement_stands_twice(rows: list[Example]) -> None:
 
 
 def test_rows_follow_from_the_seed() -> None:
-    few = {"families": 6, "new_families": 2, "instances": 5}
+    few: dict[str, Any] = {"families": 6, "new_families": 2, "instances": 5}
     assert list(Programs(**few).rows()) == list(Programs(**few).rows())
     assert list(Programs(**few, seed=1).rows()) != list(Programs(**few).rows())
     assert Programs(**few, seed=1).content_hash() != Programs(**few).content_hash()
@@ -187,6 +188,6 @@ def test_programs_can_be_asked_without_thoughts() -> None:
         ({"languages": ("en", "en")}, "names a language twice: en, en"),
     ],
 )
-def test_fields_that_cannot_be(fields: dict, message: str) -> None:
+def test_fields_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Programs(**fields)
