@@ -116,6 +116,16 @@ def test_rows_without_tests_are_a_problem_before_the_run(family: dict[str, Path]
     assert problem.rule == "pass_at_1: no test row of gsm8k has tests; leave it out, or name rows with tests"
 
 
+def test_tests_that_cannot_be_run_are_a_problem_before_the_run(family: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"text": "Add.", "code": "def f(x):\n    return x", "test_list": ["assert f(1) == (2"]}
+    path.write_text(json.dumps(row) + "\n")
+    found = [problem for problem in evaluation(family["student"], str(path)).problems(Outlook()) if problem.place == "data"]
+    assert len(found) == 1
+    assert found[0].rule.startswith("test row '")
+    assert "never closed" in found[0].rule
+
+
 def test_a_machine_without_a_sandbox_is_a_problem_before_the_run(family: dict[str, Path], tmp_path: Path) -> None:
     def none() -> Grader:
         raise UserError("no sandbox is safe here")
