@@ -57,7 +57,12 @@ class _Scene:
 
     def fill(self, source: str) -> str:
         port, name = self.tcp.getsockname()[1], f"potstill-{self.secret}"
-        places = {"SECRET": str(self.folder / "secret"), "DROP": str(self.folder / "drop"), "ABSTRACT": "\0" + name, "NAME": name}
+        places = {
+            "SECRET": str(self.folder / "secret"),
+            "DROP": str(self.folder / "drop"),
+            "ABSTRACT": "\0" + name,
+            "NAME": name,
+        }
         head = "".join(f"{key} = {value!r}\n" for key, value in {**places, "PORT": port, "VICTIM": self.victim.pid}.items())
         return head + source
 
@@ -152,7 +157,9 @@ def _limited(limit: str) -> Judge:
 
 
 def _prints(text: str) -> Judge:
-    return lambda scene, ended: "" if ended.stdout == text.encode() and ended.status == 0 else f"{_end(ended)}; {ended.stdout[:100]!r}"
+    return lambda scene, ended: (
+        "" if ended.stdout == text.encode() and ended.status == 0 else f"{_end(ended)}; {ended.stdout[:100]!r}"
+    )
 
 
 def _end(ended: Ended) -> str:
