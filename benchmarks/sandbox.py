@@ -2,9 +2,9 @@
 
     python benchmarks/sandbox.py --quick
 
-The bare interpreter is `python -I -S -B` on a file, started and waited for by this process. Times are of one program after another;
-`ms_over_bare` is the difference of the medians of one round. Programs per second are of `--workers` threads that keep the backend busy.
-Each program's output is compared. The rounds go in turn: load from outside reaches all alike.
+The bare interpreter is `python -I -S -B` on a file, started and waited for by this process. Times are of one program after
+another; `ms_over_bare` is the difference of the medians of one round. Programs per second are of `--workers` threads that keep
+the backend busy. Each program's output is compared. The rounds go in turn: load from outside reaches all alike.
 """
 
 import argparse

@@ -88,7 +88,7 @@ for family, place in ((socket.AF_INET, ('127.0.0.1', PORT)), (socket.AF_UNIX, AB
     except OSError: pass
 print('done')
 """
-# a sandbox that does not hold must not come to harm by its trial: what is written goes away again, and one process alone is aimed at
+# without a sandbox that holds, a probe must do no harm: it takes away what it wrote, and aims at one process of the trial's own
 _WRITE = """
 import os
 for place in (DROP, *(os.path.join(folder, NAME) for folder in ('/', '/dev', '/usr', os.path.dirname(os.__file__)))):
@@ -251,7 +251,7 @@ def choose(name: str | None = None) -> Backend:
 def _remedy() -> str:
     if sys.platform != "linux":
         return "sandboxes need Linux: use a Linux machine or a container, or --unsafe-no-sandbox if you trust every program"
-    return "what would help is said with each; docs/sandbox.md has the details; --unsafe-no-sandbox only if you trust every program"
+    return "docs/sandbox.md says more of each remedy; --unsafe-no-sandbox only if you trust every program"
 
 
 def made(name: str) -> Backend:
