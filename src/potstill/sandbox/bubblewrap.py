@@ -82,7 +82,15 @@ class Bubblewrap:
         passed = (*parts, started, *talk)
         # its environment is empty: that of bubblewrap's own first process inside could be read
         return subprocess.Popen(
-            words, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, env={}, cwd="/", start_new_session=True, **self._identity
+            words,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=passed,
+            env={},
+            cwd="/",
+            start_new_session=True,
+            **self._identity,
         )
 
     def close(self) -> None:

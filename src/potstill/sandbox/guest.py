@@ -58,7 +58,7 @@ def read(fd):
 
 
 def run(source):
-    """Run a program as the real `__main__`, as if Python had been started with its file, and leave the process with its status."""
+    """Run a program as the real `__main__`, as if Python had been started with its file; end the process with its status."""
     import _sitebuiltins
     import builtins
 
@@ -127,7 +127,7 @@ def flushed():
 
 
 def main(words):
-    """`started program filter talk_in talk_out limits…`: descriptors (-1 for none) and numbers, from bubblewrap's command line."""
+    """From bubblewrap's command line: `started program filter talk_in talk_out limits…`, descriptors (-1 for none), numbers."""
     *given, talk_in, talk_out = map(int, words[:5])
     started, program, filter = given
     try:

@@ -80,6 +80,8 @@ class Zygote:
         Raises:
             Gone: the process had ended before the program reached it.
         """
+        if self.process.poll() is not None:  # the keeper; what it kept ends with it
+            raise Gone
         with Streams(job) as streams:
             run = Run(limits, kill=partial(self._say, b"k"))
             self._send(job, limits, streams)

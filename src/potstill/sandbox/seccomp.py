@@ -1,8 +1,8 @@
 """The system calls that a program may make: a seccomp filter, assembled here, so that no library is needed.
 
-It is an allow-list. A deny-list goes stale with every kernel; a call that this list does not know gets ENOSYS, as from an older
-kernel, and libraries fall back. Calls that honest code tries get EPERM. Calls that no honest program makes, and calls of another
-architecture, end the program with SIGSYS, which the parent reads from the wait status.
+It is an allow-list, because a deny-list goes stale with every kernel. A call that this list does not know gets ENOSYS, as from
+an older kernel, and libraries fall back. Calls that honest code tries get EPERM. Calls that no honest program makes, and calls
+of another architecture, end the program with SIGSYS, which the parent reads from the wait status.
 """
 
 import platform

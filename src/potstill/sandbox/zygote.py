@@ -1,8 +1,8 @@
 """The warm process of the backend `namespaces`: builds a small root once, then forks a child for each program.
 
-Started as `python zygote.py GUEST CONTROL` with an empty environment. Two processes: the keeper, which waits, and the zygote, the
-first process of a process namespace, whose end is the end of everything in it. Neither holds a test, an answer or an earlier
-program: a program comes as a descriptor, is read by its own child, and is gone with it.
+Started as `python zygote.py GUEST CONTROL` with an empty environment. Two processes: the keeper, which waits, and the zygote,
+the first process of a process namespace, whose end is the end of everything in it. Neither holds a test, an answer or an
+earlier program: a program comes as a descriptor, is read by its own child, and is gone with it.
 """
 
 import ctypes
