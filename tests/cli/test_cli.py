@@ -137,7 +137,7 @@ def test_plan_for_programs(place, finished):
 
 def test_list_names_every_role():
     found = json.loads(call("list", "--json").stdout)
-    assert set(found) == {"stage", "source", "divergence", "init", "metric", "exporter"}
+    assert set(found) == {"stage", "source", "divergence", "init", "metric", "reward", "exporter"}
     assert {"pretrain", "sft", "distill", "quantize", "evaluate", "export", "report"} <= set(found["stage"])
 
 
@@ -149,10 +149,10 @@ def test_list_one_role(role):
     assert "pretrain" not in result.output
 
 
-def test_list_is_one_screen(monkeypatch):
+def test_list_is_one_line_a_kind(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = call("list").output.splitlines()
-    assert len(lines) <= 60
+    assert len(lines) <= 75
     assert max(map(len, lines)) <= 80
     for kinds in json.loads(call("list", "--json").stdout).values():
         assert all(any(line.startswith(f"  {kind} ") for line in lines) for kind in kinds)
@@ -179,7 +179,7 @@ def test_list_nonsense():
     assert result.exit_code == 2
     assert result.stderr == (
         "error: no role and no kind 'divergance'; did you mean 'divergence'? "
-        "(roles: stage, source, divergence, init, metric, exporter)\n"
+        "(roles: stage, source, divergence, init, metric, reward, exporter)\n"
     )
 
 
@@ -191,6 +191,32 @@ def test_doctor():
     assert {"python", "potstill", "torch", "memory", "disk here", "GPU"} <= {row["name"] for row in rows}
     assert all(row["remedy"] for row in rows if row["ok"] is False)
     assert call("doctor").exit_code == 0
+
+
+def test_doctor_attacks_the_sandboxes():
+    rows = {row["name"]: row for row in json.loads(call("doctor", "--json").stdout) if row["name"].startswith("sandbox")}
+    assert {"sandbox namespaces", "sandbox bubblewrap"} <= set(rows)
+    for row in rows.values():
+        assert row["ok"] is (all(probe["held"] for probe in row["probes"]) if row["probes"] else row["ok"])
+        assert {"what", "held", "found"} == set().union(*row["probes"]) or not row["probes"]
+    if any(row["ok"] for row in rows.values()):
+        told = call("doctor").stdout
+        assert "trial of the sandbox" in told
+        assert "reads no secret" in told
+
+
+def test_doctor_names_what_does_not_hold(monkeypatch):
+    from potstill.sandbox import trial
+    from potstill.sandbox.weak import Weak
+
+    monkeypatch.setattr(trial, "NAMES", ("none",))
+    monkeypatch.setattr(trial, "made", lambda name: Weak())
+    rows = [row for row in json.loads(call("doctor", "--json").stdout) if row["name"].startswith("sandbox")]
+    weak, none = rows
+    assert weak["ok"] is False
+    assert "does not hold: reads no secret: read " in weak["found"]
+    assert (none["ok"], none["found"]) == (False, "none is safe here: programs that models write are not run")
+    assert "✗ does not hold" in call("doctor").stdout
 
 
 # What is not there

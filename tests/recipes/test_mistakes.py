@@ -19,7 +19,10 @@ TUNED = BASE + '[[stage]]\nname = "sft"\nkind = "sft"\nmodel = "stage:base"\n'
 DISTILLED = BASE + '[[stage]]\nname = "kd"\nkind = "distill"\nstudent = "stage:base"\nteacher = "stage:base"\n'
 STUDIED = BASE + '[[stage]]\nname = "study"\nkind = "evaluate"\nstudy = [{ name = "Base", model = "stage:base" }]\n'
 DIVERGENCES = "forward_kl, generalised_jsd, reverse_kl, skew_kl, skew_reverse_kl, total_variation, weighted_sum"
-SOURCES = "csv, dolly, hub, jsonl, parquet, primer, squad, stage, stdlib"
+SOURCES = (
+    "bugnet, codeforces_cots, csv, debugbench, dolly, gsm8k, hub, jsonl, mbpp, parquet, primer, programs, quixbugs, squad, "
+    "stage, stdlib"
+)
 STAGES = "best, cache, cut, distill, evaluate, export, generate, grpo, minillm, pretrain, quantize, report, sft"
 
 

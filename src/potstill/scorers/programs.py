@@ -129,6 +129,15 @@ def grades_of(answers: Sequence[str], examples: Sequence[Example], limits: Limit
     return found
 
 
+def unfit(tests: Tests) -> str:
+    """Why tests cannot judge any program: there are none, or their asserts are no Python; "" where they can."""
+    try:
+        Task.of("pass", tests)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def failing_references(examples: Sequence[Example], limits: Limits | None = None) -> dict[int, str]:
     """The rows whose own reference solution does not pass their tests: place in `examples` -> why; rows without tests or
     without a reference are passed over.
