@@ -71,7 +71,7 @@ def answers_to(row: Probed, tokens: Callable[[str], int], longest: int) -> dict[
 
 
 def _refuse_ungraded(rewards: Sequence[Reward], found: Grades, references: Sequence[int]) -> None:
-    for name, abstains in zip(names_of(rewards), np.isnan(found.value_AK[references]).all(0), strict=True):
+    for name, abstains in zip(names_of(rewards), np.isnan(found.value_AK[references]).all(0).tolist(), strict=True):
         if abstains:
             begins = f"{name}: "
             why = next(reason for reason in found.reasons if reason.startswith(begins)).removeprefix(begins)
