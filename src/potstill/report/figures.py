@@ -106,6 +106,9 @@ _ON_ANSWERS, _ON_REFERENCES = f"{_VALIDATION}kl_on_answers", f"{_VALIDATION}kl_t
 _OWN = (  # title; what is drawn solid, by the first name that a curve has; what is drawn dashed
     ("Divergence in training, nats/token", ("samples_divergence", "samples_reverse_kl"), "divergence"),
     ("KL to teacher, validation, nats/token", (_ON_ANSWERS,), _ON_REFERENCES),
+    ("Reward of own answers, weighted sum", ("samples_reward_total",), ""),
+    ("KL to the reference, nats/token", ("samples_kl",), "samples_kl_exact"),
+    ("Groups without signal, share", ("samples_silent",), ""),
     ("Length of own answers, tokens", ("samples_length",), ""),
     ("Own answers that were cut, share", ("samples_cut",), ""),
     ("Surprisal of own tokens, nats/token", ("samples_ce", "samples_nll"), ""),
