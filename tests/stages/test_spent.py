@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stages(root: Path, **fields: Any) -> dict[str, Any]:
     kind = fields["kind"]
     models = {"model": f"path:{root}/student"} if kind in ("sft", "grpo") else {"student": f"path:{root}/student"}
-    if kind not in ("sft", "grpo") or fields["policy"].get("beta_kd"):
+    if kind not in ("sft", "grpo") or fields.get("policy", {}).get("beta_kd"):
         models |= {"teacher": f"path:{root}/teacher"}
     return {"name": "it", **models, "validation": {"times": 0}, **fields}
 
