@@ -20,6 +20,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ RUNS = {
 }
 NEW = {"tiny": 16, "quick": 64, "cpu": 64, "real": 128, "gpu": 256}  # most tokens of an answer
 MEAN = 24  # tokens of an answer where weights are random
-ENGINES = ("potstill", "trl")
+OWN = "potstill"
+ENGINES = (OWN, "trl")
 OPTIM = {"lr": 1e-5, "weight_decay": 0.01, "betas": (0.9, 0.999), "clip": 1.0}
 SEED = 0
 
@@ -184,48 +186,58 @@ def trl(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int]
     return {**clock.found, "tokens": sum(tokens), "divergence": losses[0]}
 
 
-def report(rounds: list[dict[str, Any]], engines: list[str]) -> dict[str, Any]:
-    """Print the table; the same in numbers."""
+def report(rounds: list[dict[str, Any]], engines: list[str], checked: str, title: str) -> dict[str, Any]:
+    """Print the table; the same in numbers.
+
+    Args:
+        checked: the figure of each run by which a reader sees that both did the same; its `title` in the table.
+    """
     per_token = {engine: [1e3 * turn[engine]["seconds"] / turn[engine]["tokens"] for turn in rounds] for engine in engines}
     sizes = {engine: [turn[engine]["bytes"] for turn in rounds] for engine in engines}
-    own, peer = ENGINES
-    both = peer in engines and own in engines
-    faster = [theirs / mine for theirs, mine in zip(per_token[peer], per_token[own], strict=True)] if both else []
-    smaller = [mine / theirs for theirs, mine in zip(sizes[peer], sizes[own], strict=True)] if both else []
+    peers = [engine for engine in engines if engine != OWN and OWN in engines]
+    faster = {peer: [theirs / mine for theirs, mine in zip(per_token[peer], per_token[OWN], strict=True)] for peer in peers}
+    smaller = {peer: [mine / theirs for theirs, mine in zip(sizes[peer], sizes[OWN], strict=True)] for peer in peers}
     table(
-        ["engine", "ms per generated token", "generated tokens", "first step's divergence", "GB above the models", "faster by"],
+        ["engine", "ms per generated token", "generated tokens", title, "GB above the models", "potstill is faster by"],
         [
             [
                 engine,
                 shown(per_token[engine]),
                 " ".join(f"{turn[engine]['tokens']:,}" for turn in rounds),
-                " ".join(f"{turn[engine]['divergence']:.3f}" for turn in rounds),
+                " ".join(f"{turn[engine][checked]:.3f}" for turn in rounds),
                 shown([size / 1e9 for size in sizes[engine]]),
-                f"{shown(faster, 1)}× at {shown(smaller, 3)} of its memory" if engine == own and both else "",
+                f"{shown(faster[engine], 1)}× at {shown(smaller[engine], 3)} of its memory" if engine in peers else "",
             ]
             for engine in engines
         ],
     )
-    found: dict[str, Any] = {
+    return {
         "ms_per_token": {engine: spread(values) for engine, values in per_token.items()},
         "bytes": {engine: spread(values) for engine, values in sizes.items()},
         "tokens": {engine: [turn[engine]["tokens"] for turn in rounds] for engine in engines},
+        "speedup": {peer: spread(values) for peer, values in faster.items()},
+        "memory_ratio": {peer: spread(values) for peer, values in smaller.items()},
     }
-    if both:
-        found |= {"speedup": {peer: spread(faster)}, "memory_ratio": {peer: spread(smaller)}}
-    return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def compare(
+    doc: str | None,
+    file: str,
+    measure: Callable[[dict[str, Any]], dict[str, Any]],
+    names: Sequence[str],
+    checked: str,
+    title: str,
+) -> None:
+    """A benchmark's command line: potstill against TRL over some steps; see `report`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small shape, two rounds")
-    parser.add_argument("--shape", choices=RUNS, default="quick", help="real: SmolLM2 twice; tiny: for tests")
+    parser.add_argument("--shape", choices=RUNS, default="quick", help="real: SmolLM2; tiny: for tests")
     parser.add_argument("--rows", type=Path, metavar="FILE", help="JSON lines: instruction, response, context; default: primer")
     parser.add_argument("--steps", type=int, default=4, help="optimiser steps that are timed together")
-    parser.add_argument("--batch-size", type=int, help="prompts of a step; default: by shape")
+    parser.add_argument("--batch-size", type=int, help="answers of a step; default: by shape")
     parser.add_argument("--max-new-tokens", type=int, help="longest answer; default: by shape")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: autocast over fp32 weights")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", choices=names, default=list(names[:2]))
     add_output(parser)
     words = parser.parse_args()
     if words.one:
@@ -233,7 +245,8 @@ def main() -> None:
         return
     shape, run = words.shape, RUNS[words.shape]
     where = model_of(shape)
-    engines = [engine for engine in words.engines if engine not in left_out({"trl": "trl"})]
+    missing = left_out({"trl": "trl"})
+    engines = [engine for engine in words.engines if engine == OWN or not missing]
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), words.rows, shape_of(shape)["vocab"], run, where)
         job = {
@@ -245,11 +258,11 @@ def main() -> None:
             "max_new_tokens": words.max_new_tokens or NEW[shape],
             "precision": words.precision,
         }
-        one = runner(__file__, measure, words.here)
+        one = runner(file, measure, words.here)
         rounds = in_turn(engines, words.rounds or 2, lambda engine: one({**job, "engine": engine}))
-    found = {**job, **report(rounds, engines), **facts()}
+    found = {**job, **report(rounds, engines, checked, title), **facts()}
     hand_over({name: value for name, value in found.items() if name not in ("folder", "tokenizer")}, rounds, words)
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, __file__, measure, ENGINES, "divergence", "first step's divergence")

@@ -26,6 +26,7 @@ ROLES = {
     "divergence": ("Divergences", "What `divergence = { kind = … }` can be; see [distillation](distillation.md)."),
     "init": ("Inits", "What `init = { kind = … }` can be; see [distillation](distillation.md)."),
     "metric": ("Metrics", "What `metrics = [ … ]` of an evaluate stage can hold; see [evaluation](evaluation.md)."),
+    "reward": ("Rewards", "What `rewards = [ … ]` of a stage that learns by rewards can hold; see [rewards](rewards.md)."),
     "exporter": ("Exporters", "What `formats = [ … ]` of an export stage can hold; see [quantisation](quantization.md)."),
 }
 

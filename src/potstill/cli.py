@@ -14,6 +14,7 @@ from potstill.core.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from potstill.recipe.header import Recipe
+    from potstill.sandbox.grader import Grade
 
 RECIPE = click.argument("recipe", type=click.Path(path_type=Path))
 SET = click.option(
@@ -39,6 +40,29 @@ QUIET = click.option("--quiet", is_flag=True, help="No progress, only the result
 
 PROCESSES = click.option(
     "--processes", type=click.IntRange(1), default=1, help="Number of training processes, one per GPU.  [default: 1]"
+)
+
+
+def _load_plugin(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
+    """Before anything else of the command: what the file defines, recipes may name."""
+    if path is None or context.resilient_parsing:
+        return
+    from potstill.commands.plugins import load
+
+    try:
+        load(path)
+    except UserError as error:
+        fail(f"error: {error}", 2)
+
+
+PLUGIN = click.option(
+    "--plugin",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_load_plugin,
+    metavar="FILE",
+    help="Python file of your own that defines a reward or another component; it is run, unprotected.",
 )
 
 
@@ -104,6 +128,7 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 @RECIPE
 @SET
 @JSON
+@PLUGIN
 @guarded
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
@@ -154,6 +179,7 @@ def show(recipe: Path) -> None:
     "--bandwidth", type=click.FloatRange(0, min_open=True), help="GB/s of each.  [default: 300 up to 8 GPUs, else 40]"
 )
 @JSON
+@PLUGIN
 @guarded
 def plan(
     recipe: Path,
@@ -190,6 +216,7 @@ def plan(
 @PROCESSES
 @QUIET
 @JSON
+@PLUGIN
 @guarded
 def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
@@ -250,6 +277,7 @@ def compare(
 @main.command(name="list")
 @click.argument("name", required=False)
 @JSON
+@PLUGIN
 @guarded
 def list_components(name: str | None, as_json: bool) -> None:
     """What a recipe can name, one line each; with NAME, a role or a kind such as sft, its fields too."""
@@ -310,6 +338,70 @@ def doctor(as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
     else:
         print_findings(found)
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--stdin", type=click.Path(path_type=Path), metavar="F", help="What the program reads.  [default: nothing]")
+@click.option("--expect", type=click.Path(path_type=Path), metavar="F", help="What it must print.")
+@click.option("--tests", type=click.Path(path_type=Path), metavar="F", help="Asserts that must hold of what it defines.")
+@click.option("--jobs", type=click.Path(path_type=Path), metavar="F", help="Many programs: JSON lines, see above.")
+@click.option("--time-s", type=float, default=4.0, show_default=True, help="Seconds that a run may take.")
+@click.option("--memory-mb", type=click.IntRange(32, 2**20), default=512, show_default=True, help="Memory of a run, MiB.")
+@click.option("--workers", type=click.IntRange(1, 256), help="Runs at once.  [default: cores - 1]")
+@click.option("--backend", metavar="NAME", help="Which sandbox.  [default: the first that passes its trial]")
+@click.option("--unsafe-no-sandbox", "unsafe", is_flag=True, help="Run programs with your own rights. Only for what you trust.")
+@JSON
+@guarded
+def sandbox(
+    file: Path | None,
+    stdin: Path | None,
+    expect: Path | None,
+    tests: Path | None,
+    jobs: Path | None,
+    time_s: float,
+    memory_mb: int,
+    workers: int | None,
+    backend: str | None,
+    unsafe: bool,
+    as_json: bool,
+) -> None:
+    """Run a Python program that nobody trusts, and judge it by its tests.
+
+    \b
+    potstill sandbox FILE --stdin F --expect F
+    potstill sandbox FILE --tests F
+    potstill sandbox --jobs F.jsonl
+
+    A line of --jobs is an object with id and program, and with stdin and expected, or with tests; the answers are JSON lines in
+    the same order. The verdict is pass, fail, timeout, memory, output_limit, crash, denied, or abstain where the sandbox itself
+    failed. Ends with 0 when every program was judged, whatever the verdict; with 3 when one was not; with 2 on bad input.
+    """
+    from potstill.commands.sandbox import UNSAFE, NamedTask, backend_of, grade_all, line_of, task_of, tasks_of
+    from potstill.sandbox.verdict import Limits
+
+    if not 0 < time_s <= 3600:
+        raise UserError(f"--time-s {time_s:g}: must be more than 0 and at most 3600")
+    if (file is None) == (jobs is None):
+        raise UserError("give FILE, or --jobs F: one of the two")
+    if jobs is not None and (stdin or expect or tests):
+        raise UserError("--jobs brings its own tests; leave --stdin, --expect and --tests out")
+    tasks = tasks_of(jobs) if jobs is not None else [NamedTask("", task_of(file or Path(), stdin, expect, tests))]
+    chosen = backend_of(backend, unsafe)
+    if unsafe:
+        click.secho(UNSAFE, err=True, fg="red")
+
+    def say(named: NamedTask, grade: "Grade") -> None:
+        if jobs is not None:
+            click.echo(json.dumps({"id": named.ident, **line_of(grade)}))
+        elif as_json:
+            click.echo(json.dumps(line_of(grade)))
+        else:
+            click.echo(f"{grade.outcome}  {grade.wall_s:.3f} s{f'  {grade.reason}' if grade.reason else ''}")
+
+    grades = grade_all(tasks, chosen, Limits(time_s=time_s, memory_mb=memory_mb), workers, say)
+    if any(grade.outcome == "abstain" for grade in grades):
+        sys.exit(3)
 
 
 def shipped_folder() -> Path:

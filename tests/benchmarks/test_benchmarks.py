@@ -81,6 +81,15 @@ def test_on_policy_step(bench, tmp_path):
     assert all(8 <= tokens <= 8 * found["max_new_tokens"] for tokens in found["tokens"]["potstill"])
 
 
+def test_grpo_step(bench, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    words = ("--shape", "tiny", "--rows", str(rows), "--engines", "potstill", "--steps", "2", "--rounds", "2")
+    found = bench("grpo_step.py", *words, "--batch-size", "16")
+    assert found.keys() >= FACTS | {"shape", "ms_per_token", "bytes", "tokens", "speedup", "memory_ratio"}
+    assert all(2 * 16 <= tokens <= 2 * 16 * found["max_new_tokens"] for tokens in found["tokens"]["potstill"])
+
+
 def test_scaling(bench):
     what = ("length", "vocabulary", "rows")
     found = bench("scaling.py", "--what", *what, "--size", "tiny", "--rounds", "1", "--repeats", "1")

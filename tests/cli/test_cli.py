@@ -13,7 +13,7 @@ from tiny_run import Place, call
 
 from potstill import __version__
 
-VERBS = ("quickstart", "show", "check", "plan", "run", "compare", "list", "report", "chat", "doctor")
+VERBS = ("quickstart", "show", "check", "plan", "run", "compare", "list", "report", "chat", "doctor", "sandbox")
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 
 

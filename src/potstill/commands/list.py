@@ -11,10 +11,11 @@ from potstill.divergences import Divergence
 from potstill.exporters import Exporter
 from potstill.inits import Init
 from potstill.metrics import Metric
+from potstill.rewards import Reward
 from potstill.sources import Source
 from potstill.stages import Stage
 
-ROLES: dict[str, type[Component]] = {role.role: role for role in (Stage, Source, Divergence, Init, Metric, Exporter)}
+ROLES: dict[str, type[Component]] = {role.role: role for role in (Stage, Source, Divergence, Init, Metric, Reward, Exporter)}
 
 
 def components(name: str | None = None) -> dict[str, dict[str, Any]]:

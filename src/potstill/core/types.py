@@ -42,10 +42,12 @@ class Tests:
 
     Attributes:
         asserts: Python statements that a judge runs; what they call runs where the program is.
+        before: Python that is put before the program, such as the imports that a data set takes for granted.
     """
 
     cases: tuple[Case, ...] = ()
     asserts: str = ""
+    before: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""What is measured of a model. One file per metric; four shapes of metric, by what each needs to see."""
+"""What is measured of a model. One file per metric; five shapes of metric, by what each needs to see."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
 from potstill.core.component import Component, discover
@@ -16,6 +18,7 @@ class Metric(Component):
     higher_is_better: ClassVar[bool] = True
     title: ClassVar[str] = ""
     needs_teacher: ClassVar[bool] = False  # whether it compares a model with a teacher
+    runs_programs: ClassVar[bool] = False  # whether it needs a sandbox
 
 
 class TextMetric(Metric):
@@ -25,9 +28,25 @@ class TextMetric(Metric):
     def __call__(self, answer: str, example: Example) -> float | Abstain:
         """The score, or why there can be none: which rows are abstained from depends on the row, never on the answer."""
 
+    def scores(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float | Abstain]:
+        """The score of each answer; a metric that judges many at once faster than one by one overrides this."""
+        return [self(answer, example) for answer, example in zip(answers, examples, strict=True)]
+
     def unfit(self, language: str) -> str | None:
         """Why figures on rows of this language (ISO 639-1, or "und") may mislead; None where they do not."""
         return None
+
+
+class SampledMetric(Metric):
+    """Scores several answers to each row, drawn for it alone."""
+
+    samples: int = Field(default=8, ge=1, description="answers drawn for each row")
+    temperature: float = Field(default=1.0, gt=0, description="of sampling")
+    seed: int = Field(default=11, ge=0, description="of sampling")
+
+    @abstractmethod
+    def __call__(self, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[float | Abstain]:
+        """Of each row the score of its answers, or why there can be none."""
 
 
 class TokenMetric(Metric):

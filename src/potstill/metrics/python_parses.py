@@ -1,16 +1,12 @@
 """Whether an answer is Python at all."""
 
 import ast
-import re
 import warnings
 from typing import ClassVar
 
 from potstill.core.types import Example
 from potstill.metrics import TextMetric
-
-# a fence that is never closed ends with the answer, which may have been cut
-_FENCED = re.compile(r"^ {0,3}(`{3,}|~{3,})[ \t]*(\w*)[^\n]*\n(.*?)(?:^ {0,3}\1[ \t]*$|\Z)", re.M | re.S)
-_PYTHON = {"", "python", "python3", "py"}
+from potstill.scorers.code import PYTHON, blocks
 
 
 class PythonParses(TextMetric, kind="python_parses"):
@@ -39,5 +35,4 @@ def _parses(code: str) -> bool:
 
 def _fenced(answer: str) -> str:
     """What is inside the fences of Python."""
-    blocks = _FENCED.findall(answer.replace("\r\n", "\n"))
-    return "\n".join(code for _, language, code in blocks if language.lower() in _PYTHON)
+    return "\n".join(block.code for block in blocks(answer) if block.language in {"", *PYTHON})

@@ -5,8 +5,7 @@ from typing import ClassVar
 from potstill.core.types import Abstain, Example
 from potstill.metrics import TextMetric
 from potstill.scorers.language import UNKNOWN
-from potstill.scorers.rouge import rouge_l, words
-from potstill.scorers.text import exact_form
+from potstill.scorers.rouge import best_rouge_l
 
 
 class RougeL(TextMetric, kind="rouge_l"):
@@ -23,14 +22,8 @@ class RougeL(TextMetric, kind="rouge_l"):
     title: ClassVar[str] = "Rouge-L"
 
     def __call__(self, answer: str, example: Example) -> float | Abstain:
-        said = words(answer, example.language)
-        references = {reference: words(reference, example.language) for reference in example.references}
-        if not any(references.values()):
-            return Abstain("no accepted answer holds a word: only symbols or punctuation")
-        return 100 * max(
-            rouge_l(said, wanted) if wanted else float(exact_form(answer) == exact_form(reference))
-            for reference, wanted in references.items()
-        )
+        found = best_rouge_l(answer, example)
+        return found if isinstance(found, Abstain) else 100 * found
 
     def unfit(self, language: str) -> str | None:
         if language in ("", UNKNOWN):

@@ -43,6 +43,8 @@ class Made:
             "fields", "chosen": its number, "candidates": [{"label", "values", "mean", "by_seed": [[seed, figure]], "curves":
             [{"seed", "points"}]}]}.
         cuts: per model that calibration rows cut, {"stage", "by", "rows", "nll": after the cut, and what decided}.
+        rewarded: per model and seed that learned from rewards, {"name", "role", "seed", "rewards": {name: {"first", "last",
+            "rose", "correctness", "attribution"}}, "format_only"}, see `stages/rewarded.py`.
         written: per stage whose rows a teacher wrote and a model learned, {"stage"} and its summary.
         asked: per prompt of a user's own, {"prompt", "answers": {model name: text}}.
         provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
@@ -53,6 +55,7 @@ class Made:
     quantization: Sequence[Mapping[str, Any]] = ()
     sweeps: Sequence[Mapping[str, Any]] = ()
     cuts: Sequence[Mapping[str, Any]] = ()
+    rewarded: Sequence[Mapping[str, Any]] = ()
     written: Sequence[Mapping[str, Any]] = ()
     asked: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -93,7 +96,7 @@ def build_report(
         "ship": _ship(study, analysis.ship),
         "rows": rows,
         "verdicts": [_verdict(verdict) for verdict in analysis.verdicts],
-        "caveats": analysis.caveats,
+        "caveats": [*_of_form(made.rewarded), *analysis.caveats],
         "examples": _examples(study, answers),
         "breakdown": {"tag": breakdown(study, "tag"), "language": breakdown(study, "language")},
         "test_set": _test_set(study),
@@ -106,6 +109,7 @@ def build_report(
         "data": made.data,
         "quantization": made.quantization,
         "cuts": made.cuts,
+        "rewarded": made.rewarded,
         "written": made.written,
         "asked": made.asked,
         "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in made.sweeps],
@@ -277,6 +281,19 @@ def _exposure(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 own, data = (math.fsum(line[at][which] for line in both) / len(both) for which in (0, 1))
                 ends[when] = {"on_answers": own, "on_references": data, "gap": own - data}
             found.append({"name": name, "role": seeds[0]["role"], **ends})
+    return found
+
+
+def _of_form(rewarded: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each model of which rewards of the form rose and correctness did not, in all seeds or some."""
+    found = []
+    for name, seeds in _by_model(rewarded).items():
+        only = sum(bool(one["format_only"]) for one in seeds)
+        if only:
+            of = "" if len(seeds) == 1 else " in every seed" if only == len(seeds) else f" in {only} of {len(seeds)} seeds"
+            found.append(
+                f"Format only: rewards of the form of {name}'s answers rose{of}, and none that judges correctness did."
+            )
     return found
 
 

@@ -106,9 +106,6 @@ _ON_ANSWERS, _ON_REFERENCES = f"{_VALIDATION}kl_on_answers", f"{_VALIDATION}kl_t
 _OWN = (  # title; what is drawn solid, by the first name that a curve has; what is drawn dashed
     ("Divergence in training, nats/token", ("samples_divergence", "samples_reverse_kl"), "divergence"),
     ("KL to teacher, validation, nats/token", (_ON_ANSWERS,), _ON_REFERENCES),
-    ("Reward of own answers, weighted sum", ("samples_reward_total",), ""),
-    ("KL to the reference, nats/token", ("samples_kl",), "samples_kl_exact"),
-    ("Groups without signal, share", ("samples_silent",), ""),
     ("Length of own answers, tokens", ("samples_length",), ""),
     ("Own answers that were cut, share", ("samples_cut",), ""),
     ("Surprisal of own tokens, nats/token", ("samples_ce", "samples_nll"), ""),
@@ -139,6 +136,43 @@ def own_answers(report: Report) -> str:
             axis.grid(axis="y")
         _legend(figure, axes)
         return _svg(figure, "own", "Figures of models on answers that they wrote themselves, by step, one line per model.")
+
+
+_REWARD = "samples_reward_"  # begins the name of each reward's mean
+_REWARDED = (  # title, and the first name that a curve has, of what stands beside the rewards
+    ("KL to where it began, nats/token", ("samples_kl_exact", "samples_kl")),
+    ("Entropy of own tokens, nats", ("samples_entropy",)),
+    ("Groups without signal, share", ("samples_silent",)),
+)
+
+
+def rewards(report: Report) -> str:
+    """Each reward's mean over a round's answers, the KL to the reference, groups that taught nothing: by step (figure 5)."""
+    curves = [curve for curve in report["curves"] if _has([curve], f"{_REWARD}total")]
+    names = dict.fromkeys(name for curve in curves for point in curve["points"] for name in point if name.startswith(_REWARD))
+    order = sorted(names, key=lambda name: name != f"{_REWARD}total")
+    panels = [(_reward_title(name), (name,)) for name in order]
+    panels += [panel for panel in _REWARDED if any(_has(curves, name) for name in panel[1])]
+    if not curves:
+        return ""
+    inks = _inks(report)
+    with _panels(len(panels)) as (figure, axes):
+        for axis, (title, candidates) in zip(axes, panels, strict=True):
+            for model in dict.fromkeys(curve["name"] for curve in curves):
+                own = [curve for curve in curves if curve["name"] == model]
+                name = next((name for name in candidates if _has(own, name)), None)
+                if name is not None:
+                    _draw(axis, [_points(curve, name, "step") for curve in own], inks[model], label=_short(model))
+            axis.set_title(title, loc="left")
+            axis.set_xlabel("step")
+            axis.grid(axis="y")
+        _legend(figure, axes)
+        return _svg(figure, "rewards", "Rewards of models' own answers and KL to the reference, by step, one line per model.")
+
+
+def _reward_title(name: str) -> str:
+    kind = name.removeprefix(_REWARD)
+    return "Reward, all together" if kind == "total" else f"Reward: {_short(kind.replace('_', ' '))}"
 
 
 def _has(curves: Sequence[Mapping[str, Any]], name: str) -> bool:

@@ -56,6 +56,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         intervals=Markup(figures.intervals(report)),
         curves=Markup(figures.learning_curves(report)),
         own_answers=Markup(figures.own_answers(report)),
+        rewards=Markup(figures.rewards(report)),
         equal=_at_equal(report, metrics),
         sweeps=[
             (sweep, Markup(figures.sweep_curves(report, sweep, f"sweep{i}")), decimals(sweep["unit"]))

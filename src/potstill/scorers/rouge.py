@@ -6,7 +6,8 @@ from typing import Any
 
 import regex
 
-from potstill.scorers.text import fold, nfc, primary
+from potstill.core.types import Abstain, Example
+from potstill.scorers.text import exact_form, fold, nfc, primary
 
 # Scripts that part no words by blanks, so that each letter with its marks stands for itself. Korean parts them.
 _UNSPACED = (
@@ -51,6 +52,19 @@ def words(text: str, language: str = "") -> list[str]:
 def rouge_l(answer: Sequence[str], reference: Sequence[str]) -> float:
     """F1 of the longest common subsequence of two lists of words, 0 to 1; 0 when either is empty. Lin, 2004."""
     return _scorer().score("\n".join(reference), "\n".join(answer))["rougeL"].fmeasure
+
+
+def best_rouge_l(answer: str, example: Example) -> float | Abstain:
+    """`rouge_l` of the words of an answer, best over the accepted answers, 0 to 1; no score where none of these holds a
+    word."""
+    said = words(answer, example.language)
+    references = {reference: words(reference, example.language) for reference in example.references}
+    if not any(references.values()):
+        return Abstain("no accepted answer holds a word: only symbols or punctuation")
+    return max(
+        rouge_l(said, wanted) if wanted else float(exact_form(answer) == exact_form(reference))
+        for reference, wanted in references.items()
+    )
 
 
 @cache

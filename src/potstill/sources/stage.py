@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from potstill.core.artifact import Artifact, fingerprint
 from potstill.core.errors import UserError
 from potstill.core.refs import RowsRef
-from potstill.core.types import Example, Split, Turn
+from potstill.core.types import Case, Example, Split, Tests, Turn
 from potstill.sources import Skip, Source, Splits
 from potstill.sources._lines import read
 
@@ -164,6 +164,8 @@ def example_of(row: Mapping[str, Any], place: str) -> Example:
         for name in _TURNS:
             if name in found:
                 found[name] = tuple(Turn(**{key: _tupled(value) for key, value in turn.items()}) for turn in found[name])
+        if isinstance(found.get("tests"), dict):
+            found["tests"] = _tests(found["tests"])
         return Example(**found)
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place}: no row that a generate stage wrote ({error})") from None
@@ -171,6 +173,10 @@ def example_of(row: Mapping[str, Any], place: str) -> Example:
 
 def _tupled(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _tests(written: Mapping[str, Any]) -> Tests:
+    return Tests(**{**written, "cases": tuple(Case(**case) for case in written.get("cases", ()))})
 
 
 def _asked(example: Example) -> _Asked:

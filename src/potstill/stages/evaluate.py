@@ -24,7 +24,7 @@ from potstill.edges.models import (
     positions_of,
     shared_vocabulary,
 )
-from potstill.metrics import Metric, ModelMetric, TokenMetric
+from potstill.metrics import Metric, ModelMetric, SampledMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
@@ -36,6 +36,7 @@ from potstill.stages.known import question_hashes
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.measure import Asked, Beside, Decoding, Measured, asking, measure
 from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.programs import program_problems, set_aside
 from potstill.stages.readers import Rendered, Row, known_in_words, known_rows, readable
 from potstill.stages.refs import ModelRef
 from potstill.stages.study_record import info, study_of
@@ -128,6 +129,7 @@ class Evaluate(DataStage, kind="evaluate"):
                 yield from self._reading_problems(outlook)
             yield from self._known_problems(outlook)
             yield from self._pair_problems(outlook)
+            yield from program_problems(self.metrics, self.data, self.split, "metrics")
 
     def _reading_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """Models whose template refuses the rows, or that have too few positions for them or for their answers."""
@@ -268,6 +270,8 @@ class Evaluate(DataStage, kind="evaluate"):
                 return None
             said = outlook.probe(found.config, rows, self.decoding.precision)
             seconds = answer_seconds(said or probe, rows, asked, decoded) + probe.alone_seconds(alone)
+            drawn = sum(metric.samples for metric in self.metrics if isinstance(metric, SampledMetric))
+            seconds += answer_seconds(said or probe, rows, drawn * asked, decoded) if drawn else 0.0
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response) if scored else 0.0
             seconds += beside.scored_seconds(asked * rows.tokens, asked * rows.response) if beside is not None else 0.0
             total += outlook.seeds_of(row.model) * seconds
@@ -317,6 +321,7 @@ class Evaluate(DataStage, kind="evaluate"):
         named = [(row.name, place) for row, place in jobs]
         who = self.name or "evaluate"
         found = readable([(name, place.where) for name, place in named], self.data, self.prompts, self.split, self.rows, who)
+        found = set_aside(found, metrics, work.folder, who)
         examples, read = found.examples, found.read
         spoken = self._spoken(jobs, read, against)
         against = [teacher if number not in spoken.strangers else "" for number, teacher in enumerate(against)]

@@ -105,7 +105,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
     Args:
         models: name, role and place of each.
     """
-    curves, data, quantization = [], [], []
+    curves, data, quantization, rewarded = [], [], [], []
     sweeps: dict[str, Any] = {}
     cuts: dict[str, dict[str, Any]] = {}
     written: dict[str, dict[str, Any]] = {}
@@ -126,6 +126,9 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
                     "steps": summary["steps"],
                 }
             )
+        if summary.get("rewards"):
+            told = {key: summary[key] for key in ("rewards", "format_only")}
+            rewarded.append({"name": name, "role": role, "seed": place.seed, **told})
         for made_by in place.ancestry.values():  # a cut that several models begin with is told once
             if made_by.summary.get("cut"):
                 cuts.setdefault(made_by.fingerprint, {"stage": made_by.name, **made_by.summary["cut"]})
@@ -143,6 +146,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         "quantization": quantization,
         "sweeps": [*sweeps.values()],
         "cuts": [*cuts.values()],
+        "rewarded": rewarded,
         "written": [*written.values()],
     }
     return {**made, "provenance": dict(context.provenance)}

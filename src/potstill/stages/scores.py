@@ -41,8 +41,13 @@ def text_scores(
     for metric in metrics:
         if not isinstance(metric, TextMetric):
             continue
-        values = [metric(answer, example) for answer, example in zip(answers, accepted, strict=True)]
-        scores[str(metric.kind)] = [None if isinstance(v, Abstain) else v for v in values]
-        whys = Counter(v.reason for v in values if isinstance(v, Abstain))
-        abstentions |= {str(metric.kind): dict(whys)} if whys else {}
+        values = metric.scores(answers, accepted)
+        scores[str(metric.kind)], why = parted(values)
+        abstentions |= {str(metric.kind): why} if why else {}
     return scores, abstentions
+
+
+def parted(values: Sequence[float | Abstain]) -> tuple[list[float | None], dict[str, int]]:
+    """Scores with None where there is none, and how often which reason was given."""
+    whys = Counter(value.reason for value in values if isinstance(value, Abstain))
+    return [None if isinstance(value, Abstain) else value for value in values], dict(whys)

@@ -44,6 +44,7 @@ from potstill.stages.base import Context, DataStage, position_problems
 from potstill.stages.cost import answer_seconds, training_cost, training_flops
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
+from potstill.stages.programs import program_problems
 from potstill.stages.refs import ModelRef
 from potstill.stages.scores import answer_scores, text_scores
 from potstill.stages.spent import Basis, Tally
@@ -242,6 +243,8 @@ class TrainingStage(DataStage):
         yield from super().problems(outlook)
         place, ref = self.learner()
         yield from start_problems(outlook, place, ref, self.init, self.adapter)
+        if self.validation.times:
+            yield from program_problems(self.validation.metrics, self.data, "validation", "validation.metrics")
         with suppress(UserError):  # said by `start_problems`
             found = self.prospect(outlook)
             if found is not None:

@@ -1,0 +1,182 @@
+"""Whole GRPO steps: groups of answers, rewards, advantages, loss and update; potstill against TRL.
+
+    python benchmarks/grpo_step.py --quick                           # under four minutes on two cores
+    python benchmarks/grpo_step.py --shape real --rows rows.jsonl    # SmolLM2
+
+Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. Both have the same
+weights, prompts as token ids in the same order, groups of eight, limits, precision and optimiser, sample at temperature 1 from
+the whole vocabulary, and learn every answer by DAPO's loss without the group's standard deviation and without a reference, one
+update per round. The reward is the share of an answer's tokens that are distinct: it costs nothing, and differs within groups.
+They draw other random numbers, so the answers differ, and what is compared is seconds per generated token; both counts are
+printed, and the mean reward, which must agree but for sampling. Models with random weights never end an answer by themselves: a
+share of their vocabulary counts as ends, so that lengths are uneven as they are in life.
+
+Engines: `potstill` is `fit` as the grpo stage runs it, the log-probabilities of the sampler checked against the trainer's in a
+pass of its own. `trl` is TRL's GRPOTrainer without vLLM, evaluation, checkpoints, logging and gradient checkpointing;
+`generate` of transformers over the whole batch, padded on the left. `trl_continuous`, left out unless `--engines` names it, is
+the same with transformers' continuous batching, which on a CPU is by far the slower way.
+"""
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _models import build
+from kd_epochs import shape_of
+from on_policy_step import MEAN, OPTIM, OWN, SEED, Clock, compare
+
+ENGINES = (OWN, "trl", "trl_continuous")
+GROUP = 8  # answers to a prompt
+
+
+def measure(job: dict[str, Any]) -> dict[str, Any]:
+    """In this process: seconds, generated tokens and peak bytes of some steps, and the mean reward of all answers."""
+    import torch
+
+    folder, shape = Path(job["folder"]), shape_of(job["shape"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    real = job["shape"] == "real"
+    model = build(shape, "teacher" if real else "student", 0 if real else 1).to(device).requires_grad_(True)
+    if not real:
+        model.generation_config.eos_token_id = list(range(0, shape["vocab"], MEAN))
+    prompts = [prompt for prompt, _ in json.loads((folder / "rows.json").read_text())]
+    with tempfile.TemporaryDirectory() as work:
+        return (ours if job["engine"] == OWN else trl)(job, model, prompts, Path(work))
+
+
+def distinct(ids: list[int]) -> float:
+    """Share of an answer's tokens that are distinct."""
+    return len(set(ids)) / len(ids)
+
+
+def ours(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    from potstill.core.progress import Progress
+    from potstill.data.store import Counts, TokenStore
+    from potstill.edges.decoding import undisturbed
+    from potstill.losses import policy
+    from potstill.losses.policy import Policy, PolicyGradient
+    from potstill.rollouts.local import Local
+    from potstill.train.grading import Grades
+    from potstill.train.groups import Groups, GroupSamples
+    from potstill.train.loop import Optim, autocast, fit
+    from potstill.train.work import Work
+
+    clock, vocab, rewards = Clock(job["steps"]), model.config.vocab_size, []
+
+    class Watched(Progress):
+        def update(self, done: int, total: int, what: str = "step", start: int = 0, **figures: str) -> None:
+            if what == "step":
+                clock.after(done)
+
+    def grade(rows: Any, found: Any) -> Grades:
+        values = np.array([[distinct(answer.ids)] for answer in found])
+        rewards.extend(values[:, 0])
+        return Grades(values, np.ones(1), {})
+
+    def judge(rows: Any) -> Any:
+        with undisturbed(model), autocast(precision):
+            tokens = optim.pass_tokens(model.config.hidden_size)
+            told = policy.judged(model, None, rows, objective.policy, vocab, tokens)
+        return told.rows, told.figures
+
+    precision = job["precision"]
+    optim = Optim(**OPTIM, schedule="constant", steps=job["steps"], batch_size=job["batch_size"], precision=precision)
+    samples = GroupSamples(per_prompt=GROUP, max_new_tokens=job["max_new_tokens"])
+    work = Work(folder / "work", "grpo", progress=Watched("quiet"))
+    store = TokenStore.write(work.folder / "tokens", [(prompt, [0]) for prompt in prompts], Counts(), "rows")
+    tokenizer = AutoTokenizer.from_pretrained(job["tokenizer"])
+    engine = Local(model, tokenizer, [tokenizer.eos_token_id], precision=precision)
+    objective = PolicyGradient(Policy(cut="counted"), vocab)
+    lessons = Groups(
+        store, optim, samples, objective, engine, grade, ["distinct"], judge, SEED, lambda done, total: None, lambda line: None
+    )
+    clock.start()
+    totals = fit(model, store, objective, optim, work, seed=SEED, lessons=lessons, dropout=False)
+    return {**clock.found, "tokens": totals.sampled_tokens, "reward": float(np.mean(rewards))}
+
+
+def trl(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
+    from datasets import Dataset
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from potstill.data.batches import Order
+
+    clock, tokens, rewards = Clock(job["steps"]), [], []
+
+    class Observed(GRPOTrainer):
+        def _tokenize_prompts(self, prompts: list[str]) -> Any:
+            return [by_name[name] for name in prompts], None, {}
+
+    class Watched(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **named: Any) -> None:
+            clock.after(state.global_step)
+
+    def reward(completion_ids: list[list[int]], **named: Any) -> list[float]:
+        tokens.append(sum(map(len, completion_ids)))
+        values = [distinct(ids) for ids in completion_ids]
+        rewards.extend(values)
+        return values
+
+    logging.disable(logging.WARNING)
+    batch = job["batch_size"]
+    order = Order(len(prompts), batch // GROUP, SEED)
+    rows = [row for step in range(job["steps"]) for row in order.step(step)]
+    by_name = {str(n): prompts[row] for n, row in enumerate(rows)}
+    beta1, beta2 = OPTIM["betas"]
+    on_gpu = model.device.type == "cuda"
+    config = GRPOConfig(
+        output_dir=str(folder),
+        num_generations=GROUP,
+        max_completion_length=job["max_new_tokens"],
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=0.0,
+        epsilon=0.2,
+        epsilon_high=0.28,
+        loss_type="dapo",
+        scale_rewards="none",
+        use_transformers_continuous_batching=job["engine"] == "trl_continuous",
+        shuffle_dataset=False,
+        max_steps=job["steps"],
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1,
+        learning_rate=OPTIM["lr"],
+        weight_decay=OPTIM["weight_decay"],
+        adam_beta1=beta1,
+        adam_beta2=beta2,
+        max_grad_norm=OPTIM["clip"],
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        gradient_checkpointing=False,
+        bf16=job["precision"] == "bf16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        eval_strategy="no",
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=SEED,
+    )
+    trainer = Observed(
+        model=model,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": name} for name in by_name]),
+        processing_class=AutoTokenizer.from_pretrained(job["tokenizer"], padding_side="left"),
+        callbacks=[Watched()],
+    )
+    clock.start()
+    trainer.train()
+    return {**clock.found, "tokens": sum(tokens), "reward": sum(rewards) / len(rewards)}
+
+
+if __name__ == "__main__":
+    compare(__doc__, __file__, measure, ENGINES, "reward", "mean reward")

@@ -1,0 +1,139 @@
+"""Programs from files, judged in the sandbox. Standard library only: this command starts fast."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import UserError
+from potstill.core.types import Case
+from potstill.sandbox.backend import Backend
+from potstill.sandbox.grader import Grade, Grader, Task
+from potstill.sandbox.verdict import Limits
+
+UNSAFE = "WARNING: --unsafe-no-sandbox: programs run with your rights, and can read and delete your files"
+
+
+@dataclass(frozen=True)
+class NamedTask:
+    """A task and what its line of output calls it."""
+
+    ident: str | int
+    task: Task
+
+
+def task_of(program: Path, stdin: Path | None, expect: Path | None, tests: Path | None) -> Task:
+    """The task that files describe.
+
+    Raises:
+        UserError: when a file cannot be read, or the files describe no task.
+    """
+    if (expect is None) == (tests is None):
+        raise UserError("give what FILE must print (--expect F), or assert tests (--tests F): one of the two")
+    if tests is not None and stdin is not None:
+        raise UserError("--stdin goes with --expect; assert tests call the program's functions")
+    source = text_of(program)
+    if tests is not None:
+        return _told(f"{tests}", lambda: Task(source, asserts=text_of(tests)))
+    assert expect is not None
+    return Task(source, cases=(Case(text_of(stdin) if stdin is not None else "", text_of(expect)),))
+
+
+def tasks_of(path: Path) -> list[NamedTask]:
+    """The tasks of a file of JSON lines: `id` and `program`, with `stdin` and `expected`, or with `tests`.
+
+    Raises:
+        UserError: at the first line that describes no task.
+    """
+    lines = text_of(path).split("\n")
+    tasks = [_task_of_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not tasks:
+        raise UserError(f"{path}: no jobs; each line is an object with id, program, stdin and expected, or tests")
+    return tasks
+
+
+def text_of(path: Path) -> str:
+    """A file's text, line breaks as they are."""
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 at byte {error.start}; save the file as UTF-8") from None
+
+
+def backend_of(name: str | None, unsafe: bool) -> Backend:
+    """The backend that the command line asks for.
+
+    Raises:
+        UserError: when none is safe here, and the command line does not insist.
+    """
+    if unsafe and name not in (None, "none"):
+        raise UserError(f"--backend {name} is a sandbox and --unsafe-no-sandbox is none; give one of the two")
+    if name == "none" and not unsafe:
+        raise UserError("--backend none is no sandbox; say --unsafe-no-sandbox if you mean it")
+    from potstill.sandbox import trial
+
+    return trial.choose("none" if unsafe else name)
+
+
+def grade_all(
+    tasks: list[NamedTask], backend: Backend, limits: Limits, workers: int | None, say: Callable[[NamedTask, Grade], None]
+) -> list[Grade]:
+    """Grade, and say each grade as soon as all before it are said."""
+    ready: dict[int, Grade] = {}
+    said = 0
+
+    def done(index: int, grade: Grade) -> None:
+        nonlocal said
+        ready[index] = grade
+        while said in ready:
+            say(tasks[said], ready.pop(said))
+            said += 1
+
+    with Grader(backend, limits, workers) as grader:
+        return grader.grade([named.task for named in tasks], done)
+
+
+def line_of(grade: Grade) -> dict[str, Any]:
+    """What `--json` prints of a grade."""
+    return {"verdict": grade.outcome, "reason": grade.reason, "wall_s": round(grade.wall_s, 4)}
+
+
+def _task_of_line(line: str, place: str) -> NamedTask:
+    try:
+        job = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: no JSON: {error}") from None
+    if not isinstance(job, dict):
+        raise UserError(f"{place}: must be an object with id, program, stdin and expected, or tests")
+    ident, program = _field(job, "id", str | int, place), _field(job, "program", str, place)
+    if ("tests" in job) == ("expected" in job):
+        raise UserError(f"{place}: needs `expected` (with `stdin`), or `tests`: one of the two")
+    if "tests" in job:
+        tests = _field(job, "tests", str | list, place)
+        if isinstance(tests, list):
+            if not all(isinstance(test, str) for test in tests):
+                raise UserError(f"{place}: `tests` must be text, or a list of texts")
+            tests = "\n".join(tests)
+        return NamedTask(ident, _told(place, lambda: Task(program, asserts=tests)))
+    stdin = _field(job, "stdin", str, place) if "stdin" in job else ""
+    return NamedTask(ident, Task(program, cases=(Case(stdin, _field(job, "expected", str, place)),)))
+
+
+def _field(job: dict[str, Any], name: str, kind: Any, place: str) -> Any:
+    if name not in job:
+        raise UserError(f"{place}: no `{name}`")
+    value = job[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        wanted = {"id": "text or a whole number", "tests": "text, or a list of texts"}.get(name, "text")
+        raise UserError(f"{place}: `{name}` must be {wanted}, not {json.dumps(value)[:60]}")
+    return value
+
+
+def _told(place: str, make: Callable[[], Task]) -> Task:
+    try:
+        return make()
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None

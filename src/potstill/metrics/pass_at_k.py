@@ -1,0 +1,47 @@
+"""Whether one of several programs passes."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from potstill.core.types import Abstain, Example
+from potstill.metrics import SampledMetric
+from potstill.scorers.programs import Judging, grades_of, pass_at_k
+
+
+class PassAtK(SampledMetric, kind="pass_at_k"):
+    """100 · (1 − C(n−c, k) / C(n, k)): the chance that one of k answers passes, estimated without bias from n samples of which c
+    pass. Chen et al., arXiv:2107.03374, eq. 1.
+
+    Samples are drawn at `temperature` over the whole vocabulary, apart from the answers of `decoding`. A sample that the sandbox
+    could not judge leaves n; a row with fewer than k judged samples, or without tests, is abstained from.
+    """
+
+    unit: ClassVar[str] = "%"
+    title: ClassVar[str] = "pass@k"
+    runs_programs: ClassVar[bool] = True
+
+    k: int = Field(default=4, ge=1, description="answers that may be tried")
+    samples: int = Field(default=8, ge=1, le=1000, description="answers drawn for each row, k or more")
+    judging: Judging = Judging()
+
+    @model_validator(mode="after")
+    def _enough(self) -> "PassAtK":
+        if self.samples < self.k:
+            raise ValueError(f"samples = {self.samples} must be at least k = {self.k}")
+        return self
+
+    def __call__(self, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[float | Abstain]:
+        flat = [answer for drawn in answers for answer in drawn]
+        rows = [example for drawn, example in zip(answers, examples, strict=True) for _ in drawn]
+        grades = iter(grades_of(flat, rows, self.judging.limits()))
+        return [self._estimate([next(grades) for _ in drawn]) for drawn in answers]
+
+    def _estimate(self, grades: Sequence[object]) -> float | Abstain:
+        reasons = [grade.reason for grade in grades if isinstance(grade, Abstain)]
+        judged = len(grades) - len(reasons)
+        if judged < self.k:
+            return Abstain(reasons[0] if reasons else f"fewer than {self.k} samples")
+        passed = sum(getattr(grade, "outcome", "") == "pass" for grade in grades)
+        return 100 * pass_at_k(judged, passed, self.k)

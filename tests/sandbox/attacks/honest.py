@@ -1,0 +1,110 @@
+"""Honest programs that a sandbox must not hinder: source, stdin, what it prints."""
+
+# ruff: noqa: E501
+
+SOLVED = {
+    "one line": ("print(1)", "", "1"),
+    "reads a number": ("print(int(input()) + 1)", "41\n", "42"),
+    "reads to the end": ("import sys; print(sum(map(int, sys.stdin.read().split())))", "1 2\n3\n", "6"),
+    "reads line by line": ("import sys\nfor line in sys.stdin: print(line.strip()[::-1])", "ab\ncd", "ba\ndc\n"),
+    "reads bytes": ("import sys; print(len(sys.stdin.buffer.read()))", "\u00e9", "2"),
+    "reads by descriptor": ("import os; print(len(os.read(0, 100)))", "abc", "3"),
+    "opens its input": ("print(open(0).read())", "abc", "abc"),
+    "reads nothing of much": ("print('ok')", "x" * 2_000_000, "ok"),
+    "two million bytes": ("import sys; print(len(sys.stdin.read()))", "x" * 2_000_000, "2000000"),
+    "many lines": ("for i in range(20_000): print(i)", "", "".join(f"{i}\n" for i in range(20_000))),
+    "half a megabyte out": ("print('x' * 500_000)", "", "x" * 500_000),
+    "accents": ("print(input().upper())", "ñandú\n", "ÑANDÚ"),
+    "beyond the plane": ("print('\\U0001f600', len('日本'))", "", "😀 2"),
+    "no last line break": ("import sys; sys.stdout.write('a\\nb')", "", "a\nb\n"),
+    "blanks at the ends": ("print('a  \\t')\nprint('b ')", "", "a\nb"),
+    "a Windows text": ("import sys; sys.stdout.write('a\\r\\nb\\r\\n')", "", "a\nb\n"),
+    "a main guard": ("def main(): print('main')\nif __name__ == '__main__': main()", "", "main"),
+    "exit": ("print('a')\nexit()\nprint('b')", "", "a"),
+    "quit with 0": ("print('a'); quit(0)", "", "a"),
+    "sys.exit without words": ("import sys\nprint('a'); sys.exit()", "", "a"),
+    "a dataclass": (
+        "from dataclasses import dataclass\n@dataclass(order=True)\nclass P:\n    x: int\n    y: 'int' = 2\nprint(P(1), P(1) < P(2))",
+        "",
+        "P(x=1, y=2) True",
+    ),
+    "pickle": ("import pickle\nclass A:\n    x = 3\nprint(pickle.loads(pickle.dumps(A())).x)", "", "3"),
+    "type hints": ("import typing\nclass A:\n    x: 'A'\nprint(typing.get_type_hints(A)['x'] is A)", "", "True"),
+    "an enumeration": ("import enum\nclass C(enum.Enum):\n    R = 1\nprint(C.R, C['R'].value)", "", "C.R 1"),
+    "a deep recursion": (
+        "import sys; sys.setrecursionlimit(20_000)\ndef f(n): return n and 1 + f(n - 1)\nprint(f(9_000))",
+        "",
+        "9000",
+    ),
+    "a deep recursion in a thread": (
+        "import sys, threading\nsys.setrecursionlimit(10**6); threading.stack_size(64 << 20)\n"
+        "def f(n): return n and 1 + f(n - 1)\nt = threading.Thread(target=lambda: print(f(50_000))); t.start(); t.join()",
+        "",
+        "50000",
+    ),
+    "threads": (
+        "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(8) as p: print(sum(p.map(abs, range(100))))",
+        "",
+        "4950",
+    ),
+    "a hundred megabytes": ("x = bytearray(100 << 20); x[-1] = 1; print(len(x))", "", "104857600"),
+    "a dictionary of a million": ("d = {i: i for i in range(1_000_000)}; print(len(d))", "", "1000000"),
+    "a sorted list": (
+        "import random; random.seed(1); x = [random.random() for _ in range(200_000)]; x.sort(); print(len(x))",
+        "",
+        "200000",
+    ),
+    "slow within the limit": ("import time; time.sleep(0.5); print('late')", "", "late"),
+    "busy within the limit": (
+        "import time\ne = time.monotonic() + 0.3\nwhile time.monotonic() < e: pass\nprint('late')",
+        "",
+        "late",
+    ),
+    "a temporary file": (
+        "import tempfile\nwith tempfile.TemporaryFile('w+') as f:\n    f.write('x' * 9); f.seek(0); print(len(f.read()))",
+        "",
+        "9",
+    ),
+    "a file of its own": ("open('a.txt', 'w').write('hello'); print(open('a.txt').read())", "", "hello"),
+    "a big whole number": ("print(len(str(7 ** 4_000)))", "", "3381"),
+    "common modules": (
+        "import collections, itertools, functools, heapq, bisect, math, re, string, datetime, decimal, fractions, statistics, json\n"
+        "print(math.comb(10, 3), decimal.Decimal('0.1') + 1, fractions.Fraction(1, 3))",
+        "",
+        "120 1.1 1/3",
+    ),
+    "compression and hashes": (
+        "import zlib, bz2, lzma, hashlib; print(len(zlib.compress(b'a' * 999)) < 99, hashlib.md5(b'').hexdigest()[:4])",
+        "",
+        "True d41d",
+    ),
+    "a database in memory": (
+        "import sqlite3; print(sqlite3.connect(':memory:').execute('select 1 + 1').fetchone()[0])",
+        "",
+        "2",
+    ),
+    "random numbers": (
+        "import os, random, secrets; print(len(os.urandom(8)), 0 <= random.random() < 1, secrets.randbelow(1))",
+        "",
+        "8 True 0",
+    ),
+    "asynchronous code": (
+        "import asyncio\nasync def f():\n    await asyncio.sleep(0.01); return 5\nprint(asyncio.run(f()))",
+        "",
+        "5",
+    ),
+    "writes to stderr": ("import sys; print('why', file=sys.stderr); print(1)", "", "1"),
+    "catches what it raises": ("try: 1 / 0\nexcept ZeroDivisionError: print('caught')", "", "caught"),
+    "catches its memory": ("try: x = bytearray(1 << 34)\nexcept MemoryError: print('caught')", "", "caught"),
+    "catches its recursion": ("def f(): f()\ntry: f()\nexcept RecursionError: print('caught')", "", "caught"),
+    "two runs are one": ("print(len({'a', 'b'}), [*map(str, range(3))])", "", "2 ['0', '1', '2']"),
+    "generators and walrus": ("print([y for x in range(5) if (y := x * x) > 3])", "", "[4, 9, 16]"),
+    "matching": ("match [1, 2]:\n    case [a, b]: print(a + b)", "", "3"),
+    "arguments": ("import sys; print(len(sys.argv), __name__, type(__builtins__).__name__)", "", "1 __main__ module"),
+    "the time of day": (
+        "import time, datetime; print(datetime.datetime.now().year > 2000, time.time() > 1e9)",
+        "",
+        "True True",
+    ),
+    "prints and flushes": ("import sys\nfor i in range(3):\n    print(i, end=' ', flush=True)", "", "0 1 2"),
+}
