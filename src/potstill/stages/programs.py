@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.core.artifact import read_json, write_json
 from potstill.core.errors import Problem, UserError
@@ -12,7 +12,9 @@ from potstill.metrics import Metric
 from potstill.sandbox.verdict import Limits
 from potstill.scorers import programs
 from potstill.sources import Source
-from potstill.stages.readers import Readable, Rendered
+
+if TYPE_CHECKING:
+    from potstill.stages.readers import Readable, Rendered
 
 REFERENCE_FAILS = "its own reference fails its tests"
 SET_ASIDE = "set_aside.json"
@@ -41,7 +43,7 @@ def program_problems(metrics: Sequence[Metric], data: Source, split: Split, plac
         yield Problem(place, f"{', '.join(running)}: {error}")
 
 
-def set_aside(found: Readable, metrics: Sequence[Metric], folder: Path, who: str) -> Readable:
+def set_aside(found: "Readable", metrics: Sequence[Metric], folder: Path, who: str) -> "Readable":
     """The rows without those whose own reference fails their tests, which would count every right program as wrong.
 
     They are counted as left out, and named with the judge's reason in `set_aside.json`, which a stage that goes on reads
@@ -67,13 +69,13 @@ def _limits(metric: Any) -> Limits | None:
     return metric.judging.limits() if hasattr(metric, "judging") else None
 
 
-def _without(found: Readable, rows: set[int]) -> Readable:
+def _without(found: "Readable", rows: set[int]) -> "Readable":
     if not rows:
         return found
     kept = [number for number in range(len(found.examples)) if number not in rows]
-    read: dict[int, Rendered] = {}  # places of one form share one object, which later code tells by identity
+    read: dict[int, "Rendered"] = {}  # places of one form share one object, which later code tells by identity
     for rendered in found.read.values():
-        read[id(rendered)] = Rendered(rendered.renderer, [rendered.pairs[number] for number in kept])
+        read[id(rendered)] = type(rendered)(rendered.renderer, [rendered.pairs[number] for number in kept])
     return replace(
         found,
         examples=[found.examples[number] for number in kept],

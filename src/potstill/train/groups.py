@@ -262,7 +262,7 @@ def figures_of(draws: Draws, names: Sequence[str]) -> dict[str, float]:
     found = {f"samples_{name}": value for name, value in _means(all_totals, value_AK, names).items()}
     parts = attribution([group.weighted_GK[group.graded_G] for group in draws.learned if not group.silent])
     if spreads:
-        found["samples_reward_spread"] = float(np.mean(spreads))
+        found["samples_spread"] = float(np.mean(spreads))
     if parts is not None:
         found |= {f"samples_attribution_{name}": float(part) for name, part in zip(names, parts, strict=True)}
     return {
