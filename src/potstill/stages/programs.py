@@ -73,7 +73,7 @@ def _without(found: "Readable", rows: set[int]) -> "Readable":
     if not rows:
         return found
     kept = [number for number in range(len(found.examples)) if number not in rows]
-    read: dict[int, "Rendered"] = {}  # places of one form share one object, which later code tells by identity
+    read: dict[int, Rendered] = {}  # places of one form share one object, which later code tells by identity
     for rendered in found.read.values():
         read[id(rendered)] = type(rendered)(rendered.renderer, [rendered.pairs[number] for number in kept])
     return replace(
