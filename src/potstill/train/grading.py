@@ -74,8 +74,8 @@ def refuse_unfit(rewards: Sequence[Reward], references: Sequence[Answered]) -> N
         UserError: one abstains on all of them, or gives no number.
     """
     found = graded(rewards, references)
-    for name, none in zip(names_of(rewards), np.isnan(found.value_AK).all(0).tolist(), strict=True):
-        if none:
+    for k, name in enumerate(names_of(rewards)):
+        if np.isnan(found.value_AK[:, k]).all():
             begins = f"{name}: "
             why = next(reason for reason in found.reasons if reason.startswith(begins)).removeprefix(begins)
             raise UserError(
