@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.recipe.header import Recipe as Recipe
     from potstill.recipe.parse import load_recipe as load_recipe
     from potstill.recipe.parse import parse_recipe as parse_recipe
+    from potstill.rewards import Answered as Answered
+    from potstill.rewards import Reward as Reward
     from potstill.rollouts.api import OpenAI as OpenAI
     from potstill.run.runner import run_recipe as run_recipe
     from potstill.run.runner import run_stage as run_stage
@@ -101,6 +103,8 @@ _WHERE = {
     "Stdlib": "potstill.sources.stdlib",
     "Squad": "potstill.sources.squad",
     "Metric": "potstill.metrics",
+    "Reward": "potstill.rewards",
+    "Answered": "potstill.rewards",
     "Exporter": "potstill.exporters",
     "Safetensors": "potstill.exporters.safetensors",
     "Gguf": "potstill.exporters.gguf",

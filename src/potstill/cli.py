@@ -55,6 +55,26 @@ def _load_plugin(context: click.Context, parameter: click.Parameter, path: Path 
         fail(f"error: {error}", 2)
 
 
+def _without_sandbox(context: click.Context, parameter: click.Parameter, unsafe: bool) -> None:
+    """What the command judges, it runs as the user; said aloud every time, and no recipe can ask for it."""
+    if not unsafe or context.resilient_parsing:
+        return
+    from potstill.commands.sandbox import UNSAFE
+    from potstill.sandbox.grader import Grader
+    from potstill.sandbox.trial import choose
+    from potstill.scorers import programs
+
+    click.echo(UNSAFE, err=True)
+    programs.use(lambda: Grader(choose("none")))
+
+
+UNSAFE_OPTION = click.option(
+    "--unsafe-no-sandbox",
+    is_flag=True,
+    expose_value=False,
+    callback=_without_sandbox,
+    help="Run programs that models write with your own rights, where no sandbox is to be had.",
+)
 PLUGIN = click.option(
     "--plugin",
     type=click.Path(path_type=Path),
@@ -129,6 +149,7 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 @SET
 @JSON
 @PLUGIN
+@UNSAFE_OPTION
 @guarded
 def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
@@ -217,6 +238,7 @@ def plan(
 @QUIET
 @JSON
 @PLUGIN
+@UNSAFE_OPTION
 @guarded
 def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""

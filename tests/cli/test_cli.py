@@ -137,7 +137,7 @@ def test_plan_for_programs(place, finished):
 
 def test_list_names_every_role():
     found = json.loads(call("list", "--json").stdout)
-    assert set(found) == {"stage", "source", "divergence", "init", "metric", "exporter"}
+    assert set(found) == {"stage", "source", "divergence", "init", "metric", "reward", "exporter"}
     assert {"pretrain", "sft", "distill", "quantize", "evaluate", "export", "report"} <= set(found["stage"])
 
 

@@ -21,6 +21,7 @@ from potstill.metrics import Metric
 from potstill.recipe.header import Header
 from potstill.recipe.parse import parse_recipe
 from potstill.recipe.spots import Loc, item_of, members, nested, settled
+from potstill.rewards import Reward
 from potstill.sources import Source
 from potstill.stages import Stage
 
@@ -109,6 +110,7 @@ ROLES: dict[str, type[Component]] = {
     "divergence": Divergence,
     "init": Init,
     "metric": Metric,
+    "reward": Reward,
     "exporter": Exporter,
 }
 COMPONENTS = [(role, kind) for role, of in ROLES.items() for kind in of.kinds]

@@ -29,6 +29,7 @@ PASSES = {
     "a module without an import": ("def f(x): return 5", "assert f(1) < sys.maxsize"),
     "a name of a built-in function": ("def sum(a, b): return a * b", "assert sum(3, 4) == 12"),
     "a check": ("def f(x): return x", "def check(candidate):\n    assert candidate(1) == 1\n    assert [candidate(i) for i in range(3)] == [0, 1, 2]\ncheck(f)"),
+    "functions for a runner": ("def f(x): return x", "def test_one():\n    assert f(1) == 1\ndef test_two(x):\n    assert False"),
     "an exception": ("def f(x): raise ValueError('bad', x)", "try:\n    f(3)\n    assert False\nexcept ValueError as e:\n    assert e.args == ('bad', 3) and str(e) == \"('bad', 3)\""),
     "an exception of its own": ("class Bad(KeyError): pass\ndef f(x): raise Bad(x)", "try:\n    f(3)\n    assert False\nexcept Bad as e:\n    assert e.args == (3,)"),
     "an exception by its base": ("class Bad(KeyError): pass\ndef f(x): raise Bad(x)", "try:\n    f(3)\n    assert False\nexcept LookupError:\n    pass"),
@@ -68,6 +69,8 @@ FAILS = {
     "a list of objects": ("class A:\n    def __repr__(self): raise ValueError\ndef f(x): return [A()]", "assert f(1) == [1]", "fail", "line 1: assert f(1) == [1]: does not hold; the last call gave [an object of the program's A]"),
     "an object as the message": ("class A: pass\ndef f(x): return A()", "y = f(1)\nassert y == 1, y", "fail", "line 2: assert y == 1, y: does not hold (an object of the program's A); the last call gave an object of the program's A"),
     "a number of many digits": ("def f(x): return 10 ** 5000", "assert f(1) == 1", "fail", "line 1: assert f(1) == 1: does not hold; the last call gave a value of type int"),
+    "a function for a runner": ("def f(x): return 5", "def test_one():\n    assert f(1) == 1", "fail", "line 2: assert f(1) == 1: does not hold; the last call gave 5"),
+    "a judge that is killed": ("def f(x): return 5", "import signal\nf(1)\nsignal.raise_signal(9)", "abstain", "sandbox: the judge was killed"),
     "no such function": ("def g(x): return 5", "assert f(1) == 5", "fail", "the program defines no 'f'"),
     "a wrong type": ("def f(x): return None", "assert f(1) + 1 == 2", "fail", "line 1: assert f(1) + 1 == 2: TypeError: unsupported operand type(s) for +: 'NoneType' and 'int'"),
     "an exception": ("def f(x): return 1 / 0", "assert f(1) == 4", "crash", "line 1: assert f(1) == 4: ZeroDivisionError: division by zero"),
@@ -86,5 +89,5 @@ FAILS = {
     "tests that run text": ("def f(x): return '3'", "assert eval(f(1)) == 3", "fail", "line 1: assert eval(f(1)) == 3: NameError: name 'eval' is not defined"),
     "tests that write": ("def f(x): return 'a'", "f(1)\nopen('/tmp/potstill-must-not-be', 'w')", "fail", "line 2: open('/tmp/potstill-must-not-be', 'w'): PermissionError: a test may not do this: open"),
     "tests that start something": ("def f(x): return 'a'", "import os\nos.system(f(1))", "fail", "line 2: os.system(f(1)): PermissionError: a test may not do this: os.system"),
-    "tests without memory for an answer": ("def f(x): return 1 << 40", "assert [0] * f(1) == []", "fail", "line 1: assert [0] * f(1) == []: MemoryError: "),
+    "tests without memory for an answer": ("def f(x): return 1 << 30", "assert bytearray(f(1)) == []", "fail", "line 1: assert bytearray(f(1)) == []: MemoryError: "),
 }

@@ -7,9 +7,19 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bare import Bare
+from potstill.sandbox.backend import Unfit
+from potstill.sandbox.bubblewrap import Bubblewrap
+from potstill.sandbox.namespaces import Namespaces
+
+BACKENDS = {"namespaces": Namespaces, "bubblewrap": Bubblewrap}
 
 
-@pytest.fixture(scope="session", params=["bare"])
+@pytest.fixture(scope="session", params=BACKENDS)
 def backend(request):
-    yield Bare()
+    """Each sandbox that this machine can have."""
+    try:
+        backend = BACKENDS[request.param]()
+    except Unfit as unfit:
+        pytest.skip(f"{request.param}: {unfit}")
+    yield backend
+    backend.close()

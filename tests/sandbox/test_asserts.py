@@ -33,13 +33,13 @@ def test_how_tests_fail(name):
 
 def test_tests_that_never_end_are_no_abstention():
     found = assert_verdict(Bare(), "def f(): return True", "while f():\n    pass", Limits(time_s=0.2))
-    assert found.outcome in ("timeout", "fail")
+    assert found.outcome == "timeout"
 
 
 def test_tests_that_compute_for_ever_are_no_abstention(monkeypatch):
     monkeypatch.setattr("potstill.sandbox.asserts._SPARE_S", 0.2)
     found = assert_verdict(Bare(), "def f(): return 10**9", "n = f()\nwhile n:\n    n -= 0\nassert f()", Limits(time_s=0.4))
-    assert found.outcome in ("timeout", "fail")
+    assert found.outcome == "timeout"
 
 
 class Silent:

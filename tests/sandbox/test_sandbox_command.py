@@ -130,7 +130,10 @@ def test_without_a_sandbox_it_says_so(files):
         (("program", "--tests", "broken"), "{broken}: tests: line 1: '(' was never closed; they must be Python statements"),
         (("program", "--expect", "wanted", "--time-s", "0"), "--time-s 0: must be more than 0 and at most 3600"),
         (("program", "--expect", "wanted", "--time-s", "nan"), "--time-s nan: must be more than 0 and at most 3600"),
-        (("program", "--expect", "wanted", "--backend", "none"), "--backend none is no sandbox; say --unsafe-no-sandbox if you mean it"),
+        (
+            ("program", "--expect", "wanted", "--backend", "none"),
+            "--backend none is no sandbox; say --unsafe-no-sandbox if you mean it",
+        ),
         (
             ("program", "--expect", "wanted", "--backend", "namespaces", "--unsafe-no-sandbox"),
             "--backend namespaces is a sandbox and --unsafe-no-sandbox is none; give one of the two",
@@ -138,9 +141,11 @@ def test_without_a_sandbox_it_says_so(files):
         (("--jobs", "empty"), "{empty}: no jobs; each line is an object with id, program, stdin and expected, or tests"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
-)  # fmt: skip
+)
 def test_bad_input(files, words, message):
-    folder = files(program="print(1)", wanted="1", good="assert f(1)", broken="assert f(", latin=b"x\xe9", jobs="{}", empty="\n")
+    folder = files(
+        program="print(1)", wanted="1", good="assert f(1)", broken="assert f(", latin=b"x\xe9", jobs="{}", empty="\n"
+    )
     names = ("program", "wanted", "good", "broken", "latin", "jobs", "empty", "nothing")
     result = call(*[folder / word if word in names else word for word in words])
     message = message.format(**{name: folder / name for name in names})
@@ -155,7 +160,10 @@ def test_bad_input(files, words, message):
         ('{"program": "", "expected": ""}', "no `id`"),
         ('{"id": 1, "expected": ""}', "no `program`"),
         ('{"id": 1, "program": ""}', "needs `expected` (with `stdin`), or `tests`: one of the two"),
-        ('{"id": 1, "program": "", "expected": "", "tests": ""}', "needs `expected` (with `stdin`), or `tests`: one of the two"),
+        (
+            '{"id": 1, "program": "", "expected": "", "tests": ""}',
+            "needs `expected` (with `stdin`), or `tests`: one of the two",
+        ),
         ('{"id": true, "program": "", "expected": ""}', "`id` must be text or a whole number, not true"),
         ('{"id": 1, "program": 3, "expected": ""}', "`program` must be text, not 3"),
         ('{"id": 1, "program": "", "expected": 42}', "`expected` must be text, not 42"),

@@ -12,7 +12,79 @@ from potstill.core.artifact import Artifact
 from potstill.sources import Source
 
 WriteRows = Callable[..., str]
-OWN_ROWS = {"primer": {"countries": 3}, "stdlib": {"max_lines": 2}}
+OWN_ROWS = {
+    "primer": {"countries": 3},
+    "stdlib": {"max_lines": 2},
+    "programs": {"families": 4, "new_families": 1, "instances": 6},
+}
+
+
+def _gsm8k(number: int) -> dict[str, Any]:
+    return {"question": f"¿{number}?", "answer": f"It is <<{number}*1={number}>>{number}.\n#### {number}"}
+
+
+def _mbpp(number: int) -> dict[str, Any]:
+    code = f"def f(x):\r\n\treturn x + {number}"
+    return {"text": f"Add {number}.", "code": code, "task_id": number, "test_list": [f"assert f(1) == {number + 1}"]}
+
+
+def _codeforces(number: int) -> dict[str, Any]:
+    return {
+        "id": f"{number}/A",
+        "title": f"Problem {number}",
+        "description": f"Add {number} to n.",
+        "input_format": "n",
+        "output_format": "the sum",
+        "note": None,
+        "examples": [{"input": "1\n", "output": f"{number + 1}\n"}],
+        "generation": f"<think>\nadd\n</think>\n\n```python\nprint(int(input()) + {number})\n```",
+        "finish_reason": "stop",
+    }
+
+
+def _bugnet(number: int) -> dict[str, Any]:
+    return {
+        "problem_id": f"p{number:05}",
+        "language": "Python",
+        "original_status": "Wrong Answer",
+        "fail": f"print(int(input()) - {number})",
+        "pass": f"print(int(input()) + {number})",
+        "error": "",
+        "input": "1\n",
+        "output": f"{number + 1}\n",
+    }
+
+
+def _quixbugs(number: int) -> dict[str, Any]:
+    return {
+        "name": f"add{number}",
+        "fail": f"def add{number}(x):\n    return x - {number}",
+        "pass": f'def add{number}(x):\n    return x + {number}\n\n"""\nor otherwise\n"""\n',
+        "tests": [[[1], number + 1]],
+    }
+
+
+def _debugbench(number: int) -> dict[str, Any]:
+    program = "class Solution:\n    def add(self, n: int) -> int:\n        return n {} {}"
+    return {
+        "slug": f"add-{number}",
+        "description": f"Add {number}.",
+        "examples": [f"Input: n = 1\nOutput: {number + 1}\nExplanation: 1 + {number}."],
+        "buggy": program.format("-", number),
+        "fixed": program.format("+", number),
+        "bug_type": "operation error",
+        "error": "",
+    }
+
+
+SHAPES = {
+    "gsm8k": _gsm8k,
+    "mbpp": _mbpp,
+    "codeforces_cots": _codeforces,
+    "bugnet": _bugnet,
+    "quixbugs": _quixbugs,
+    "debugbench": _debugbench,
+}
 
 
 @pytest.fixture
@@ -67,6 +139,8 @@ def make_source(write_rows: WriteRows, tmp_path: Path, hub_cache: Path) -> Calla
     def fields(kind: str, numbers: Iterable[int]) -> dict[str, Any]:
         if kind in OWN_ROWS:
             return OWN_ROWS[kind]
+        if kind in SHAPES:
+            return {"path": write_rows(map(SHAPES[kind], numbers), f"{kind}.jsonl")}
         rows = [*map(_pair, numbers)]
         if kind == "hub":
             return {"hub": "someone/rows", "revision": write_cache(rows, hub_cache)}

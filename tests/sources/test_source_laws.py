@@ -161,7 +161,11 @@ def of_share(source: Source, share: float, **more: int) -> tuple[list[Texts], di
 def many(kind: str, make_source: MakeSource) -> Source:
     """Some hundreds of rows, so that a share of them is near what is asked for."""
     source = make_source(kind, range(600))
-    more = {"primer": {"countries": 40}, "stdlib": {"max_lines": 3}}.get(kind, {})
+    more = {
+        "primer": {"countries": 40},
+        "stdlib": {"max_lines": 3},
+        "programs": {"families": 12, "new_families": 3, "instances": 20},
+    }.get(kind, {})
     parsed = Source.parse({**source.spec(), **more})
     assert isinstance(parsed, Source)
     return parsed

@@ -55,12 +55,12 @@ def _execute(path: Path, source: bytes) -> None:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UserError(f"--plugin {path}: {_place(error, path)}{type(error).__name__}: {error}") from error
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """`line 3: `, the last line of the file that an error came through."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"line {error.lineno}: "
@@ -68,5 +68,5 @@ def _place(error: Exception, path: Path) -> str:
     return f"line {lines[-1]}: " if lines else ""
 
 
-def _frames(error: Exception) -> Iterator[traceback.FrameSummary]:
+def _frames(error: BaseException) -> Iterator[traceback.FrameSummary]:
     return iter(cast("list[traceback.FrameSummary]", traceback.extract_tb(error.__traceback__)))

@@ -7,15 +7,16 @@ from pydantic import Field, model_validator
 
 from potstill.core.types import Abstain, Example
 from potstill.metrics import SampledMetric
+from potstill.sandbox.grader import Grade
 from potstill.scorers.programs import Judging, grades_of, pass_at_k
 
 
 class PassAtK(SampledMetric, kind="pass_at_k"):
-    """100 · (1 − C(n−c, k) / C(n, k)): the chance that one of k answers passes, estimated without bias from n samples of which c
-    pass. Chen et al., arXiv:2107.03374, eq. 1.
+    """100 · (1 − C(n−c, k) / C(n, k)): the chance that one of k answers passes, from n samples of which c pass, without bias.
 
-    Samples are drawn at `temperature` over the whole vocabulary, apart from the answers of `decoding`. A sample that the sandbox
-    could not judge leaves n; a row with fewer than k judged samples, or without tests, is abstained from.
+    Chen et al., arXiv:2107.03374, eq. 1. Samples are drawn at `temperature` over the whole vocabulary, apart from the answers
+    of `decoding`. A sample that the sandbox could not judge leaves n; a row with fewer than k judged samples, or without
+    tests, is abstained from.
     """
 
     unit: ClassVar[str] = "%"
@@ -38,10 +39,10 @@ class PassAtK(SampledMetric, kind="pass_at_k"):
         grades = iter(grades_of(flat, rows, self.judging.limits()))
         return [self._estimate([next(grades) for _ in drawn]) for drawn in answers]
 
-    def _estimate(self, grades: Sequence[object]) -> float | Abstain:
+    def _estimate(self, grades: Sequence[Grade | Abstain]) -> float | Abstain:
         reasons = [grade.reason for grade in grades if isinstance(grade, Abstain)]
-        judged = len(grades) - len(reasons)
-        if judged < self.k:
+        judged = [grade for grade in grades if not isinstance(grade, Abstain)]
+        if len(judged) < self.k:
             return Abstain(reasons[0] if reasons else f"fewer than {self.k} samples")
-        passed = sum(getattr(grade, "outcome", "") == "pass" for grade in grades)
-        return 100 * pass_at_k(judged, passed, self.k)
+        passed = sum(grade.outcome == "pass" for grade in judged)
+        return 100 * pass_at_k(len(judged), passed, self.k)

@@ -81,6 +81,7 @@ def packed(value: Any, other: Callable[[Any], Packed], depth: int = DEPTH) -> Pa
         return ["bytes", bytes(value).hex()]
     if depth == 0:
         raise NotPlain(f"a value nested more than {DEPTH} deep")
+    kind: Any
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
             return [kind.__name__, [packed(item, other, depth - 1) for item in kind.__iter__(value)]]

@@ -10,6 +10,7 @@ import builtins
 import json
 import marshal
 import re
+import signal
 import subprocess
 import symtable
 import sys
@@ -120,7 +121,7 @@ def assert_verdict(backend: Backend, program: str, tests: str, limits: Limits) -
     if said.outcome == "gone":
         ended_badly = status_verdict(ended)
         return ended_badly or Verdict("crash", "the program left before its tests had ended", ended.wall_s)
-    if said.outcome not in ("pass", "fail", "crash", "memory"):
+    if said.outcome not in ("pass", "fail", "crash", "memory", "timeout"):
         return abstained(ended, f"the judge said {said.outcome!r}")
     return Verdict(said.outcome, clipped(said.reason), ended.wall_s)
 
@@ -175,7 +176,9 @@ class _Judge:
             self.said = Said(outcome, reason)
         except ValueError:
             # an abstention here would be within a program's reach: by what it returns, tests may loop or use up their memory
-            if process.returncode == -9 and not late:
+            if late or process.returncode == -signal.SIGXCPU:
+                self.said = Said("timeout", f"tests and program ran longer than {self.limits.time_s:g} s")
+            elif process.returncode == -signal.SIGKILL:
                 self.trouble = "the judge was killed"
             else:
                 self.said = Said("fail", "the tests did not come to an end with what the program returned")

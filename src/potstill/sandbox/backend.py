@@ -6,6 +6,15 @@ from typing import BinaryIO, Literal, Protocol
 
 from potstill.sandbox.verdict import Limits
 
+
+class Unfit(Exception):
+    """A backend cannot work here: why, and what would help."""
+
+    def __init__(self, why: str, remedy: str = "") -> None:
+        super().__init__(f"{why}; {remedy}" if remedy else why)
+        self.why, self.remedy = why, remedy
+
+
 # reads what the program's side says and answers it, line by line; returns when it has heard enough
 Talk = Callable[[BinaryIO, BinaryIO], None]
 

@@ -77,7 +77,7 @@ def _all_numbers(text: str, language: str) -> list[Fraction]:
 def _plain(text: str) -> str:
     """Without LaTeX's and Markdown's dress."""
     text = _LATEX.sub(r"\1/\2", text).replace("\\,", "").replace("\\!", "").replace("{,}", ",").replace("\\%", "%")
-    return re.sub(r"[$*_`]+(?=$|\s)|\\[()\[\]]|\*\*", "", text).strip().removesuffix("$").strip()
+    return re.sub(r"[*_`]+(?=$|\s)|\\[()\[\]]|\*\*", "", text).strip().removesuffix("$").strip()
 
 
 def _value(found: re.Match[str], language: str) -> Fraction | None:

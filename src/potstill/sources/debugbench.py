@@ -68,13 +68,21 @@ def _asserts(fixed: str, examples: tuple[str, ...]) -> str:
         wanted = _plain(found["output"]) if found else None
         if arguments is None or wanted is None or set(arguments) != set(parameters):
             return ""
-        given = ", ".join(arguments[parameter] for parameter in parameters)
+        given = ", ".join(_as(arguments[name], annotation) for name, annotation in parameters.items())
         lines.append(f"assert Solution().{name}({given}) == {wanted}")
     return "\n".join(lines)
 
 
-def _method(program: str) -> tuple[str, list[str]] | None:
-    """Name and parameters of the only public method of `class Solution`, where they and its result are plain values."""
+def _as(value: str, annotation: str) -> str:
+    """A value as its parameter takes it: the examples write floats without a point."""
+    return f"{value}.0" if annotation == "float" and value.lstrip("-").isdigit() else value
+
+
+def _method(program: str) -> tuple[str, dict[str, str]] | None:
+    """Name, and parameters with their annotations, of the only public method of `class Solution`.
+
+    None where it takes or gives something else than plain values.
+    """
     try:
         body = ast.parse(program.replace("\r\n", "\n")).body
     except (SyntaxError, ValueError):
@@ -88,7 +96,7 @@ def _method(program: str) -> tuple[str, list[str]] | None:
     chosen = annotated if len(annotated) == 1 else public
     if len(chosen) != 1 or ast.unparse(chosen[0].returns or ast.Constant(None)) == "None":
         return None
-    return chosen[0].name, [arg.arg for arg in chosen[0].args.args[1:]]
+    return chosen[0].name, {arg.arg: ast.unparse(arg.annotation) if arg.annotation else "" for arg in chosen[0].args.args[1:]}
 
 
 def _arguments(written: str) -> dict[str, str] | None:

@@ -17,12 +17,13 @@ _SAME = """\
 import math
 def plain(value):
     return value if isinstance(value, (str, int, float, bool, type(None))) else [plain(item) for item in value]
-def same(found, wanted):
+def same(found, wanted, within=0):
     if isinstance(found, list) and isinstance(wanted, list):
         return len(found) == len(wanted) and all(map(same, found, wanted))
-    if isinstance(found, float) or isinstance(wanted, float):
-        return isinstance(found, (int, float)) and isinstance(wanted, (int, float)) and math.isclose(found, wanted,
-        rel_tol=1e-9)
+    if isinstance(found, bool) or isinstance(wanted, bool):
+        return found is wanted
+    if isinstance(found, (int, float)) and isinstance(wanted, (int, float)):
+        return math.isclose(found, wanted, rel_tol=1e-9, abs_tol=within)
     return found == wanted
 """
 

@@ -30,15 +30,17 @@ from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
+from potstill.scorers.programs import sandbox
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import answer_memory, answer_seconds, left_over, scoring_memory
 from potstill.stages.known import question_hashes
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.measure import Asked, Beside, Decoding, Measured, asking, measure
 from potstill.stages.outlook import Cost, Outlook, RowsOf
-from potstill.stages.programs import program_problems, set_aside
+from potstill.stages.programs import program_problems
 from potstill.stages.readers import Rendered, Row, known_in_words, known_rows, readable
 from potstill.stages.refs import ModelRef
+from potstill.stages.set_aside import set_aside
 from potstill.stages.study_record import info, study_of
 from potstill.study.power import TYPICAL_SD, smallest_difference
 from potstill.study.records import NO_PRIMARY
@@ -372,6 +374,7 @@ class Evaluate(DataStage, kind="evaluate"):
             "teacher_reads": foreign if self.teacher_reads == "student" else {},
             "left_out": {"kl_to_teacher": untaken} if untaken else {},
             "language_in_use": self.data.language_note(),
+            **({"sandbox": sandbox()} if any(metric.runs_programs for metric in metrics) else {}),
         }
 
     def _asked(self, jobs: list[tuple[Row, Place]], results: list[Measured]) -> list[dict[str, Any]]:

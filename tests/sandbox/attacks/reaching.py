@@ -23,7 +23,8 @@ ATTACKS = {
     "Unix socket": Attack(SOCKET + "s.socket(s.AF_UNIX).connect('$UNIX')", reached("unix")),
     "listen": Attack(SOCKET + "x = s.socket(); x.bind(('127.0.0.1', 0)); x.listen(); print('BOUND')", printed("BOUND")),
     "netlink": Attack(SOCKET + "s.socket(s.AF_NETLINK, s.SOCK_RAW, 0); print('NETLINK')", printed("NETLINK")),
-    "socket pair": Attack(SOCKET + "s.socketpair(); print('PAIR')", printed("PAIR")),
+    # a connected pair of streams is what asyncio wakes itself by; of a pair of datagrams each end can write to any address
+    "socket pair": Attack(SOCKET + "s.socketpair(s.AF_UNIX, s.SOCK_DGRAM); print('PAIR')", printed("PAIR")),
     "resolve a name": Attack(SOCKET + "print('ADDRESS', s.getaddrinfo('localhost', 80)[0][4][0])", printed("ADDRESS")),
     "a user namespace": Attack(LIBC + "if libc.unshare(0x10000000) == 0: print('UNSHARED')", printed("UNSHARED")),
     "a mount namespace": Attack(LIBC + "if libc.unshare(0x10000000 | 0x20000) == 0: print('UNSHARED')", printed("UNSHARED")),

@@ -1,0 +1,154 @@
+"""The backend `bubblewrap`: one sandbox of its own for each program, made by `bwrap`; the reference for the others."""
+
+import contextlib
+import functools
+import importlib.util
+import marshal
+import os
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from potstill.sandbox import seccomp
+from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
+from potstill.sandbox.backend import Ended, Job, Unfit
+from potstill.sandbox.interpreter import DEVICES, ENVIRONMENT, FLAGS, USER, all_may_read, executable, plan
+from potstill.sandbox.verdict import Limits
+
+_GUEST = "/run/guest.pyc"
+_OLDEST = (0, 8)  # --disable-userns, --size
+_SIGKILL = 9
+
+
+@dataclass
+class Bubblewrap:
+    """Programs in bubblewrap.
+
+    Attributes:
+        version: of bubblewrap.
+
+    Raises:
+        Unfit: when it is not installed or too old, or no filter is known for this machine.
+    """
+
+    name: str = field(default="bubblewrap", init=False)
+    version: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        found = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin")
+        if found is None:
+            raise Unfit("bwrap is not installed", "install the system's package bubblewrap")
+        self._command = found
+        self.version = _version(found)
+        try:
+            seccomp.program()
+        except ValueError as error:
+            raise Unfit(str(error)) from error
+        # the superuser really becomes another user, where that one can read the interpreter
+        drops = os.geteuid() == 0 and all_may_read(plan())
+        self._identity = {"user": USER, "group": USER, "extra_groups": []} if drops else {}
+
+    def run(self, job: Job, limits: Limits) -> Ended:
+        with contextlib.ExitStack() as stack:
+            streams = stack.enter_context(Streams(job))
+            began, started = os.pipe()
+            stack.callback(os.close, began)
+            with contextlib.ExitStack() as given:
+                given.callback(os.close, started)
+                parts = [sealed(part) for part in (_guest(), seccomp.program(), job.program.encode("utf-8", "surrogatepass"))]
+                for fd in parts:
+                    given.callback(os.close, fd)
+                try:
+                    process = self._start(parts, started, streams.theirs, limits)
+                except OSError as error:
+                    return Ended(False, None, None, None, b"", b"", 0.0, trouble=f"bwrap did not start: {error}")
+            streams.handed_over()
+            stack.callback(_end, process)
+            run = Run(limits, kill=process.kill)
+            exit_fd = os.pidfd_open(process.pid)
+            stack.callback(os.close, exit_fd)
+            return watch(run, streams, {began: partial(_hear, run, began), exit_fd: partial(_exited, run, process)})
+
+    def _start(self, parts: list[int], started: int, streams: list[int], limits: Limits) -> "subprocess.Popen[bytes]":
+        guest, filter, program = parts
+        stdin, stdout, stderr, *talk = streams
+        words = [self._command, *_arguments(limits.disk_mb << 20), "--ro-bind-data", str(guest), _GUEST, "--remount-ro", "/"]
+        numbers = (started, program, filter, *(talk or (-1, -1)), *rlimits(limits))
+        words += ["--", executable(), *FLAGS, _GUEST, *map(str, numbers)]
+        passed = (*parts, started, *talk)
+        # its environment is empty: that of bubblewrap's own first process inside could be read
+        return subprocess.Popen(
+            words, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, env={}, cwd="/", start_new_session=True, **self._identity
+        )
+
+    def close(self) -> None:
+        """Nothing lives longer than a run."""
+
+
+def _version(command: str) -> str:
+    try:
+        told = subprocess.run([command, "--version"], capture_output=True, text=True, env={}, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise Unfit(f"{command} does not run: {error}") from error
+    found = re.search(r"(\d+)\.(\d+)\S*", told)
+    if found is None or (int(found[1]), int(found[2])) < _OLDEST:
+        raise Unfit(f"{command} is {told.strip() or 'of no version'}", "0.8 or later is needed")
+    return found[0]
+
+
+@functools.cache
+def _arguments(disk: int) -> tuple[str, ...]:
+    """Namespaces, rights and mounts."""
+    seen = plan()
+    words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+    words += ["--uid", str(USER), "--gid", str(USER), "--hostname", "sandbox", "--clearenv"]
+    for name, value in ENVIRONMENT.items():
+        words += ["--setenv", name, value]
+    for path in (*seen.folders, *seen.files):
+        words += ["--ro-bind", path, path]
+    for path, target in seen.links:
+        words += ["--symlink", target, path]
+    for path in seen.hidden:
+        words += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
+    for name in DEVICES:  # read-only, or a program of the same user could change the device's own rights
+        words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}", "--remount-ro", f"/dev/{name}"]
+    return (*words, "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp", "--chdir", "/tmp")
+
+
+@functools.cache
+def _guest() -> bytes:
+    """The guest as bytecode: compiling it takes as long as a small program."""
+    code = compile(Path(__file__).with_name("guest.py").read_text(encoding="utf-8"), "guest.py", "exec")
+    return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
+
+
+def _hear(run: Run, fd: int) -> bool:
+    heard = os.read(fd, 1024)
+    if heard[:1] == b"s":
+        run.began = int(heard[1:]) / 1e9
+    elif heard:
+        run.trouble = heard[1:].decode("utf-8", "replace")
+    return False
+
+
+def _exited(run: Run, process: "subprocess.Popen[bytes]") -> bool:
+    """bwrap says how the program ended by its own status: 128 and a signal's number for a signal."""
+    code = process.wait()
+    run.ended = time.monotonic()
+    if code >= 0:
+        run.status = code - 128 if 128 < code <= 192 else code << 8
+    elif run.killed is None:
+        run.trouble = "bubblewrap was killed"
+    else:
+        run.status = _SIGKILL
+    return False
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()

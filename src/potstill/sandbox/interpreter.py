@@ -1,0 +1,75 @@
+"""The interpreter that programs run in, and the little of this machine that it needs to see."""
+
+import functools
+import glob
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.sandbox.backend import Unfit
+
+# no user site, no current folder, no site-packages, no bytecode written; text is UTF-8 whatever the locale
+FLAGS = ("-X", "utf8", "-s", "-P", "-S", "-B")
+# a fixed hash seed: a program that prints a set has one verdict, not a lottery
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:strict"}
+DEVICES = ("null", "zero", "random", "urandom")
+THREADS = 256
+USER = 65534  # whom programs run as
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of this machine is seen inside, read-only, at its own path.
+
+    Attributes:
+        folders: with all below.
+        files: single ones.
+        links: (path, target).
+        hidden: folders below `folders` that are empty inside: installed packages, which may hold answers, tasks and this one.
+    """
+
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+    hidden: tuple[str, ...]
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def executable() -> str:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+
+
+@functools.cache
+def plan() -> Plan:
+    """The standard library, the system's libraries, the executable.
+
+    Raises:
+        Unfit: when the interpreter's library folder holds the home folder.
+    """
+    roots = [name for name in ("/lib", "/lib64", "/usr/lib", "/usr/lib64") if os.path.isdir(name)]
+    links = tuple((name, os.readlink(name)) for name in roots if os.path.islink(name))
+    own = [f"{prefix}/{name}" for prefix in {sys.base_prefix, sys.base_exec_prefix} for name in ("lib", "lib64")]
+    folders = sorted({os.path.realpath(name) for name in [*roots, *own] if os.path.isdir(name)})
+    folders = [one for one in folders if not any(_below(one, other) for other in folders if other != one)]
+    if holds := [one for one in folders if _below(str(Path.home().resolve()), one)]:
+        raise Unfit(f"the home folder lies in {holds[0]}, which programs must read", "install Python in a folder of its own")
+    files = [name for name in (executable(), "/etc/ld.so.cache") if os.path.isfile(name)]
+    patterns = ("python3*/site-packages", "python3*/dist-packages")
+    hidden = sorted({os.path.realpath(name) for one in folders for what in patterns for name in glob.glob(f"{one}/{what}")})
+    return Plan(tuple(folders), tuple(f for f in files if not any(_below(f, d) for d in folders)), links, tuple(hidden))
+
+
+def _below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def all_may_read(plan: Plan) -> bool:
+    """Whether every user can read what programs must: not so where Python lies in a folder of the superuser's own."""
+    paths = [Path(name) for name in (*plan.folders, *plan.files)]
+    above = {parent for path in paths for parent in path.parents}
+    return all(path.stat().st_mode & 0o004 for path in paths) and all(path.stat().st_mode & 0o001 for path in above)

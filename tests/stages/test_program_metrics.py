@@ -1,0 +1,148 @@
+"""Evaluations whose answers are programs: what is set aside, what is drawn, what is refused before it costs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judged import judging
+
+import potstill as ps
+from potstill.core.artifact import read_json
+from potstill.core.errors import UserError
+from potstill.metrics.pass_at_k import PassAtK
+from potstill.sandbox.backend import Ended, Job
+from potstill.sandbox.grader import Grader
+from potstill.sandbox.verdict import Limits
+from potstill.scorers import programs
+from potstill.sources import Source
+from potstill.stages.outlook import Outlook
+
+
+@pytest.fixture(autouse=True)
+def judge() -> Iterator[None]:
+    with judging():
+        yield
+
+
+def problems(path: Path, wrong: int = 0, count: int = 8) -> str:
+    """Rows of mbpp's shape, all for the test; the references of the first few do not pass."""
+    rows = [
+        {
+            "text": f"Add {n}.",
+            "code": f"def f(x):\n    return x + {n + (n < wrong)}",
+            "test_list": [f"assert f(1) == {n + 1}"],
+        }
+        for n in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def evaluation(model: Path, path: str, **more: Any) -> ps.Evaluate:
+    fields: dict[str, Any] = {
+        "study": [{"name": "one", "model": f"path:{model}"}],
+        "data": {"kind": "mbpp", "path": path, "splits": {"validation": 0, "test": 1}},
+        "prompts": {"max_tokens": 250, "max_prompt_tokens": 150},
+        "metrics": ["pass_at_1"],
+        "primary": "pass_at_1",
+        "decoding": {"max_new_tokens": 4},
+    }
+    return ps.Evaluate(**(fields | more))
+
+
+def test_rows_whose_reference_fails_are_set_aside_by_name(family: dict[str, Path], tmp_path: Path) -> None:
+    stage = evaluation(family["student"], problems(tmp_path / "rows.jsonl", wrong=2))
+    made = ps.run_stage(stage, tmp_path / "study")
+    assert made.summary["test_rows"] == 6
+    assert made.summary["sandbox"] == "bare"
+    assert made.summary["dropped"] == {"its own reference fails its tests": 2}
+    aside = read_json(made.folder / "set_aside.json")
+    assert len(aside) == 2
+    assert all(entry["why"].startswith("fail: ") and entry["key"] for entry in aside)
+    study = read_json(made.folder / "study.json")
+    assert study["rows"][0]["scores"]["pass_at_1"] == [[0.0] * 6]  # an untrained model writes no program
+
+
+def test_without_a_metric_that_runs_programs_nothing_is_judged(family: dict[str, Path], tmp_path: Path) -> None:
+    path = problems(tmp_path / "rows.jsonl", wrong=2)
+    made = ps.run_stage(evaluation(family["student"], path, metrics=["exact_match"], primary="exact_match"), tmp_path / "study")
+    assert made.summary["test_rows"] == 8
+    assert not (made.folder / "set_aside.json").exists()
+
+
+def test_where_every_reference_fails_nothing_can_be_measured(family: dict[str, Path], tmp_path: Path) -> None:
+    stage = evaluation(family["student"], problems(tmp_path / "rows.jsonl", wrong=8))
+    with pytest.raises(UserError, match="every row's own reference fails its tests; the first: fail: "):
+        ps.run_stage(stage, tmp_path / "study")
+
+
+def test_samples_are_drawn_for_pass_at_k_alone(family: dict[str, Path], tmp_path: Path) -> None:
+    """A judge that passes what begins with an even letter: its estimate against counting by hand."""
+    drawn: list[list[str]] = []
+
+    class Noted(PassAtK, kind="noted"):
+        def __call__(self, answers: Any, examples: Any) -> Any:
+            drawn.extend([list(each) for each in answers])
+            return super().__call__(answers, examples)
+
+    del ps.Metric.kinds["noted"]
+    stage = evaluation(
+        family["student"],
+        problems(tmp_path / "rows.jsonl", count=6),
+        metrics=[Noted(k=2, samples=3), ps.Metric.parse("pass_at_1")],
+    )
+    study = read_json(ps.run_stage(stage, tmp_path / "study").folder / "study.json")
+    assert [len(each) for each in drawn] == [3] * 6
+    assert len({text for each in drawn for text in each}) > 6  # sampled, not greedy
+    assert study["rows"][0]["scores"]["noted"] == [[0.0] * 6]
+
+
+def test_pass_at_k_of_known_answers() -> None:
+    row = ps.Example("k", "q", "r", tests=programs.Tests(asserts="assert f() == 1"))
+    right, wrong = "def f():\n    return 1", "def f():\n    return 2"
+    metric = PassAtK(k=2, samples=4)
+    answers = [[right] * 4, [right, wrong, wrong, wrong], [wrong] * 4]
+    assert metric(answers, [row] * 3) == pytest.approx([100, 50, 0])  # 1 - C(3,2)/C(4,2) = 1/2
+
+
+def test_rows_without_tests_are_a_problem_before_the_run(family: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": f"#### {n}"}) + "\n" for n in range(9)))
+    data = {"kind": "gsm8k", "path": str(path), "splits": {"validation": 0, "test": 1}}
+    stage = evaluation(family["student"], "", data=data)
+    (problem,) = [found for found in stage.problems(Outlook()) if found.place == "metrics"]
+    assert problem.rule == "pass_at_1: no test row of gsm8k has tests; leave it out, or name rows with tests"
+
+
+def test_a_machine_without_a_sandbox_is_a_problem_before_the_run(family: dict[str, Path], tmp_path: Path) -> None:
+    def none() -> Grader:
+        raise UserError("no sandbox is safe here")
+
+    programs.use(none)
+    stage = evaluation(family["student"], problems(tmp_path / "rows.jsonl"))
+    (problem,) = [found for found in stage.problems(Outlook()) if found.place == "metrics"]
+    assert problem.rule == "pass_at_1: no sandbox is safe here"
+
+
+def test_a_sandbox_that_fails_gives_no_score_and_no_study(family: dict[str, Path], tmp_path: Path) -> None:
+    class Broken:
+        name = "broken"
+
+        def run(self, job: Job, limits: Limits) -> Ended:
+            return Ended(False, None, None, None, b"", b"", 0.0, trouble="no room")
+
+        def close(self) -> None:
+            pass
+
+    programs.use(lambda: Grader(Broken(), workers=1))
+    stage = evaluation(family["student"], problems(tmp_path / "rows.jsonl"))
+    with pytest.raises(UserError, match=r"could not be judged: .*no room"):
+        ps.run_stage(stage, tmp_path / "study")
+
+
+def test_programs_are_rows_like_others() -> None:
+    source = Source.parse({"kind": "programs", "families": 4, "new_families": 1, "instances": 5})
+    assert isinstance(source, Source)
+    assert next(source.examples("test")).tests is not None
