@@ -289,8 +289,10 @@ class GRPO(Paired, kind="grpo"):
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         own = _own(objective)
         signal = {"signal": facts_of(own.signal)} if own.signal is not None else {}
+        judged_by = {"sandbox": programs.sandbox()} if any(reward.needs_tests() for reward in self.rewards) else {}
         return {
             **signal,
+            **judged_by,
             **super().facts(context, tokenizer, objective),
             **summary_of(courses(context.work.metrics.read(), self.rewards)),
         }
