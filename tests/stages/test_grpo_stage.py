@@ -261,6 +261,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_length_needs_tests_only_where_tests_say_what_is_right(root: Path) -> None:
+    def told(reward: Any) -> list[str]:
+        (stage,) = recipe(root, rewards=["vowels", reward]).stages
+        return [problem.place for problem in stage.problems(Outlook())]
+
+    assert told("length") == ["rewards[1]"]
+    assert told({"kind": "length", "right": "answer"}) == []
+    assert not Reward.kinds["length"].correctness  # or a rise of length alone would hide "format only"
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_refused_before_it_runs(name: str, root: Path, tmp_path: Path) -> None:
     fields, told = WRONG[name]
