@@ -195,9 +195,9 @@ class Groups(RoundLessons):
         """A group's answers that are learned, each token with its answer's advantage."""
         weight, (prompt,) = self.data.store.weight(group.row), asked_of(self.data.store, [group.row])
         answers = [answer for answer, graded in zip(group.answers, group.graded_G, strict=True) if graded]
-        of_answers_ = advantages(group.total_G[group.graded_G], self.policy.group_std)
+        advantage_G = advantages(group.total_G[group.graded_G], self.policy.group_std)
         found = []
-        for answer, advantage in zip(answers, of_answers_, strict=True):
+        for answer, advantage in zip(answers, advantage_G, strict=True):
             if self.policy.learns(answer.finished):
                 row = drawn_row([prompt], replace(answer, prompt=0), weight)
                 found.append(_with(row, ADVANTAGE, float(advantage)))
