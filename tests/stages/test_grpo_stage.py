@@ -73,7 +73,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 ALWAYS = (
     *("policy", "clipped", "nll", "entropy", "length", "cut", "reward_total", "reward_vowels", "reward_overlap"),
-    *("reward_spread", "attribution_vowels", "attribution_overlap", "silent", "abstained", "redrawn", "gap", "importance"),
+    *("spread", "attribution_vowels", "attribution_overlap", "silent", "abstained", "redrawn", "gap", "importance"),
     *("ratio_min", "ratio_max"),
 )
 
@@ -257,8 +257,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such teacher": ({"teacher": "path:/nowhere", "policy": {"beta_kd": 0.1}}, "it.teacher"),
     "no such reference": ({"reference": "path:/nowhere"}, "it.reference"),
     "cold": ({"samples": {"temperature": 0}}, "it.samples.temperature"),
-    "no tests": ({"rewards": ["vowels", "programs"]}, "no training row has any; name data that brings tests"),
+    "no tests": ({"rewards": ["vowels", "programs"]}, "needs tests, and no training row has any"),
 }
+
+
+def test_length_needs_tests_only_where_tests_say_what_is_right(root: Path) -> None:
+    def told(reward: Any) -> list[str]:
+        (stage,) = recipe(root, rewards=["vowels", reward]).stages
+        return [problem.place for problem in stage.problems(Outlook())]
+
+    assert told("length") == ["rewards[1]"]
+    assert told({"kind": "length", "right": "answer"}) == []
+    assert not Reward.kinds["length"].correctness  # or a rise of length alone would hide "format only"
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -274,7 +284,9 @@ def test_a_reward_that_the_reference_does_not_win_is_refused_before_the_first_st
     """Length alone, which a very long answer wins; where `exact` makes up for it none does."""
     with pytest.raises(UserError) as error:
         run(root, tmp_path / "a", rewards=["exact", "long"], probe_rows=4)
-    assert "above the reference answer on 4 rows, most of it by 'long' (+" in str(error.value)
+    assert "rewards: the probe '" in str(error.value)
+    assert "more than the reference answer of row '" in str(error.value)
+    assert ", by long: training would climb there" in str(error.value)
     (work,) = (tmp_path / "a" / "artifacts").glob(".work-it-*")
     assert not (work / "metrics.jsonl").exists()
     heavy = [{"kind": "exact", "weight": 1e4}, "long"]
@@ -282,7 +294,7 @@ def test_a_reward_that_the_reference_does_not_win_is_refused_before_the_first_st
 
 
 def test_a_reward_that_cannot_grade_any_reference_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'unsure' cannot grade the reference answer of any of 4 rows \(nobody knows\)"):
+    with pytest.raises(UserError, match=r"rewards: 'unsure' grades the reference of none of 4 rows \(nobody knows\)"):
         run(root, tmp_path, rewards=["vowels", "unsure"], probe_rows=4)
 
 

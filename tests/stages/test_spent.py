@@ -1,11 +1,13 @@
 """What training took: against the operations that PyTorch counts, against the plan, and at every validation."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_parts import save_pair
+from tiny_rewards import tiny_rewards
 from torch.utils.flop_counter import FlopCounterMode
 
 from potstill.core.artifact import Artifact
@@ -16,6 +18,12 @@ from potstill.stages.outlook import Outlook
 
 NEW = 8
 OPTIM = {"batch_size": 8, "lr": 1e-4, "schedule": "constant"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rewards() -> Iterator[None]:
+    with tiny_rewards():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +40,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stages(root: Path, **fields: Any) -> dict[str, Any]:
     kind = fields["kind"]
-    models = {"model": f"path:{root}/student"} if kind == "sft" else {"student": f"path:{root}/student"}
-    models |= {"teacher": f"path:{root}/teacher"} if kind != "sft" else {}
+    models = {"model": f"path:{root}/student"} if kind in ("sft", "grpo") else {"student": f"path:{root}/student"}
+    if kind not in ("sft", "grpo") or fields.get("policy", {}).get("beta_kd"):
+        models |= {"teacher": f"path:{root}/teacher"}
     return {"name": "it", **models, "validation": {"times": 0}, **fields}
 
 
@@ -52,6 +61,8 @@ def curve_of(artifact: Artifact) -> dict[str, Any]:
     return curve("it", "kd", Place(f"path:{artifact.folder}", artifact))
 
 
+GRPO = {"kind": "grpo", "rewards": ["vowels"], "probe_rows": 0}
+GRPO |= {"samples": {"max_new_tokens": NEW, "updates": 2, "per_prompt": 2}}
 ARMS: dict[str, dict[str, Any]] = {
     "checkpointed": {"kind": "sft", "optim": {"activation_checkpointing": True}},
     "hidden": {"kind": "distill"},
@@ -65,6 +76,9 @@ ARMS: dict[str, dict[str, Any]] = {
         "estimator": {"alpha": 0.0},
         "text": 0.0,
     },
+    "grpo": GRPO | {"policy": {"cut": "counted"}},
+    "grpo, drawn again": GRPO | {"policy": {"preset": "dr_grpo", "redraws": 2}, "rewards": ["odd"]},
+    "grpo near both": GRPO | {"policy": {"preset": "deepseek", "beta_kd": 0.1}},
 }
 
 
@@ -81,7 +95,7 @@ def test_operations_are_those_that_pytorch_counts(name: str, root: Path, tmp_pat
     assert reckoned[1] - reckoned[0] == pytest.approx(counted[1] - counted[0], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["own", "minillm"])
+@pytest.mark.parametrize("name", ["own", "minillm", "grpo near both"])
 def test_the_plan_reckons_alike(name: str, root: Path, tmp_path: Path) -> None:
     """Where answers are as long as the references, which is what the plan takes them to be."""
     (sft,) = recipe(root, stages(root, kind="sft")).stages

@@ -37,6 +37,10 @@ class Reward(Component):
 
     weight: float = Field(default=1.0, gt=0, description="of this reward in the sum")
 
+    def needs_tests(self) -> bool:
+        """Whether it abstains on rows that bring no tests."""
+        return type(self).runs_programs
+
     @abstractmethod
     def __call__(self, answers: Sequence[Answered]) -> list[float | Abstain]:
         """Of each answer its value, or why there is none; an abstention leaves its group and is counted, never zero."""

@@ -30,7 +30,7 @@ class Length(Reward, kind="length"):
 
     title: ClassVar[str] = "Length"
     runs_programs: ClassVar[bool] = True  # under `right = "tests"`, the default
-    correctness: ClassVar[bool] = True
+    correctness: ClassVar[bool] = False  # wrong answers gain by length alone, up to 0.4
 
     right: Literal["tests", "answer"] = Field(
         default="tests", description="an answer is right when its program passes all tests, or when its answer is the row's"
@@ -46,6 +46,9 @@ class Length(Reward, kind="length"):
         if self.shortest >= self.longest:
             raise ValueError(f"shortest = {self.shortest} must be less than longest = {self.longest}")
         return self
+
+    def needs_tests(self) -> bool:
+        return self.right == "tests"
 
     def __call__(self, answers: Sequence[Answered]) -> list[float | Abstain]:
         return [

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -24,10 +24,11 @@ from potstill.losses.objective import Objective
 from potstill.losses.policy import Policy, PolicyGradient
 from potstill.losses.targets import Signal
 from potstill.rewards import Answered, Reward
+from potstill.rewards.probes import beating
 from potstill.rollouts.local import Local
+from potstill.scorers import programs
 from potstill.stages.base import Context
 from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
-from potstill.stages.hacks import Probed, refuse_hacks
 from potstill.stages.outlook import Cost, Outlook, Prospect
 from potstill.stages.refs import ModelRef
 from potstill.stages.rewarded import courses, in_words, summary_of
@@ -36,7 +37,7 @@ from potstill.stages.start import Student
 from potstill.stages.taught import Paired
 from potstill.teachers.signals import Live, Recalled, Unadapted
 from potstill.teachers.teacher import facts_of, frozen, load_teacher
-from potstill.train.grading import Grades, graded, names_of
+from potstill.train.grading import Grades, graded, names_of, refuse_unfit
 from potstill.train.groups import Groups, GroupSamples
 from potstill.train.lessons import Lessons
 from potstill.train.loop import autocast, in_bf16
@@ -76,8 +77,8 @@ class GRPO(Paired, kind="grpo"):
     probe_rows: int = Field(
         default=8,
         ge=0,
-        description="rows on which answers that solve nothing (empty, tags alone, the prompt again, very long) must not score "
-        "above the reference answer, tried before the first step; 0: not tried",
+        description="rows on which answers that solve nothing (empty, tags alone, the prompt again, very long …) must not be "
+        "worth more than the reference, tried before the first step; 0: not tried",
     )
 
     @model_validator(mode="after")
@@ -135,14 +136,20 @@ class GRPO(Paired, kind="grpo"):
         yield from self.room_problems(outlook, f"the reference {self.reference}", found, self.samples.max_new_tokens)
 
     def _test_problems(self) -> Iterator[Problem]:
-        """Rewards that judge programs by tests, on rows of which none has any."""
-        for i, reward in enumerate(self.rewards):
-            if not (type(reward).runs_programs and type(reward).correctness):
-                continue
-            with suppress(UserError):  # the rows' own problem
-                if not any(example.tests for example in self.data.examples("train")):
-                    rule = "runs programs against tests, and no training row has any; name data that brings tests"
-                    yield Problem(f"rewards[{i}]", rule, repr(str(reward.kind)))
+        """Rewards that need tests, on rows of which none has any, or where no sandbox is safe."""
+        needing = [(i, reward) for i, reward in enumerate(self.rewards) if reward.needs_tests()]
+        if not needing:
+            return
+        i, reward = needing[0]
+        with suppress(UserError):  # the rows' own problem
+            if not any(example.tests for example in self.data.examples("train")):
+                rule = "needs tests, and no training row has any; leave it out, or name data that brings tests"
+                yield Problem(f"rewards[{i}]", rule, repr(str(reward.kind)))
+                return
+        try:
+            programs.sandbox()
+        except UserError as error:
+            yield Problem(f"rewards[{i}]", str(error), repr(str(reward.kind)))
 
     def cost(self, outlook: Outlook) -> Cost:
         cost, student = super().cost(outlook), self.prospect(outlook)
@@ -235,7 +242,7 @@ class GRPO(Paired, kind="grpo"):
                 told = policy.judged(model, reference, rows, self.policy, own.vocab, tokens, self.samples.temperature)
             return told.rows, told.figures
 
-        self._refuse_hacks(renderer, store, example)
+        self._refuse_probes(renderer, store, example)
         engine = Local(
             model,
             renderer.tokenizer,
@@ -262,18 +269,30 @@ class GRPO(Paired, kind="grpo"):
             return None
         return Unadapted(student.model) if self.adapter is not None else Live(frozen(copy.deepcopy(student.model)))
 
-    def _refuse_hacks(self, renderer: Renderer, store: TokenStore, example: Any) -> None:
+    def _refuse_probes(self, renderer: Renderer, store: TokenStore, example: Callable[[int], Example]) -> None:
+        """Raises:
+        UserError: an answer that solves nothing is worth more than a row's reference, or a reward grades no reference.
+        """
         count = min(self.probe_rows, len(store))
-        rows = [n * len(store) // count for n in range(count)]
-        if rows:
-            probed = [Probed(example(row), store.response_length(row)) for row in rows]
-            refuse_hacks(self.rewards, probed, lambda text: len(encode(renderer.tokenizer, text)), self.samples.max_new_tokens)
+        # as a model that learned the rows would write them, which has the reasoning where the template shows it
+        rows = [replace(example(n * len(store) // count), reasoning="") for n in range(count)]
+        if not rows:
+            return
+
+        def tokens(text: str) -> int:
+            return len(encode(renderer.tokenizer, text)) + 1
+
+        refuse_unfit(self.rewards, [Answered(row, row.response, tokens(row.response), True) for row in rows])
+        if found := beating(self.rewards, rows, tokens, self.samples.max_new_tokens):
+            raise UserError(f"rewards: {found[0].sentence()}")
 
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         own = _own(objective)
         signal = {"signal": facts_of(own.signal)} if own.signal is not None else {}
+        judged_by = {"sandbox": programs.sandbox()} if any(reward.needs_tests() for reward in self.rewards) else {}
         return {
             **signal,
+            **judged_by,
             **super().facts(context, tokenizer, objective),
             **summary_of(courses(context.work.metrics.read(), self.rewards)),
         }

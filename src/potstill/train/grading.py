@@ -67,6 +67,23 @@ def graded(rewards: Sequence[Reward], answers: Sequence[Answered]) -> Grades:
     return Grades(value_AK, np.array([reward.weight for reward in rewards], dtype=np.float64), reasons)
 
 
+def refuse_unfit(rewards: Sequence[Reward], references: Sequence[Answered]) -> None:
+    """Refuse a reward that grades no reference: it would grade no answer, and one that it abstains on is not learned.
+
+    Raises:
+        UserError: one abstains on all of them, or gives no number.
+    """
+    found = graded(rewards, references)
+    for k, name in enumerate(names_of(rewards)):
+        if np.isnan(found.value_AK[:, k]).all():
+            begins = f"{name}: "
+            why = next(reason for reason in found.reasons if reason.startswith(begins)).removeprefix(begins)
+            raise UserError(
+                f"rewards: '{name}' grades the reference of none of {len(references)} rows ({why}); "
+                "name data that it can grade, or leave it out"
+            )
+
+
 def attribution(groups: Sequence[np.ndarray]) -> np.ndarray | None:
     """Each reward's share of the advantages' variance: cov(w_k·r_k, R) / var(R), both less their group's mean; sums to 1.
 

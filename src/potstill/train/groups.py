@@ -195,9 +195,9 @@ class Groups(RoundLessons):
         """A group's answers that are learned, each token with its answer's advantage."""
         weight, (prompt,) = self.data.store.weight(group.row), asked_of(self.data.store, [group.row])
         answers = [answer for answer, graded in zip(group.answers, group.graded_G, strict=True) if graded]
-        of_answers_ = advantages(group.total_G[group.graded_G], self.policy.group_std)
+        advantage_G = advantages(group.total_G[group.graded_G], self.policy.group_std)
         found = []
-        for answer, advantage in zip(answers, of_answers_, strict=True):
+        for answer, advantage in zip(answers, advantage_G, strict=True):
             if self.policy.learns(answer.finished):
                 row = drawn_row([prompt], replace(answer, prompt=0), weight)
                 found.append(_with(row, ADVANTAGE, float(advantage)))
@@ -262,7 +262,7 @@ def figures_of(draws: Draws, names: Sequence[str]) -> dict[str, float]:
     found = {f"samples_{name}": value for name, value in _means(all_totals, value_AK, names).items()}
     parts = attribution([group.weighted_GK[group.graded_G] for group in draws.learned if not group.silent])
     if spreads:
-        found["samples_reward_spread"] = float(np.mean(spreads))
+        found["samples_spread"] = float(np.mean(spreads))
     if parts is not None:
         found |= {f"samples_attribution_{name}": float(part) for name, part in zip(names, parts, strict=True)}
     return {
