@@ -32,7 +32,7 @@ class Loss:
 
 def response_hidden(model: Any, batch: Batch, tie: Tie | None = None) -> Tensor:
     """Final hidden states [N, D] where a response token is predicted; prompts never reach the head."""
-    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths, tie)[batch.place_N]
+    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths, tie, batch.shared)[batch.place_N]
 
 
 def chunk_bytes(device: torch.device) -> int:
