@@ -121,7 +121,7 @@ def test_rows_that_share_a_prompt_are_kept_and_read_by_their_own_tokens(
         assert signal.computed == (5 if len(found) == 1 else 0)
     for loss, gradient in found[1:]:
         torch.testing.assert_close(loss, found[0][0], rtol=1e-12, atol=0)
-        torch.testing.assert_close(gradient, found[0][1], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=2e-6)  # norms are in float32
 
 
 def test_the_rounding_costs_next_to_nothing(tokenizer: Any, pairs: Pairs) -> None:

@@ -104,7 +104,7 @@ def test_a_prompt_that_rows_share_counts_for_each_of_them(whole: str) -> None:
     assert float(once.parts["hidden_states"]) == pytest.approx(float(apart.parts["hidden_states"]), rel=1e-12)
     assert once.total.item() == pytest.approx(apart.total.item(), rel=1e-12)
     for a, b in zip(of_apart, of_once, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=2e-6)  # norms are in float32
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:

@@ -125,9 +125,10 @@ def test_a_prompt_that_rows_share_is_read_once_and_learned_for_each(group: str, 
     packed._WAYS[student] = packed._WAYS[teacher] = reads == "packed"
     objective = Distillation(Live(teacher.requires_grad_(False)), ForwardKL(), 0.5, 1.0, 40)
     shared, alone = both_ways(student.train(), GROUPS[group], objective)
-    loose = {"rtol": 1e-5, "atol": 1e-6} if "gemma" in family else {"rtol": 1e-9, "atol": 1e-11}  # its norms are in float32
+    # norms of all but GPT-2 are in float32, also on the way back, where gradients of rows are now added before
+    near = {"rtol": 1e-10, "atol": 1e-12} if family == "gpt2" else {"rtol": 1e-5, "atol": 2e-6}
     for a, b in zip(shared, alone, strict=True):
-        torch.testing.assert_close(a, b, **loose)
+        torch.testing.assert_close(a, b, **near)
 
 
 def test_the_law_rejects_answers_that_see_one_another() -> None:

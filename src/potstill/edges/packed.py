@@ -111,7 +111,7 @@ def packs(model: Model) -> bool:
 
 
 def shares(config: Any) -> bool:
-    """Whether a model of this config reads what rows begin with once for all of them: where it packs; else each row is whole."""
+    """Whether a model of this config reads what rows begin with once for all of them: where it packs."""
     with suppress(UserError):  # whoever reads with it says so
         return way_of(config, read) == "packed"
     return True
@@ -154,9 +154,7 @@ def _packed_hidden(
     return states.last_hidden_state[0]
 
 
-def _batched_hidden(
-    model: Model, ids_T: Tensor, lengths: Sequence[int], tie: Tie | None, shared: Shared | None
-) -> Tensor:
+def _batched_hidden(model: Model, ids_T: Tensor, lengths: Sequence[int], tie: Tie | None, shared: Shared | None) -> Tensor:
     """The same for layers that carry something from token to token: rows of one length are a batch, and nothing is padded.
 
     Each row is read from its first token on, what it shares with others too.
