@@ -37,9 +37,9 @@ _KNOWN: dict[tuple[str, Read], Way] = {}  # of this process
 def way_of(config: Any, read: Read) -> Way:
     """How rows of different lengths go through a model: end to end, or those of one length as a batch.
 
-    A copy of few layers and little width, its windows so small that rows cross them, reads rows in a pack, in a pack where
-    what they begin with lies once, as batches of equal lengths, and one at a time, in float64, forward and backward. It answers from its cache, and beside a longer row, as
-    it reads; and its logits are what `logits_of` makes of its head's products.
+    A copy of few layers and little width, its windows so small that rows cross them, reads rows in a pack, also where what
+    they begin with lies once, as batches of equal lengths, and one at a time, in float64, forward and backward. It answers
+    from its cache, and beside a longer row, as it reads; and its logits are what `logits_of` makes of its head's products.
 
     Args:
         read: reads rows that lie end to end, by either way.
