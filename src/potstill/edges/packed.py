@@ -256,10 +256,11 @@ def _attend(
         raise UserError(f"the model's attention asks for {', '.join(unknown)}, which is not supported; choose another model")
     if more.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UserError("the model's attention looks ahead; choose a causal language model")
-    three = (query_BHTK, key_BGTK, value_BGTK)
     if packed_shared is not None:
-        three = tuple(packed_shared.spread(t, dim=2) for t in three)
-    within = attend_within(*three, packed_lengths, dropout, scaling, more.get("sliding_window"), more.get("softcap"))
+        query_BHTK, key_BGTK, value_BGTK = (packed_shared.spread(t, dim=2) for t in (query_BHTK, key_BGTK, value_BGTK))
+    within = attend_within(
+        query_BHTK, key_BGTK, value_BGTK, packed_lengths, dropout, scaling, more.get("sliding_window"), more.get("softcap")
+    )
     return (within if packed_shared is None else packed_shared.keep(within))[None], None
 
 

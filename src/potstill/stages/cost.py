@@ -16,7 +16,7 @@ from potstill.train.probe import Probe
 
 FLOAT = 4  # bytes
 ADAM = 2 * FLOAT  # two averages of each trained weight
-ATTENDED = 4 * FLOAT  # bytes per token, channel and layer kept of attention: query, key, value, and what they give
+ATTENDED = 4 * FLOAT  # bytes per token, channel and layer kept of attention: query, key, value, what they give; measured
 SAVED = 8 * FLOAT, 4.5 * FLOAT  # bytes per token and layer kept for backward: of a channel, of an inner unit; measured
 
 

@@ -330,8 +330,8 @@ class _Fit:
                 loss = self.team.loss(batch)
             (loss.total / weight).backward()
             parts = {f"{SAMPLED if batch.sampled else ''}{name}": value for name, value in loss.parts.items()}
-            parts[READ] = 0 if batch is IDLE else len(batch.ids_T)
-            for name, value in {"loss": loss.total.detach(), **parts}.items():
+            read = 0 if batch is IDLE else len(batch.ids_T)
+            for name, value in {"loss": loss.total.detach(), **parts, READ: read}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
 
