@@ -154,6 +154,17 @@ def test_a_pack_that_shares_is_not_read_as_one_that_does_not() -> None:
             final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)
 
 
+def test_several_threads_add_the_gradients_of_a_shared_prompt_in_one_order() -> None:
+    model, threads = tiny_model("qwen2", 40, width=64), torch.get_num_threads()
+    batch = pack([(PROMPTS[0], [i % 40]) for i in range(1200)], None, [b"5"] * 1200)
+    torch.set_num_threads(4)
+    try:
+        found = [torch.autograd.grad(CrossEntropy()(model, batch).total, list(model.parameters())) for _ in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("again", ["our own", "reentrant"])
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is not in every version
 def test_layers_that_run_again_read_shared_prompts_again(again: str) -> None:
