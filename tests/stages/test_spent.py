@@ -93,6 +93,18 @@ def test_the_plan_reckons_alike(name: str, root: Path, tmp_path: Path) -> None:
     assert curve_of(artifact)["spent"]["flops"] == pytest.approx(stage.cost(Outlook()).flops, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["own", "groups beside data"])
+def test_the_plan_lets_the_teacher_read_own_answers_in_every_step(name: str, root: Path) -> None:
+    """Rows of data it reads once, and not again where an earlier stage had them read."""
+    outlook, flops = Outlook(), list[float]()
+    for steps in (40, 80, 120):  # of 8 rows: every row of data several times
+        (stage,) = recipe(root, stages(root, **(ARMS[name] | {"optim": OPTIM | {"steps": steps}}))).stages
+        flops.append(stage.cost(outlook).flops)
+    first, second, third = flops
+    assert third == pytest.approx(1.5 * second, rel=1e-6)
+    assert second == pytest.approx(2 * first, rel=1e-6) if name == "own" else second < 1.99 * first
+
+
 def test_every_validation_knows_what_was_taken(root: Path, tmp_path: Path) -> None:
     validation = {"times": 3, "rows": 4, "max_new_tokens": 4}
     fields = ARMS["groups beside data"] | {"optim": OPTIM | {"epochs": 1.0}, "validation": validation}
