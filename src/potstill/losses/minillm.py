@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor
 
 from potstill.core.component import Settings
-from potstill.data.batches import SAMPLED, SHARE, Batch, StepRow, micro_batches, pack_rows
+from potstill.data.batches import SAMPLED, SHARE, Batch, StepRow, packed_rows
 from potstill.divergences._safe import FLOOR
 from potstill.divergences.reverse_kl import ReverseKL
 from potstill.edges.families import logits_of
-from potstill.edges.packed import tie_of
+from potstill.edges.packed import packs, tie_of
 from potstill.losses.head import Loss, fused_head, logit_chunks, response_hidden
 from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Dense, Signal
@@ -184,9 +184,9 @@ def log_probabilities(
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """log q and log p of each row's response tokens over the shared vocabulary: float64 [R] each, in the rows' order."""
     logq, logp = ([np.empty(0)] * len(rows) for _ in range(2))
-    for group in micro_batches([len(row) for row in rows], micro_batch_tokens):
-        batch = pack_rows([rows[i] for i in group]).to(model.device)
-        for found, values_N in zip((logq, logp), _log_probabilities(model, signal, batch, vocab), strict=True):
+    for group, batch in packed_rows(rows, micro_batch_tokens, share=packs(model)):
+        both = _log_probabilities(model, signal, batch.to(model.device), vocab)
+        for found, values_N in zip((logq, logp), both, strict=True):
             for i, values_R in zip(group, values_N.double().cpu().split(batch.responses), strict=True):
                 found[i] = values_R.numpy()
     return logq, logp
