@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,18 @@ from tiny_parts import chat_tokenizer, rows, tiny_model
 from torch import Tensor
 
 from potstill.core.types import Example
-from potstill.data.batches import Batch, Order, micro_batches, pack
+from potstill.data.batches import (
+    LEAST_SAVED,
+    MOST_WHOLE,
+    Batch,
+    Order,
+    StepRow,
+    group_tokens,
+    micro_batches,
+    pack,
+    prompts_of,
+    step_batches,
+)
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, TokenStore, instruction_pairs, weighted_pairs
 from potstill.divergences.forward_kl import ForwardKL
@@ -275,6 +287,66 @@ def test_micro_batches_hold_each_row_once_within_their_bound(size: int, seed: in
     assert Counter(i for group in groups for i in group) == Counter(range(25))
     assert all(sum(lengths[i] for i in group) <= size or len(group) == 1 for group in groups)
     assert [lengths[i] for group in groups for i in group] == sorted(lengths)
+
+
+def by_length(lengths: list[int], most: int) -> list[list[int]]:
+    """Where no prompt is shared."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if groups and sum(lengths[j] for j in groups[-1]) + lengths[i] <= most:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups
+
+
+@given(size=st.integers(1, 600), seed=st.integers(0, 1000))
+@settings(max_examples=60, deadline=None)
+def test_rows_of_one_prompt_stay_together_and_count_it_once(size: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    kinds = [list(map(int, random.integers(0, 9, random.integers(1, 60)))) for _ in range(6)]
+    pairs = [(kinds[random.integers(6)], [1] * int(random.integers(0, 40))) for _ in range(25)]
+    lengths, prompts = [len(p) + len(r) for p, r in pairs], prompts_of(pairs)
+    groups = list(micro_batches(lengths, size, prompts))
+    assert sorted(i for group in groups for i in group) == list(range(25))
+    laid = [pack([pairs[i] for i in group], None, [prompts[i] for i in group]) for group in groups]
+    for group, batch in zip(groups, laid, strict=True):
+        shared = {id(pairs[i][0]): len(pairs[i][0]) for i in group if prompts[i] is not None}
+        told = sum(shared.values()) + sum(lengths[i] - (len(pairs[i][0]) if prompts[i] is not None else 0) for i in group)
+        assert len(batch.ids_T) == told
+        assert len(group) == 1 or (told <= size and sum(batch.lengths) <= MOST_WHOLE * size)
+        assert list(batch.lengths) == sorted(batch.lengths)
+    for prompt in {*prompts} - {None}:
+        rows = [i for i in range(25) if prompts[i] == prompt]
+        length = len(pairs[rows[0]][0])
+        whole = sum(lengths[i] for i in rows)
+        assert (len(rows) - 1) * length >= LEAST_SAVED * whole
+        if whole - (len(rows) - 1) * length <= size and whole <= MOST_WHOLE * size:
+            assert sum(any(i in rows for i in group) for group in groups) == 1
+    assert list(micro_batches(lengths, size)) == list(micro_batches(lengths, size, [None] * 25)) == by_length(lengths, size)
+
+
+@given(prompt=st.integers(1, 60), response=st.integers(0, 60), rows=st.integers(1, 12), size=st.integers(1, 600))
+@settings(max_examples=60, deadline=None)
+def test_a_group_is_reckoned_as_it_is_read(prompt: int, response: int, rows: int, size: int) -> None:
+    step = [StepRow([7] * prompt, [1] * response, sampled=True) for _ in range(rows)]
+    read = sum(len(batch.ids_T) for batch in step_batches(step, size))
+    assert group_tokens(prompt, response, rows, size) == read
+
+
+def test_where_no_prompt_is_shared_nothing_changes() -> None:
+    """Nor where a prompt is so short that reading it once saves next to nothing."""
+    step = [StepRow([7, i, *range(i)], [1] * (9 - i)) for i in range(6)] + [StepRow([3], [1] * 20) for _ in range(6)]
+    for batch in step_batches(step, 60):
+        pairs = [(ids[: len(ids) - r], ids[len(ids) - r :]) for ids, r in zip(rows_in(batch), batch.responses, strict=True)]
+        assert batch.shared is None
+        plain = pack(pairs)
+        for name in ("ids_T", "position_T", "place_N", "target_N", "row_N"):
+            assert torch.equal(getattr(batch, name), getattr(plain, name))
+
+
+def rows_in(batch: Batch) -> list[list[int]]:
+    return [ids.tolist() for ids in batch.whole_ids().split(batch.lengths)]
 
 
 def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:

@@ -105,6 +105,25 @@ def test_cached_is_live_with_the_hidden_states_rounded(
     torch.testing.assert_close(found[0][0], live[0], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("written", ["whole", "shared"])
+def test_rows_that_share_a_prompt_are_kept_and_read_by_their_own_tokens(
+    written: str, tokenizer: Any, pairs: Pairs, tmp_path: Path
+) -> None:
+    teacher, student = teacher_of(tokenizer).double(), student_of(tokenizer).double()
+    several = [*pairs[:3], (pairs[0][0], pairs[1][1]), (pairs[2][0], pairs[1][1])]
+    layouts = {"whole": pack(several), "shared": pack(several, None, [repr(prompt).encode() for prompt, _ in several])}
+    assert layouts["shared"].shared is not None
+    found = []
+    for batch in (layouts[written], *layouts.values()):
+        signal = cached(tmp_path, teacher, hidden(teacher), several)
+        found.append(loss_of(signal, student, batch))
+        signal.cache.close()
+        assert signal.computed == (5 if len(found) == 1 else 0)
+    for loss, gradient in found[1:]:
+        torch.testing.assert_close(loss, found[0][0], rtol=1e-12, atol=0)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-4, atol=2e-6)  # norms are in float32
+
+
 def test_the_rounding_costs_next_to_nothing(tokenizer: Any, pairs: Pairs) -> None:
     teacher, batch = teacher_of(tokenizer), pack(pairs)
     said = Live(teacher)(batch)

@@ -17,6 +17,7 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.rollout import Asked, Sampling
 from potstill.data.store import Counts, instruction_pairs
 from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges import checked
 from potstill.edges.checked import LENGTHS, way_of
 from potstill.edges.decoding import draw_answers
 from potstill.edges.drawing import Drawing
@@ -179,11 +180,24 @@ def test_a_family_is_what_it_is_alone(family: str, chat: Any, tmp_path: Path) ->
     ours, theirs = gradients(sft.total, student), gradients(plain, student)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=float(theirs.abs().max()) * 1e-5)
 
+    more = [(pairs[0][0], pairs[1][1]), (pairs[1][0], pairs[2][1][:1]), (pairs[0][0], [])]
+    prompts, logq_of_more = [repr(prompt).encode() for prompt, _ in [*pairs, *more]], plain_logp(student, more[:2])
+    several = pack([*pairs, *more], None, prompts)
+    assert len(several.ids_T) == len(batch.ids_T) + sum(len(response) for _, response in more)
+    shared = CrossEntropy()(student, several)
+    of_more = sum(F.nll_loss(q, torch.tensor(r), reduction="sum") for q, (_, r) in zip(logq_of_more, more, strict=False))
+    torch.testing.assert_close(shared.total, plain + of_more, rtol=rtol, atol=0)
+    ours, theirs = gradients(shared.total, student), theirs + gradients(of_more, student)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=float(theirs.abs().max()) * 1e-5)
+
     with torch.no_grad():
         logp = plain_logp(teacher, pairs)
         kl = sum((p.exp() * (p - q)).sum() for p, q in zip(logp, logq, strict=True))
         distilled = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, VOCAB)(student, batch)
         torch.testing.assert_close(distilled.total, kl, rtol=rtol, atol=0)
+        kl_of_more = sum((p.exp() * (p - q)).sum() for p, q in zip(plain_logp(teacher, more[:2]), logq_of_more, strict=True))
+        distilled = Distillation(Live(teacher), ForwardKL(), 1.0, 1.0, VOCAB)(student, several)
+        torch.testing.assert_close(distilled.total, kl + kl_of_more, rtol=rtol, atol=0)
         form, live = HiddenForm(teacher.get_output_embeddings(), logits_of(teacher.config)), Live(teacher)
         kept = form.decode(form.encode(live(batch).hidden_ND), torch.device("cpu"))
         cached = Distillation(lambda _: kept, ForwardKL(), 1.0, 1.0, VOCAB)(student, batch)  # pyright: ignore[reportArgumentType]
@@ -300,11 +314,35 @@ def test_there_are_enough_of_them() -> None:
 def test_what_reads_otherwise_is_refused_with_the_figure() -> None:
     config = config_of("gemma2")
 
-    def broken(model: Any, ids_T: Any, lengths: Any, *, packed: bool) -> Any:
-        return read(model, ids_T, lengths, packed=packed) * (1 + 1e-3)
+    def broken(model: Any, ids_T: Any, lengths: Any, **more: Any) -> Any:
+        return read(model, ids_T, lengths, **more) * (1 + 1e-3)
 
     with pytest.raises(UserError, match=r"cannot be read exactly: rows end to end differs by \d\.\de-0[34]"):
         way_of(config, broken)
+
+
+def test_a_network_that_takes_its_neighbour_in_the_pack_for_the_token_before_does_not_pack(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows end to end it reads as it reads one: there the token before lies where it looks. Behind a shared prompt not."""
+    from transformers.models.llama.modeling_llama import LlamaModel
+
+    forward = LlamaModel.forward
+
+    def mixing(self: Any, *args: Any, **more: Any) -> Any:
+        out = forward(self, *args, **more)
+        places_BT = more.get("position_ids")
+        if places_BT is None:
+            places_BT = torch.arange(out.last_hidden_state.shape[1])[None]
+        before = out.last_hidden_state.roll(1, 1) * (places_BT > 0)[..., None]
+        out.last_hidden_state = out.last_hidden_state + 1e-3 * before
+        return out
+
+    config = config_of("llama")
+    config.rms_norm_eps = 5e-6  # a config that was not asked before
+    monkeypatch.setattr(LlamaModel, "forward", mixing)
+    monkeypatch.setattr(checked, "_check_answers", lambda *_: None)  # it would refuse: a pass of one token has no neighbour
+    assert way_of(config, read) == "batched"
 
 
 def test_experts_that_a_token_gets_by_its_place_in_the_pack_are_refused_with_the_figure(

@@ -13,6 +13,7 @@ from potstill.commands.plan import estimate
 from potstill.core.errors import RecipeError
 from potstill.data.batches import pack
 from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges import packed
 from potstill.edges.models import blocks_of, save_model
 from potstill.losses.distillation import Distillation
 from potstill.losses.hidden_states import HiddenStates, layers_to_learn
@@ -83,6 +84,27 @@ def test_the_sum_of_two_halves_is_the_whole() -> None:
     whole = learns(student, pack(ROWS)).total
     halves = learns(student, pack(ROWS[:1])).total + learns(student, pack(ROWS[1:])).total
     assert whole.item() == pytest.approx(halves.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("whole", ["neither", "teacher", "student", "both"])
+def test_a_prompt_that_rows_share_counts_for_each_of_them(whole: str) -> None:
+    """Also where one of the two models reads every row whole, as those with recurrent layers do."""
+    student, teacher = model(2, 1), model(4, 2)
+    for name, one in (("student", student), ("teacher", teacher)):
+        packed._WAYS[one] = whole not in (name, "both")
+    learns, weights = objective(teacher, (1, 3), 2.0), [1.0, 0.5, 2.5, 3.0, 1.0, 1.0]
+    group = [(ROWS[0][0], [4, 5]), (ROWS[1][0], [8]), (ROWS[0][0], [7, 7, 9]), (ROWS[0][0], []), (ROWS[1][0], [3]), ROWS[2]]
+    found = []
+    for prompts in (None, [repr(prompt).encode() for prompt, _ in group]):
+        batch = pack(group, weights, prompts)
+        assert (batch.shared is None) is (prompts is None)
+        loss = learns(student, batch)
+        found.append((loss, torch.autograd.grad(loss.total, list(student.parameters()))))
+    (apart, of_apart), (once, of_once) = found
+    assert float(once.parts["hidden_states"]) == pytest.approx(float(apart.parts["hidden_states"]), rel=1e-12)
+    assert once.total.item() == pytest.approx(apart.total.item(), rel=1e-12)
+    for a, b in zip(of_apart, of_once, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=2e-6)  # norms are in float32
 
 
 def test_a_student_that_is_the_teacher_has_nothing_to_learn() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from potstill.core.errors import Interrupted, UserError
 from potstill.core.types import Example
+from potstill.data import batches
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.rollout import Asked, Sampling
 from potstill.data.store import Counts, TokenStore, instruction_pairs
@@ -20,6 +21,7 @@ from potstill.divergences.forward_kl import ForwardKL
 from potstill.divergences.reverse_kl import ReverseKL
 from potstill.losses.distillation import Distillation, OnPolicy
 from potstill.rollouts.local import Local
+from potstill.teachers import signals
 from potstill.teachers.signals import Live
 from potstill.train import rounding
 from potstill.train.loop import Optim, data_of, fit
@@ -137,6 +139,40 @@ def test_groups_answer_fewer_prompts(store: TokenStore, tokenizer: Any, tmp_path
     assert run.totals.rows == 4
 
 
+@pytest.mark.parametrize("size", [1, 90, 10_000])
+def test_the_prompt_of_a_group_is_read_once_and_learned_as_if_it_were_not(
+    size: int, store: TokenStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By student and teacher; what is counted as read is what is read."""
+    runs, read, hidden = [], list[int](), signals.teacher_hidden
+    monkeypatch.setattr(signals, "teacher_hidden", lambda *both: read.append(len(both[1].ids_T)) or hidden(*both))
+    for least in (batches.LEAST_SAVED, 2.0):  # 2: nothing saves so much
+        read.clear()
+        monkeypatch.setattr(batches, "LEAST_SAVED", least)
+        optim = {"steps": 3, "batch_size": 8, "micro_batch_tokens": size}
+        run = Run(tokenizer, store, tmp_path / str(least), share=0.75, per_prompt=3, optim=optim)
+        assert sum(read) == run.totals.tokens
+        runs.append(run)
+    once, whole = runs
+    for a, b in zip(once.figures, whole.figures, strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-6)  # the gap itself is rounding
+    own = [int(row) for step in range(3) for row in once.practice.rows(step)[:2]]
+    prompts = sum(store.length(row) - store.response_length(row) for row in own)
+    saved = whole.totals.tokens - once.totals.tokens
+    assert saved == {1: 0, 10_000: 2 * prompts}.get(size, saved)
+    assert 0 < saved <= 2 * prompts or size == 1
+
+
+@pytest.mark.parametrize("family", ["lfm2"])
+def test_a_model_that_reads_rows_whole_is_counted_so(family: str, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    recurrent = {"layer_types": ["full_attention", "conv"], "block_auto_adjust_ff_dim": False}
+    model = student_of(tokenizer, family=family, **recurrent)
+    run = Run(tokenizer, store, tmp_path, model=model, per_prompt=3, optim={"steps": 1})
+    asked = run.practice.rows(0)
+    prompts = sum(store.length(row) - store.response_length(row) for row in asked)
+    assert run.totals.tokens == 3 * prompts + run.totals.sampled_tokens
+
+
 def test_a_prompt_is_answered_otherwise_at_each_step(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
     """By other random numbers, though the student is the same."""
     practice = Run(tokenizer, store, tmp_path, optim={"steps": 2, "batch_size": len(store)}).practice
@@ -151,14 +187,18 @@ def test_an_old_answer_says_how_old_it_is(store: TokenStore, tokenizer: Any, tmp
     assert run.figures[1]["samples_gap"] > 1e-4 > run.figures[2]["samples_gap"]
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_stopped_among_steps_that_were_written_for_together(at: int, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at, per_prompt", [(1, 1), (2, 1), (3, 1), (2, 3)])
+def test_stopped_among_steps_that_were_written_for_together(
+    at: int, per_prompt: int, store: TokenStore, tokenizer: Any, tmp_path: Path
+) -> None:
     """The student that wrote them is no more: what it wrote lies in the checkpoint."""
-    whole = Run(tokenizer, store, tmp_path / "whole", every=3, model=student_of(tokenizer))
+    more: dict[str, Any] = {"every": 3, "per_prompt": per_prompt}
+    whole = Run(tokenizer, store, tmp_path / "whole", model=student_of(tokenizer), **more)
     with pytest.raises(Interrupted):
-        Run(tokenizer, store, tmp_path / "parts", every=3, model=student_of(tokenizer), checkpoint=1, stop_at=at)
-    again = Run(tokenizer, store, tmp_path / "parts", every=3, model=student_of(tokenizer))
+        Run(tokenizer, store, tmp_path / "parts", model=student_of(tokenizer), checkpoint=1, stop_at=at, **more)
+    again = Run(tokenizer, store, tmp_path / "parts", model=student_of(tokenizer), **more)
     assert again.figures == whole.figures
+    assert again.totals.tokens == whole.totals.tokens
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)
 

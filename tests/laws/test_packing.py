@@ -1,6 +1,7 @@
 """Rows in a pack are read as they are alone, and a pass leaves nothing behind in the model."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,13 +10,17 @@ from tiny_parts import chat_tokenizer, rows, tiny_model
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
-from potstill.data.batches import pack
+from potstill.data.batches import Batch, pack
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, instruction_pairs
+from potstill.divergences.forward_kl import ForwardKL
+from potstill.edges import packed
 from potstill.edges.attention import attend_within
 from potstill.edges.models import blocks_of, recomputed
 from potstill.edges.packed import final_hidden
 from potstill.losses.cross_entropy import CrossEntropy
+from potstill.losses.distillation import Distillation
+from potstill.teachers.signals import Live
 
 Pairs = list[tuple[Any, Any]]
 
@@ -79,6 +84,111 @@ def test_layers_that_run_again_on_the_way_back_change_no_bit_and_keep_less(chat:
     assert not any("forward" in vars(block) for block in blocks_of(model)), "the model is as it was"
 
 
+PROMPTS: list[list[int]] = [[5], [6, 7, 8, 9, 10, 11, 12], [13, 14, 15], [16]]
+GROUPS: dict[str, Pairs] = {
+    "a prompt of one token": [(PROMPTS[0], [1, 2, 3]), (PROMPTS[0], [4])],
+    "answers of no token and of one": [(PROMPTS[1], []), (PROMPTS[1], [3]), (PROMPTS[1], [3]), (PROMPTS[1], [1, 2])],
+    "nothing but empty answers, and a row": [(PROMPTS[2], []), (PROMPTS[2], []), (PROMPTS[0], [1, 2])],
+    "groups that lie among one another": [(PROMPTS[i % 3], [1 + i] * (1 + i // 2)) for i in range(8)],
+    "groups beside rows of their own": [(PROMPTS[3], [9, 8]), *[(PROMPTS[1], [i, 2]) for i in range(3)], ([2, 3], [4, 5])],
+}
+
+
+def once(pairs: Pairs) -> list[bytes | None]:
+    return [bytes(prompt) for prompt, _ in pairs]
+
+
+def both_ways(model: Any, pairs: Pairs, objective: Any) -> list[tuple[torch.Tensor, ...]]:
+    """Loss, its parts and gradients of rows that share their prompts, and of the same one by one."""
+    found = []
+    for laid in ([pack(pairs, None, once(pairs))], [pack([pair]) for pair in pairs]):
+        model.zero_grad()
+        losses = [objective(model, batch) for batch in laid]
+        total = torch.stack([loss.total for loss in losses]).sum()
+        total.backward()
+        parts = [
+            torch.stack([loss.parts[name] for loss in losses if name in loss.parts]).sum() for name in sorted(losses[-1].parts)
+        ]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+        found.append((total.detach(), *parts, *gradients))
+    return found
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "gemma3_text"])
+@pytest.mark.parametrize("reads", ["packed", "batched"])
+def test_a_prompt_that_rows_share_is_read_once_and_learned_for_each(group: str, family: str, reads: str) -> None:
+    """Tied heads, learned and rotary positions, scaled embeddings, windows; and a model that reads every row whole."""
+    calm = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0} if family == "gpt2" else {}
+    slides = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]} if "gemma" in family else {}
+    student, teacher = (tiny_model(family, 40, seed=seed, **calm, **slides).double() for seed in (1, 2))
+    packed._WAYS[student] = packed._WAYS[teacher] = reads == "packed"
+    objective = Distillation(Live(teacher.requires_grad_(False)), ForwardKL(), 0.5, 1.0, 40)
+    shared, alone = both_ways(student.train(), GROUPS[group], objective)
+    # norms of all but GPT-2 are in float32, also on the way back, where gradients of rows are now added before
+    near = {"rtol": 1e-10, "atol": 1e-12} if family == "gpt2" else {"rtol": 1e-5, "atol": 2e-6}
+    for a, b in zip(shared, alone, strict=True):
+        torch.testing.assert_close(a, b, **near)
+
+
+def test_the_law_rejects_answers_that_see_one_another() -> None:
+    model, pairs = tiny_model("qwen2", 40).double(), GROUPS["groups beside rows of their own"]
+
+    def mixing(model: Any, batch: Batch) -> Any:
+        assert batch.shared is not None or len(batch.lengths) == 1
+        whole = replace(batch, shared=None, lengths=(len(batch.ids_T),))  # the pack as one document
+        return CrossEntropy()(model, whole)
+
+    shared, alone = both_ways(model, pairs, mixing)
+    assert not torch.allclose(shared[0], alone[0], rtol=1e-3)
+
+
+def test_a_pack_that_shares_is_not_read_as_one_that_does_not() -> None:
+    """Lengths are of whole rows: without what says how tokens become these, reading ends in an error, not in a number."""
+    pairs = GROUPS["groups beside rows of their own"]
+    batch = pack(pairs, None, once(pairs))
+    for packs in (True, False):
+        model = tiny_model("qwen2", 40)
+        packed._WAYS[model] = packs
+        with pytest.raises(RuntimeError):
+            final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)
+
+
+def test_several_threads_add_the_gradients_of_a_shared_prompt_in_one_order() -> None:
+    model, threads = tiny_model("qwen2", 40, width=64), torch.get_num_threads()
+    batch = pack([(PROMPTS[0], [i % 40]) for i in range(1200)], None, [b"5"] * 1200)
+    torch.set_num_threads(4)
+    try:
+        found = [torch.autograd.grad(CrossEntropy()(model, batch).total, list(model.parameters())) for _ in range(3)]
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("again", ["our own", "reentrant"])
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is not in every version
+def test_layers_that_run_again_read_shared_prompts_again(again: str) -> None:
+    model = tiny_model("llama", 40).double().train()
+    pairs = GROUPS["groups that lie among one another"]
+    plain, _ = both_ways(model, pairs, CrossEntropy())
+    if again == "reentrant":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    with recomputed(model, again == "our own"):
+        found, _ = both_ways(model, pairs, CrossEntropy())
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_shared_prompts_in_bfloat16_are_as_near_as_whole_rows() -> None:
+    """Products of attention under autocast, which have a backward pass of their own."""
+    model, pairs = tiny_model("qwen2", 40).train(), GROUPS["groups that lie among one another"]
+    exact = both_ways(tiny_model("qwen2", 40).double().train(), pairs, CrossEntropy())[1]
+    with torch.autocast("cpu"):
+        shared, alone = both_ways(model, pairs, CrossEntropy())
+    errors = [sum(float((a - b).square().sum()) for a, b in zip(each, exact, strict=True)) ** 0.5 for each in (shared, alone)]
+    assert 0 < errors[0] < 1.5 * errors[1]
+
+
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`:FutureWarning")  # its new name is not in every version
 def test_two_packs_at_once_do_not_see_each_others_lengths(chat: Any) -> None:
     """Forward of one, forward of the other, backward of the first under checkpointing: the lengths travel with the pass."""
@@ -135,8 +245,8 @@ def test_windows_and_softcaps_of_attention_are_kept(made: Any) -> None:
     rows = [([1, 2], [3, 4, 5]), ([6], [7]), ([8, 9, 10, 11], [12, 13, 14])]
     alone = torch.cat([model.base_model(torch.tensor([[*p, *r]])).last_hidden_state[0] for p, r in rows])
     batch = pack(rows)
-    packed = final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)
-    torch.testing.assert_close(packed, alone, rtol=1e-6, atol=1e-6)  # Gemma's softmax and norms round to float32
+    together = final_hidden(model, batch.ids_T, batch.position_T, batch.lengths)
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-6)  # Gemma's softmax and norms round to float32
     wide = copy.deepcopy(model)
     wide.config.attn_logit_softcapping = None
     for layer in wide.base_model.layers:

@@ -102,7 +102,7 @@ def test_the_teacher_reads_a_rounds_answers_once_and_all_ends_with_the_same_bits
     for recalled in (False, True):
         read.clear()
         optim = {"micro_batch_tokens": 60, "steps": 6}
-        run = Run(tokenizer, store, tmp_path / str(recalled), recalled=recalled, optim=optim, updates=3)
+        run = Run(tokenizer, store, tmp_path / str(recalled), recalled=recalled, optim=optim, updates=3, per_prompt=2)
         ends[recalled] = (sum(read), [*run.model.state_dict().values()], run.figures)
     passes, again = ends[False][0], ends[True][0]
     assert again * 4 == passes  # judged, and three updates
@@ -151,12 +151,12 @@ def test_a_round_is_drawn_once_and_read_beside_new_rows(store: TokenStore, token
     assert run.totals.rows == 2 * 6 + 5 * 6
 
 
-@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("dropout, per_prompt", [(False, 1), (False, 3), (True, 1)])
 def test_the_first_ratios_are_1_and_only_without_dropout(
-    dropout: bool, store: TokenStore, tokenizer: Any, tmp_path: Path
+    dropout: bool, per_prompt: int, store: TokenStore, tokenizer: Any, tmp_path: Path
 ) -> None:
     """Then the whitened returns sum to 0, and nothing is clipped."""
-    run = Run(tokenizer, store, tmp_path, estimator={"alpha": 0.0}, dropout=dropout)
+    run = Run(tokenizer, store, tmp_path, estimator={"alpha": 0.0}, dropout=dropout, per_prompt=per_prompt)
     first, later = run.figures[0], run.figures[1]
     exact = abs(first["samples_long_term"]) < 1e-5 and first["samples_clipped"] == 0
     assert exact is not dropout
@@ -184,14 +184,18 @@ def test_micro_batches_change_nothing(store: TokenStore, tokenizer: Any, tmp_pat
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_stopped_in_the_middle_of_a_round_it_ends_the_same(at: int, store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at, per_prompt", [(1, 1), (2, 1), (3, 1), (2, 3)])
+def test_stopped_in_the_middle_of_a_round_it_ends_the_same(
+    at: int, per_prompt: int, store: TokenStore, tokenizer: Any, tmp_path: Path
+) -> None:
     """The student that drew the answers is no more: answers, weights and returns lie in the checkpoint."""
-    whole = Run(tokenizer, store, tmp_path / "whole", optim={"steps": 5})
+    more: dict[str, Any] = {"optim": {"steps": 5, "micro_batch_tokens": 150}, "per_prompt": per_prompt}
+    whole = Run(tokenizer, store, tmp_path / "whole", **more)
     with pytest.raises(Interrupted):
-        Run(tokenizer, store, tmp_path / "parts", optim={"steps": 5}, checkpoint=1, stop_at=at)
-    again = Run(tokenizer, store, tmp_path / "parts", optim={"steps": 5})
+        Run(tokenizer, store, tmp_path / "parts", checkpoint=1, stop_at=at, **more)
+    again = Run(tokenizer, store, tmp_path / "parts", **more)
     assert again.figures == whole.figures
+    assert again.totals.tokens == whole.totals.tokens
     assert again.totals.generated_tokens == whole.totals.generated_tokens
     for a, b in zip(again.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)

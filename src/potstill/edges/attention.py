@@ -1,6 +1,7 @@
 """Causal attention inside the documents of a pack."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -9,6 +10,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LONGEST = 512  # tokens of a document up to which plain products are the faster way in bfloat16 on a CPU
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How T tokens, of which documents share some, become the F tokens of the whole documents end to end, and back.
+
+    A document's token attends to what the document begins with, wherever that lies; all else that a network does with a token
+    it does once, however many documents the token belongs to. Gradients of the documents add up at a token that they share.
+
+    Attributes:
+        spread_F: of each token of the whole documents, which of the T it is.
+        kept_T: of each of the T, one place among the F where it stands.
+    """
+
+    spread_F: Tensor
+    kept_T: Tensor
+
+    @classmethod
+    def of(cls, first_F: Tensor) -> "Shared":
+        """From the first place among the F that holds the same token; tokens keep their order."""
+        kept_T, spread_F = first_F.unique(return_inverse=True)
+        return cls(spread_F, kept_T)
+
+    def spread(self, tokens: Tensor, dim: int = 0) -> Tensor:
+        """[…, F, …] of […, T, …]."""
+        return tokens.index_select(dim, self.spread_F)
+
+    def keep(self, tokens_F: Tensor) -> Tensor:
+        """[T, …] of [F, …]."""
+        return tokens_F.index_select(0, self.kept_T)
+
+    def to(self, device: torch.device) -> "Shared":
+        return Shared(self.spread_F.to(device), self.kept_T.to(device))
 
 
 def attend_within(

@@ -16,9 +16,10 @@ from potstill.edges.hub import library
 from potstill.edges.models import cut_layers, head_width, per_layer, positions_of, ropes_of, skeleton
 
 Way = Literal["packed", "batched"]
-Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed) -> final hidden states [T, D]
+Read = Callable[..., Any]  # (model, ids_T, lengths, *, packed, shared) -> final hidden states [T, D]
 
 LENGTHS = (3, 9, 9, 14)  # tokens of the rows that are read
+BEGINNING = 5  # tokens that all rows but the first begin with: more than the window
 WINDOW = 4  # of the copy, so that rows cross it
 # numbers of tokens from which on a network computes otherwise, by the ends of their names -> in the copy
 THRESHOLDS = {
@@ -36,9 +37,9 @@ _KNOWN: dict[tuple[str, Read], Way] = {}  # of this process
 def way_of(config: Any, read: Read) -> Way:
     """How rows of different lengths go through a model: end to end, or those of one length as a batch.
 
-    A copy of few layers and little width, its windows so small that rows cross them, reads rows in a pack, as batches of
-    equal lengths, and one at a time, in float64, forward and backward. It answers from its cache, and beside a longer row, as
-    it reads; and its logits are what `logits_of` makes of its head's products.
+    A copy of few layers and little width, its windows so small that rows cross them, reads rows in a pack, also where what
+    they begin with lies once, as batches of equal lengths, and one at a time, in float64, forward and backward. It answers
+    from its cache, and beside a longer row, as it reads; and its logits are what `logits_of` makes of its head's products.
 
     Args:
         read: reads rows that lie end to end, by either way.
@@ -104,12 +105,14 @@ def _asked(model: Any, what: str, read: Read) -> Way:
     _perturb(model)
     most = positions_of(model.config) or max(LENGTHS)
     rows = [torch.randint(4, ENTRIES, (min(length, most),)) for length in LENGTHS]
+    for row in rows[2:]:
+        row[:BEGINNING] = rows[1][:BEGINNING]
     alone = _Seen(model, _one_at_a_time(model, rows))
     _check_logits(model, rows[-1], what)
     found: dict[str, str] = {}
     for way in ("packed", "batched"):
         try:
-            gap = alone.gap(_together(read, model, rows, way))
+            gap = max(alone.gap(hidden) for hidden in _together(read, model, rows, way))
         except UserError as error:
             found[way] = str(error)
             continue
@@ -284,16 +287,34 @@ def _one_at_a_time(model: Any, rows: Sequence[Any]) -> Any:
     return torch.cat([model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows])
 
 
-def _together(read: Read, model: Any, rows: Sequence[Any], way: str) -> Any:
+def _together(read: Read, model: Any, rows: Sequence[Any], way: str) -> list[Any]:
     """Hidden states by one of our ways; a model that dies of it in its own words is one that it does not fit."""
     import torch
 
+    ids_F, lengths = torch.cat(list(rows)), [len(row) for row in rows]
     try:
-        return read(model, torch.cat(list(rows)), [len(row) for row in rows], packed=way == "packed")
+        if way == "batched":  # which reads each row whole, whatever rows share
+            return [read(model, ids_F, lengths, packed=False)]
+        shared = _beginning_once(rows)
+        once = read(model, shared.keep(ids_F), lengths, packed=True, shared=shared)
+        return [read(model, ids_F, lengths, packed=True), shared.spread(once)]
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"fail ({type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''})") from error
+
+
+def _beginning_once(rows: Sequence[Any]) -> Any:
+    """What all rows but the first begin with lies once."""
+    import torch
+
+    from potstill.edges.attention import Shared
+
+    begins = torch.tensor([0, *map(len, rows)]).cumsum(0).tolist()
+    first_F, shared = torch.arange(begins[-1]), min(BEGINNING, len(rows[1]))
+    for begin in begins[2:-1]:
+        first_F[begin : begin + shared] = first_F[begins[1] : begins[1] + shared]
+    return Shared.of(first_F)
 
 
 def _check_logits(model: Any, row: Any, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.edges.attention import attend_within, runs_of
+from potstill.edges.attention import Shared, attend_within, runs_of
 from potstill.edges.checked import way_of
 from potstill.edges.models import Model, check_positions
 
@@ -62,32 +63,40 @@ class _TiedEmbedding(torch.autograd.Function):
         return gradient_VD.index_add_(0, ids_T, grad_TD.to(gradient_VD.dtype)), None, None, None
 
 
-def final_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
+def final_hidden(
+    model: Model,
+    ids_T: Tensor,
+    position_T: Tensor,
+    lengths: Sequence[int],
+    tie: Tie | None = None,
+    shared: Shared | None = None,
+) -> Tensor:
     """Final hidden states [T, D] of documents laid end to end; equal to one document at a time, without any padding.
 
     Args:
         ids_T: token ids of all documents.
         position_T: position of each token in its document, from 0.
-        lengths: tokens of each document; equal lengths side by side are attended in one call.
+        lengths: tokens of each whole document; equal lengths side by side are attended in one call.
         tie: of this pass, see `tie_of`.
+        shared: which documents a token belongs to, where some belong to several; None: each to one.
 
     Raises:
         UserError: a document is longer than the model's positions, or the model cannot be read exactly (see `way_of`).
     """
     check_positions(model.config, max(lengths), "the model")
     if not packs(model):
-        return _batched_hidden(model, ids_T, lengths, tie)
-    return _packed_hidden(model, ids_T, position_T, lengths, tie)
+        return _batched_hidden(model, ids_T, lengths, tie, shared)
+    return _packed_hidden(model, ids_T, position_T, lengths, tie, shared)
 
 
-def read(model: Model, ids_T: Tensor, lengths: Sequence[int], *, packed: bool) -> Tensor:
+def read(model: Model, ids_T: Tensor, lengths: Sequence[int], *, packed: bool, shared: Shared | None = None) -> Tensor:
     """`final_hidden` by a way that is given, for whoever asks which one is exact; the model stays ready for that way."""
     tie = tie_of(model)
     if not packed:
         _release(model)
-        return _batched_hidden(model, ids_T, lengths, tie)
-    position_T = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
-    return _packed_hidden(model, ids_T, position_T, lengths, tie)
+        return _batched_hidden(model, ids_T, lengths, tie, shared)
+    position_F = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
+    return _packed_hidden(model, ids_T, position_F if shared is None else shared.keep(position_F), lengths, tie, shared)
 
 
 def packs(model: Model) -> bool:
@@ -99,6 +108,13 @@ def packs(model: Model) -> bool:
     if model not in _WAYS:
         _WAYS[model] = way_of(model.config, read) == "packed"
     return _WAYS[model]
+
+
+def shares(config: Any) -> bool:
+    """Whether a model of this config reads what rows begin with once for all of them: where it packs."""
+    with suppress(UserError):  # whoever reads with it says so
+        return way_of(config, read) == "packed"
+    return True
 
 
 def check_exact(config: Any) -> None:
@@ -113,7 +129,9 @@ def check_exact(config: Any) -> None:
 _WAYS: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
 
 
-def _packed_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
+def _packed_hidden(
+    model: Model, ids_T: Tensor, position_T: Tensor, lengths: Sequence[int], tie: Tie | None, shared: Shared | None
+) -> Tensor:
     from transformers import PreTrainedModel
 
     if not prepare(model) and isinstance(model, PreTrainedModel):
@@ -126,26 +144,36 @@ def _packed_hidden(model: Model, ids_T: Tensor, position_T: Tensor, lengths: Seq
     # a mask of four dimensions is handed on as it is: none of [T, T] is built
     unused = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_T.device)
     states = model.base_model(
-        **tokens, position_ids=position_T[None], attention_mask=unused, use_cache=False, packed_lengths=tuple(lengths)
+        **tokens,
+        position_ids=position_T[None],
+        attention_mask=unused,
+        use_cache=False,
+        packed_lengths=tuple(lengths),
+        packed_shared=shared,
     )
     return states.last_hidden_state[0]
 
 
-def _batched_hidden(model: Model, ids_T: Tensor, lengths: Sequence[int], tie: Tie | None = None) -> Tensor:
-    """The same for layers that carry something from token to token: rows of one length are a batch, and nothing is padded."""
+def _batched_hidden(model: Model, ids_T: Tensor, lengths: Sequence[int], tie: Tie | None, shared: Shared | None) -> Tensor:
+    """The same for layers that carry something from token to token: rows of one length are a batch, and nothing is padded.
+
+    Each row is read from its first token on, what it shares with others too.
+    """
     if tie is None:
         tokens_TX = ids_T
     else:
         embedding = model.get_input_embeddings()
         tokens_TX = _TiedEmbedding.apply(embedding.weight, ids_T, embedding.padding_idx, tie)
+    tokens_FX = tokens_TX if shared is None else shared.spread(tokens_TX)
     parts, begin = [], 0
     for length, count in runs_of(lengths):
         end = begin + length * count
-        rows = tokens_TX[begin:end].unflatten(0, (-1, length))
+        rows = tokens_FX[begin:end].unflatten(0, (-1, length))
         states = model.base_model(**{"input_ids" if tie is None else "inputs_embeds": rows}, use_cache=False)
         parts.append(states.last_hidden_state.flatten(0, 1))
         begin = end
-    return torch.cat(parts)
+    states_FD = torch.cat(parts)
+    return states_FD if shared is None else shared.keep(states_FD)
 
 
 class _Packing:
@@ -211,6 +239,7 @@ def _attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     packed_lengths: tuple[int, ...] | None = None,
+    packed_shared: Shared | None = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Causal attention inside each document of a pack; without lengths, what the model's config names.
@@ -227,10 +256,12 @@ def _attend(
         raise UserError(f"the model's attention asks for {', '.join(unknown)}, which is not supported; choose another model")
     if more.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UserError("the model's attention looks ahead; choose a causal language model")
+    if packed_shared is not None:
+        query_BHTK, key_BGTK, value_BGTK = (packed_shared.spread(t, dim=2) for t in (query_BHTK, key_BGTK, value_BGTK))
     within = attend_within(
         query_BHTK, key_BGTK, value_BGTK, packed_lengths, dropout, scaling, more.get("sliding_window"), more.get("softcap")
     )
-    return within[None], None
+    return (within if packed_shared is None else packed_shared.keep(within))[None], None
 
 
 def _is_plain_sdpa(module: Any, more: dict[str, Any]) -> bool:

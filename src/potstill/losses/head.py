@@ -32,7 +32,10 @@ class Loss:
 
 def response_hidden(model: Any, batch: Batch, tie: Tie | None = None) -> Tensor:
     """Final hidden states [N, D] where a response token is predicted; prompts never reach the head."""
-    return final_hidden(model, batch.ids_T, batch.position_T, batch.lengths, tie)[batch.place_N]
+    hidden_TD = final_hidden(model, batch.ids_T, batch.position_T, batch.lengths, tie, batch.shared)
+    # not by [place_N]: where rows share a prompt its last token stands there several times, and several threads of a CPU
+    # would add their gradients in any order
+    return hidden_TD.index_select(0, batch.place_N)
 
 
 def chunk_bytes(device: torch.device) -> int:

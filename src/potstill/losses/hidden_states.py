@@ -34,7 +34,7 @@ class HiddenStates:
         with _heard(model, range(len(self.layers))) as ours, _heard(self.teacher, self.layers) as theirs:
             loss = self.objective(model, batch)
         distance_T = torch.stack(
-            [_distance(_whole(ours[i]), _whole(theirs[layer])) for i, layer in enumerate(self.layers)]
+            [_distance(_laid(ours[i], batch), _laid(theirs[layer], batch)) for i, layer in enumerate(self.layers)]
         ).mean(0)
         distance = (distance_T * _share(batch).to(distance_T)).sum()
         return Loss(loss.total + self.weight * distance, {**loss.parts, "hidden_states": distance.detach()})
@@ -72,9 +72,11 @@ def _heard(model: Any, layers: Iterable[int]) -> Iterator[dict[int, list[Tensor]
             handle.remove()
 
 
-def _whole(parts: Sequence[Tensor]) -> Tensor:
-    """[T, D] in float32, or float64 where they are."""
+def _laid(parts: Sequence[Tensor], batch: Batch) -> Tensor:
+    """[T, D] of the batch's tokens, in float32, or float64 where they are."""
     states_TD = torch.cat([part.flatten(0, -2) for part in parts])
+    if batch.shared is not None and len(states_TD) > len(batch.ids_T):  # of a model that reads every row whole
+        states_TD = batch.shared.keep(states_TD)
     return states_TD.to(torch.promote_types(states_TD.dtype, torch.float32))
 
 
@@ -85,10 +87,13 @@ def _distance(student_TD: Tensor, teacher_TD: Tensor) -> Tensor:
 
 
 def _share(batch: Batch) -> Tensor:
-    """Of each token [T]: its row's weight and response tokens, divided by its row's tokens."""
+    """Of each token [T]: its row's weight and response tokens, divided by its row's tokens; summed over its rows."""
     device = batch.ids_T.device
     lengths_R, responses_R = (torch.tensor(each, device=device) for each in (batch.lengths, batch.responses))
     row_R = responses_R.double()
     if batch.weight_N is not None:
         row_R = torch.zeros_like(row_R).index_add_(0, batch.row_N, batch.weight_N.double())
-    return (row_R / lengths_R).repeat_interleave(lengths_R)
+    share_F = (row_R / lengths_R).repeat_interleave(lengths_R)
+    if batch.shared is None:
+        return share_F
+    return share_F.new_zeros(len(batch.ids_T)).index_add_(0, batch.shared.spread_F, share_F)

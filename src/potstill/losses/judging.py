@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from potstill.data.batches import SHARE, Batch, StepRow, micro_batches, pack_rows
+from potstill.data.batches import SHARE, Batch, StepRow, packed_rows
+from potstill.edges.packed import packs
 
 # what a row of a step brings along of each response token
 LOGQ = "logq"  # log-probability under the student that sampled
@@ -41,9 +42,8 @@ def per_row(model: Any, rows: Sequence[StepRow], read: Reads, micro_batch_tokens
         micro_batch_tokens: of one forward pass; those of training, so that the first update's ratios are 1.
     """
     found: list[list[np.ndarray]] = []
-    for group in micro_batches([len(row) for row in rows], micro_batch_tokens):
-        batch = pack_rows([rows[i] for i in group]).to(model.device)
-        for n, values_N in enumerate(read(batch)):
+    for group, batch in packed_rows(rows, micro_batch_tokens, share=packs(model)):
+        for n, values_N in enumerate(read(batch.to(model.device))):
             if n == len(found):
                 found.append([np.empty(0)] * len(rows))
             for i, values_R in zip(group, values_N.double().cpu().split(batch.responses), strict=True):

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.data.batches import Batch, micro_batches, pack
+from potstill.data.batches import Batch, StepRow, micro_batches, pack, packed_rows
 from potstill.edges.decoding import undisturbed
 from potstill.edges.families import logits_of
+from potstill.edges.packed import packs
 from potstill.losses.head import logit_chunks, response_hidden
 
 MAX_TOKENS = 8192  # of one forward pass
@@ -57,7 +58,7 @@ def token_sums(
 def _heard(teacher: Any, batch: Batch, states: States | None) -> Tensor:
     if states is None:
         return response_hidden(teacher, batch)
-    key = batch.ids_T.cpu().numpy().tobytes() + repr((batch.lengths, batch.responses)).encode()
+    key = batch.key()
     if key in states:
         return states[key].to(batch.ids_T.device)
     found = response_hidden(teacher, batch)
@@ -88,11 +89,9 @@ def sequence_logp(model: Any, pairs: Sequence[tuple[Sequence[int], Sequence[int]
     """
     found = [torch.empty(0)] * len(pairs)
     spoken = [row for row, (_, response) in enumerate(pairs) if len(response)]
-    lengths = [len(pairs[row][0]) + len(pairs[row][1]) for row in spoken]
     with undisturbed(model):
-        for group in micro_batches(lengths, MAX_TOKENS) if spoken else ():
-            rows = [spoken[i] for i in group]
-            batch = pack([pairs[row] for row in rows]).to(model.device)
+        for group, laid in packed_rows([StepRow(*pairs[row]) for row in spoken], MAX_TOKENS, share=packs(model)):
+            rows, batch = [spoken[i] for i in group], laid.to(model.device)
             logp_N = torch.cat(
                 [
                     F.log_softmax(logits_CV / (temperature or 1.0), dim=-1).gather(-1, batch.target_N[tokens, None]).squeeze(-1)

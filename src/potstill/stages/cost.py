@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from potstill.data.batches import MOST_WHOLE
 from potstill.edges.decoding import BATCH_ROWS
 from potstill.edges.experts import inner_units, names_experts
 from potstill.edges.machine import resting_memory
@@ -15,6 +16,7 @@ from potstill.train.probe import Probe
 
 FLOAT = 4  # bytes
 ADAM = 2 * FLOAT  # two averages of each trained weight
+ATTENDED = 4 * FLOAT  # bytes per token, channel and layer kept of attention: query, key, value, what they give; measured
 SAVED = 8 * FLOAT, 4.5 * FLOAT  # bytes per token and layer kept for backward: of a channel, of an inner unit; measured
 
 
@@ -27,6 +29,7 @@ def training_cost(
     *,
     frozen: bool = False,
     pace: tuple[int, int] | None = None,
+    read: float | None = None,
     adaptable: bool = False,
 ) -> Cost:
     """Of training on a split's rows by cross-entropy.
@@ -34,6 +37,7 @@ def training_cost(
     Args:
         frozen: adapters alone are trained.
         pace: steps, and rows that they learn from, where a model writes some of them: about as long as those of data.
+        read: tokens that all steps read, where some rows share a prompt; default: each row is read whole.
         adaptable: they are not, and could be.
     """
     size = model.size
@@ -50,13 +54,17 @@ def training_cost(
     seen = steps * optim.batch_size if optim.steps is not None else round(rows.kept * optim.epochs)
     if pace is not None:
         steps, seen = pace
-    tokens, learned = seen * rows.tokens, seen * rows.response
+    tokens, learned = seen * rows.tokens if read is None else read, seen * rows.response
     flops = training_flops(size, optim, tokens, learned)
+    memory = cost.memory_bytes or 0
+    if read is not None:
+        memory += whole_rows_memory(model, optim, rows, longest, seen * rows.tokens / max(1.0, read))
     probe = outlook.probe(model.config, rows, optim.precision)
     again = probe.forward_seconds(tokens) if probe is not None and optim.activation_checkpointing else 0.0
     return replace(
         cost,
         steps=steps,
+        memory_bytes=round(memory),
         tokens=round(tokens),
         response_tokens=round(learned),
         flops=flops,
@@ -87,14 +95,15 @@ def less_memory(optim: Optim, adaptable: bool) -> str:
     return ", ".join(ways[:-1]) + ("," * (len(ways) > 2) + " or " if ways[1:] else "") + ways[-1]
 
 
-def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int) -> float:
-    """Of one answer to each of so many rows: their prompts in one pass, then token by token."""
-    return probe.forward_seconds(asked * rows.prompt) + probe.decode_seconds(asked, new_tokens)
+def answer_seconds(probe: Probe, rows: RowsOf, asked: int, new_tokens: int, samples: int = 1) -> float:
+    """Of so many answers to each of so many rows: a prompt is read once for its answers, which then come token by token."""
+    return probe.forward_seconds(asked * rows.prompt) + probe.decode_seconds(asked * samples, new_tokens)
 
 
-def answer_flops(size: Size, rows: RowsOf, asked: int, new_tokens: float) -> float:
-    """Of one answer to each of so many rows: prompts and answers read once, and a distribution for each new token."""
-    return reading_flops(size, asked * (rows.prompt + new_tokens), asked * new_tokens)
+def answer_flops(size: Size, rows: RowsOf, asked: int, new_tokens: float, samples: int = 1) -> float:
+    """Of so many answers to each of so many rows: prompts and answers read once, and a distribution for each new token."""
+    drawn = asked * samples * new_tokens
+    return reading_flops(size, asked * rows.prompt + drawn, drawn)
 
 
 def answer_memory(config: Any, rows: RowsOf, asked: int, new_tokens: int) -> float:
@@ -123,7 +132,7 @@ def training_memory(
 ) -> int:
     """Weights, gradients, two averages, what a micro-batch keeps for backward, and the fused head's buffers."""
     size = model.size
-    tokens = min(max(optim.pass_tokens(size.hidden), longest), optim.batch_size * max(rows.tokens, 1.0))
+    tokens = _pass(model, optim, rows, longest)
     inner = _inner(model)
     layers, layer = model.config.num_hidden_layers, SAVED[0] * size.hidden + SAVED[1] * inner
     saved = tokens * (FLOAT * size.hidden * layers + layer if optim.activation_checkpointing else layer * layers)
@@ -132,6 +141,21 @@ def training_memory(
     held += FLOAT * trained if in_bf16(optim.precision) else 0  # the exact weights beside the rounded ones
     held += left_over(size)
     return round(resting_memory() + held + saved + head_memory(size, tokens * rows.response / max(rows.tokens, 1.0)))
+
+
+def whole_rows_memory(model: Prospect, optim: Optim, rows: RowsOf, longest: int, whole: float) -> float:
+    """What attention keeps for backward of rows that share a prompt, beyond what it would keep of the tokens read.
+
+    Args:
+        whole: tokens of the whole rows for each token read.
+    """
+    more = max(0.0, min(whole, MOST_WHOLE) - 1) * _pass(model, optim, rows, longest)
+    return ATTENDED * more * model.size.hidden * (1 if optim.activation_checkpointing else model.config.num_hidden_layers)
+
+
+def _pass(model: Prospect, optim: Optim, rows: RowsOf, longest: int) -> float:
+    """Tokens of one forward pass."""
+    return min(max(optim.pass_tokens(model.size.hidden), longest), optim.batch_size * max(rows.tokens, 1.0))
 
 
 def _inner(model: Prospect) -> int:

@@ -25,7 +25,7 @@ from potstill.rollouts.local import Local
 from potstill.stages.base import Context, DataStage, Stage
 from potstill.stages.cache import width
 from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
-from potstill.stages.outlook import Cost, Outlook, Prospect
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import CacheRef
 from potstill.stages.spent import Basis, Tally, own_tokens
 from potstill.stages.start import Student, started
@@ -142,6 +142,20 @@ class Distill(Taught, kind="distill"):
         steps = self.optim.total_steps(rows, self.samples.takes(self.optim.batch_size))
         return steps, steps * self.optim.batch_size
 
+    def read(self, model: Prospect, rows: RowsOf) -> float | None:
+        pace = self.pace(rows.kept)
+        if pace is None or self.samples is None:
+            return None
+        (steps, _), others = pace, self.optim.batch_size - self.samples.written(self.optim.batch_size)
+        return steps * (self._own_read(model, rows) + others * rows.tokens)
+
+    def _own_read(self, model: Prospect, rows: RowsOf) -> float:
+        """Tokens that a step reads of what the student wrote."""
+        if self.samples is None:
+            return 0.0
+        groups = self.samples.written(self.optim.batch_size) // self.samples.per_prompt
+        return groups * self.group_read(model, rows, self.samples.per_prompt)
+
     def new_tokens(self) -> int | None:
         return self.samples.max_new_tokens if self.samples is not None else None
 
@@ -212,25 +226,30 @@ class Distill(Taught, kind="distill"):
             return cost
         size, rows, flops, seconds = teacher.size, cost.rows[0], cost.flops or 0.0, cost.seconds
         signal, kept = self._kept(outlook)
-        seen = min(cost.tokens or 0, rows.kept * rows.tokens) if signal != "live" else cost.tokens or 0
+        writer = self.prospect(outlook)
+        own = cost.steps * self._own_read(writer, rows) if writer is not None else 0.0  # the teacher is live there
+        seen = (cost.tokens or 0) - own
+        if signal != "live":
+            seen = 0 if kept else min(seen, rows.kept * rows.tokens)
         learned = cost.response_tokens or 0
-        flops += (0 if kept else 2 * size.active * seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
+        flops += 2 * size.active * (own + seen) + (0 if signal == "topk" else 2 * size.hidden * size.vocab * learned)
         probe = outlook.probe(teacher.config, rows, self.optim.precision)
-        if seconds is not None and probe is not None and not kept:
-            seconds += probe.forward_seconds(seen)
+        if seconds is not None and probe is not None:
+            seconds += probe.forward_seconds(own + seen)
         if seconds is not None and probe is not None and signal != "topk":
             seconds += probe.forward_seconds(probe.head * learned)  # the teacher's logits, from its hidden states
         precision = self.optim.precision
         memory = cost.memory_bytes + head_memory(size, cost.step.row_tokens * self.optim.batch_size, teacher=True)
-        memory += 0 if kept else teacher_bytes(size, self.teacher_precision, precision)
+        memory += 0 if kept and self.samples is None else teacher_bytes(size, self.teacher_precision, precision)
         if self.hidden_states is not None and (student := started(outlook.model(self.student), self.init)) is not None:
             layers = student.config.num_hidden_layers
             learned_from = len(set(self.hidden_states.layers or range(layers)))
             tokens = min(max(self.optim.pass_tokens(student.size.hidden), rows.longest), self.optim.batch_size * rows.tokens)
             memory += FLOAT * tokens * size.hidden * (layers + learned_from)
-        if self.samples is not None and (student := self.prospect(outlook)) is not None:
+        if self.samples is not None and writer is not None:
             every = self.samples.every
-            written = self.written(outlook, [student], rows, self.samples.written(self.optim.batch_size) * every)
+            asked = self.samples.written(self.optim.batch_size) // self.samples.per_prompt * every
+            written = self.written(outlook, [writer], rows, asked, self.samples.per_prompt)
             flops, memory = flops + cost.steps / every * written.flops, memory + written.memory_bytes
             seconds = seconds + cost.steps / every * written.seconds if seconds is not None else None
         fresh = not kept and signal != "live"
@@ -271,6 +290,8 @@ class Distill(Taught, kind="distill"):
 
     def _kept(self, outlook: Outlook) -> tuple[str, bool]:
         """What is kept of the teacher, and whether an earlier stage will have kept it; from now on it is."""
+        if self.samples is not None and self.samples.share == 1:  # no row of data is read
+            return "live", False
         if self.cache is not None:
             built = outlook.stages.get(self.cache.target)
             return (built.signal if built is not None and built.makes == "cache" else "hidden"), True

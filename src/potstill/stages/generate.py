@@ -164,7 +164,7 @@ class Generate(DataStage, kind="generate"):
         return replace(
             cost,
             parameters=found.size.parameters,
-            seconds=answer_seconds(probe, rows, asked * self.samples, round(answer)) if probe is not None else None,
+            seconds=answer_seconds(probe, rows, asked, round(answer), self.samples) if probe is not None else None,
             memory_bytes=round(memory + answer_memory(found.config, rows, rows_at_once, self.sampling.max_new_tokens)),
             less_memory="lower batch_rows",
         )

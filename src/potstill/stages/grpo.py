@@ -29,7 +29,7 @@ from potstill.rollouts.local import Local
 from potstill.scorers import programs
 from potstill.stages.base import Context
 from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
-from potstill.stages.outlook import Cost, Outlook, Prospect
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
 from potstill.stages.rewarded import courses, in_words, summary_of
 from potstill.stages.spent import Basis, Tally
@@ -104,6 +104,18 @@ class GRPO(Paired, kind="grpo"):
         steps = Pace.of(self.samples, self.optim, False).steps(self.optim, rows)
         return steps, steps * self.optim.batch_size
 
+    def read(self, model: Prospect, rows: RowsOf) -> float:
+        steps, _ = self.pace(rows.kept)
+        return steps * self._own_read(model, rows)
+
+    def _own_read(self, model: Prospect, rows: RowsOf) -> float:
+        """Tokens that a pass over a round's answers reads."""
+        return self._asked() * self.group_read(model, rows, self.samples.per_prompt)
+
+    def _asked(self) -> int:
+        """Prompts of a round."""
+        return self.optim.batch_size // self.samples.per_prompt
+
     def new_tokens(self) -> int:
         return self.samples.max_new_tokens
 
@@ -160,11 +172,11 @@ class GRPO(Paired, kind="grpo"):
         flops, seconds, memory = cost.flops or 0.0, cost.seconds, float(cost.memory_bytes)
         for reader, times, distributions in self._readers(outlook, student, rounds, cost.steps):
             probe = outlook.probe(reader.config, rows, precision)
-            tokens, responses = times * batch * rows.tokens, distributions * batch * rows.response
+            tokens, responses = times * self._own_read(student, rows), distributions * batch * rows.response
             flops += reading_flops(reader.size, tokens, responses)
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)
-        written = self.written(outlook, [student], rows, batch)
+        written = self.written(outlook, [student], rows, self._asked(), self.samples.per_prompt)
         draws = rounds * (1 + self.policy.redraws)  # as if every group were drawn again each time
         reference = self._reference_of(outlook, student)
         if reference is not None and (self.reference is not None or self.adapter is None):

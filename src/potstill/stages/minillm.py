@@ -21,8 +21,8 @@ from potstill.rollouts.local import Local
 from potstill.rollouts.mixed import Mixed
 from potstill.stages.base import Context
 from potstill.stages.cost import head_memory, reading_flops, teacher_bytes
-from potstill.stages.outlook import Cost, Outlook
-from potstill.stages.spent import Basis, Tally
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
+from potstill.stages.spent import Basis, Tally, own_tokens
 from potstill.stages.start import Student
 from potstill.stages.taught import Taught
 from potstill.teachers.signals import Recalled
@@ -65,6 +65,18 @@ class MiniLLM(Taught, kind="minillm"):
         steps = Pace.of(self.samples, self.optim, self.text > 0).steps(self.optim, rows)
         return steps, steps * self.optim.batch_size * (2 if self.text else 1)
 
+    def read(self, model: Prospect, rows: RowsOf) -> float:
+        steps, _ = self.pace(rows.kept)
+        return steps * (self._own_read(model, rows) + (self.optim.batch_size * rows.tokens if self.text else 0))
+
+    def _own_read(self, model: Prospect, rows: RowsOf) -> float:
+        """Tokens that a pass over a round's answers reads."""
+        return self._asked() * self.group_read(model, rows, self.samples.per_prompt)
+
+    def _asked(self) -> int:
+        """Prompts of a round."""
+        return self.optim.batch_size // self.samples.per_prompt
+
     def new_tokens(self) -> int:
         return self.samples.max_new_tokens
 
@@ -85,11 +97,12 @@ class MiniLLM(Taught, kind="minillm"):
         # besides training: answers are judged by both, and in every step the teacher's distributions are made again
         for reader, again in ((student, 0), (teacher, cost.steps)):
             size, probe = reader.size, outlook.probe(reader.config, rows, precision)
-            tokens, responses = rounds * batch * rows.tokens, (rounds + again) * batch * rows.response
+            tokens, responses = rounds * self._own_read(student, rows), (rounds + again) * batch * rows.response
             flops += reading_flops(size, tokens, responses)
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)
-        written = self.written(outlook, [student, teacher] if self.estimator.alpha else [student], rows, batch)
+        writers = [student, teacher] if self.estimator.alpha else [student]
+        written = self.written(outlook, writers, rows, self._asked(), self.samples.per_prompt)
         flops += rounds * written.flops
         memory = cost.memory_bytes + written.memory_bytes
         memory += head_memory(teacher.size, cost.step.row_tokens * batch, teacher=True)
@@ -107,11 +120,11 @@ class MiniLLM(Taught, kind="minillm"):
         if learning is None or teacher is None:
             return None
         asked = tally.rows * pace.prompts / pace.rows
-        answers, drawn = asked * self.samples.per_prompt, tally.generated_tokens
-        judging = sum(reading_flops(size, answers * basis.prompt + drawn, drawn) for size in (basis.student, teacher))
-        # the mixture reads a prompt for each of its answers, the student alone for all of them once
-        alone = reading_flops(basis.student, asked * basis.prompt + drawn, drawn)
-        writing = judging if self.estimator.alpha else alone
+        drawn, writers = tally.generated_tokens, [basis.student, *([teacher] if self.estimator.alpha else [])]
+        # answers are judged in the passes of one update
+        prompts = (own_tokens(tally, basis, asked) - tally.sampled_tokens) / self.samples.updates
+        judging = sum(reading_flops(size, prompts + drawn, drawn) for size in (basis.student, teacher))
+        writing = sum(reading_flops(size, asked * basis.prompt + drawn, drawn) for size in writers)
         reading = reading_flops(teacher, 0, tally.sampled_tokens)  # what was judged is kept, but for the distributions
         return learning + writing + judging + reading
 

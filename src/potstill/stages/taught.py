@@ -9,9 +9,11 @@ from typing import Any
 from pydantic import Field
 
 from potstill.core.errors import Problem, UserError
+from potstill.data.batches import group_tokens
 from potstill.data.store import TokenStore
 from potstill.edges import ranks
 from potstill.edges.models import check_positions, config_of, positions_of
+from potstill.edges.packed import shares
 from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
 from potstill.losses.objective import Objective
 from potstill.quant.int8 import int8_problems
@@ -122,15 +124,21 @@ class Paired(TrainingStage):
                 str(new),
             )
 
-    def written(self, outlook: Outlook, writers: Sequence[Prospect], rows: RowsOf, answers: int) -> Written:
-        """What so many answers take together, each token of them read by all the writers."""
+    def written(self, outlook: Outlook, writers: Sequence[Prospect], rows: RowsOf, asked: int, per_prompt: int) -> Written:
+        """What so many answers to each of so many prompts take together, each token of them read by all the writers."""
         longest, mean = self.new_tokens() or 0, min(self.new_tokens() or 0, round(rows.response))
         probes = [outlook.probe(writer.config, rows, self.optim.precision) for writer in writers]
         return Written(
-            sum(answer_flops(writer.size, rows, answers, mean) for writer in writers),
-            sum(answer_seconds(probe, rows, answers, mean) for probe in probes if probe is not None),
-            sum(answer_memory(writer.config, rows, answers, longest) for writer in writers),
+            sum(answer_flops(writer.size, rows, asked, mean, per_prompt) for writer in writers),
+            sum(answer_seconds(probe, rows, asked, mean, per_prompt) for probe in probes if probe is not None),
+            sum(answer_memory(writer.config, rows, asked * per_prompt, longest) for writer in writers),
         )
+
+    def group_read(self, model: Prospect, rows: RowsOf, per_prompt: int) -> float:
+        """Tokens that the student's forward passes read of so many answers to one prompt, as long as those of data."""
+        if not shares(model.config):
+            return per_prompt * rows.tokens
+        return group_tokens(rows.prompt, rows.response, per_prompt, self.optim.pass_tokens(model.size.hidden))
 
     def watch(self, context: Context) -> Callable[[int, int], None]:
         """Shows how many answers are finished, of how many."""

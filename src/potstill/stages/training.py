@@ -208,6 +208,10 @@ class TrainingStage(DataStage):
         """Optimiser steps over so many rows of data, and rows that these learn from; None: as `optim` alone has it."""
         return None
 
+    def read(self, model: Prospect, rows: RowsOf) -> float | None:
+        """Tokens that all steps read, where the model writes some of the rows; None: each row is read whole."""
+        return None
+
     def teacher_stays(self) -> bool:
         """Whether a teacher runs beside the student all along."""
         return False
@@ -285,6 +289,7 @@ class TrainingStage(DataStage):
             frozen=self.adapter is not None,
             adaptable=self.could_adapt(),
             pace=self.pace(rows.kept),
+            read=self.read(found, rows),
         )
         full = outlook.model(self.learner()[1])
         choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0

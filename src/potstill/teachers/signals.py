@@ -56,7 +56,7 @@ class Recalled:
     def __call__(self, batch: Batch) -> Dense:
         if not batch.sampled:
             return self.live(batch)
-        key = b"".join(np.asarray(part, np.int64).tobytes() for part in (batch.lengths, batch.responses, batch.ids_T.cpu()))
+        key = batch.key()
         if key not in self._hidden:
             self._hidden[key] = self.live(batch).hidden_ND
         said = self._hidden[key].clone()  # what was read without gradients must not enter a graph
@@ -244,10 +244,10 @@ class Cached:
 
 def _rows(batch: Batch) -> list[tuple[bytes, slice]]:
     """Key and response tokens of each row of a batch that has any."""
-    ids_T = batch.ids_T.cpu().numpy()
+    ids_F = batch.whole_ids().cpu().numpy()
     found, token, at = [], 0, 0
     for length, response in zip(batch.lengths, batch.responses, strict=True):
-        row = ids_T[token : token + length]
+        row = ids_F[token : token + length]
         if response:
             found.append((row_key(row[: length - response], row[length - response :]), slice(at, at + response)))
         token, at = token + length, at + response

@@ -21,7 +21,7 @@ from potstill.losses.objective import Objective
 from potstill.train.checkpoint import Checkpoints
 from potstill.train.lessons import Data, Lessons
 from potstill.train.rounding import Rounded
-from potstill.train.team import Asked, full_model, team_of
+from potstill.train.team import IDLE, Asked, full_model, team_of
 from potstill.train.work import Work
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class Totals:
     Attributes:
         rows: rows seen, each counted every time.
         response_tokens: tokens that entered the loss.
-        tokens: tokens read, every one of them real.
+        tokens: tokens read, every one of them real; a prompt counts once in each forward pass that reads it for several rows.
         padded_tokens: what each step's rows would be if they were padded to its longest.
         sampled_tokens: of the response tokens, those that the student wrote itself, each time that they were learned.
         generated_tokens: those that were drawn, learned or not.
@@ -141,6 +141,7 @@ class Totals:
 
 Validate = Callable[[Any], dict[str, float]]
 COUNTED = ("rows", "response_tokens", "tokens", "padded_tokens", "sampled_tokens")  # of all steps
+READ = "tokens read"  # beside the sums of a step's loss and its parts
 SAMPLED = "samples_"  # before the name of a figure that is a mean over the tokens that the student wrote
 
 
@@ -161,7 +162,8 @@ def fit(
 
     The loss of a step is the sum over its micro-batches divided by the step's response tokens, each counted by its row's
     weight, so that how the step is cut, and among how many processes, changes nothing but rounding, unless the model has
-    dropout (GPT-2's default is 0.1): its random masks depend on how a step is cut. On a CPU a run ends bit-identical whether
+    dropout (GPT-2's default is 0.1): its random masks depend on how a step is cut, and rows that share a prompt's reading
+    share its masks. On a CPU a run ends bit-identical whether
     or not it was interrupted. `validate` is given a model with all its weights, in the first process
     only.
 
@@ -248,14 +250,13 @@ class _Fit:
         """One optimiser step, its figures, and what is due after it."""
         state, rows = self.state, self._read(step)
         lr = self.optim.lr_at(step, self.total)
-        means, asked = self._update(step, rows, lr)
-        length = sum(map(len, rows))
+        read, means, asked = self._update(step, rows, lr)
         state["step"], state["rows"] = step + 1, state["rows"] + len(self.lessons.rows(step))
         state["response_tokens"] += sum(len(row.response) for row in rows)
         state["sampled_tokens"] += sum(len(row.response) for row in rows if row.sampled)
-        state["tokens"] += length
+        state["tokens"] += read
         state["padded_tokens"] += len(rows) * max(map(len, rows), default=0)
-        self.seen += length
+        self.seen += read
         self.work.metrics.write(step + 1, epoch=self._epoch(), lr=lr, **means, **self.lessons.figures())
         rate = self.seen / max(time.monotonic() - self.begun, 1e-9)
         figures = {"loss": f"{means['loss']:.4f}"} if means else {}
@@ -267,14 +268,15 @@ class _Fit:
         if stop:
             raise self._stopped(step + 1)
 
-    def _update(self, step: int, rows: list[StepRow], lr: float) -> tuple[dict[str, float], Asked]:
-        """Gradients and update; means of the loss and its parts, none where no row is left to learn from."""
+    def _update(self, step: int, rows: list[StepRow], lr: float) -> tuple[int, dict[str, float], Asked]:
+        """Gradients and update; tokens read, and means of the loss and its parts, none where no row is left to learn from."""
         told, wrote = (tokens_of(row for row in rows if row.sampled == sampled) for sampled in (False, True))
         with self._rounded(step):
             sums = self._gradients(rows, told + wrote)
         sums, asked = self.team.agree(sums, lambda: (self.work.stop_requested(), self.checkpoints.due(step + 1)))
+        read = round(sums.pop(READ, 0))
         if not rows:
-            return {}, asked
+            return read, {}, asked
         norm = self.team.clip(self.optim.clip)
         loss = sums.pop("loss") / (told + wrote)
         means = {"loss": loss, **{name: value / (wrote if name.startswith(SAMPLED) else told) for name, value in sums.items()}}
@@ -284,7 +286,7 @@ class _Fit:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"grad_norm": norm, **means}, asked
+        return read, {"grad_norm": norm, **means}, asked
 
     def _read(self, step: int) -> list[StepRow]:
         """The rows of a step; a student that writes some of them can be interrupted, and writes them again later."""
@@ -321,14 +323,15 @@ class _Fit:
         self.checkpoints.save({**self.state, "lessons": self.lessons.state()})
 
     def _gradients(self, rows: list[StepRow], weight: float) -> dict[str, float]:
-        """Backward passes over a step's micro-batches; the sums of the loss and of its parts."""
+        """Backward passes over a step's micro-batches; the sums of the loss and of its parts, and the tokens read."""
         sums: dict[str, float] = {}
         for batch in self.team.batches(rows, self.pass_tokens):
             with autocast(self.optim.precision):
                 loss = self.team.loss(batch)
             (loss.total / weight).backward()
             parts = {f"{SAMPLED if batch.sampled else ''}{name}": value for name, value in loss.parts.items()}
-            for name, value in {"loss": loss.total.detach(), **parts}.items():
+            read = 0 if batch is IDLE else len(batch.ids_T)
+            for name, value in {"loss": loss.total.detach(), **parts, READ: read}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
 

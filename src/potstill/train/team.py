@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from potstill.data.batches import Batch, StepRow, micro_batches, pack, pack_rows, step_batches
 from potstill.edges import ranks
 from potstill.edges.models import blocks_of, device
+from potstill.edges.packed import packs
 from potstill.losses.head import Loss
 from potstill.losses.objective import Objective
 
@@ -57,7 +58,7 @@ class Alone:
         self.model, self.objective = model, objective
 
     def batches(self, rows: Sequence[StepRow], max_tokens: int) -> Iterator[Batch]:
-        return step_batches(rows, max_tokens)
+        return step_batches(rows, max_tokens, share=packs(self.model))
 
     def loss(self, batch: Batch) -> Loss:
         return self.objective(self.model, batch.to(self.model.device))
