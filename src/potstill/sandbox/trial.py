@@ -221,8 +221,12 @@ def _scene() -> Iterator[_Scene]:
         yield _Scene(folder, secret, tcp, abstract, victim)
 
 
-def choose(name: str | None = None) -> Backend:
+def choose(name: str | None = None, workers: int | None = None) -> Backend:
     """The sandbox of that name, or the first that holds; `none` is none, and is not tried.
+
+    Args:
+        name: one of NAMES, `none`, or None for the first that holds.
+        workers: programs at a time; None for the processor's cores less one.
 
     Raises:
         NoSandbox: with what was tried, why each failed, and what would help.
@@ -236,7 +240,7 @@ def choose(name: str | None = None) -> Backend:
     reasons: list[str] = []
     for one in NAMES if name is None else (name,):
         try:
-            backend = made(one)
+            backend = made(one, workers)
         except Unfit as unfit:
             reasons.append(f"  {one}: {unfit}")
             continue
@@ -254,7 +258,7 @@ def _remedy() -> str:
     return "docs/sandbox.md says more of each remedy; --unsafe-no-sandbox only if you trust every program"
 
 
-def made(name: str) -> Backend:
+def made(name: str, workers: int | None = None) -> Backend:
     """A backend, not tried.
 
     Raises:
@@ -268,7 +272,7 @@ def made(name: str) -> Backend:
         return Bubblewrap()
     from potstill.sandbox.namespaces import Namespaces
 
-    return Namespaces()
+    return Namespaces(workers)
 
 
 def tried(backend: Backend) -> list[Probe]:
