@@ -50,7 +50,7 @@ class Bubblewrap:
         drops = os.geteuid() == 0 and all_may_read(plan())
         # where it stays the superuser, without rights, it still owns the machine's devices
         self._filter = seccomp.program(chmod=drops or os.geteuid() != 0)
-        self._identity = {"user": USER, "group": USER, "extra_groups": []} if drops else {}
+        self._user = USER if drops else None
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with contextlib.ExitStack() as stack:
@@ -90,7 +90,9 @@ class Bubblewrap:
             env={},
             cwd="/",
             start_new_session=True,
-            **self._identity,
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
         )
 
     def close(self) -> None:
