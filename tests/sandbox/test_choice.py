@@ -76,7 +76,7 @@ def test_refusal_says_what_was_tried(monkeypatch):
     class Leaky(Weak):
         pass
 
-    def made(name):
+    def made(name, workers=None):
         if name == "bubblewrap":
             raise Unfit("bwrap is not installed", "install the system's package bubblewrap")
         return Leaky()
