@@ -48,8 +48,9 @@ class Bubblewrap:
             seccomp.program()
         except ValueError as error:
             raise Unfit(str(error)) from error
+        seen = plan()
         # the superuser really becomes another user, where that one can read the interpreter
-        drops = os.geteuid() == 0 and all_may_read(plan())
+        drops = os.geteuid() == 0 and all_may_read(seen)
         self._identity = {"user": USER, "group": USER, "extra_groups": []} if drops else {}
 
     def run(self, job: Job, limits: Limits) -> Ended:
@@ -67,11 +68,12 @@ class Bubblewrap:
                 except OSError as error:
                     return Ended(False, None, None, None, b"", b"", 0.0, trouble=f"bwrap did not start: {error}")
             streams.handed_over()
+            os.set_blocking(began, False)
             stack.callback(_end, process)
             run = Run(limits, kill=process.kill)
             exit_fd = os.pidfd_open(process.pid)
             stack.callback(os.close, exit_fd)
-            return watch(run, streams, {began: partial(_hear, run, began), exit_fd: partial(_exited, run, process)})
+            return watch(run, streams, {began: partial(_hear, run, began), exit_fd: partial(_exited, run, process, began)})
 
     def _start(self, parts: list[int], started: int, streams: list[int], limits: Limits) -> "subprocess.Popen[bytes]":
         guest, filter, program = parts
@@ -127,7 +129,10 @@ def _guest() -> bytes:
 
 
 def _hear(run: Run, fd: int) -> bool:
-    heard = os.read(fd, 1024)
+    try:
+        heard = os.read(fd, 1024)
+    except BlockingIOError:
+        heard = b""
     if heard[:1] == b"s":
         run.began = int(heard[1:]) / 1e9
     elif heard:
@@ -135,8 +140,10 @@ def _hear(run: Run, fd: int) -> bool:
     return False
 
 
-def _exited(run: Run, process: "subprocess.Popen[bytes]") -> bool:
-    """bwrap says how the program ended by its own status: 128 and a signal's number for a signal."""
+def _exited(run: Run, process: "subprocess.Popen[bytes]", began: int) -> bool:
+    """bwrap reports the program's end by its own status: 128 + N for signal N, and for a program that calls `exit(128 + N)`."""
+    if run.began is None:  # one poll may see the end and not yet the start, which came before it
+        _hear(run, began)
     code = process.wait()
     run.ended = time.monotonic()
     if code >= 0:

@@ -164,6 +164,7 @@ class Namespaces:
             seccomp.program()
         except ValueError as error:
             raise Unfit(str(error)) from error
+        plan()
         count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
