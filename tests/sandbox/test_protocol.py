@@ -10,25 +10,24 @@ from hypothesis import strategies as st
 from potstill.sandbox._tests import Link, judged
 from potstill.sandbox.asserts import prepared
 
-NAMES = st.sampled_from(
-    [
-        "ok",
-        "raise",
-        "missing",
-        "exception",
-        "held",
-        "known",
-        "list",
-        "tuple",
-        "dict",
-        "set",
-        "int",
-        "float",
-        "bytes",
-        "NotPlain",
-    ]
-    + ["f", "StopIteration", "AssertionError", "SystemExit", "KeyboardInterrupt", "MemoryError", "ExceptionGroup", "pass", ""]
-)
+TAGS = [
+    "ok",
+    "raise",
+    "missing",
+    "exception",
+    "held",
+    "known",
+    "list",
+    "tuple",
+    "dict",
+    "set",
+    "int",
+    "float",
+    "bytes",
+    "NotPlain",
+]
+WORDS = ["f", "StopIteration", "AssertionError", "SystemExit", "KeyboardInterrupt", "MemoryError", "ExceptionGroup", "pass", ""]
+NAMES = st.sampled_from([*TAGS, *WORDS])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 9) | st.floats(allow_nan=False, allow_infinity=False) | NAMES,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=2),

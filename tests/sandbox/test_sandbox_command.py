@@ -130,7 +130,10 @@ def test_without_a_sandbox_it_says_so(files):
         (("program", "--tests", "broken"), "{broken}: tests: line 1: '(' was never closed; they must be Python statements"),
         (("program", "--expect", "wanted", "--time-s", "0"), "--time-s 0: must be more than 0 and at most 3600"),
         (("program", "--expect", "wanted", "--time-s", "nan"), "--time-s nan: must be more than 0 and at most 3600"),
-        (("program", "--expect", "wanted", "--backend", "none"), "--backend none is no sandbox; say --unsafe-no-sandbox if you mean it"),
+        (
+            ("program", "--expect", "wanted", "--backend", "none"),
+            "--backend none is no sandbox; say --unsafe-no-sandbox if you mean it",
+        ),
         (
             ("program", "--expect", "wanted", "--backend", "namespaces", "--unsafe-no-sandbox"),
             "--backend namespaces is a sandbox and --unsafe-no-sandbox is none; give one of the two",
@@ -138,7 +141,7 @@ def test_without_a_sandbox_it_says_so(files):
         (("--jobs", "empty"), "{empty}: no jobs; each line is an object with id, program, stdin and expected, or tests"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
-)  # fmt: skip
+)
 def test_bad_input(files, words, message):
     folder = files(
         program="print(1)", wanted="1", good="assert f(1)", broken="assert f(", latin=b"x\xe9", jobs="{}", empty="\n"

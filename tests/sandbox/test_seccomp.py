@@ -12,7 +12,28 @@ from potstill.sandbox import seccomp
 
 ARCHS = list(seccomp.ARCHITECTURES)
 ALLOW, KILL = seccomp.ALLOW, seccomp.KILL
-EDGES = (0, 1, 2, 3, 15, 16, 1030, 1031, 0x5401, 0x5412, 0x5421, 0x80001, 0x10000, 0x3D0F00, 0x10010000, 0x53564D41, 2**31, 2**32, 2**32 + 1, 2**64 - 1)
+EDGES = (
+    0,
+    1,
+    2,
+    3,
+    15,
+    16,
+    1030,
+    1031,
+    0x5401,
+    0x5412,
+    0x5421,
+    0x80001,
+    0x10000,
+    0x3D0F00,
+    0x10010000,
+    0x53564D41,
+    2**31,
+    2**32,
+    2**32 + 1,
+    2**64 - 1,
+)
 
 
 def decide(program: bytes, arch: int, number: int, arguments=(0,) * 6) -> int:
@@ -75,7 +96,11 @@ def theirs(arch: str) -> bytes:
     for name, check in seccomp.CHECKS.items():
         for values in product(*(test.values for test in check.tests)):
             equal = zip(check.tests, values, strict=True)
-            add(ALLOW, name, [Comparison(t.place, 4, v, 0) if t.mask is None else Comparison(t.place, 7, t.mask, v) for t, v in equal])
+            add(
+                ALLOW,
+                name,
+                [Comparison(t.place, 4, v, 0) if t.mask is None else Comparison(t.place, 7, t.mask, v) for t, v in equal],
+            )
     with tempfile.TemporaryFile() as file:
         assert lib.seccomp_export_bpf(context, file.fileno()) == 0
         lib.seccomp_release(context)
@@ -102,7 +127,10 @@ def test_arguments_as_libseccomp_does(arch, name):
     ours, other, own = seccomp.program(arch), theirs(arch), seccomp.ARCHITECTURES[arch]
     number, check = seccomp.numbers("CHECKED", arch)[name], seccomp.CHECKS[name]
     seen = set()
-    values = [sorted({*EDGES, *(value + step for value in test.values for step in (-1, 0, 1) if value + step >= 0)}) for test in check.tests]
+    values = [
+        sorted({*EDGES, *(value + step for value in test.values for step in (-1, 0, 1) if value + step >= 0)})
+        for test in check.tests
+    ]
     for given in product(*values):
         arguments = [7] * 6
         for test, value in zip(check.tests, given, strict=True):
@@ -152,7 +180,10 @@ def test_decisions_by_hand(number, arguments, decision):
 
 
 def test_no_call_is_in_two_groups():
-    groups = [set(seccomp.numbers(group, "x86_64")) | set(seccomp.numbers(group, "aarch64")) for group in ("ALLOW", "CHECKED", "REFUSE", "KILL")]
+    groups = [
+        set(seccomp.numbers(group, "x86_64")) | set(seccomp.numbers(group, "aarch64"))
+        for group in ("ALLOW", "CHECKED", "REFUSE", "KILL")
+    ]
     assert sum(map(len, groups)) == len(set().union(*groups))
     assert groups[1] == set(seccomp.CHECKS)
 
@@ -173,6 +204,8 @@ def test_kernel_takes_it(backend):
     source = source.replace("SOCKET", str(seccomp.numbers("REFUSE", arch)["socket"])).replace("CLONE3", "435")
     ended = backend.run(Job(source), Limits())
     assert ended.stdout.decode().split() == ["-1", str(errno.EPERM), "-1", str(errno.ENOSYS)]
-    ended = backend.run(Job(f"import ctypes; ctypes.CDLL(None).syscall({seccomp.numbers('KILL', arch)['ptrace']}, 0, 0, 0, 0)"), Limits())
+    ended = backend.run(
+        Job(f"import ctypes; ctypes.CDLL(None).syscall({seccomp.numbers('KILL', arch)['ptrace']}, 0, 0, 0, 0)"), Limits()
+    )
     assert ended.denied
     assert ended.signal == 31

@@ -13,7 +13,7 @@ import os
 import reprlib
 import resource
 import sys
-from types import CodeType, TracebackType
+from types import CodeType, FunctionType, TracebackType
 
 from potstill.sandbox._values import LINE_BYTES, NotPlain, message, packed, parsed, unpacked
 
@@ -319,6 +319,8 @@ def judged(code: CodeType, lines: list[str], names: list[str], modules: list[str
                 missing.append(name)
         space.update({name: __import__(name) for name in modules})
         exec(code, space)
+        for test in _test_functions(space):
+            test()
     except BaseException as error:
         link.over = True  # what explains the failure asks the program nothing more
         return _why(link.broken or error, lines, missing, link.last)
@@ -327,6 +329,12 @@ def judged(code: CodeType, lines: list[str], names: list[str], modules: list[str
     if not link.asked:
         return Said("fail", "the tests called nothing that the program defines")
     return Said("pass", "")
+
+
+def _test_functions(space: dict[str, Any]) -> list[Any]:
+    """Functions `test_…` without parameters, which the tests define for a runner such as pytest to call."""
+    functions = [value for name, value in space.items() if name.startswith("test_") and type(value) is FunctionType]
+    return [function for function in functions if not function.__code__.co_argcount and not function.__code__.co_kwonlyargcount]
 
 
 def _why(error: BaseException, lines: list[str], missing: list[str], last: Any) -> Said:

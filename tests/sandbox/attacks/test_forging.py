@@ -10,7 +10,7 @@ from potstill.sandbox.backend import Job
 from potstill.sandbox.judge import case_verdict
 from potstill.sandbox.verdict import Limits
 
-LIMITS = Limits(time_s=3.0, memory_mb=384)
+LIMITS = Limits(time_s=2.0, memory_mb=256)
 ANSWER = "7341\n"
 
 
