@@ -74,6 +74,9 @@ ENDS = {
         b"[67108864, 128, 0]\n",
     ),
     "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))": (None, 1, None, b""),
+    "import os; open(os.devnull, 'w').write('x'); print(len(open('/dev/urandom', 'rb').read(3)))": (None, 0, None, b"3\n"),
+    "import os; os.chmod('/dev/null', 0)": (None, 1, None, b""),
+    "import asyncio; asyncio.run(asyncio.sleep(0.01)); print('slept')": (None, 0, None, b"slept\n"),
     "open('big', 'wb').write(bytes(80 << 20))": (None, 1, None, b""),
     "import os; print([fd for fd in range(1024) if os.path.exists(f'/proc/self/fd/{fd}')], os.path.exists('/proc'))": (
         None,

@@ -162,10 +162,9 @@ class Namespaces:
     def __post_init__(self) -> None:
         if not hasattr(os, "memfd_create"):
             raise Unfit("namespaces are Linux's")
-        try:
-            seccomp.program()
-        except ValueError as error:
-            raise Unfit(str(error)) from error
+        if seccomp.machine() not in seccomp.ARCHITECTURES:
+            raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
+        plan()
         count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()

@@ -102,7 +102,7 @@ def child(guest, job, descriptors, control, own_user):
     """In the forked child: fresh /tmp, streams, no rights, limits; returns the program."""
     os.setsid()
     call("unshare", NEW_MOUNTS)
-    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"size={job['disk']},nr_inodes=4096,mode=1777")
+    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"size={job['disk']},nr_inodes=65536,mode=1777")
     program, filter, *streams = descriptors
     source, rules = guest.read(program), guest.read(filter)
     streams = [high(stream) for stream in streams]  # first out of the way of 0 to 4
