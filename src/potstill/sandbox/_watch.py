@@ -20,6 +20,7 @@ FORBIDDEN = "that the filter forbids"  # SIGSYS does not say which
 _SIGSYS, _SIGXCPU, _SIGKILL = 31, 24, 9
 _TAIL = 256  # last bytes of standard error, where an uncaught exception names itself
 _PIECE = 1 << 16
+_REST = 1 << 20  # the most that a pipe holds
 
 Limit = Literal["timeout", "memory", "output_limit"]
 
@@ -206,10 +207,16 @@ def watch(run: Run, streams: Streams, heard: dict[int, Callable[[], bool]]) -> E
             run.stop("output_limit")
         if not ready and time.monotonic() >= run.deadline():
             run.late()
-    while out.read() or err.read():  # what a program that has ended left; one that it left behind may hold the pipes open
-        if out.size > out.most and err.size > err.most:
-            break
+    for stream in (out, err):
+        _take_rest(stream)
     return _ended(run, out, err)
+
+
+def _take_rest(stream: Output) -> None:
+    """What a program that has ended left in the pipe, and no more: a process that it left behind may write for ever."""
+    for _ in range(_REST // _PIECE):
+        if not stream.read():
+            break
 
 
 def _ended(run: Run, out: Output, err: Output) -> Ended:

@@ -46,11 +46,12 @@ class Bubblewrap:
         self.version = _version(found)
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
+        seen = plan()
         # the superuser really becomes another user, where that one can read the interpreter
-        drops = os.geteuid() == 0 and all_may_read(plan())
+        drops = os.geteuid() == 0 and all_may_read(seen)
         # where it stays the superuser, without rights, it still owns the machine's devices
         self._filter = seccomp.program(chmod=drops or os.geteuid() != 0)
-        self._identity = {"user": USER, "group": USER, "extra_groups": []} if drops else {}
+        self._user = USER if drops else None
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with contextlib.ExitStack() as stack:
@@ -67,11 +68,12 @@ class Bubblewrap:
                 except OSError as error:
                     return Ended(False, None, None, None, b"", b"", 0.0, trouble=f"bwrap did not start: {error}")
             streams.handed_over()
+            os.set_blocking(began, False)
             stack.callback(_end, process)
             run = Run(limits, kill=process.kill)
             exit_fd = os.pidfd_open(process.pid)
             stack.callback(os.close, exit_fd)
-            return watch(run, streams, {began: partial(_hear, run, began), exit_fd: partial(_exited, run, process)})
+            return watch(run, streams, {began: partial(_hear, run, began), exit_fd: partial(_exited, run, process, began)})
 
     def _start(self, parts: list[int], started: int, streams: list[int], limits: Limits) -> "subprocess.Popen[bytes]":
         guest, filter, program = parts
@@ -90,7 +92,9 @@ class Bubblewrap:
             env={},
             cwd="/",
             start_new_session=True,
-            **self._identity,
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
         )
 
     def close(self) -> None:
@@ -135,7 +139,10 @@ def _guest() -> bytes:
 
 
 def _hear(run: Run, fd: int) -> bool:
-    heard = os.read(fd, 1024)
+    try:
+        heard = os.read(fd, 1024)
+    except BlockingIOError:
+        heard = b""
     if heard[:1] == b"s":
         run.began = int(heard[1:]) / 1e9
     elif heard:
@@ -143,8 +150,10 @@ def _hear(run: Run, fd: int) -> bool:
     return False
 
 
-def _exited(run: Run, process: "subprocess.Popen[bytes]") -> bool:
-    """bwrap says how the program ended by its own status: 128 and a signal's number for a signal."""
+def _exited(run: Run, process: "subprocess.Popen[bytes]", began: int) -> bool:
+    """bwrap reports the program's end by its own status: 128 + N for signal N, and for a program that calls `exit(128 + N)`."""
+    if run.began is None:  # one poll may see the end and not yet the start, which came before it
+        _hear(run, began)
     code = process.wait()
     run.ended = time.monotonic()
     if code >= 0:

@@ -41,7 +41,7 @@ def forbid(filter):
 
     start = bytes.__basicsize__ - 1  # where the data of a bytes object begins, from the object's own address
     head = (len(filter) // 8).to_bytes(8, sys.byteorder) + (id(filter) + start).to_bytes(8, sys.byteorder)
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # pyright: ignore[reportArgumentType]
     for arguments in ((_NEW_PRIVILEGES, 1, 0, 0, 0), (_SECCOMP, 2, head, 0, 0)):
         if _ctypes.call_function(prctl, arguments):
             raise OSError(f"prctl({arguments[0]}) failed")

@@ -49,14 +49,16 @@ def plan() -> Plan:
     """The standard library, the system's libraries, the executable.
 
     Raises:
-        Unfit: when the interpreter's library folder holds the home folder.
+        Unfit: when the interpreter's library folder holds the home folder, or this user may not start the interpreter.
     """
+    if not os.access(executable(), os.X_OK):
+        raise Unfit(f"this user may not start {executable()}", "install Python where every user may read it")
     roots = [name for name in ("/lib", "/lib64", "/usr/lib", "/usr/lib64") if os.path.isdir(name)]
     links = tuple((name, os.readlink(name)) for name in roots if os.path.islink(name))
     own = [f"{prefix}/{name}" for prefix in {sys.base_prefix, sys.base_exec_prefix} for name in ("lib", "lib64")]
     folders = sorted({os.path.realpath(name) for name in [*roots, *own] if os.path.isdir(name)})
     folders = [one for one in folders if not any(_below(one, other) for other in folders if other != one)]
-    if holds := [one for one in folders if _below(str(Path.home().resolve()), one)]:
+    if holds := [one for one in folders if _below(os.path.realpath(os.path.expanduser("~")), one)]:
         raise Unfit(f"the home folder lies in {holds[0]}, which programs must read", "install Python in a folder of its own")
     files = [name for name in (executable(), "/etc/ld.so.cache") if os.path.isfile(name)]
     patterns = ("python3*/site-packages", "python3*/dist-packages")

@@ -164,6 +164,7 @@ class Namespaces:
             raise Unfit("namespaces are Linux's")
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
+        plan()
         count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()

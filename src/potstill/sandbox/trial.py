@@ -278,8 +278,8 @@ def made(name: str, workers: int | None = None) -> Backend:
 def tried(backend: Backend) -> list[Probe]:
     """Its trial, or the one that this user, kernel, boot and version remember; only one that held is remembered."""
     path = _folder() / f"{backend.name}-{_key(backend)}.json"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Probe(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+    if remembered := _remembered(path):
+        return remembered
     found = probe(backend)
     if all(one.held for one in found):
         with contextlib.suppress(OSError):
@@ -290,8 +290,20 @@ def tried(backend: Backend) -> list[Probe]:
     return found
 
 
+def _remembered(path: Path) -> list[Probe]:
+    """The trial in a file; empty unless each of today's probes is there and held."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        found = [Probe(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
+        if [one.what for one in found] == [one.what for one in _TRIES] and all(one.held is True for one in found):
+            return found
+    return []
+
+
 def _folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "potstill" / "sandbox"
+    home = os.path.expanduser("~")
+    if home == "~":  # a user without a home: no file can be written below this, so nothing is remembered
+        home = os.devnull
+    return Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "potstill" / "sandbox"
 
 
 def _key(backend: Backend) -> str:
