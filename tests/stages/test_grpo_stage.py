@@ -219,7 +219,7 @@ for step, what in (3, DRAWING), (5, LEARNING):
 def test_killed_in_drawing_and_in_updates_it_ends_the_same(root: Path, tmp_path: Path) -> None:
     """Rounds of 3 updates, a checkpoint after every second one: the first kill loses the round, the second finds it there."""
     fields: dict[str, Any] = {
-        "optim": {**OPTIM, "steps": 6, "batch_size": 16, "micro_batch_tokens": 200},
+        "optim": {**OPTIM, "steps": 6, "batch_size": 16, "micro_batch_tokens": 60},
         "samples": {"per_prompt": 2, "max_new_tokens": 8, "updates": 3},
         "policy": {"preset": "paper", "redraws": 2},
         "rewards": ["odd", "exact"],
