@@ -210,7 +210,7 @@ def test_doctor_names_what_does_not_hold(monkeypatch):
     from potstill.sandbox.weak import Weak
 
     monkeypatch.setattr(trial, "NAMES", ("none",))
-    monkeypatch.setattr(trial, "made", lambda name: Weak())
+    monkeypatch.setattr(trial, "made", lambda name, workers=None: Weak())
     rows = [row for row in json.loads(call("doctor", "--json").stdout) if row["name"].startswith("sandbox")]
     weak, none = rows
     assert weak["ok"] is False
