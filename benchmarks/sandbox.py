@@ -2,9 +2,9 @@
 
     python benchmarks/sandbox.py --quick
 
-The bare interpreter is `python -I -S -B` on a file, started and waited for by this process. Times are of one program after another;
-`ms_over_bare` is the difference of the medians of one round. Programs per second are of `--workers` threads that keep the backend busy.
-Each program's output is compared. The rounds go in turn: load from outside reaches all alike.
+The bare interpreter is `python -I -S -B` on a file, started and waited for by this process. Times are of one program after
+another; `ms_over_bare` is the difference of the medians of one round. Programs per second are of `--workers` threads that keep
+the backend busy. Each program's output is compared. The rounds go in turn: load from outside reaches all alike.
 """
 
 import argparse
@@ -72,7 +72,11 @@ def measured(job: dict[str, Any]) -> dict[str, Any]:
         seconds = [timed(engine) for _ in range(job["runs"])]
         begun = time.perf_counter()
         at_once(engine, job["workers"], job["runs"])
-        return {"ms": 1000 * median(seconds), "runs_per_s": job["runs"] / (time.perf_counter() - begun), "version": engine.version}
+        return {
+            "ms": 1000 * median(seconds),
+            "runs_per_s": job["runs"] / (time.perf_counter() - begun),
+            "version": engine.version,
+        }
     finally:
         engine.close()
 
@@ -138,7 +142,13 @@ def main() -> None:
     table(
         ("backend", "ms a program", "ms over bare", f"programs a second, {words.workers} workers"),
         [
-            (name, *(shown(one[name][key] - less for one in found for less in [one["bare"]["ms"] if over else 0]) for key, over in COLUMNS))
+            (
+                name,
+                *(
+                    shown(one[name][key] - less for one in found for less in [one["bare"]["ms"] if over else 0])
+                    for key, over in COLUMNS
+                ),
+            )
             for name in names
         ],
     )

@@ -360,7 +360,7 @@ def sandbox(
     if jobs is not None and (stdin or expect or tests):
         raise UserError("--jobs brings its own tests; leave --stdin, --expect and --tests out")
     tasks = tasks_of(jobs) if jobs is not None else [NamedTask("", task_of(file or Path(), stdin, expect, tests))]
-    chosen = backend_of(backend, unsafe)
+    chosen = backend_of(backend, unsafe, workers)
     if unsafe:
         click.secho(UNSAFE, err=True, fg="red")
 

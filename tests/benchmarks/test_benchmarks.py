@@ -113,3 +113,15 @@ def test_help_needs_no_torch(script):
     assert done.returncode == 0, done.stderr
     assert "--rounds" in done.stdout
     assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+
+
+def test_sandbox(bench, tmp_path):
+    saved = tmp_path / "found.json"
+    found = bench("sandbox.py", "--runs", "4", "--rounds", "2", "--workers", "2", "--save", str(saved))
+    assert found.keys() >= FACTS | {"backends", "workers", "runs"}
+    assert "bare" in found["backends"]
+    for backend in found["backends"].values():
+        assert in_order(backend["ms"])
+        assert in_order(backend["runs_per_s"])
+        assert backend["ms_over_bare"]["min"] <= backend["ms_over_bare"]["max"]
+    assert len(json.loads(saved.read_text())["rounds"]) == 2

@@ -193,6 +193,32 @@ def test_doctor():
     assert call("doctor").exit_code == 0
 
 
+def test_doctor_attacks_the_sandboxes():
+    rows = {row["name"]: row for row in json.loads(call("doctor", "--json").stdout) if row["name"].startswith("sandbox")}
+    assert {"sandbox namespaces", "sandbox bubblewrap"} <= set(rows)
+    for row in rows.values():
+        assert row["ok"] is (all(probe["held"] for probe in row["probes"]) if row["probes"] else row["ok"])
+        assert {"what", "held", "found"} == set().union(*row["probes"]) or not row["probes"]
+    if any(row["ok"] for row in rows.values()):
+        told = call("doctor").stdout
+        assert "trial of the sandbox" in told
+        assert "reads no secret" in told
+
+
+def test_doctor_names_what_does_not_hold(monkeypatch):
+    from potstill.sandbox import trial
+    from potstill.sandbox.weak import Weak
+
+    monkeypatch.setattr(trial, "NAMES", ("none",))
+    monkeypatch.setattr(trial, "made", lambda name, workers=None: Weak())
+    rows = [row for row in json.loads(call("doctor", "--json").stdout) if row["name"].startswith("sandbox")]
+    weak, none = rows
+    assert weak["ok"] is False
+    assert "does not hold: reads no secret: read " in weak["found"]
+    assert (none["ok"], none["found"]) == (False, "none is safe here: programs that models write are not run")
+    assert "✗ does not hold" in call("doctor").stdout
+
+
 # What is not there
 
 

@@ -230,4 +230,3 @@ def test_weak_does_not_wait_for_a_process_left_behind_that_writes_for_ever(tmp_p
     # where the run had waited for it, it would have ended: by itself, or by a pipe that nobody reads
     left.wait(10)
     assert (ended.status, ended.limit, ended.trouble) == (0, None, "")
-    assert len(ended.stdout) <= 2 << 20

@@ -5,12 +5,16 @@ import os
 import platform
 import shutil
 import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.edges.hub import cached_models
 from potstill.edges.machine import PACKAGES, bf16_instructions
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 # package, module, what it is for, what to install
 OPTIONAL = (
@@ -68,6 +72,34 @@ def findings() -> list[dict[str, Any]]:
         there = importlib.util.find_spec(module) is not None
         found = version(name) if there else f"missing, only for {purpose}"
         add(name, True if there else None, found, f"pip install {remedy}")
+    return rows + sandboxes()
+
+
+def sandboxes() -> list[dict[str, Any]]:
+    """Each sandbox, attacked anew: a row like those of `findings`, with what was tried as `probes`."""
+    from potstill.sandbox import trial
+    from potstill.sandbox.backend import Unfit
+
+    rows: list[dict[str, Any]] = []
+    for name in trial.NAMES:
+        row = {"name": f"sandbox {name}", "ok": None, "probes": []}
+        try:
+            backend = trial.made(name)
+        except Unfit as unfit:
+            rows.append({**row, "found": f"not here: {unfit.why}", "remedy": unfit.remedy})
+            continue
+        try:
+            probes = trial.probe(backend)
+        finally:
+            backend.close()
+        failed = [probe for probe in probes if not probe.held]
+        wrong = "; ".join(f"{probe.what}: {probe.found}" for probe in failed)
+        found = f"does not hold: {wrong}" if failed else f"held in {len(probes)} trials"
+        remedy = "is not used; please report this" if failed else ""
+        rows.append({**row, "ok": not failed, "found": found, "remedy": remedy, "probes": [asdict(p) for p in probes]})
+    if not any(row["ok"] for row in rows):
+        found = "none is safe here: programs that models write are not run"
+        rows.append({"name": "sandbox", "ok": False, "found": found, "remedy": "see docs/sandbox.md", "probes": []})
     return rows
 
 
@@ -84,4 +116,22 @@ def print_findings(rows: list[dict[str, Any]]) -> None:
         mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "dim")}[row["ok"]]
         remedy = "" if row["ok"] else row["remedy"]
         table.add_row(Text(mark, style), *(Text(text) for text in (row["name"], row["found"], remedy)))
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    if any(row.get("probes") for row in rows):
+        console.print(_trials(rows))
+
+
+def _trials(rows: list[dict[str, Any]]) -> "Table":
+    """What each sandbox was tried with."""
+    from rich.table import Table
+    from rich.text import Text
+
+    tried = [row for row in rows if row.get("probes")]
+    table = Table(box=None, pad_edge=False, title="trial of the sandbox", title_justify="left")
+    for column in ("", *(row["name"].removeprefix("sandbox ") for row in tried)):
+        table.add_column(column)
+    for probes in zip(*(row["probes"] for row in tried), strict=True):
+        marks = [Text("✓ held", "green") if probe["held"] else Text("✗ does not hold", "red") for probe in probes]
+        table.add_row(Text(probes[0]["what"]), *marks)
+    return table

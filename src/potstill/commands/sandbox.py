@@ -63,7 +63,7 @@ def text_of(path: Path) -> str:
         raise UserError(f"{path}: no UTF-8 at byte {error.start}; save the file as UTF-8") from None
 
 
-def backend_of(name: str | None, unsafe: bool) -> Backend:
+def backend_of(name: str | None, unsafe: bool, workers: int | None = None) -> Backend:
     """The backend that the command line asks for.
 
     Raises:
@@ -75,7 +75,7 @@ def backend_of(name: str | None, unsafe: bool) -> Backend:
         raise UserError("--backend none is no sandbox; say --unsafe-no-sandbox if you mean it")
     from potstill.sandbox import trial
 
-    return trial.choose("none" if unsafe else name)
+    return trial.choose("none" if unsafe else name, workers)
 
 
 def grade_all(

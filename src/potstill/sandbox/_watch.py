@@ -190,7 +190,9 @@ def watch(run: Run, streams: Streams, heard: dict[int, Callable[[], bool]]) -> E
         streams: handed over already.
         heard: what to do when a descriptor can be read; it is not asked again after False.
     """
-    out, err = (Output(fd, kib << 10) for fd, kib in zip(streams.ours, (run.limits.stdout_kb, run.limits.stderr_kb), strict=True))
+    out, err = (
+        Output(fd, kib << 10) for fd, kib in zip(streams.ours, (run.limits.stdout_kb, run.limits.stderr_kb), strict=True)
+    )
     poll = select.poll()
     readers = {**heard, out.fd: out.read, err.fd: err.read}
     for fd in readers:

@@ -44,14 +44,14 @@ class Bubblewrap:
             raise Unfit("bwrap is not installed", "install the system's package bubblewrap")
         self._command = found
         self.version = _version(found)
-        try:
-            seccomp.program()
-        except ValueError as error:
-            raise Unfit(str(error)) from error
+        if seccomp.machine() not in seccomp.ARCHITECTURES:
+            raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
         seen = plan()
         # the superuser really becomes another user, where that one can read the interpreter
         drops = os.geteuid() == 0 and all_may_read(seen)
-        self._identity = {"user": USER, "group": USER, "extra_groups": []} if drops else {}
+        # where it stays the superuser, without rights, it still owns the machine's devices
+        self._filter = seccomp.program(chmod=drops or os.geteuid() != 0)
+        self._user = USER if drops else None
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with contextlib.ExitStack() as stack:
@@ -60,7 +60,7 @@ class Bubblewrap:
             stack.callback(os.close, began)
             with contextlib.ExitStack() as given:
                 given.callback(os.close, started)
-                parts = [sealed(part) for part in (_guest(), seccomp.program(), job.program.encode("utf-8", "surrogatepass"))]
+                parts = [sealed(part) for part in (_guest(), self._filter, job.program.encode("utf-8", "surrogatepass"))]
                 for fd in parts:
                     given.callback(os.close, fd)
                 try:
@@ -84,7 +84,17 @@ class Bubblewrap:
         passed = (*parts, started, *talk)
         # its environment is empty: that of bubblewrap's own first process inside could be read
         return subprocess.Popen(
-            words, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed, env={}, cwd="/", start_new_session=True, **self._identity
+            words,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=passed,
+            env={},
+            cwd="/",
+            start_new_session=True,
+            user=self._user,
+            group=self._user,
+            extra_groups=None if self._user is None else [],
         )
 
     def close(self) -> None:
@@ -116,8 +126,8 @@ def _arguments(disk: int) -> tuple[str, ...]:
         words += ["--symlink", target, path]
     for path in seen.hidden:
         words += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
-    for name in DEVICES:  # read-only, or a program of the same user could change the device's own rights
-        words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}", "--remount-ro", f"/dev/{name}"]
+    for name in DEVICES:
+        words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     return (*words, "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp", "--chdir", "/tmp")
 
 

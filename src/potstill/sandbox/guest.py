@@ -41,7 +41,7 @@ def forbid(filter):
 
     start = bytes.__basicsize__ - 1  # where the data of a bytes object begins, from the object's own address
     head = (len(filter) // 8).to_bytes(8, sys.byteorder) + (id(filter) + start).to_bytes(8, sys.byteorder)
-    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+    prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # pyright: ignore[reportArgumentType]
     for arguments in ((_NEW_PRIVILEGES, 1, 0, 0, 0), (_SECCOMP, 2, head, 0, 0)):
         if _ctypes.call_function(prctl, arguments):
             raise OSError(f"prctl({arguments[0]}) failed")
@@ -58,7 +58,7 @@ def read(fd):
 
 
 def run(source):
-    """Run a program as the real `__main__`, as if Python had been started with its file, and leave the process with its status."""
+    """Run a program as the real `__main__`, as if Python had been started with its file; end the process with its status."""
     import _sitebuiltins
     import builtins
 
@@ -127,7 +127,7 @@ def flushed():
 
 
 def main(words):
-    """`started program filter talk_in talk_out limits…`: descriptors (-1 for none) and numbers, from bubblewrap's command line."""
+    """From bubblewrap's command line: `started program filter talk_in talk_out limits…`, descriptors (-1 for none), numbers."""
     *given, talk_in, talk_out = map(int, words[:5])
     started, program, filter = given
     try:

@@ -80,6 +80,8 @@ class Zygote:
         Raises:
             Gone: the process had ended before the program reached it.
         """
+        if self.process.poll() is not None:  # the keeper; what it kept ends with it
+            raise Gone
         with Streams(job) as streams:
             run = Run(limits, kill=partial(self._say, b"k"))
             self._send(job, limits, streams)
@@ -160,10 +162,8 @@ class Namespaces:
     def __post_init__(self) -> None:
         if not hasattr(os, "memfd_create"):
             raise Unfit("namespaces are Linux's")
-        try:
-            seccomp.program()
-        except ValueError as error:
-            raise Unfit(str(error)) from error
+        if seccomp.machine() not in seccomp.ARCHITECTURES:
+            raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
         plan()
         count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._free = threading.Semaphore(count)

@@ -1,8 +1,8 @@
 """The system calls that a program may make: a seccomp filter, assembled here, so that no library is needed.
 
-It is an allow-list. A deny-list goes stale with every kernel; a call that this list does not know gets ENOSYS, as from an older
-kernel, and libraries fall back. Calls that honest code tries get EPERM. Calls that no honest program makes, and calls of another
-architecture, end the program with SIGSYS, which the parent reads from the wait status.
+It is an allow-list, because a deny-list goes stale with every kernel. A call that this list does not know gets ENOSYS, as from
+an older kernel, and libraries fall back. Calls that honest code tries get EPERM. Calls that no honest program makes, and calls
+of another architecture, end the program with SIGSYS, which the parent reads from the wait status.
 """
 
 import platform
@@ -67,12 +67,13 @@ CHECKS = {
 }
 
 
-@lru_cache(maxsize=2)
-def program(arch: str | None = None) -> bytes:
+@lru_cache(maxsize=4)
+def program(arch: str | None = None, chmod: bool = True) -> bytes:
     """The filter: an array of struct sock_filter.
 
     Args:
         arch: `x86_64` or `aarch64`; None for this machine's.
+        chmod: whether a program may change the rights of files that it owns; not where it owns any of the machine's own.
 
     Raises:
         ValueError: no filter for that architecture.
@@ -83,7 +84,7 @@ def program(arch: str | None = None) -> bytes:
     code: Code = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, ARCHITECTURES[arch]), (_RETURN, 0, 0, KILL), (_LOAD, 0, 0, _NUMBER)]
     if arch == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, KILL)]
-    code += _tree(_intervals(decisions(arch)))
+    code += _tree(_intervals(decisions(arch, chmod)))
     return b"".join(struct.pack("<HBBI", *one) for one in code)
 
 
@@ -92,12 +93,14 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
-def decisions(arch: str) -> dict[int, int | Check]:
+def decisions(arch: str, chmod: bool = True) -> dict[int, int | Check]:
     """What is decided of each system call that the list knows; all others get ENOSYS."""
     actions: Mapping[str, int] = {"ALLOW": ALLOW, "REFUSE": EPERM, "KILL": KILL}
     found: dict[int, int | Check] = {}
     for group, action in actions.items():
         found.update((number, action) for number in numbers(group, arch).values())
+    if not chmod:
+        found.update((number, EPERM) for name, number in numbers("ALLOW", arch).items() if "chmod" in name)
     found.update((number, CHECKS[name]) for name, number in numbers("CHECKED", arch).items())
     return found
 

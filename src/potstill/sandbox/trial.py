@@ -57,7 +57,12 @@ class _Scene:
 
     def fill(self, source: str) -> str:
         port, name = self.tcp.getsockname()[1], f"potstill-{self.secret}"
-        places = {"SECRET": str(self.folder / "secret"), "DROP": str(self.folder / "drop"), "ABSTRACT": "\0" + name, "NAME": name}
+        places = {
+            "SECRET": str(self.folder / "secret"),
+            "DROP": str(self.folder / "drop"),
+            "ABSTRACT": "\0" + name,
+            "NAME": name,
+        }
         head = "".join(f"{key} = {value!r}\n" for key, value in {**places, "PORT": port, "VICTIM": self.victim.pid}.items())
         return head + source
 
@@ -83,7 +88,7 @@ for family, place in ((socket.AF_INET, ('127.0.0.1', PORT)), (socket.AF_UNIX, AB
     except OSError: pass
 print('done')
 """
-# a sandbox that does not hold must not come to harm by its trial: what is written goes away again, and one process alone is aimed at
+# without a sandbox that holds, a probe must do no harm: it takes away what it wrote, and aims at one process of the trial's own
 _WRITE = """
 import os
 for place in (DROP, *(os.path.join(folder, NAME) for folder in ('/', '/dev', '/usr', os.path.dirname(os.__file__)))):
@@ -152,7 +157,9 @@ def _limited(limit: str) -> Judge:
 
 
 def _prints(text: str) -> Judge:
-    return lambda scene, ended: "" if ended.stdout == text.encode() and ended.status == 0 else f"{_end(ended)}; {ended.stdout[:100]!r}"
+    return lambda scene, ended: (
+        "" if ended.stdout == text.encode() and ended.status == 0 else f"{_end(ended)}; {ended.stdout[:100]!r}"
+    )
 
 
 def _end(ended: Ended) -> str:
@@ -214,8 +221,12 @@ def _scene() -> Iterator[_Scene]:
         yield _Scene(folder, secret, tcp, abstract, victim)
 
 
-def choose(name: str | None = None) -> Backend:
+def choose(name: str | None = None, workers: int | None = None) -> Backend:
     """The sandbox of that name, or the first that holds; `none` is none, and is not tried.
+
+    Args:
+        name: one of NAMES, `none`, or None for the first that holds.
+        workers: programs at a time; None for the processor's cores less one.
 
     Raises:
         NoSandbox: with what was tried, why each failed, and what would help.
@@ -229,7 +240,7 @@ def choose(name: str | None = None) -> Backend:
     reasons: list[str] = []
     for one in NAMES if name is None else (name,):
         try:
-            backend = made(one)
+            backend = made(one, workers)
         except Unfit as unfit:
             reasons.append(f"  {one}: {unfit}")
             continue
@@ -244,10 +255,10 @@ def choose(name: str | None = None) -> Backend:
 def _remedy() -> str:
     if sys.platform != "linux":
         return "sandboxes need Linux: use a Linux machine or a container, or --unsafe-no-sandbox if you trust every program"
-    return "what would help is said with each; docs/sandbox.md has the details; --unsafe-no-sandbox only if you trust every program"
+    return "docs/sandbox.md says more of each remedy; --unsafe-no-sandbox only if you trust every program"
 
 
-def made(name: str) -> Backend:
+def made(name: str, workers: int | None = None) -> Backend:
     """A backend, not tried.
 
     Raises:
@@ -261,7 +272,7 @@ def made(name: str) -> Backend:
         return Bubblewrap()
     from potstill.sandbox.namespaces import Namespaces
 
-    return Namespaces()
+    return Namespaces(workers)
 
 
 def tried(backend: Backend) -> list[Probe]:

@@ -1,8 +1,8 @@
 """The warm process of the backend `namespaces`: builds a small root once, then forks a child for each program.
 
-Started as `python zygote.py GUEST CONTROL` with an empty environment. Two processes: the keeper, which waits, and the zygote, the
-first process of a process namespace, whose end is the end of everything in it. Neither holds a test, an answer or an earlier
-program: a program comes as a descriptor, is read by its own child, and is gone with it.
+Started as `python zygote.py GUEST CONTROL` with an empty environment. Two processes: the keeper, which waits, and the zygote,
+the first process of a process namespace, whose end is the end of everything in it. Neither holds a test, an answer or an
+earlier program: a program comes as a descriptor, is read by its own child, and is gone with it.
 """
 
 import ctypes
@@ -102,7 +102,7 @@ def child(guest, job, descriptors, control, own_user):
     """In the forked child: fresh /tmp, streams, no rights, limits; returns the program."""
     os.setsid()
     call("unshare", NEW_MOUNTS)
-    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"size={job['disk']},nr_inodes=4096,mode=1777")
+    mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, f"size={job['disk']},nr_inodes=65536,mode=1777")
     program, filter, *streams = descriptors
     source, rules = guest.read(program), guest.read(filter)
     streams = [high(stream) for stream in streams]  # first out of the way of 0 to 4
