@@ -1,9 +1,7 @@
 """What every backend promises: a program ends as it does under a plain interpreter, within its limits, and leaves nothing."""
 
 import os
-import signal
 import subprocess
-import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -96,31 +94,6 @@ def test_limits(name, backend):
     assert len(ended.stderr) <= SMALL.stderr_kb << 10
 
 
-def test_a_run_knows_nothing_of_the_one_before(backend):
-    """Nor of one beside it: files, modules, builtins, environment, umask, working folder."""
-    leave = """
-        import builtins, os, sys
-        open('left', 'w').write('x'); os.mkdir('/tmp/folder'); os.environ['LEFT'] = 'x'; os.umask(0o777); os.chdir('/')
-        builtins.print = sys.modules['math'] = None
-    """
-    look = """
-        import math, os
-        print(sorted(os.listdir('.')), os.getcwd(), 'LEFT' in os.environ, oct(os.umask(0)))
-    """
-    first = backend.run(Job(textwrap.dedent(look)), Limits())
-    assert first.status == 0, first.stderr
-    assert backend.run(Job(textwrap.dedent(leave)), Limits()).status == 0
-    assert backend.run(Job(textwrap.dedent(look)), Limits()).stdout == first.stdout == b"['main.py'] /tmp False 0o22\n"
-
-
-def test_runs_beside_one_another(backend):
-    """Each gets its own input and hears its own output."""
-    jobs = [Job("import sys; sys.stdout.write(sys.stdin.read() * 2)", f"{n}-".encode() * 2_000) for n in range(12)]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda job: backend.run(job, Limits(time_s=20)), jobs))
-    assert [ended.stdout for ended in found] == [job.stdin * 2 for job in jobs]
-
-
 def test_leaves_no_descriptor_thread_or_process(backend):
     jobs = [
         (Job("print(1)"), Limits()),
@@ -158,28 +131,6 @@ def test_talk_goes_both_ways_and_its_errors_are_raised(backend):
 
     with pytest.raises(ZeroDivisionError, match=r"^of the parent's own making$"):
         backend.run(Job("print(1)", talk=wrong), Limits())
-
-
-def test_a_trainer_that_is_killed_leaves_no_process(backend):
-    source = f"""
-        from potstill.sandbox import trial
-        from potstill.sandbox.backend import Job
-        from potstill.sandbox.verdict import Limits
-        trial.made({backend.name!r}).run(Job("print(1, flush=True)\\nwhile True: pass"), Limits(time_s=60))
-    """
-    trainer = psutil.Popen([sys.executable, "-c", textwrap.dedent(source)])
-    try:
-        family = _once(
-            lambda: [one for one in trainer.children(recursive=True) if _busy(one)] and trainer.children(recursive=True)
-        )
-    finally:
-        trainer.send_signal(signal.SIGKILL)
-        trainer.wait()
-    assert len(family) >= 2
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for one in alive:
-        one.kill()
-    assert not alive
 
 
 def test_a_sandbox_killed_from_outside_is_trouble_and_the_next_run_works(backend):
