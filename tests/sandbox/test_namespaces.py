@@ -45,7 +45,8 @@ AT_PROCESS_1 = {
     "signals to everybody": "signal.signal(signal.SIGTERM, signal.SIG_IGN); tried(lambda: os.kill(-1, signal.SIGTERM))",
     "limits": "import resource\nfor one in range(16): tried(lambda: resource.prlimit(1, one, (0, 0)))",
     "priority": "tried(lambda: os.setpriority(os.PRIO_PROCESS, 1, 19)); tried(lambda: os.setpriority(os.PRIO_USER, 0, 19))",
-    "processors": "tried(lambda: os.sched_setaffinity(1, {0})); tried(lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0)))",
+    "processors": "tried(lambda: os.sched_setaffinity(1, {0}))",
+    "scheduler": "tried(lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0)))",
     "group": "tried(lambda: os.setpgid(1, 0)); tried(lambda: os.killpg(os.getpgid(1), 9))",
 }
 LOOK = """
