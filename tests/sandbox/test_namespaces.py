@@ -121,14 +121,6 @@ def test_a_process_killed_while_idle_is_replaced(which, namespaces):
     assert keeper.pid not in kept(namespaces)
 
 
-def test_each_program_draws_its_own_random_numbers(namespaces):
-    """Though all are forked from one interpreter."""
-    look = "import os, random\nsay([random.random(), os.urandom(4).hex()])"
-    (one, drawn), (other, its_own) = ran(namespaces, look), ran(namespaces, look)
-    assert one != other
-    assert drawn != its_own
-
-
 def test_after_close_there_is_no_process():
     try:
         backend = Namespaces(1)
