@@ -25,7 +25,7 @@ from typing import Any
 
 from _models import build
 from kd_epochs import shape_of
-from on_policy_step import MEAN, OPTIM, OWN, SEED, Clock, compare
+from on_policy_step import MEAN, OPTIM, OWN, SEED, Clock, compare, steps_of
 
 ENGINES = (OWN, "trl", "trl_continuous")
 GROUP = 8  # answers to a prompt
@@ -124,16 +124,11 @@ def trl(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path)
         return values
 
     logging.disable(logging.WARNING)
-    batch = job["batch_size"]
-    order = Order(len(prompts), batch // GROUP, SEED)
+    order = Order(len(prompts), job["batch_size"] // GROUP, SEED)
     rows = [row for step in range(job["steps"]) for row in order.step(step)]
     by_name = {str(n): prompts[row] for n, row in enumerate(rows)}
-    beta1, beta2 = OPTIM["betas"]
-    on_gpu = model.device.type == "cuda"
     config = GRPOConfig(
-        output_dir=str(folder),
         num_generations=GROUP,
-        max_completion_length=job["max_new_tokens"],
         temperature=1.0,
         top_p=1.0,
         top_k=0,
@@ -143,27 +138,7 @@ def trl(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path)
         loss_type="dapo",
         scale_rewards="none",
         use_transformers_continuous_batching=job["engine"] == "trl_continuous",
-        shuffle_dataset=False,
-        max_steps=job["steps"],
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=1,
-        learning_rate=OPTIM["lr"],
-        weight_decay=OPTIM["weight_decay"],
-        adam_beta1=beta1,
-        adam_beta2=beta2,
-        max_grad_norm=OPTIM["clip"],
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        gradient_checkpointing=False,
-        bf16=job["precision"] == "bf16",
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=SEED,
+        **steps_of(job, model, folder),
     )
     trainer = Observed(
         model=model,

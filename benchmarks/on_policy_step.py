@@ -114,6 +114,36 @@ def ours(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int
     return {**clock.found, "tokens": totals.sampled_tokens, "divergence": first}
 
 
+def steps_of(job: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
+    """What all of TRL's trainers are told here: the steps alone, without evaluation, checkpoints and logging."""
+    on_gpu, (beta1, beta2) = model.device.type == "cuda", OPTIM["betas"]
+    return {
+        "output_dir": str(folder),
+        "max_completion_length": job["max_new_tokens"],
+        "shuffle_dataset": False,
+        "max_steps": job["steps"],
+        "per_device_train_batch_size": job["batch_size"],
+        "gradient_accumulation_steps": 1,
+        "learning_rate": OPTIM["lr"],
+        "weight_decay": OPTIM["weight_decay"],
+        "adam_beta1": beta1,
+        "adam_beta2": beta2,
+        "max_grad_norm": OPTIM["clip"],
+        "lr_scheduler_type": "constant",
+        "optim": "adamw_torch_fused",
+        "gradient_checkpointing": False,
+        "bf16": job["precision"] == "bf16",
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "seed": SEED,
+    }
+
+
 def trl(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -138,40 +168,15 @@ def trl(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int]
             clock.after(state.global_step)
 
     logging.disable(logging.WARNING)
-    batch = job["batch_size"]
-    order = Order(len(prompts), batch, SEED)
+    order = Order(len(prompts), job["batch_size"], SEED)
     rows = [row for step in range(job["steps"]) for row in order.step(step)]
     by_name = {str(n): prompts[row] for n, row in enumerate(rows)}
-    beta1, beta2 = OPTIM["betas"]
-    on_gpu = student.device.type == "cuda"
     config = DistillationConfig(
-        output_dir=str(folder),
         beta=1.0,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
-        max_completion_length=job["max_new_tokens"],
-        shuffle_dataset=False,
-        max_steps=job["steps"],
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=1,
-        learning_rate=OPTIM["lr"],
-        weight_decay=OPTIM["weight_decay"],
-        adam_beta1=beta1,
-        adam_beta2=beta2,
-        max_grad_norm=OPTIM["clip"],
-        lr_scheduler_type="constant",
-        optim="adamw_torch_fused",
-        gradient_checkpointing=False,
-        bf16=job["precision"] == "bf16",
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        eval_strategy="no",
-        save_strategy="no",
-        logging_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=SEED,
+        **steps_of(job, student, folder),
     )
     trainer = Observed(
         model=student,

@@ -154,7 +154,7 @@ class Distill(Taught, kind="distill"):
         if self.samples is None:
             return 0.0
         groups = self.samples.written(self.optim.batch_size) // self.samples.per_prompt
-        return groups * self.group_read(model, rows, self.samples.per_prompt)
+        return self.answers_read(model, rows, groups, self.samples.per_prompt)
 
     def new_tokens(self) -> int | None:
         return self.samples.max_new_tokens if self.samples is not None else None

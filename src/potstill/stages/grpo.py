@@ -101,8 +101,11 @@ class GRPO(Paired, kind="grpo"):
         return False
 
     def pace(self, rows: int) -> tuple[int, int]:
-        steps = Pace.of(self.samples, self.optim, False).steps(self.optim, rows)
+        steps = self._pace().steps(self.optim, rows)
         return steps, steps * self.optim.batch_size
+
+    def _pace(self) -> Pace:
+        return Pace.of(self.samples, self.optim, False)
 
     def read(self, model: Prospect, rows: RowsOf) -> float:
         steps, _ = self.pace(rows.kept)
@@ -110,11 +113,7 @@ class GRPO(Paired, kind="grpo"):
 
     def _own_read(self, model: Prospect, rows: RowsOf) -> float:
         """Tokens that a pass over a round's answers reads."""
-        return self._asked() * self.group_read(model, rows, self.samples.per_prompt)
-
-    def _asked(self) -> int:
-        """Prompts of a round."""
-        return self.optim.batch_size // self.samples.per_prompt
+        return self.answers_read(model, rows, self._pace().prompts, self.samples.per_prompt)
 
     def new_tokens(self) -> int:
         return self.samples.max_new_tokens
@@ -176,7 +175,7 @@ class GRPO(Paired, kind="grpo"):
             flops += reading_flops(reader.size, tokens, responses)
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)
-        written = self.written(outlook, [student], rows, self._asked(), self.samples.per_prompt)
+        written = self.written(outlook, [student], rows, self._pace().prompts, self.samples.per_prompt)
         draws = rounds * (1 + self.policy.redraws)  # as if every group were drawn again each time
         reference = self._reference_of(outlook, student)
         if reference is not None and (self.reference is not None or self.adapter is None):

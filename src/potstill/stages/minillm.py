@@ -62,8 +62,11 @@ class MiniLLM(Taught, kind="minillm"):
         return False
 
     def pace(self, rows: int) -> tuple[int, int]:
-        steps = Pace.of(self.samples, self.optim, self.text > 0).steps(self.optim, rows)
+        steps = self._pace().steps(self.optim, rows)
         return steps, steps * self.optim.batch_size * (2 if self.text else 1)
+
+    def _pace(self) -> Pace:
+        return Pace.of(self.samples, self.optim, self.text > 0)
 
     def read(self, model: Prospect, rows: RowsOf) -> float:
         steps, _ = self.pace(rows.kept)
@@ -71,11 +74,7 @@ class MiniLLM(Taught, kind="minillm"):
 
     def _own_read(self, model: Prospect, rows: RowsOf) -> float:
         """Tokens that a pass over a round's answers reads."""
-        return self._asked() * self.group_read(model, rows, self.samples.per_prompt)
-
-    def _asked(self) -> int:
-        """Prompts of a round."""
-        return self.optim.batch_size // self.samples.per_prompt
+        return self.answers_read(model, rows, self._pace().prompts, self.samples.per_prompt)
 
     def new_tokens(self) -> int:
         return self.samples.max_new_tokens
@@ -102,7 +101,7 @@ class MiniLLM(Taught, kind="minillm"):
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)
         writers = [student, teacher] if self.estimator.alpha else [student]
-        written = self.written(outlook, writers, rows, self._asked(), self.samples.per_prompt)
+        written = self.written(outlook, writers, rows, self._pace().prompts, self.samples.per_prompt)
         flops += rounds * written.flops
         memory = cost.memory_bytes + written.memory_bytes
         memory += head_memory(teacher.size, cost.step.row_tokens * batch, teacher=True)
@@ -116,7 +115,7 @@ class MiniLLM(Taught, kind="minillm"):
         )
 
     def flops(self, tally: Tally, basis: Basis) -> float | None:
-        learning, teacher, pace = super().flops(tally, basis), basis.teacher, Pace.of(self.samples, self.optim, self.text > 0)
+        learning, teacher, pace = super().flops(tally, basis), basis.teacher, self._pace()
         if learning is None or teacher is None:
             return None
         asked = tally.rows * pace.prompts / pace.rows

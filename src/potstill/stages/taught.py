@@ -134,11 +134,11 @@ class Paired(TrainingStage):
             sum(answer_memory(writer.config, rows, asked * per_prompt, longest) for writer in writers),
         )
 
-    def group_read(self, model: Prospect, rows: RowsOf, per_prompt: int) -> float:
-        """Tokens that the student's forward passes read of so many answers to one prompt, as long as those of data."""
+    def answers_read(self, model: Prospect, rows: RowsOf, asked: int, per_prompt: int) -> float:
+        """Tokens that a pass over so many answers to each of so many prompts reads; answers as long as those of data."""
         if not shares(model.config):
-            return per_prompt * rows.tokens
-        return group_tokens(rows.prompt, rows.response, per_prompt, self.optim.pass_tokens(model.size.hidden))
+            return asked * per_prompt * rows.tokens
+        return asked * group_tokens(rows.prompt, rows.response, per_prompt, self.optim.pass_tokens(model.size.hidden))
 
     def watch(self, context: Context) -> Callable[[int, int], None]:
         """Shows how many answers are finished, of how many."""
