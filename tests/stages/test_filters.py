@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from potstill.core.types import Example
+from potstill.core.types import Case, Example
+from potstill.core.types import Tests as RowTests
+from potstill.metrics.rouge_l import RougeL
 from potstill.rollouts.journal import Answer
 from potstill.scorers.rouge import repeated
 from potstill.stages.filters import Filters, Sieve
@@ -38,11 +40,29 @@ def reasons(filters: dict[str, Any], *answers: Answer, example: Example = ROW) -
         ({"language": "row"}, said(SPANISH), said(ENGLISH), "another language"),
         ({"language": "es"}, said(ENGLISH), said(SPANISH), "another language"),
         ({"references": "drop"}, said("It  is a still."), said("It is a Still."), "equals a reference"),
+        ({"least": 80}, said("It is a pot."), said("It is a still!"), "below filters.least"),
     ],
 )
 def test_a_filter_leaves_out_what_it_names(on: dict[str, Any], bad: Answer, good: Answer, reason: str) -> None:
     assert reasons(OFF | on, bad, good) == [reason, ""]
     assert reasons(OFF, bad, good) == ["", ""]
+
+
+def test_rejection_sampling_keeps_programs_that_pass_and_counts_those_that_cannot_be_judged() -> None:
+    row = Example(
+        key="k", instruction="Double it.", response="", tests=RowTests(cases=(Case("2\n", "4\n"), Case("3\n", "6\n")))
+    )
+    passing = OFF | {"metric": "pass_at_1", "least": 100}
+    right, wrong = said("```python\nprint(2 * int(input()))\n```"), said("```python\nprint(4)\n```")
+    assert reasons(passing, wrong, right, said("no program"), example=row) == ["below filters.least", "", "below filters.least"]
+    assert reasons(passing, right) == ["could not be scored"]  # ROW has no tests
+    best = reasons(passing | {"best": "metric"}, wrong, right, right, example=row)
+    assert best == ["below filters.least", "", "not the best"]
+
+
+def test_least_is_the_most_of_a_metric_that_is_better_when_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RougeL, "higher_is_better", False)
+    assert reasons(OFF | {"least": 80}, said("It is a pot."), said("It is a still!")) == ["", "below filters.least"]
 
 
 def test_empty_answers_are_never_kept() -> None:

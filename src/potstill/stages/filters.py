@@ -1,7 +1,7 @@
 """Which of a teacher's answers are kept, and why the others are not."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -18,7 +18,7 @@ from potstill.scorers.text import nfc
 EMPTY, CUT, SHORT, LONG = "empty", "cut at max_new_tokens", "too short", "too long"
 REPEATS, LANGUAGE, DUPLICATE, REFERENCE = "repeats itself", "another language", "said before", "equals a reference"
 REASONING = "reasoning without an answer"
-NOT_BEST, UNSCORED = "not the best", "could not be scored"
+BELOW, NOT_BEST, UNSCORED = "below filters.least", "not the best", "could not be scored"
 
 
 class Repetition(Settings):
@@ -44,10 +44,17 @@ class Filters(Settings):
         default="drop", description="answers that were given before to the same question, but for the number of blanks"
     )
     references: Literal["drop", "keep"] = Field(default="keep", description="answers that equal a reference of their row")
+    least: float | None = Field(
+        default=None,
+        description="only answers to which `metric` gives this or better: with pass_at_1 or answer and 100 rejection sampling "
+        "(Yuan et al., arXiv:2308.01825); where it cannot score, the answer is left out",
+    )
     best: Literal["likelihood", "metric"] | None = Field(
         default=None, description="keep one answer a row: the likeliest (mean log-probability), or the best by `metric`"
     )
-    metric: Metric = Field(default=RougeL(), description="text metric that compares an answer with its row's references")
+    metric: Metric = Field(
+        default=RougeL(), description="text metric that compares an answer with its row's references or tests"
+    )
 
     @field_validator("repetition", mode="before")
     @classmethod
@@ -65,8 +72,8 @@ class Filters(Settings):
     def _they_fit(self) -> "Filters":
         if self.max_characters is not None and self.max_characters < self.min_characters:
             raise ValueError(f"max_characters = {self.max_characters} is less than min_characters = {self.min_characters}")
-        if self.best != "metric" and self.metric != RougeL():
-            raise ValueError('metric is for best = "metric"; set that too, or leave metric out')
+        if self.best != "metric" and self.least is None and self.metric != RougeL():
+            raise ValueError('metric is for least, or for best = "metric"; set one of them, or leave metric out')
         return self
 
 
@@ -103,7 +110,9 @@ class Sieve:
             again = self.filters.duplicates == "drop" and (form in self._said or form in here)
             judged.append(Judged(sample, answer, next(self._reasons(example, answer), DUPLICATE if again else "")))
             here.add(form)
-        judged = self._best(example, judged) if self.filters.best is not None else judged
+        if self.filters.least is not None or self.filters.best == "metric":
+            judged = self._measured(example, judged)
+        judged = self._best(judged) if self.filters.best is not None else judged
         self._said |= {(*question, _form(one.answer.text)) for one in judged if not one.reason}
         return judged
 
@@ -129,23 +138,43 @@ class Sieve:
         wanted = example.language if self.filters.language == "row" else self.filters.language
         return wanted not in ("", UNKNOWN) and language_of(text) not in (wanted, UNKNOWN)
 
-    def _best(self, example: Example, judged: Sequence[Judged]) -> list[Judged]:
-        """One of those that are kept so far; of equal ones the first."""
-        scored = [self._scored(example, one) if not one.reason else one for one in judged]
-        left = [one for one in scored if not one.reason and one.score is not None]
-        sign = 1 if self.filters.best == "likelihood" or self.filters.metric.higher_is_better else -1
-        best = max(left, key=lambda one: sign * (one.score or 0.0), default=None)
-        return [one if one.reason or one is best else Judged(one.sample, one.answer, NOT_BEST, one.score) for one in scored]
-
-    def _scored(self, example: Example, one: Judged) -> Judged:
-        score = one.answer.mean_logp if self.filters.best == "likelihood" else self._by_metric(example, one.answer.text)
-        return Judged(one.sample, one.answer, "" if score is not None else UNSCORED, score)
-
-    def _by_metric(self, example: Example, text: str) -> float | None:
-        metric = self.filters.metric
+    def _measured(self, example: Example, judged: Sequence[Judged]) -> list[Judged]:
+        """Those that are kept so far with their scores by `metric`; left out where there is none, or one below `least`."""
+        metric, least = self.filters.metric, self.filters.least
         assert isinstance(metric, TextMetric)
-        score = metric(text, example) if any(map(str.strip, example.references)) else Abstain("no reference")
-        return None if isinstance(score, Abstain) else score
+        texts = [one.answer.text for one in judged if not one.reason]
+        scored = metric.runs_programs or any(map(str.strip, example.references))
+        scores = iter(metric.scores(texts, [example] * len(texts)) if scored else [Abstain("no reference")] * len(texts))
+        found = []
+        for one in judged:
+            score = None if one.reason else next(scores)
+            if score is None:
+                found.append(one)
+            elif isinstance(score, Abstain):
+                found.append(replace(one, reason=UNSCORED))
+            else:
+                below = least is not None and self._sign * score < self._sign * least
+                found.append(replace(one, reason=BELOW if below else "", score=score))
+        return found
+
+    def _best(self, judged: Sequence[Judged]) -> list[Judged]:
+        """One of those that are kept so far; of equal ones the first."""
+        if self.filters.best == "likelihood":
+            judged = [self._likely(one) if not one.reason else one for one in judged]
+            sign = 1
+        else:
+            sign = self._sign
+        left = [one for one in judged if not one.reason]
+        best = max(left, key=lambda one: sign * (one.score or 0.0), default=None)
+        return [one if one.reason or one is best else replace(one, reason=NOT_BEST) for one in judged]
+
+    def _likely(self, one: Judged) -> Judged:
+        score = one.answer.mean_logp
+        return replace(one, reason="" if score is not None else UNSCORED, score=score)
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.filters.metric.higher_is_better else -1
 
 
 def _form(text: str) -> str:

@@ -25,12 +25,14 @@ from potstill.rollouts.api import OpenAI, TooLong
 from potstill.rollouts.crew import Alone, Crew, Stop
 from potstill.rollouts.journal import Answer, Journal
 from potstill.rollouts.local import Local, arithmetic
+from potstill.scorers.programs import sandbox
 from potstill.sources import Source
 from potstill.sources.stage import HELD_OUT, WRITTEN, held_out, row_of
 from potstill.stages.base import Context, DataStage, empty_split
 from potstill.stages.cost import answer_memory, answer_seconds, left_over
 from potstill.stages.filters import Filters, Judged, Sieve
 from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.programs import program_problems
 from potstill.stages.refs import ModelRef
 from potstill.study.words import reasons
 from potstill.train.loop import Precision, in_bf16
@@ -114,6 +116,7 @@ class Generate(DataStage, kind="generate"):
             return
         if not _asked_of(rows):
             yield Problem("data", empty_split(rows))
+        yield from program_problems([self.filters.metric], self.data, "train", "filters.metric")
         yield from self._endpoint_problems() if self.api is not None else self._model_problems(outlook, rows)
 
     def _endpoint_problems(self) -> Iterator[Problem]:
@@ -318,6 +321,7 @@ class Generate(DataStage, kind="generate"):
             "mean_logp": _mean([one.answer.mean_logp for one in kept if one.answer.mean_logp is not None]),
             "samples": self.samples,
             "sampling": self.sampling.model_dump(mode="json"),
+            **({"sandbox": sandbox()} if self.filters.metric.runs_programs else {}),
             "shown": shown,
         }
 
