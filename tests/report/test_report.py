@@ -16,6 +16,7 @@ from potstill.report import ModelRow, Study, build_report, load_answers, model_c
 from potstill.report.build import Made, mark, plain, representative
 from potstill.report.html import render_html
 from potstill.report.ship import how_to_run, size_of
+from potstill.study.analysis import breakdown
 
 
 @pytest.fixture(scope="module")
@@ -456,3 +457,18 @@ def test_parts_may_be_missing():
         made = Made(curves, data, quantization, provenance=provenance)
         report = build_report(study, fake_answers(study), made, resamples=20)
         assert Page(render_html(report)).open == []
+
+
+@pytest.mark.parametrize(
+    "tags, groups",
+    [
+        (("seen/a", "seen/b", "new/a", "new/c"), {"seen": 2, "new": 2}),
+        (("seen/a", "seen/b"), {"seen/a": 1, "seen/b": 1}),
+        (("a", "b", "a"), {"a": 2, "b": 1}),
+    ],
+)
+def test_a_breakdown_groups_families_of_a_kind(tags: tuple[str, ...], groups: dict[str, int]) -> None:
+    study = fake_study(12)
+    tagged = tuple(example.model_copy(update={"tag": tags[n % len(tags)]}) for n, example in enumerate(study.examples))
+    found = breakdown(Study(**{**dict(study), "examples": tagged}), "tag")
+    assert {group["group"]: group["rows"] * len(tags) // 12 for group in found} == groups

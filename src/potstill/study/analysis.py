@@ -126,11 +126,16 @@ def _asks_for_lead(question: Question) -> bool:
 
 
 def breakdown(study: Study, by: Literal["tag", "language"]) -> list[dict]:
-    """The primary metric within each group of test rows, largest groups first: group, rows, value of each model."""
+    """The primary metric within each group of test rows, largest groups first: group, rows, value of each model.
+
+    Tags that differ before their first slash are grouped by what stands there: "new family/clip" with "new family/sum over".
+    """
     metric = study.metric(study.primary)
     groups: dict[str, list[int]] = {}
-    for n, example in enumerate(study.examples):
-        groups.setdefault(getattr(example, by), []).append(n)
+    names = [getattr(example, by) for example in study.examples]
+    heads = [name.partition("/")[0] for name in names]
+    for n, name in enumerate(heads if len(set(heads)) > 1 else names):
+        groups.setdefault(name, []).append(n)
     table = []
     clusters_N = study.clusters_N()
     for group, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
