@@ -14,7 +14,7 @@ from potstill.train.loop import in_bf16
 
 # Raised whenever training, quantisation or evaluation give other numbers for the same fields: what an older potstill made
 # is then made again, and half-finished training does not go on under other mathematics.
-CODE = 10
+CODE = 11
 
 
 class Fingerprints:

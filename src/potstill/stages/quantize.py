@@ -30,7 +30,7 @@ class Quantize(DataStage, kind="quantize"):
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
 
-    version: ClassVar[int] = 2  # 2: no output row is worse than rounding to nearest
+    version: ClassVar[int] = 3  # 3: what is not quantised in bf16
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
@@ -39,6 +39,10 @@ class Quantize(DataStage, kind="quantize"):
     )
     damping: float = Field(default=0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
     clip_search: bool = Field(default=False, description="search each group's scale for the least squared error")
+    rest: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="dtype of what is not quantised; auto: bf16 where the model is stored in float32, else as it is stored",
+    )
     rows: int = Field(default=128, ge=1, description="training rows to calibrate on")
 
     @field_validator("group")
@@ -96,6 +100,14 @@ class Quantize(DataStage, kind="quantize"):
         kept = f", {len(summary['kept'])} kept at full precision" if summary["kept"] else ""
         return f"{len(summary['layers'])} layers at {summary['bits_per_weight']:g} bits per weight{kept}"
 
+    def _rest(self, where: str) -> Any:
+        """The torch dtype of what is not quantised."""
+        import torch
+
+        named = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        stored = stored_dtype(where, rest=True) or torch.float32
+        return named.get(self.rest, torch.bfloat16 if stored == torch.float32 else stored)
+
     def run(self, context: Context) -> dict[str, Any]:
         import torch
 
@@ -132,9 +144,7 @@ class Quantize(DataStage, kind="quantize"):
                 f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
             )
         quantised = {f"{name}.weight" for name in result.packed}
-        save_dequantised(
-            model, tokenizer, work.folder, renderer.stop_ids, quantised, stored_dtype(where, rest=True) or torch.float32
-        )
+        save_dequantised(model, tokenizer, work.folder, renderer.stop_ids, quantised, self._rest(where))
         save_packed(result.packed, work.folder / PACKED)
         notes = notes_on(result.errors, self.damping)
         for note in notes:
