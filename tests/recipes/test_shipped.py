@@ -25,6 +25,8 @@ def rows_for(data: dict) -> str:
     for i in range(60):
         row = {key: f"{text} {i}" for key, text in TEXT.items()}
         row |= {"context": "", "category": "code", "title": f"Sums {i}", "responses": [row["response"]]}
+        row |= {"id": str(i), "statement": row["instruction"], "generation": row["response"]}
+        row |= {"tests": [{"input": "1\n", "output": "1\n"}]}
         row |= {name: f"{TEXT.get(key, key)} {i}" for key, name in columns.items()}
         lines.append(json.dumps(row))
     return "\n".join(lines) + "\n"
@@ -37,7 +39,7 @@ def load(tmp_path_factory):
 
     def load(name: str) -> Recipe:
         data = tomllib.loads((FOLDER / name).read_text(encoding="utf-8"))["data"]
-        if data["kind"] not in ("dolly", "jsonl", "squad"):
+        if data["kind"] not in ("codeforces_cots", "dolly", "jsonl", "squad"):
             return load_recipe(FOLDER / name)
         rows = folder / f"{Path(name).stem}.jsonl"
         rows.write_text(rows_for(data), encoding="utf-8")
