@@ -68,6 +68,7 @@ def _without_sandbox(context: click.Context, parameter: click.Parameter, unsafe:
     programs.use(lambda: Grader(choose("none")))
 
 
+GRPO_RECIPE = "real/grpo-smollm2"  # the shipped recipe that the quickstart names at its end
 UNSAFE_OPTION = click.option(
     "--unsafe-no-sandbox",
     is_flag=True,
@@ -142,6 +143,8 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
 
     _spread(processes)
     _run(lambda: preflight.load(shipped("quickstart.toml"), overrides), out, quiet, as_json)
+    if not (quiet or as_json):
+        _say_reasoning()
 
 
 @main.command()
@@ -480,6 +483,20 @@ def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json:
     else:
         for ident, artifact in done.items():
             click.echo(f"{ident:<14} {artifact.folder}")
+
+
+def _say_reasoning() -> None:
+    """What the quickstart leaves out, and why it cannot be had where no sandbox is safe."""
+    from potstill.edges import ranks
+    from potstill.scorers import programs
+
+    if not ranks.first():
+        return
+    click.echo(f"next: reasoning by GRPO, judged by programs that run: potstill run {GRPO_RECIPE} (docs/grpo.md)")
+    try:
+        programs.sandbox()
+    except UserError as error:
+        click.echo(f"not here yet: {error}")
 
 
 def _say_leftovers(recipe: "Recipe", out: Path) -> None:

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 from tiny_run import Place, call
 
-from potstill import __version__
+from potstill import __version__, cli
+from potstill.core.errors import UserError
+from potstill.recipe.parse import load_recipe
+from potstill.sandbox.grader import Grader
+from potstill.scorers import programs
 
 VERBS = ("quickstart", "show", "check", "plan", "run", "compare", "list", "report", "chat", "doctor", "sandbox")
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
@@ -439,3 +443,19 @@ def test_a_mistake_of_the_users_shows_no_traceback(place):
     done = command("run", place.recipe, "--set", "sft.optim.lrr=1")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "tiny.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?\n"
+
+
+def test_the_quickstart_names_what_comes_next_and_says_where_no_sandbox_is_safe(capsys: pytest.CaptureFixture[str]) -> None:
+    assert any(stage.kind == "grpo" for stage in load_recipe(cli.shipped(f"{cli.GRPO_RECIPE}.toml")).stages)
+
+    def none() -> Grader:
+        raise UserError("no sandbox is safe here: tried namespaces")
+
+    try:
+        programs.use(none)
+        cli._say_reasoning()
+    finally:
+        programs.use(None)
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"potstill run {cli.GRPO_RECIPE} " in first
+    assert second == "not here yet: no sandbox is safe here: tried namespaces"
