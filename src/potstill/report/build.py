@@ -96,7 +96,7 @@ def build_report(
         "ship": _ship(study, analysis.ship),
         "rows": rows,
         "verdicts": [_verdict(verdict) for verdict in analysis.verdicts],
-        "caveats": [*_of_form(made.rewarded), *analysis.caveats],
+        "caveats": analysis.caveats,
         "examples": _examples(study, answers),
         "breakdown": {"tag": breakdown(study, "tag"), "language": breakdown(study, "language")},
         "test_set": _test_set(study),
@@ -281,19 +281,6 @@ def _exposure(curves: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 own, data = (math.fsum(line[at][which] for line in both) / len(both) for which in (0, 1))
                 ends[when] = {"on_answers": own, "on_references": data, "gap": own - data}
             found.append({"name": name, "role": seeds[0]["role"], **ends})
-    return found
-
-
-def _of_form(rewarded: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each model of which rewards of the form rose and correctness did not, in all seeds or some."""
-    found = []
-    for name, seeds in _by_model(rewarded).items():
-        only = sum(bool(one["format_only"]) for one in seeds)
-        if only:
-            of = "" if len(seeds) == 1 else " in every seed" if only == len(seeds) else f" in {only} of {len(seeds)} seeds"
-            found.append(
-                f"Format only: rewards of the form of {name}'s answers rose{of}, and none that judges correctness did."
-            )
     return found
 
 

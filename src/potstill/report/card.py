@@ -99,7 +99,8 @@ def _front(
         front["language"] = list(languages)
     if datasets:
         front["datasets"] = list(datasets)
-    own = ["distillation"] if row["role"] in ("kd", "quantized") else []
+    full = next((other for other in report["rows"] if other["name"] == row["source"]), row)
+    own = {"kd": ["distillation"], "quantized": ["distillation"], "rl": ["reinforcement-learning"]}.get(full["role"], [])
     front["tags"] = list(dict.fromkeys(["potstill", *own, *tags]))
     scored = [(m, row["metrics"][m["name"]]["value"]) for m in metrics if m["name"] in row["metrics"]]
     results = [{"type": m["name"], "name": m["title"], "value": round(value, 4)} for m, value in scored if value is not None]
@@ -114,7 +115,7 @@ def _shown(report: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
     """Verdicts that compare this model, whichever side it stands on, the headline for a KD model and its kin; caveats."""
     verdicts = [v for v in report["verdicts"] if v["metric"] == report["primary"] and row["name"] in (v["a"], v["b"])]
     headline = report["headline"]
-    kin = row["role"] in ("kd", "sft", "quantized", "rtn")
+    kin = row["role"] in ("kd", "rl", "sft", "quantized", "rtn")
     sentences = ([headline["sentence"]] if kin else []) + [v["sentence"] for v in verdicts if v != headline["about"]]
     sentences += [report["ship"]["sentence"]] if kin else []
     parts = []

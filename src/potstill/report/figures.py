@@ -18,7 +18,7 @@ Report = Mapping[str, Any]
 
 # Drawn with these stand-ins, then replaced; nothing else in a figure has such a colour.
 _INK = {"#010203": "var(--ink)", "#010204": "var(--muted)", "#010205": "var(--line)", "#010206": "var(--page)"}
-_ROLES = ("base", "sft", "kd", "quantized", "rtn", "teacher", "candidate", "other")
+_ROLES = ("base", "start", "sft", "kd", "rl", "quantized", "rtn", "teacher", "candidate", "other")
 _STEPS = 7  # of the ramp from --step0 to --step6, which the page defines for both themes
 _VARIABLES = {
     **_INK,

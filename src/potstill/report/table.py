@@ -136,7 +136,7 @@ def _print_results(report: Report, columns: Sequence[Column], console: "Console"
             value, beneath = column.cells[i]
             cell = _text(console, value)
             cells.append(cell.append("\n").append_text(_text(console, beneath, "dim")) if beneath else cell)
-        table.add_row(_text(console, row["name"], "bold" if row["role"] == "kd" else ""), *cells)
+        table.add_row(_text(console, row["name"], "bold" if row["role"] in ("kd", "rl") else ""), *cells)
     console.print(table)
 
 

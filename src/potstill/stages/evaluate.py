@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.artifact import PRINT, Makes, fingerprint, read_json, write_json
+from potstill.core.component import suggest
 from potstill.core.errors import Interrupted, Problem, UserError
 from potstill.core.types import Split
 from potstill.data.prompts import Renderer
@@ -61,8 +62,8 @@ class Evaluate(DataStage, kind="evaluate"):
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    # 6: samples stand alone, tokenizers may differ; 5: origins, teachers, training rows; 4: what was cut; 3: own forms
-    version: ClassVar[int] = 6
+    # 7: compare, rollouts; 6: samples stand alone, tokenizers may differ; 5: origins, teachers, training rows; 4: what was cut
+    version: ClassVar[int] = 7
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
 
@@ -76,6 +77,11 @@ class Evaluate(DataStage, kind="evaluate"):
     )
     metrics: tuple[Metric, ...] = (RougeL(), ExactMatch(), NLL(), KLToTeacher(), DecodeSpeed())
     primary: str = Field(default="rouge_l", description="the metric of the verdict")
+    compare: tuple[tuple[str, str], ...] = Field(
+        default=(),
+        description="pairs [a, b] of names in `study`: a is compared with b, the first pair in the headline; default: what the "
+        "roles say",
+    )
     decoding: Decoding = Decoding()
     ask: tuple[str, ...] = Field(default=(), description="prompts of your own; the report shows what each model answers")
 
@@ -86,6 +92,19 @@ class Evaluate(DataStage, kind="evaluate"):
         if twice:
             raise ValueError(f"two rows are called '{twice[0]}'; names must differ")
         return study
+
+    @model_validator(mode="after")
+    def _compared_are_measured(self) -> "Evaluate":
+        names = [row.name for row in self.study]
+        for number, pair in enumerate(self.compare):
+            for name in pair:
+                if name not in names:
+                    raise ValueError(f"compare[{number}]: no row of `study` is called '{name}'{suggest(name, names)}")
+            if pair[0] == pair[1]:
+                raise ValueError(f"compare[{number}]: '{pair[0]}' is compared with itself; name two rows")
+            if pair in self.compare[:number]:
+                raise ValueError(f"compare[{number}]: [{pair[0]}, {pair[1]}] stands there twice")
+        return self
 
     @model_validator(mode="after")
     def _primary_is_measured(self) -> "Evaluate":
@@ -284,7 +303,7 @@ class Evaluate(DataStage, kind="evaluate"):
         return min(self.decoding.max_new_tokens, max((response for _, response in rows.lengths), default=1))
 
     def could_show(self, outlook: Outlook) -> str:
-        compared = [row for row in self.study if row.role in ("kd", "sft")] or list(self.study)
+        compared = [row for row in self.study if row.role in ("kd", "rl", "sft")] or list(self.study)
         metric = next(metric for metric in self.metrics if metric.kind == self.primary)
         if len(self.study) < 2:
             return ""

@@ -31,7 +31,7 @@ from potstill.stages.base import Context
 from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
-from potstill.stages.rewarded import courses, in_words, summary_of
+from potstill.stages.rewarded import courses, in_words, rounds_of, summary_of
 from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Student
 from potstill.stages.taught import Paired
@@ -301,11 +301,13 @@ class GRPO(Paired, kind="grpo"):
         own = _own(objective)
         signal = {"signal": facts_of(own.signal)} if own.signal is not None else {}
         judged_by = {"sandbox": programs.sandbox()} if any(reward.needs_tests() for reward in self.rewards) else {}
+        lines = context.work.metrics.read()
         return {
             **signal,
             **judged_by,
             **super().facts(context, tokenizer, objective),
-            **summary_of(courses(context.work.metrics.read(), self.rewards)),
+            **summary_of(courses(lines, self.rewards)),
+            "rollouts": round(sum(self.optim.batch_size * (1 + line["samples_redrawn"]) for line in rounds_of(lines))),
         }
 
     def closing(self, summary: dict[str, Any]) -> str:

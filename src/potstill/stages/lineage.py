@@ -289,6 +289,17 @@ def _bought(place: Place) -> Bought:
     return Bought(drawn, writing + reading_flops(size, read + drawn, drawn))
 
 
+def rollouts(place: Place) -> int | None:
+    """Answers drawn for a model's training: while it trained, and before for the rows that it read; None where unknown."""
+    if place.artifact is None or place.trained is None:
+        return None
+    ref = (place.artifact.stage.get("data") or {}).get("stage")
+    writer = _behind(place, ref) if ref is not None else None
+    before = 0 if ref is None else writer.summary.get("answers") if writer is not None else None
+    own = place.summary.get("rollouts", None if place.trained.generated_tokens else 0)
+    return None if before is None or own is None else before + own
+
+
 def _behind(place: Place, ref: str) -> Artifact | None:
     """The artifact that a stage's own field names."""
     scheme, _, target = ref.partition(":")

@@ -29,7 +29,7 @@ class Row(Settings):
     name: str = Field(min_length=1, max_length=40, description="as the report prints it")
     model: ModelRef
     role: RowRole = Field(
-        default="other", description="what it is compared as: base, sft, kd, quantized, rtn, teacher, candidate"
+        default="other", description="what it is compared as: base, start, sft, kd, rl, quantized, rtn, teacher, candidate"
     )
 
 

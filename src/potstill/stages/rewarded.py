@@ -31,7 +31,7 @@ class Course:
 
 def courses(lines: Sequence[Mapping[str, float]], rewards: Sequence[Reward]) -> dict[str, Course]:
     """Each reward's course, from the lines of metrics.jsonl; of a reward that never gave a figure there is none."""
-    rounds = [line for line in lines if line.get("samples_age") == 0]
+    rounds = rounds_of(lines)
     found = {}
     for name, reward in zip(names_of(rewards), rewards, strict=True):
         curve = [line[key] for line in rounds if (key := f"samples_reward_{name}") in line]
@@ -40,6 +40,11 @@ def courses(lines: Sequence[Mapping[str, float]], rewards: Sequence[Reward]) -> 
             first, last, up = rose(curve)
             found[name] = Course(first, last, up, type(reward).correctness, sum(parts) / len(parts) if parts else None)
     return found
+
+
+def rounds_of(lines: Sequence[Mapping[str, float]]) -> list[Mapping[str, float]]:
+    """The lines of metrics.jsonl with which a round of answers began."""
+    return [line for line in lines if line.get("samples_age") == 0]
 
 
 def rose(curve: Sequence[float]) -> tuple[float, float, bool | None]:

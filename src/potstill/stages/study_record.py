@@ -9,7 +9,7 @@ from potstill.core.artifact import PRINT, fingerprint
 from potstill.core.types import Example
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.scorers.language import UNKNOWN
-from potstill.stages.lineage import Place
+from potstill.stages.lineage import Place, rollouts
 from potstill.stages.measure import Measured
 from potstill.stages.readers import Readable, Row
 from potstill.study.records import Decoding, MetricInfo, ModelRow, Study, TestRow
@@ -30,7 +30,7 @@ def study_of(
     """What an evaluation found, as a report reads it.
 
     Args:
-        stage: has the fields `study`, `primary`, `decoding`, `prompts`, `data` and `split`.
+        stage: has the fields `study`, `primary`, `compare`, `decoding`, `prompts`, `data` and `split`.
         jobs: each model at each of its seeds.
         results: of each of these.
         foreign: models that cannot be compared with the teacher token by token, or read the rows otherwise, with the reason.
@@ -60,6 +60,8 @@ def study_of(
                 bytes=mine[0][1].bytes,
                 decode_tokens_per_s=sum(speeds) / len(speeds) if len(speeds) == len(mine) else None,
                 trained=trained,
+                rollouts=_each([rollouts(place) for place, _ in mine]),
+                format_only=_each([place.summary.get("format_only") for place, _ in mine]),
                 abstentions=_summed([result.abstentions for _, result in mine]),
                 cut_answers=tuple(result.cut for _, result in mine),
                 template=fingerprint(found.read[mine[0][0].where].pairs)[:PRINT],
@@ -98,6 +100,7 @@ def study_of(
         left_out=found.left_out,
         of_rows=found.of_rows,
         near_duplicates=near_duplicates,
+        compare=stage.compare,
         unfit={str(m.kind): why for m in metrics if isinstance(m, TextMetric) and (why := unfit(m, languages))},
         data={
             **stage.data.spec(),
@@ -117,6 +120,11 @@ def unfit(metric: TextMetric, languages: Mapping[str, int]) -> str:
         for language, why in reasons_by.items()
     ]
     return "; ".join(parts)
+
+
+def _each(of_seeds: Sequence[Any]) -> tuple[Any, ...] | None:
+    """Of each seed; None where one is not known."""
+    return None if None in of_seeds else tuple(of_seeds)
 
 
 def _summed(each: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:

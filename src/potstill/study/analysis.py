@@ -111,7 +111,7 @@ def _verdicts(
             level = behind.get((metric.name, question.b.name), [])
             verdict = retention_verdict(question, metric, pair.a, pair.b, *next(ratio_pairs), level_with=level)
         else:
-            verdict = difference_verdict(question, metric, difference, values_R)
+            verdict = difference_verdict(question, metric, difference, values_R, (pair.a.value, pair.b.value))
             if _asks_for_lead(question) and not verdict.ahead:
                 behind.setdefault((metric.name, question.a.name), []).append(question.b.name)
         if verdict is not None:

@@ -5,9 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from potstill.core.numbers import decimals, number
 from potstill.study.bootstrap import student
-from potstill.study.controls import equal_tokens, mean_amount, other_order, searched_apart, taught_wrongly, trained_apart
+from potstill.study.controls import (
+    begun_apart,
+    equal_tokens,
+    format_in_words,
+    mean_amount,
+    other_order,
+    rolled_apart,
+    rollouts_in_words,
+    searched_apart,
+    taught_wrongly,
+    trained_apart,
+)
 from potstill.study.doubts import Estimates, floored, picked_by, teacher_not_ahead, trained_once, untold_teachers
-from potstill.study.questions import COMPARED, source_of
+from potstill.study.questions import ABOUT_TEACHER, COMPARED, source_of
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
 from potstill.study.words import joined, plain, reasons
@@ -18,6 +29,7 @@ FEW_SEEDS = 5
 
 def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> Iterator[str]:
     """All of them as sentences, the weightiest first."""
+    yield from _of_the_form_alone(study)
     yield from _of_the_teacher(study, estimates, verdicts)
     yield from _of_the_floor(study, estimates)
     yield from _of_the_metrics(study)
@@ -25,6 +37,7 @@ def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> 
     for a in study.with_role("kd"):
         for b in study.with_role("sft"):
             yield from _of_the_control(a, b)
+    yield from _of_rewarded(study)
     yield from _of_the_origins(study)
     yield from _of_the_form(study)
     yield from _of_what_was_compared(study, verdicts)
@@ -32,6 +45,12 @@ def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> 
     yield from _of_test_rows(study)
     yield from _of_repeats(study)
     yield from _of_answers(study, estimates)
+
+
+def _of_the_form_alone(study: Study) -> Iterator[str]:
+    for row in study.rows:
+        if words := format_in_words(row):
+            yield f"{row.name}: {words}."
 
 
 def _of_the_teacher(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> Iterator[str]:
@@ -57,7 +76,7 @@ def _of_the_teacher(study: Study, estimates: Estimates, verdicts: Sequence[Verdi
 
 
 def _of_the_floor(study: Study, estimates: Estimates) -> Iterator[str]:
-    students = study.with_role("kd", "sft")
+    students = study.with_role("kd", "rl", "sft")
     metric = study.metric(study.primary)
     low = [row.name for row in students if floored(study, row, row, metric.name, estimates)]
     if low and len(low) == len(students):
@@ -75,7 +94,7 @@ def _of_the_metrics(study: Study) -> Iterator[str]:
 
 
 def _of_seeds(study: Study) -> Iterator[str]:
-    trained = study.with_role("kd", "sft")
+    trained = study.with_role("kd", "rl", "sft")
     once = [row.name for row in trained if trained_once(row)]
     few = [row for row in trained if 1 < len(row.seeds) < FEW_SEEDS]
     if once:
@@ -117,6 +136,22 @@ def _of_the_control(a: ModelRow, b: ModelRow) -> Iterator[str]:
         yield f"{a.name} and {b.name} saw their training rows in another order or in other batches."
     for sentence in searched_apart(a, b):
         yield f"{sentence} A search finds better settings, and takes the luckier of equal ones."
+
+
+def _of_rewarded(study: Study) -> Iterator[str]:
+    """Whether models that learned from rewards had a control, and whether it was one."""
+    rl, sft = study.with_role("rl"), study.with_role("sft")
+    if rl and not sft:
+        yield (
+            "There is no control of rejection sampling and SFT: this study cannot show what learning from rewards adds to "
+            "fine-tuning on the same answers that pass."
+        )
+    for a in rl:
+        for b in sft:
+            if rolled_apart(a, b):
+                yield f"{a.name} against {b.name}: {rollouts_in_words(a, b)}"
+            if differ := begun_apart(a, b):
+                yield f"{b.name} and {a.name} differ in {joined(differ)}: part of the difference may come from that."
 
 
 def _of_the_origins(study: Study) -> Iterator[str]:
@@ -195,7 +230,8 @@ def _of_what_was_compared(study: Study, verdicts: Sequence[Verdict]) -> Iterator
     kd, sft = study.with_role("kd"), study.with_role("sft")
     if kd and not sft:
         yield "There is no SFT-only student: this study cannot show what distilling adds to plain fine-tuning."
-    pairs = {(verdict.a, verdict.b) for verdict in verdicts if verdict.key == COMPARED}
+    counted = verdicts if study.compare or study.with_role("rl") else [one for one in verdicts if one.key == COMPARED]
+    pairs = {(verdict.a, verdict.b) for verdict in counted if verdict.key not in ABOUT_TEACHER}
     if len(kd) > 1 or len(sft) > 1 or len(pairs) > 1:
         what = f"{len(pairs)} pairs of models" if len(pairs) > 1 else "Several KD or SFT models"
         yield (

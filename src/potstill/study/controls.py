@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from potstill.study.records import ModelRow, Trained
-from potstill.study.words import joined
+from potstill.study.words import joined, plain
 
 EQUAL_WITHIN = 0.01  # relative; a last, smaller batch makes counts differ by less
 _AMOUNTS: dict[str, Callable[[Trained], int]] = {
@@ -71,6 +71,39 @@ def taught_wrongly(a: ModelRow, b: ModelRow) -> list[str]:
     if any(trained.teacher is None for trained in a.trained or ()):
         sentences.append(f"{a.name} was NOT distilled: no teacher taught it.")
     return sentences
+
+
+def rollouts_of(row: ModelRow) -> float | None:
+    """Answers drawn for a model's training, mean over seeds; None where unknown."""
+    return sum(row.rollouts) / len(row.rollouts) if row.rollouts else None
+
+
+def rolled_apart(a: ModelRow, b: ModelRow) -> bool:
+    """Whether the answers drawn for two models' training differ in number by more than 1%, or are not known."""
+    x, y = rollouts_of(a), rollouts_of(b)
+    return x is None or y is None or abs(x - y) > EQUAL_WITHIN * max(x, y)
+
+
+def begun_apart(a: ModelRow, b: ModelRow) -> list[str]:
+    """In what the control of a rewarded model differs, beside the way of learning itself."""
+    return [_OF_THE_CONTROL[key] for key in trained_apart(a, b) if key in ("data", "prompts", "start", "init", "adapter")]
+
+
+def rollouts_in_words(a: ModelRow, b: ModelRow) -> str:
+    """Whether a rewarded model and its control learned from equally many drawn answers, as a sentence."""
+    x, y = rollouts_of(a), rollouts_of(b)
+    if x is None or y is None:
+        return "Whether both learned from equally many drawn answers is not known."
+    if rolled_apart(a, b):
+        return f"This is NOT at equal rollouts: {a.name} drew {plain(x)} answers, {b.name} {plain(y)}."
+    return f"Both at equal rollouts: {plain(x)} answers drawn."
+
+
+def format_in_words(row: ModelRow) -> str:
+    """That a model learned the form alone, and in how many seeds; "" where it did not."""
+    only, seeds = sum(row.format_only or ()), len(row.format_only or ())
+    of = "" if seeds == 1 else " in every seed" if only == seeds else f" in {only} of {seeds} seeds"
+    return f"format only: rewards of the form rose{of}, and none that judges correctness did" if only else ""
 
 
 def other_order(a: ModelRow, b: ModelRow) -> bool:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 
-from potstill.study.controls import control_in_words, more_training
+from potstill.study.controls import begun_apart, control_in_words, format_in_words, more_training, rolled_apart
 from potstill.study.estimate import Estimate
 from potstill.study.floor import near_floor
-from potstill.study.questions import ABOUT_TEACHER, source_of
+from potstill.study.questions import ABOUT_TEACHER, COMPARED, source_of
 from potstill.study.records import ModelRow, Study
 from potstill.study.verdicts import Verdict
 from potstill.study.words import joined
 
+_OF_TRAINING = ("kd_over_sft", "sft_over_base", "rl_over_start", "rl_over_sft", "sft_over_start", COMPARED)
 Estimates = Mapping[str, Mapping[str, Estimate]]
 
 
@@ -18,7 +19,8 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
 
     The teacher is not shown better than the control, so there was nothing to teach, or another model than the teacher was
     measured; both models score near the floor; a model was trained with one seed; the control was not trained like the
-    distilled model; the metric is unfit for the rows' language; a model was trained on test rows, or picked by them.
+    distilled model, or not on as many answers as the rewarded one; rewards of the form alone rose; the metric is unfit for the
+    rows' language; a model was trained on test rows, or picked by them.
     """
     a, b = study.row(verdict.a), study.row(verdict.b)
     if verdict.metric in study.unfit:
@@ -37,9 +39,15 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
             yield "not at equal tokens"
         if control_in_words(a, b):
             yield "the control was not trained alike"
+    if verdict.key == "rl_over_sft" and rolled_apart(a, b):
+        yield "not at equal rollouts"
+    if verdict.key == "rl_over_sft" and begun_apart(a, b):
+        yield "the control was not trained alike"
+    if verdict.key == "rl_over_start" and verdict.ahead and any(a.format_only or ()):
+        yield format_in_words(a)
     if floored(study, a, b, verdict.metric, estimates):
         yield "both score near the floor"
-    if verdict.key in ("kd_over_sft", "sft_over_base"):
+    if verdict.key in _OF_TRAINING:
         yield from _one_seed(a, b)
 
 
@@ -95,8 +103,8 @@ def _one_seed(a: ModelRow, b: ModelRow) -> Iterator[str]:
 
 
 def trained_once(row: ModelRow) -> bool:
-    """Whether the intervals cannot know this student's luck of training; base and teacher are given, whoever trained them."""
-    return len(row.seeds) == 1 and row.role in ("kd", "sft")
+    """Whether the intervals cannot know this student's luck of training; base, start and teacher are given."""
+    return len(row.seeds) == 1 and (row.role in ("kd", "sft", "rl") or (row.role == "other" and row.trained is not None))
 
 
 def _value(estimates: Estimates, row: ModelRow | None, metric: str) -> float | None:

@@ -21,10 +21,27 @@ COMPARED = "compared"  # the key of questions about models that nothing is known
 
 
 def questions(study: Study) -> list[Question]:
-    """All questions that the study's roles allow, the headline's own first."""
+    """The questions that the study names, else all that its roles allow; the headline's own first.
+
+    Whether there was anything to teach is asked in any case: verdicts on distilled models rest on it.
+    """
+    asked = _of_roles(study)
+    if not study.compare:
+        return asked
+    known = {(one.a.name, one.b.name): one for one in asked if one.key != "retention"}
+    named = [known.get((a, b)) or _pair(study.row(a), study.row(b)) for a, b in study.compare]
+    return named + [one for one in asked if one.key in ABOUT_TEACHER and one not in named]
+
+
+def _pair(a: ModelRow, b: ModelRow) -> Question:
+    return Question(COMPARED, f"{a.name} against {b.name}", a, b)
+
+
+def _of_roles(study: Study) -> list[Question]:
     kd, sft, base = (study.with_role(role) for role in ("kd", "sft", "base"))
     quantized, rtn = study.with_role("quantized"), study.with_role("rtn")
     asked = [Question("kd_over_sft", "KD over SFT", a, b) for a in kd for b in sft]
+    asked += _of_rewarded(study)
     asked += _of_the_teacher(study)
     for row in quantized:
         source = source_of(study, row)
@@ -40,9 +57,17 @@ def questions(study: Study) -> list[Question]:
     for row in (*kd, *sft, *quantized, *study.with_role("candidate")):
         full = source_of(study, row) if row.role == "quantized" else row
         teacher = study.teacher_of(full) if full is not None else None
-        if teacher is not None and teacher is not full:
+        if teacher is not None and teacher is not full and teacher.role != "start":
             asked.append(Question("retention", "Share of the teacher kept", row, teacher))
     return asked
+
+
+def _of_rewarded(study: Study) -> list[Question]:
+    """Each model that learned from rewards with its start and with each control; then what these controls gained."""
+    rl, sft, starts = (study.with_role(role) for role in ("rl", "sft", "start"))
+    asked = [Question("rl_over_start", "RL over its start", a, b) for a in rl for b in starts if may_begin_as(a, b)]
+    asked += [Question("rl_over_sft", "RL over SFT", a, b) for a in rl for b in sft]
+    return asked + [Question("sft_over_start", "SFT over its start", a, b) for a in sft for b in starts if may_begin_as(a, b)]
 
 
 def _of_the_teacher(study: Study) -> list[Question]:
@@ -60,18 +85,17 @@ def _of_the_teacher(study: Study) -> list[Question]:
 def _of_candidates(study: Study) -> list[Question]:
     """Each pair of base, candidates and teacher, the later one against the earlier; none where students were trained."""
     given = study.with_role("base", "candidate", "teacher")
-    if not study.with_role("candidate") and study.with_role("kd", "sft", "quantized", "rtn"):
+    if not study.with_role("candidate") and study.with_role("kd", "sft", "rl", "quantized", "rtn"):
         return []
-    pairs = ((a, b) for number, b in enumerate(given) for a in given[number + 1 :])
-    return [Question(COMPARED, f"{a.name} against {b.name}", a, b) for a, b in pairs]
+    return [_pair(a, b) for number, b in enumerate(given) for a in given[number + 1 :]]
 
 
 def source_of(study: Study, row: ModelRow) -> ModelRow | None:
     """The measured model that a quantised row came from; None where it was not measured.
 
-    Of a row that does not say what it was made from: the longest name that begins its own, else KD, else SFT.
+    Of a row that does not say what it was made from: the longest name that begins its own, else KD, else RL, else SFT.
     """
-    full = study.with_role("kd", "sft", "base", "candidate", "other", "teacher")
+    full = study.with_role("kd", "rl", "sft", "base", "start", "candidate", "other", "teacher")
     if row.source is not None or row.made_from:
         return next((other for other in study.rows if other.name == row.source), None)
     begun = [other for other in full if row.name.startswith(other.name)]
@@ -94,6 +118,11 @@ def was_cut(row: ModelRow) -> bool:
 def began_as(row: ModelRow, other: ModelRow) -> bool:
     """Whether training of a row began with another row, whatever that one was cut from."""
     return bool(row.trained) and all(one.start == other.model for one in row.trained or ())
+
+
+def may_begin_as(row: ModelRow, other: ModelRow) -> bool:
+    """Whether training of a row began with another row, as far as anyone knows."""
+    return not row.trained or began_as(row, other)
 
 
 def about_teacher(question: Question) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 from potstill.core.errors import UserError
 
 NO_PRIMARY = "so it cannot say whether the teacher was ahead: take a metric that needs no teacher, such as 'rouge_l' or 'nll'"
-RowRole = Literal["base", "sft", "kd", "quantized", "rtn", "teacher", "candidate", "other"]
+RowRole = Literal["base", "start", "sft", "kd", "rl", "quantized", "rtn", "teacher", "candidate", "other"]
 
 
 class _Record(BaseModel):
@@ -142,6 +142,8 @@ class ModelRow(_Record):
         files: the shipped files that hold this model as it was measured, name -> bytes; empty where nothing was exported.
         decode_tokens_per_s: generated tokens per second; None where not measured.
         trained: how it was trained, one record per seed; None where nothing was trained or nobody knows.
+        rollouts: per seed, answers that were drawn for its training, while it trained or before; None: unknown.
+        format_only: per seed, whether rewards of the form rose and none that judges correctness did; None: not rewarded.
         abstentions: metric -> why it gave no score -> answers, over all seeds.
         cut_answers: per seed, answers that reached `max_new_tokens`; None: not counted.
         template: fingerprint of the tokens that the model read the test rows as; None: unknown.
@@ -168,6 +170,8 @@ class ModelRow(_Record):
     files: dict[str, int] = {}
     decode_tokens_per_s: float | None = None
     trained: tuple[Trained, ...] | None = None
+    rollouts: tuple[int, ...] | None = None
+    format_only: tuple[bool, ...] | None = None
     abstentions: dict[str, dict[str, int]] = {}
     cut_answers: tuple[int, ...] | None = None
     template: str | None = None
@@ -208,6 +212,7 @@ class Study(_Record):
         left_out: test rows that were left out, by reason; of no other split.
         of_rows: rows of the split, before some were left out or only a part was drawn; None: those scored and those left out.
         near_duplicates: how many held-out rows are nearly repeated in training, in words; empty: none, or not looked for.
+        compare: names of the models that are compared, a with b, the headline's first; empty: as the roles say.
         unfit: metric -> why its figures cannot be trusted on the language of these rows.
     """
 
@@ -224,6 +229,7 @@ class Study(_Record):
     left_out: dict[str, int] = {}
     of_rows: int | None = None
     near_duplicates: str = ""
+    compare: tuple[tuple[str, str], ...] = ()
     unfit: dict[str, str] = {}
     data: dict[str, Any] = {}
 
@@ -242,8 +248,11 @@ class Study(_Record):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two models are called '{name}'; names must differ")
+        for name in (name for pair in self.compare for name in pair if name not in names):
+            raise ValueError(f"compare names '{name}', which is no model of the study ({', '.join(names)})")
         for row in self.rows:
-            for what, per_seed in (("trained", row.trained), ("cut_answers", row.cut_answers)):
+            for what in ("trained", "cut_answers", "rollouts", "format_only"):
+                per_seed = getattr(row, what)
                 if per_seed is not None and len(per_seed) != len(row.seeds):
                     raise ValueError(f"{row.name}: {what} has {len(per_seed)} entries for {len(row.seeds)} seeds")
             for metric, seeds in row.scores.items():

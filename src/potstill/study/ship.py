@@ -31,7 +31,11 @@ def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> A
     """The simplest model that no verdict by the primary metric says is worse: 4 bits only where no loss is shown."""
     own = [verdict for verdict in verdicts if verdict.metric == study.primary]
     if study.with_role("candidate") and not study.with_role("kd", "sft"):
-        return _of_candidates(study, [verdict for verdict in own if verdict.key == COMPARED], estimates)
+        best, why = _of_unbeaten(study, [verdict for verdict in own if verdict.key == COMPARED], estimates)
+        return Advice(best.name, f"Ship {best.name}: {why}.") if best is not None else Advice(None, why)
+    if study.with_role("rl") and not study.with_role("kd"):
+        best, why = _of_unbeaten(study, own, estimates)
+        return _packed(study, own, best, why) if best is not None else Advice(None, why)
     full, why = _at_full_precision(study, own, estimates)
     if full is None:
         return Advice(None, why)
@@ -46,41 +50,42 @@ def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> A
             None,
             f"Ship none of them: {full.name}, the best of the students at full precision, scores near the floor of {title}.",
         )
-    packed, more = _at_four_bits(study, own, full)
+    return _packed(study, own, full, why)
+
+
+def _packed(study: Study, verdicts: Sequence[Verdict], full: ModelRow, why: str) -> Advice:
+    """The model, or its 4-bit form where that may be shipped."""
+    packed, more = _at_four_bits(study, verdicts, full)
     chosen = packed or full
     return Advice(chosen.name, f"Ship {chosen.name}: {why}{more}.")
 
 
-def _of_candidates(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> Advice:
-    """Of models that nothing is known of but their scores: the one shown better than all others, else the base.
+def _of_unbeaten(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> tuple[ModelRow | None, str]:
+    """Of models of which none is shown worse than another: the one shown better than all others, else the base or the start.
 
-    The teacher is what the others are measured by, and never among them.
+    The teacher is what the others are measured by, and never among them; 4-bit models stand for those that they came from.
     """
     title = study.metric(study.primary).title
-    rows = [row for row in study.with_role("base", "candidate") if _gain(study, row, estimates) > -inf]
+    given = study.with_role("base", "start", "candidate", "rl", "sft")
+    rows = [row for row in given if _gain(study, row, estimates) > -inf]
     names = {row.name for row in rows}
     decided = [verdict for verdict in verdicts if verdict.claims and {verdict.a, verdict.b} <= names]
     losers = {verdict.b if verdict.ahead else verdict.a for verdict in decided}
     unbeaten = [row for row in rows if row.name not in losers]
     if not unbeaten:
-        return Advice(None, f"Nothing can be recommended: no model has a score by {title} that no other is shown better than.")
+        return None, f"Nothing can be recommended: no model has a score by {title} that no other is shown better than."
     best = _best(study, unbeaten, estimates)
     if floored(study, best, best, study.primary, estimates):
-        return Advice(None, f"Ship none of them: {best.name}, the best of them, scores near the floor of {title}.")
+        return None, f"Ship none of them: {best.name}, the best of them, scores near the floor of {title}."
     beaten = [v for v in decided if (v.a if v.ahead else v.b) == best.name]
     if len(unbeaten) == 1 and beaten:
         over = joined([v.b if v.ahead else v.a for v in beaten])
         doubts = list(dict.fromkeys(doubt for verdict in beaten for doubt in verdict.doubts))
-        return Advice(
-            best.name, f"Ship {best.name}: it is better than {over}" + (f", in doubt ({'; '.join(doubts)})." if doubts else ".")
-        )
-    for base in study.with_role("base"):
+        return best, f"it is better than {over}" + (f", in doubt ({'; '.join(doubts)})" if doubts else "")
+    for base in study.with_role("base", "start"):
         if base in unbeaten:
-            return Advice(base.name, f"Ship {base.name}: no other model is shown better than it by {title}.")
-    return Advice(
-        best.name,
-        f"Ship {best.name}: it scores highest of {joined([row.name for row in unbeaten])}, of which none is shown better.",
-    )
+            return base, f"no other model is shown better than it by {title}"
+    return best, f"it scores highest of {joined([row.name for row in unbeaten])}, of which none is shown better"
 
 
 def _at_full_precision(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> tuple[ModelRow | None, str]:

@@ -6,9 +6,16 @@ from typing import Literal
 
 import numpy as np
 
-from potstill.core.numbers import amount, decimals, interval, number
+from potstill.core.numbers import amount, decimals, estimate, interval, number
 from potstill.study.bootstrap import Sample, percentile_interval
-from potstill.study.controls import amount_in_words, control_in_words, equal_tokens
+from potstill.study.controls import (
+    amount_in_words,
+    control_in_words,
+    equal_tokens,
+    format_in_words,
+    rolled_apart,
+    rollouts_in_words,
+)
 from potstill.study.questions import COMPARED, Question
 from potstill.study.records import MetricInfo, Study
 from potstill.study.words import joined
@@ -23,9 +30,11 @@ class Verdict:
     """The answer to one question by one metric.
 
     Attributes:
-        key: kd_over_sft, teacher_over_sft, four_bits, gptq_over_rtn, sft_over_base, compared or retention.
+        key: kd_over_sft, rl_over_start, rl_over_sft, sft_over_start, teacher_over_sft, four_bits, gptq_over_rtn, sft_over_base,
+            compared or retention.
         a, b: names of the models compared.
         difference: a − b in the metric's unit; None for retention.
+        values: of a and of b on the rows that both have a score on; of retention None.
         ratio: for retention, a ÷ b in percent; else None.
         ci: 95% interval of the difference or of the ratio; None with fewer than two shared clusters.
         verdict: "helped" and "hurt" mean that the interval excludes 0 on that side, and so do "better" and "worse" where nobody
@@ -55,6 +64,7 @@ class Verdict:
     equal_tokens: bool | None = None
     doubts: tuple[str, ...] = ()
     could_show: float | None = None
+    values: tuple[float | None, float | None] = (None, None)
 
     @property
     def shown_as(self) -> Shown:
@@ -95,8 +105,19 @@ class Headline:
     about: Verdict | None = None
 
 
-def difference_verdict(question: Question, metric: MetricInfo, sample: Sample, replicates_R: np.ndarray) -> Verdict:
-    """Whether a difference excludes 0, in words."""
+def difference_verdict(
+    question: Question,
+    metric: MetricInfo,
+    sample: Sample,
+    replicates_R: np.ndarray,
+    values: tuple[float | None, float | None] = (None, None),
+) -> Verdict:
+    """Whether a difference excludes 0, in words.
+
+    Args:
+        sample: of the difference, and `replicates_R` its resamples.
+        values: of the two models, on the same rows.
+    """
     verdict: Outcome = "not shown"
     ci = percentile_interval(replicates_R) if sample.clusters > 1 else None
     if ci is not None:
@@ -107,6 +128,15 @@ def difference_verdict(question: Question, metric: MetricInfo, sample: Sample, r
         good, bad = _CLAIMS.get(question.key, ("helped", "hurt"))
         verdict = good if low > 0 else bad if high < 0 else "not shown"
     label = _LABELS.get(question.key, {}).get(verdict, verdict) if sample.clusters >= MIN_CLUSTERS else verdict
+    words = _difference_in_words(question, metric, sample, ci, verdict)
+    if question.key == "rl_over_start" and None not in values and ci is not None:
+        after, before = (number(value, decimals(metric.unit, ci)) for value in values)
+        words = f"{words} {metric.title}: {before} before, {after} after."
+    if question.key == "rl_over_sft":
+        words = f"{words} {rollouts_in_words(question.a, question.b)}"
+    form = format_in_words(question.a) if question.key == "rl_over_start" and verdict != "helped" else ""
+    if form:
+        label, words = "format only", f"{words} {form[0].upper()}{form[1:]}."
     could_show = (ci[1] - ci[0]) / 2 if ci is not None and verdict == "not shown" and sample.clusters >= MIN_CLUSTERS else None
     return Verdict(
         key=question.key,
@@ -119,21 +149,24 @@ def difference_verdict(question: Question, metric: MetricInfo, sample: Sample, r
         ci=ci,
         verdict=verdict,
         label=label,
-        sentence=_difference_in_words(question, metric, sample, ci, verdict),
+        sentence=words,
         rows=sample.rows,
         clusters=sample.clusters,
         equal_tokens=equal_tokens(question.a, question.b) if question.key == "kd_over_sft" else None,
         could_show=could_show or None,
+        values=values,
     )
 
 
-_CLAIMS: dict[str, tuple[Outcome, Outcome]] = {COMPARED: ("better", "worse")}
+_PLAIN = (COMPARED, "rl_over_sft")  # which is better; nothing is said of what helped
+_CLAIMS: dict[str, tuple[Outcome, Outcome]] = dict.fromkeys(_PLAIN, ("better", "worse"))
 _LABELS = {
-    COMPARED: {"not shown": "no difference shown"},
+    **{key: {"not shown": "no difference shown"} for key in _PLAIN},
     "four_bits": {"helped": "no harm", "hurt": "hurt", "not shown": "no loss shown"},
     "teacher_over_sft": {"helped": "ahead", "hurt": "behind", "not shown": "not ahead"},
 }
 _DOING = {"kd_over_sft": "distilling", "sft_over_base": "fine-tuning", "gptq_over_rtn": "GPTQ", "four_bits": "4 bits"}
+_DOING |= {"rl_over_start": "learning from rewards", "sft_over_start": "fine-tuning"}
 
 
 def _difference_in_words(
@@ -151,7 +184,7 @@ def _difference_in_words(
         return _not_shown_in_words(question, metric, found, ci, digits)
     size = f"{amount(difference, metric, digits)} {interval(sorted((abs(ci[0]), abs(ci[1]))), digits)}"
     than = f"{a} is {'better' if verdict in ('helped', 'better') else 'worse'} than {b} by {size}."
-    if question.key == COMPARED:
+    if question.key in _PLAIN:
         return than
     if question.key == "teacher_over_sft":
         return f"{'There was something' if verdict == 'helped' else 'There was nothing'} to teach: {than}"
@@ -175,9 +208,9 @@ def _not_shown_in_words(question: Question, metric: MetricInfo, found: str, ci: 
     else:
         reach = amount((ci[1] - ci[0]) / 2, metric, digits)
         at = "ends at 0" if 0 in ci else "includes 0"
-        these = "These rows" if question.key == COMPARED else "These rows and seeds"
+        these = "These rows" if question.key in _PLAIN else "These rows and seeds"
         still = f"the interval {at}. {these} could have shown a difference of about {reach}"
-    if question.key == COMPARED:
+    if question.key in _PLAIN:
         return f"Not shown that {question.a.name} and {question.b.name} differ: {found}; {still}."
     if question.key == "four_bits":
         return f"No loss shown at 4 bits: {found}; {still}."
@@ -252,12 +285,17 @@ def _retention_in_words(
 
 def headline(study: Study, verdicts: Sequence[Verdict]) -> Headline:
     """What the report opens with."""
-    first = next((v for v in verdicts if v.key == "kd_over_sft" and v.metric == study.primary), None)
-    if first is not None:
-        return Headline(first.verdict, first.shown_as, first.label, _first_in_words(study, first), first)
+    own = [verdict for verdict in verdicts if verdict.metric == study.primary]
+    headed = own if study.compare else [v for key in ("kd_over_sft", "rl_over_start") for v in own if v.key == key]
+    if headed:
+        first = headed[0]
+        return Headline(first.verdict, first.shown_as, first.label, _first_in_words(study, first, own), first)
     if study.with_role("kd"):
         missing = "no SFT-only student was measured" if not study.with_role("sft") else "KD and SFT lack scores to compare"
         sentence = f"Not shown that distilling helped: {missing}, and a share of the teacher proves nothing."
+        return Headline("not shown", "not shown", "not shown", sentence)
+    if study.with_role("rl"):
+        sentence = "Not shown that learning from rewards helped: no score of the model that it began from was measured."
         return Headline("not shown", "not shown", "not shown", sentence)
     if verdicts:
         first = verdicts[0]
@@ -265,9 +303,26 @@ def headline(study: Study, verdicts: Sequence[Verdict]) -> Headline:
     return Headline("not shown", "not shown", "nothing compared", "No two models were measured that could be compared.")
 
 
-def _first_in_words(study: Study, verdict: Verdict) -> str:
-    """The verdict's sentence, and in what the control was not trained like the distilled model."""
+def _first_in_words(study: Study, verdict: Verdict, own: Sequence[Verdict]) -> str:
+    """The verdict's sentence, and in what the control was not trained like the distilled model; of a rewarded one, the control.
+
+    Args:
+        own: all verdicts by the primary metric.
+    """
+    if verdict.key == "rl_over_start":
+        controls = [one for one in own if one.key == "rl_over_sft" and one.a == verdict.a]
+        return " ".join([verdict.sentence, *(_over_control(study, one) for one in controls)])
+    if verdict.key != "kd_over_sft":
+        return verdict.sentence
     a, b = study.row(verdict.a), study.row(verdict.b)
     known = verdict.equal_tokens is not None
     amounts = amount_in_words(a, b) if known else "Whether both trained on equally many response tokens is not known."
     return " ".join(part for part in (verdict.sentence, amounts, *control_in_words(a, b)) if part)
+
+
+def _over_control(study: Study, verdict: Verdict) -> str:
+    """A rewarded model's difference to its control, in short."""
+    equal = "NOT at equal rollouts" if rolled_apart(study.row(verdict.a), study.row(verdict.b)) else "at equal rollouts"
+    metric = study.metric(verdict.metric)
+    found = estimate(verdict.difference, verdict.ci, metric.unit, signed=True)
+    return f"Over {verdict.b}, {equal}: {found} by {metric.title}, {verdict.label}."
