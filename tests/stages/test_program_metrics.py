@@ -1,7 +1,7 @@
 """Evaluations whose answers are programs: what is set aside, what is drawn, what is refused before it costs."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from judged import judging
 import potstill as ps
 from potstill.core.artifact import read_json
 from potstill.core.errors import UserError
+from potstill.core.types import Abstain, Example
 from potstill.metrics.pass_at_k import PassAtK
 from potstill.sandbox.backend import Ended, Job
 from potstill.sandbox.grader import Grader
@@ -156,3 +157,38 @@ def test_programs_are_rows_like_others() -> None:
     source = Source.parse({"kind": "programs", "families": 4, "new_families": 1, "instances": 5})
     assert isinstance(source, Source)
     assert next(source.examples("test")).tests is not None
+
+
+def test_validation_draws_samples_as_the_evaluation_does(family: dict[str, Path], tmp_path: Path) -> None:
+    """Before the first step, pass@k on validation rows is that of an evaluation of the same model and rows."""
+    metrics = ({"kind": "pass_at_k", "k": 1, "samples": 3}, "pass_at_1")
+    data = {"kind": "mbpp", "path": problems(tmp_path / "rows.jsonl"), "splits": {"validation": 0.5, "test": 0}}
+    common: dict[str, Any] = {"data": data, "prompts": {"max_tokens": 250, "max_prompt_tokens": 150}}
+    seen: list[list[str]] = []
+
+    def passes(self: PassAtK, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[float | Abstain]:
+        seen.append([text for drawn in answers for text in drawn])
+        return [float(len(drawn[0]) % 7) for drawn in answers]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PassAtK, "__call__", passes)
+        validation = {"times": 1, "max_new_tokens": 4, "metrics": metrics}
+        optim = {"steps": 1, "batch_size": 2, "lr": 1e-12}
+        trained = ps.run_stage(
+            ps.SFT(model=f"path:{family['student']}", optim=optim, validation=validation, **common), tmp_path / "sft"
+        )
+        stage = evaluation(
+            family["student"],
+            data["path"],
+            data=data,
+            metrics=list(metrics),
+            split="validation",
+            decoding={"max_new_tokens": 4},
+        )
+        ps.run_stage(stage, tmp_path / "study")
+    first, last, evaluated = seen
+    assert first == last == evaluated  # the learning rate moves nothing
+    assert len(first) % 3 == 0
+    lines = [json.loads(line) for line in (trained.folder / "metrics.jsonl").read_text().splitlines()]
+    means = [float(len(text) % 7) for text in first[::3]]
+    assert lines[0]["validation_pass_at_k"] == pytest.approx(sum(means) / len(means))

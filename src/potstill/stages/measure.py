@@ -13,11 +13,11 @@ from potstill.core.types import Example
 from potstill.edges.models import check_vocabulary, load_model
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import States, token_sums
-from potstill.metrics import Metric, ModelMetric, SampledMetric, TokenMetric
+from potstill.metrics import Metric, ModelMetric, TokenMetric
 from potstill.quant.packed import packed_of
 from potstill.stages.lineage import Place
 from potstill.stages.readers import Rendered
-from potstill.stages.scores import answer_scores, parted, text_scores
+from potstill.stages.scores import answer_scores, sampled_scores, text_scores
 
 
 class Decoding(Settings):
@@ -120,11 +120,9 @@ def measure(
     said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
     accepted = [renderer.scored(example) for example in asked.examples]
     scores, abstentions = text_scores(metrics, said[:rows], accepted)
-    for metric in metrics:
-        if isinstance(metric, SampledMetric):
-            drawn = _samples(metric, speaker, read, decoding.max_new_tokens, watch)
-            scores[str(metric.kind)], why = parted(metric(drawn, accepted))
-            abstentions |= {str(metric.kind): why} if why else {}
+    prompts = [prompt for prompt, _ in read.pairs]
+    found, unsampled = sampled_scores(metrics, speaker, renderer, prompts, accepted, decoding.max_new_tokens, watch)
+    scores, abstentions = scores | found, abstentions | unsampled
     measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
     if measures:
         beside = teacher if any(metric.needs_teacher for metric in metrics) else Beside()
@@ -142,24 +140,6 @@ def measure(
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=place.bytes(model),
     )
-
-
-def _samples(
-    metric: SampledMetric, speaker: Any, read: Rendered, max_new_tokens: int, watch: Callable[[int, int], None]
-) -> list[list[str]]:
-    """Answers drawn for a metric, of each row as many as it wants."""
-    given = generate(
-        speaker,
-        read.renderer.tokenizer,
-        [prompt for prompt, _ in read.pairs for _ in range(metric.samples)],
-        stop_ids=read.renderer.stop_ids,
-        max_new_tokens=max_new_tokens,
-        temperature=metric.temperature,
-        seed=metric.seed,
-        on_rows=watch,
-    )
-    said = [unicodedata.normalize("NFC", read.renderer.said(answer)) for answer in given.texts]
-    return [said[start : start + metric.samples] for start in range(0, len(said), metric.samples)]
 
 
 def asking(prompt: str) -> Example:

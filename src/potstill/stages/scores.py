@@ -1,12 +1,15 @@
 """Scores of answers, as text and as tokens: in an evaluation, and on validation rows while training."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from potstill.core.types import Abstain, Example
+from potstill.data.prompts import Renderer
+from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
-from potstill.metrics import AnswerMetric, Metric, TextMetric
+from potstill.metrics import AnswerMetric, Metric, SampledMetric, TextMetric
+from potstill.scorers.text import nfc
 
 
 def answer_scores(
@@ -43,6 +46,43 @@ def text_scores(
             continue
         values = metric.scores(answers, accepted)
         scores[str(metric.kind)], why = parted(values)
+        abstentions |= {str(metric.kind): why} if why else {}
+    return scores, abstentions
+
+
+def sampled_scores(
+    metrics: Sequence[Metric],
+    model: Any,
+    renderer: Renderer,
+    prompts: Sequence[list[int]],
+    accepted: Sequence[Example],
+    max_new_tokens: int,
+    watch: Callable[[int, int], None],
+) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
+    """Scores by metrics that draw answers of their own, and why which metric abstained how often.
+
+    Args:
+        prompts, accepted: token ids of each row's prompt, and the row.
+        watch: gets the number of finished answers, and of all, after every token.
+    """
+    scores: dict[str, Sequence[float | None]] = {}
+    abstentions: dict[str, dict[str, int]] = {}
+    for metric in metrics:
+        if not isinstance(metric, SampledMetric):
+            continue
+        given = generate(
+            model,
+            renderer.tokenizer,
+            [prompt for prompt in prompts for _ in range(metric.samples)],
+            stop_ids=renderer.stop_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=metric.temperature,
+            seed=metric.seed,
+            on_rows=watch,
+        )
+        said = [nfc(renderer.said(answer)) for answer in given.texts]
+        drawn = [said[start : start + metric.samples] for start in range(0, len(said), metric.samples)]
+        scores[str(metric.kind)], why = parted(metric(drawn, accepted))
         abstentions |= {str(metric.kind): why} if why else {}
     return scores, abstentions
 

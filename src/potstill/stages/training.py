@@ -4,7 +4,7 @@ import heapq
 import math
 import shutil
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,7 +36,7 @@ from potstill.edges.vocabulary import Tokenizer, check_vocabulary, load_tokenize
 from potstill.inits import Init, Read
 from potstill.losses.objective import Objective
 from potstill.losses.scoring import mean_nll, token_sums
-from potstill.metrics import AnswerMetric, Metric, TextMetric, TokenMetric
+from potstill.metrics import AnswerMetric, Metric, SampledMetric, TextMetric, TokenMetric
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
@@ -46,7 +46,7 @@ from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.programs import program_problems
 from potstill.stages.refs import ModelRef
-from potstill.stages.scores import answer_scores, text_scores
+from potstill.stages.scores import answer_scores, sampled_scores, text_scores
 from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
@@ -62,7 +62,7 @@ FIGURE = "validation_"  # before a metric's kind: the name of its figure in metr
 def of_rows(metric: type[Metric] | Metric) -> bool:
     """Whether a metric can be measured while training: of rows, not of the model as a whole."""
     cls = metric if isinstance(metric, type) else type(metric)
-    return issubclass(cls, TextMetric | TokenMetric | AnswerMetric)
+    return issubclass(cls, TextMetric | SampledMetric | TokenMetric | AnswerMetric)
 
 
 def known_figures() -> list[str]:
@@ -96,7 +96,7 @@ class Validation(Settings):
 
     def asks(self, against_teacher: bool) -> bool:
         """Whether answers are written, and, where so asked, read by a teacher."""
-        answers = [metric for metric in self.metrics if isinstance(metric, TextMetric | AnswerMetric)]
+        answers = [metric for metric in self.metrics if not isinstance(metric, TokenMetric)]
         return bool(self.times) and any(metric.needs_teacher or not against_teacher for metric in answers)
 
     def against_teacher(self) -> list[str]:
@@ -139,7 +139,7 @@ class Validator:
         return cls(settings, renderer, work, examples, pairs, teacher) if pairs else None
 
     def __call__(self, model: Model) -> dict[str, float]:
-        return {**self._of_answers(model), **self._of_references(model)}
+        return {**self._of_answers(model), **self._of_samples(model), **self._of_references(model)}
 
     def _of_answers(self, model: Model) -> dict[str, float]:
         wanted = [m for m in self.settings.metrics if isinstance(m, TextMetric | AnswerMetric)]
@@ -151,15 +151,21 @@ class Validator:
             [prompt for prompt, _ in self.pairs],
             stop_ids=self.renderer.stop_ids,
             max_new_tokens=self.settings.max_new_tokens,
-            on_rows=lambda done, total: self.work.progress.update(done, total, "validation answers"),
+            on_rows=self._watch,
         )
         said = [self.renderer.said(answer) for answer in answers.texts]
         scores, _ = text_scores(wanted, said, self.examples)
         teacher, vocab = self.teacher or (None, model.get_output_embeddings().weight.shape[0])
         wrote = [(prompt, ids) for (prompt, _), ids in zip(self.pairs, answers.ids, strict=True)]
         scores |= answer_scores(model, teacher, wrote, vocab, wanted)[0]
-        given = {name: [score for score in values if score is not None] for name, values in scores.items()}
-        return {f"{FIGURE}{name}": sum(values) / len(values) for name, values in given.items() if values}
+        return _means(scores)
+
+    def _of_samples(self, model: Model) -> dict[str, float]:
+        prompts, most = [prompt for prompt, _ in self.pairs], self.settings.max_new_tokens
+        return _means(sampled_scores(self.settings.metrics, model, self.renderer, prompts, self.examples, most, self._watch)[0])
+
+    def _watch(self, done: int, total: int) -> None:
+        self.work.progress.update(done, total, "validation answers")
 
     def _of_references(self, model: Model) -> dict[str, float]:
         wanted = [m for m in self.settings.metrics if isinstance(m, TokenMetric)]
@@ -170,6 +176,12 @@ class Validator:
             found |= token_sums(model, teacher, self.pairs, vocab, measures) if measures else {}
         tokens = sum(len(response) for _, response in self.pairs)
         return {name: math.fsum(values) / tokens for name, values in found.items()}
+
+
+def _means(scores: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """Of each metric over the rows that have a score."""
+    given = {name: [score for score in values if score is not None] for name, values in scores.items()}
+    return {f"{FIGURE}{name}": sum(values) / len(values) for name, values in given.items() if values}
 
 
 class TrainingStage(DataStage):
@@ -311,6 +323,9 @@ class TrainingStage(DataStage):
         seconds = 0.0
         if any(isinstance(metric, TextMetric | AnswerMetric) for metric in settings.metrics):
             seconds += answer_seconds(probe, rows, asked, settings.max_new_tokens)
+        for metric in settings.metrics:
+            if isinstance(metric, SampledMetric):
+                seconds += answer_seconds(probe, rows, asked, settings.max_new_tokens, metric.samples)
         if any(isinstance(metric, TokenMetric) for metric in settings.metrics):
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response)
         return (settings.times + 1) * seconds
