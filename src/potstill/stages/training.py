@@ -154,7 +154,7 @@ class Validator:
             on_rows=lambda done, total: self.work.progress.update(done, total, "validation answers"),
         )
         said = [self.renderer.said(answer) for answer in answers.texts]
-        scores, _ = text_scores(wanted, said, self.examples)
+        scores = text_scores(wanted, said, self.examples).scores
         teacher, vocab = self.teacher or (None, model.get_output_embeddings().weight.shape[0])
         wrote = [(prompt, ids) for (prompt, _), ids in zip(self.pairs, answers.ids, strict=True)]
         scores |= answer_scores(model, teacher, wrote, vocab, wanted)[0]
