@@ -1,6 +1,7 @@
 """Evaluations whose answers are programs: what is set aside, what is drawn, what is refused before it costs."""
 
 import json
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import potstill as ps
 from potstill.core.artifact import read_json
 from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example
+from potstill.metrics import Judged
+from potstill.metrics.pass_at_1 import PassAt1
 from potstill.metrics.pass_at_k import PassAtK
 from potstill.sandbox.backend import Ended, Job
 from potstill.sandbox.grader import Grader
 from potstill.sandbox.verdict import Limits
 from potstill.scorers import programs
+from potstill.scorers.code import program_of, statements
 from potstill.sources import Source
 from potstill.stages.outlook import Outlook
 
@@ -79,25 +83,51 @@ def test_where_every_reference_fails_nothing_can_be_measured(family: dict[str, P
         ps.run_stage(stage, tmp_path / "study")
 
 
-def test_samples_are_drawn_for_pass_at_k_alone(family: dict[str, Path], tmp_path: Path) -> None:
-    """A judge that passes what begins with an even letter: its estimate against counting by hand."""
-    drawn: list[list[str]] = []
-
-    class Noted(PassAtK, kind="noted"):
-        def __call__(self, answers: Any, examples: Any) -> Any:
-            drawn.extend([list(each) for each in answers])
-            return super().__call__(answers, examples)
-
-    del ps.Metric.kinds["noted"]
+def test_samples_are_drawn_for_pass_at_k_alone_and_kept(family: dict[str, Path], tmp_path: Path) -> None:
     stage = evaluation(
         family["student"],
         problems(tmp_path / "rows.jsonl", count=6),
-        metrics=[Noted(k=2, samples=3), ps.Metric.parse("pass_at_1")],
+        metrics=[PassAtK(k=2, samples=3), ps.Metric.parse("pass_at_1")],
     )
-    study = read_json(ps.run_stage(stage, tmp_path / "study").folder / "study.json")
+    folder = ps.run_stage(stage, tmp_path / "study").folder
+    study = read_json(folder / "study.json")
+    (row,) = study["rows"]
+    lines = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    drawn = [line["samples"][row["name"]]["pass_at_k"][0] for line in lines]
     assert [len(each) for each in drawn] == [3] * 6
     assert len({text for each in drawn for text in each}) > 6  # sampled, not greedy
-    assert study["rows"][0]["scores"]["noted"] == [[0.0] * 6]
+    assert row["scores"]["pass_at_k"] == [[0.0] * 6]
+    assert [line["outcomes"][row["name"]] for line in lines] == [
+        {metric: [row["outcomes"][metric][0][n]] for metric in ("pass_at_1", "pass_at_k")} for n in range(6)
+    ]
+    assert [len(each) for each in row["outcomes"]["pass_at_k"][0]] == [3] * 6
+    # an untrained model writes no Python: what its programs are called must follow from the kept text alone
+    for line, greedy in zip(lines, row["outcomes"]["pass_at_1"][0], strict=True):
+        code = program_of(line["answers"][row["name"]][0])
+        parsed = statements(code)
+        assert greedy == (["no_parse"] if parsed is None else ["no_program"] if parsed == 0 else greedy)
+    assert study["judged_by"][0]["python"] == platform.python_version()
+
+
+def test_how_programs_end() -> None:
+    """One answer of each kind, by the real grader; the names are those of the sandbox where the program began."""
+    row = ps.Example("k", "q", "r", tests=programs.Tests(asserts="assert f() == 1", before="import math"))
+    answers = {
+        "pass": "def f():\n    return 1",
+        "fail": "```python\ndef f():\n    return 2\n```",
+        "crash": "raise SystemError",
+        "timeout": "while True: pass",
+        "no_parse": "I do not know, sorry.",
+        "no_program": "```sh\nls\n```",
+        "abstain": "def f():\n    return 1",
+    }
+    bare = ps.Example("k", "q", "r")
+    rows = [bare if how == "abstain" else row for how in answers]
+    found = PassAt1(judging=programs.Judging(time_s=0.5)).judged(list(answers.values()), rows)
+    assert [one.outcomes for one in found] == [(how,) for how in answers]
+    scores = [one.score for one in found]
+    assert scores[:6] == [100.0, 0, 0, 0, 0, 0]
+    assert isinstance(scores[6], Abstain)
 
 
 def test_pass_at_k_of_known_answers() -> None:
@@ -166,12 +196,12 @@ def test_validation_draws_samples_as_the_evaluation_does(family: dict[str, Path]
     common: dict[str, Any] = {"data": data, "prompts": {"max_tokens": 250, "max_prompt_tokens": 150}}
     seen: list[list[str]] = []
 
-    def passes(self: PassAtK, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[float | Abstain]:
+    def passes(self: PassAtK, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[Judged]:
         seen.append([text for drawn in answers for text in drawn])
-        return [float(len(drawn[0]) % 7) for drawn in answers]
+        return [Judged(float(len(drawn[0]) % 7)) for drawn in answers]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PassAtK, "__call__", passes)
+        patch.setattr(PassAtK, "judged", passes)
         validation = {"times": 1, "max_new_tokens": 4, "metrics": metrics}
         optim = {"steps": 1, "batch_size": 2, "lr": 1e-12}
         trained = ps.run_stage(

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -9,6 +10,18 @@ from torch import Tensor
 
 from potstill.core.component import Component, discover
 from potstill.core.types import Abstain, Example
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A row's score.
+
+    Attributes:
+        outcomes: how each program that it rests on ended, see `scorers/programs.py`; empty where none was run.
+    """
+
+    score: float | Abstain
+    outcomes: tuple[str, ...] = ()
 
 
 class Metric(Component):
@@ -32,6 +45,10 @@ class TextMetric(Metric):
         """The score of each answer; a metric that judges many at once faster than one by one overrides this."""
         return [self(answer, example) for answer, example in zip(answers, examples, strict=True)]
 
+    def judged(self, answers: Sequence[str], examples: Sequence[Example]) -> list[Judged]:
+        """The score of each answer with what it rests on; a metric that runs programs overrides this."""
+        return [Judged(score) for score in self.scores(answers, examples)]
+
     def unfit(self, language: str) -> str | None:
         """Why figures on rows of this language (ISO 639-1, or "und") may mislead; None where they do not."""
         return None
@@ -47,6 +64,10 @@ class SampledMetric(Metric):
     @abstractmethod
     def __call__(self, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[float | Abstain]:
         """Of each row the score of its answers, or why there can be none."""
+
+    def judged(self, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[Judged]:
+        """The score of each row with what it rests on; a metric that runs programs overrides this."""
+        return [Judged(score) for score in self(answers, examples)]
 
 
 class TokenMetric(Metric):

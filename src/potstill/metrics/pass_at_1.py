@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from potstill.core.types import Abstain, Example
-from potstill.metrics import TextMetric
-from potstill.scorers.programs import Judging, grades_of
+from potstill.metrics import Judged, TextMetric
+from potstill.scorers.programs import Judging, grades_of, outcomes_of
 
 
 class PassAt1(TextMetric, kind="pass_at_1"):
@@ -26,5 +26,9 @@ class PassAt1(TextMetric, kind="pass_at_1"):
         return self.scores([answer], [example])[0]
 
     def scores(self, answers: Sequence[str], examples: Sequence[Example]) -> list[float | Abstain]:
+        return [one.score for one in self.judged(answers, examples)]
+
+    def judged(self, answers: Sequence[str], examples: Sequence[Example]) -> list[Judged]:
         grades = grades_of(answers, examples, self.judging.limits())
-        return [grade if isinstance(grade, Abstain) else 100.0 * (grade.outcome == "pass") for grade in grades]
+        scores = [grade if isinstance(grade, Abstain) else 100.0 * (grade.outcome == "pass") for grade in grades]
+        return [Judged(score, (how,)) for score, how in zip(scores, outcomes_of(answers, examples, grades), strict=True)]

@@ -6,9 +6,9 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from potstill.core.types import Abstain, Example
-from potstill.metrics import SampledMetric
+from potstill.metrics import Judged, SampledMetric
 from potstill.sandbox.grader import Grade
-from potstill.scorers.programs import Judging, grades_of, pass_at_k
+from potstill.scorers.programs import Judging, grades_of, outcomes_of, pass_at_k
 
 
 class PassAtK(SampledMetric, kind="pass_at_k"):
@@ -34,10 +34,15 @@ class PassAtK(SampledMetric, kind="pass_at_k"):
         return self
 
     def __call__(self, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[float | Abstain]:
+        return [one.score for one in self.judged(answers, examples)]
+
+    def judged(self, answers: Sequence[Sequence[str]], examples: Sequence[Example]) -> list[Judged]:
         flat = [answer for drawn in answers for answer in drawn]
         rows = [example for drawn, example in zip(answers, examples, strict=True) for _ in drawn]
-        grades = iter(grades_of(flat, rows, self.judging.limits()))
-        return [self._estimate([next(grades) for _ in drawn]) for drawn in answers]
+        grades = grades_of(flat, rows, self.judging.limits())
+        both = iter(zip(grades, outcomes_of(flat, rows, grades), strict=True))
+        found = [[next(both) for _ in drawn] for drawn in answers]
+        return [Judged(self._estimate([grade for grade, _ in row]), tuple(how for _, how in row)) for row in found]
 
     def _estimate(self, grades: Sequence[Grade | Abstain]) -> float | Abstain:
         reasons = [grade.reason for grade in grades if isinstance(grade, Abstain)]

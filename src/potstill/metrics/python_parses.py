@@ -1,12 +1,10 @@
 """Whether an answer is Python at all."""
 
-import ast
-import warnings
 from typing import ClassVar
 
 from potstill.core.types import Example
 from potstill.metrics import TextMetric
-from potstill.scorers.code import PYTHON, blocks
+from potstill.scorers.code import PYTHON, blocks, statements
 
 
 class PythonParses(TextMetric, kind="python_parses"):
@@ -21,16 +19,7 @@ class PythonParses(TextMetric, kind="python_parses"):
     title: ClassVar[str] = "Parses"
 
     def __call__(self, answer: str, example: Example) -> float:
-        return 100.0 * (_parses(answer) or _parses(_fenced(answer)))
-
-
-def _parses(code: str) -> bool:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes and the like are the model's business
-            return bool(ast.parse(code).body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # nested past what Python reads is no program either
-        return False
+        return 100.0 * bool(statements(answer) or statements(_fenced(answer)))
 
 
 def _fenced(answer: str) -> str:

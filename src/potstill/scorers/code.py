@@ -1,6 +1,8 @@
 """Programs inside answers: fenced blocks, and which of them is the program."""
 
+import ast
 import re
+import warnings
 from dataclasses import dataclass
 
 from potstill.scorers.thoughts import answer_of
@@ -46,3 +48,13 @@ def program_of(text: str) -> str:
         if fitting := [block.code for block in found if block.language in labels]:
             return fitting[-1].strip("\n")
     return "" if found else answer
+
+
+def statements(code: str) -> int | None:
+    """Statements at the top level of a text, read as the running Python reads it; None where it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # invalid escapes and the like are the model's business
+            return len(ast.parse(code).body)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # nested past what Python reads is no program either
+        return None

@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import platform
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example, Tests
 from potstill.sandbox.grader import Grade, Grader, Task
 from potstill.sandbox.verdict import Limits, Verdict
-from potstill.scorers.code import program_of
+from potstill.scorers.code import program_of, statements
 
 _REMEMBERED = 20_000  # grades: two rewards of one step ask for the same ones
 
@@ -76,6 +77,17 @@ def sandbox() -> str:
     return _DESK.at_work().backend.name
 
 
+def judged_by() -> dict[str, str]:
+    """The backend that judges, its version (of one that Linux itself makes, the kernel's), and the Python of the programs.
+
+    Raises:
+        UserError: no backend is safe here.
+    """
+    backend = _DESK.at_work().backend
+    version = getattr(backend, "version", "") or f"{platform.system()} {platform.release()}"
+    return {"backend": backend.name, "version": version, "python": platform.python_version()}
+
+
 def close() -> None:
     """End the grader's workers and processes; the next use opens it again."""
     _DESK.close()
@@ -127,6 +139,22 @@ def grades_of(answers: Sequence[str], examples: Sequence[Example], limits: Limit
     for (number, _), grade in zip(asked, grades([program for _, program in asked], limits), strict=True):
         found[number] = Abstain(grade.reason) if grade.outcome == "abstain" else grade
     return found
+
+
+def outcomes_of(answers: Sequence[str], examples: Sequence[Example], found: Sequence[Grade | Abstain]) -> list[str]:
+    """How the program of each answer ended: the sandbox's outcome; `no_parse` or `no_program` where it could not begin."""
+    return [_outcome(*each) for each in zip(answers, examples, found, strict=True)]
+
+
+def _outcome(answer: str, example: Example, grade: Grade | Abstain) -> str:
+    if isinstance(grade, Abstain) or example.tests is None:
+        return "abstain"
+    program = program_of(answer)
+    if grade.outcome == "pass":
+        return "pass"
+    if not statements(program) and statements(program) is not None:
+        return "no_program"
+    return grade.outcome if statements(_whole(program, example.tests)) is not None else "no_parse"
 
 
 def unfit(tests: Tests) -> str:

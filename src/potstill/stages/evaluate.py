@@ -56,13 +56,13 @@ class Evaluate(DataStage, kind="evaluate"):
     Each model is asked in the form of its own chat template and stops at its own ends; a row that does not fit one of them is
     left out for all. Where the models' tokenizers differ, nll is per byte of the reference, and kl_to_teacher is taken only of
     models that share the teacher's. Rows trained per seed are measured for each seed. Every generated answer is kept in
-    `answers.jsonl`.
+    `answers.jsonl`, those drawn for pass_at_k and how each program ended as well.
 
     The summary's `teacher_reads` and `left_out` name the models of another template than the teacher's, with the first
     difference: those whose form the teacher was made to read, and those of whom kl_to_teacher was not taken.
     """
 
-    # 7: compare, rollouts; 6: samples stand alone, tokenizers may differ; 5: origins, teachers, training rows; 4: what was cut
+    # 7: compare, rollouts, outcomes of programs; 6: samples stand alone, tokenizers may differ; 5: origins, training rows
     version: ClassVar[int] = 7
     makes: ClassVar[Makes] = "evaluation"
     gathers: ClassVar[bool] = True
@@ -378,10 +378,7 @@ class Evaluate(DataStage, kind="evaluate"):
         study.save(work.folder)
         with (work.folder / "answers.jsonl").open("w", encoding="utf-8") as answers:
             for i, example in enumerate(examples):
-                of_row: dict[str, list[str]] = {}
-                for (row, _), result in zip(jobs, results, strict=True):
-                    of_row.setdefault(row.name, []).append(result.answers[i])
-                answers.write(json.dumps({"key": fingerprint(example.key)[:16], "answers": of_row}) + "\n")
+                answers.write(json.dumps({"key": fingerprint(example.key)[:16], **_given(i, jobs, results)}) + "\n")
         made = lineage([(row.name, row.role, place) for row, place in jobs], context)
         write_json(work.folder / "lineage.json", {**made, "asked": self._asked(jobs, results)})
         for file in work.folder.glob("partial-*.json"):
@@ -513,6 +510,17 @@ class _Spoken:
     tokens: list[int]
     strangers: dict[int, str]
     apart: bool
+
+
+def _given(i: int, jobs: Sequence[tuple[Row, Place]], results: Sequence[Measured]) -> dict[str, Any]:
+    """What each model gave to one test row, by seed; with programs how they ended, and samples with theirs, by metric."""
+    found: dict[str, Any] = {"answers": {}, "outcomes": {}, "samples": {}}
+    for (row, _), result in zip(jobs, results, strict=True):
+        found["answers"].setdefault(row.name, []).append(result.answers[i])
+        for key, by_metric in (("outcomes", result.outcomes), ("samples", result.samples)):
+            for metric, each in by_metric.items():
+                found[key].setdefault(row.name, {}).setdefault(metric, []).append(each[i])
+    return {key: value for key, value in found.items() if value}
 
 
 def _clusters_drawn(asked: int, rows: int, keys: int) -> int:

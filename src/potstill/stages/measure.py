@@ -15,9 +15,10 @@ from potstill.edges.sampling import generate
 from potstill.losses.scoring import States, token_sums
 from potstill.metrics import Metric, ModelMetric, TokenMetric
 from potstill.quant.packed import packed_of
+from potstill.scorers.programs import judged_by
 from potstill.stages.lineage import Place
 from potstill.stages.readers import Rendered
-from potstill.stages.scores import answer_scores, sampled_scores, text_scores
+from potstill.stages.scores import add_sampled, answer_scores, text_scores
 
 
 class Decoding(Settings):
@@ -66,6 +67,9 @@ class Measured:
         cut: answers to the rows that reached the limit of tokens.
         scores: by metric, of each row; None where the metric abstains.
         abstentions: by metric, how many for which reason.
+        outcomes: by metric that runs programs, of each row how they ended.
+        samples: by metric that draws answers of its own, those of each row.
+        judged_by: what judged programs, see `scorers.programs.judged_by`; None where none was run.
         of_model: by metric, of the model as a whole.
         bytes: on disk; of a hub model, as it lies in memory.
     """
@@ -75,6 +79,9 @@ class Measured:
     cut: int
     scores: dict[str, Sequence[float | None]]
     abstentions: dict[str, dict[str, int]]
+    outcomes: dict[str, Sequence[Sequence[str]]]
+    samples: dict[str, list[list[str]]]
+    judged_by: dict[str, str] | None
     of_model: dict[str, float]
     parameters: int
     bytes: int
@@ -119,23 +126,25 @@ def measure(
     # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
     said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
     accepted = [renderer.scored(example) for example in asked.examples]
-    scores, abstentions = text_scores(metrics, said[:rows], accepted)
+    scored = text_scores(metrics, said[:rows], accepted)
     prompts = [prompt for prompt, _ in read.pairs]
-    found, unsampled = sampled_scores(metrics, speaker, renderer, prompts, accepted, decoding.max_new_tokens, watch)
-    scores, abstentions = scores | found, abstentions | unsampled
+    samples = add_sampled(scored, metrics, speaker, renderer, prompts, accepted, decoding.max_new_tokens, watch)
+    scores = scored.scores
     measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
     if measures:
         beside = teacher if any(metric.needs_teacher for metric in metrics) else Beside()
         scores |= token_sums(model, beside.model, read.pairs, vocab, measures, beside.states)
     wrote = [(prompt, ids) for (prompt, _), ids in zip(read.pairs, given.ids, strict=False)]
     found, unknown = answer_scores(model, teacher.model, wrote, vocab, metrics)
-    scores, abstentions = scores | found, abstentions | unknown
     return Measured(
         answers=said[:rows],
         asked=said[rows:],
         cut=sum(given.cut[:rows]),
-        scores=scores,
-        abstentions=abstentions,
+        scores=scores | found,
+        abstentions=scored.abstentions | unknown,
+        outcomes=scored.outcomes,
+        samples=samples,
+        judged_by=judged_by() if any(metric.runs_programs for metric in metrics) else None,
         of_model={str(m.kind): m(speaker, renderer.tokenizer) for m in metrics if isinstance(m, ModelMetric)},
         parameters=sum(p.numel() for p in model.parameters()),
         bytes=place.bytes(model),

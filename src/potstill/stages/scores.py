@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Renderer
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
-from potstill.metrics import AnswerMetric, Metric, SampledMetric, TextMetric
+from potstill.metrics import AnswerMetric, Judged, Metric, SampledMetric, TextMetric
 from potstill.scorers.text import nfc
 
 
@@ -35,22 +36,40 @@ def answer_scores(
     return scores, dict.fromkeys(scores, reason) if lost else {}
 
 
-def text_scores(
-    metrics: Sequence[Metric], answers: Sequence[str], accepted: Sequence[Example]
-) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
-    """Scores of answers by metric, and why which metric abstained how often."""
-    scores: dict[str, Sequence[float | None]] = {}
-    abstentions: dict[str, dict[str, int]] = {}
+@dataclass
+class Scored:
+    """What metrics say of the rows, by metric.
+
+    Attributes:
+        scores: of each row; None where the metric abstains.
+        abstentions: how many rows, by reason; metrics that never abstain are left out.
+        outcomes: of each row, how the programs ended that the score rests on; of metrics that run programs alone.
+    """
+
+    scores: dict[str, Sequence[float | None]] = field(default_factory=dict)
+    abstentions: dict[str, dict[str, int]] = field(default_factory=dict)
+    outcomes: dict[str, Sequence[tuple[str, ...]]] = field(default_factory=dict)
+
+    def add(self, metric: Metric, found: Sequence[Judged]) -> None:
+        """Of one more metric."""
+        name = str(metric.kind)
+        self.scores[name] = [None if isinstance(one.score, Abstain) else one.score for one in found]
+        whys = Counter(one.score.reason for one in found if isinstance(one.score, Abstain))
+        self.abstentions |= {name: dict(whys)} if whys else {}
+        self.outcomes |= {name: [one.outcomes for one in found]} if metric.runs_programs else {}
+
+
+def text_scores(metrics: Sequence[Metric], answers: Sequence[str], accepted: Sequence[Example]) -> Scored:
+    """What the text metrics among these say of answers."""
+    scored = Scored()
     for metric in metrics:
-        if not isinstance(metric, TextMetric):
-            continue
-        values = metric.scores(answers, accepted)
-        scores[str(metric.kind)], why = parted(values)
-        abstentions |= {str(metric.kind): why} if why else {}
-    return scores, abstentions
+        if isinstance(metric, TextMetric):
+            scored.add(metric, metric.judged(answers, accepted))
+    return scored
 
 
-def sampled_scores(
+def add_sampled(
+    scored: Scored,
     metrics: Sequence[Metric],
     model: Any,
     renderer: Renderer,
@@ -58,15 +77,14 @@ def sampled_scores(
     accepted: Sequence[Example],
     max_new_tokens: int,
     watch: Callable[[int, int], None],
-) -> tuple[dict[str, Sequence[float | None]], dict[str, dict[str, int]]]:
-    """Scores by metrics that draw answers of their own, and why which metric abstained how often.
+) -> dict[str, list[list[str]]]:
+    """Add to `scored` what metrics say that draw answers of their own; the answers drawn for each row, by metric.
 
     Args:
         prompts, accepted: token ids of each row's prompt, and the row.
         watch: gets the number of finished answers, and of all, after every token.
     """
-    scores: dict[str, Sequence[float | None]] = {}
-    abstentions: dict[str, dict[str, int]] = {}
+    samples: dict[str, list[list[str]]] = {}
     for metric in metrics:
         if not isinstance(metric, SampledMetric):
             continue
@@ -82,12 +100,6 @@ def sampled_scores(
         )
         said = [nfc(renderer.said(answer)) for answer in given.texts]
         drawn = [said[start : start + metric.samples] for start in range(0, len(said), metric.samples)]
-        scores[str(metric.kind)], why = parted(metric(drawn, accepted))
-        abstentions |= {str(metric.kind): why} if why else {}
-    return scores, abstentions
-
-
-def parted(values: Sequence[float | Abstain]) -> tuple[list[float | None], dict[str, int]]:
-    """Scores with None where there is none, and how often which reason was given."""
-    whys = Counter(value.reason for value in values if isinstance(value, Abstain))
-    return [None if isinstance(value, Abstain) else value for value in values], dict(whys)
+        samples[str(metric.kind)] = drawn
+        scored.add(metric, metric.judged(drawn, accepted))
+    return samples

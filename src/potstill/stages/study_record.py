@@ -12,7 +12,7 @@ from potstill.scorers.language import UNKNOWN
 from potstill.stages.lineage import Place, rollouts
 from potstill.stages.measure import Measured
 from potstill.stages.readers import Readable, Row
-from potstill.study.records import Decoding, MetricInfo, ModelRow, Study, TestRow
+from potstill.study.records import NO_SANDBOX, Decoding, JudgedBy, MetricInfo, ModelRow, Study, TestRow
 
 
 def study_of(
@@ -68,6 +68,8 @@ def study_of(
                 teacher_reads=next((words for place, _ in mine if (words := place.teacher_reads)), None),
                 apart=foreign.get(row.name),
                 tokens=own if own != usual else None,
+                outcomes={name: tuple(result.outcomes[name] for _, result in mine) for name in mine[0][1].outcomes},
+                unsafe=any(made.summary.get("sandbox") == NO_SANDBOX for place, _ in mine for made in place.ancestry.values()),
                 seeds=tuple(place.seed for place, _ in mine),
                 scores={name: tuple(tuple(result.scores[name]) for _, result in mine) for name in mine[0][1].scores},
             )
@@ -101,6 +103,7 @@ def study_of(
         of_rows=found.of_rows,
         near_duplicates=near_duplicates,
         compare=stage.compare,
+        judged_by=tuple(dict.fromkeys(JudgedBy(**result.judged_by) for result in results if result.judged_by)),
         unfit={str(m.kind): why for m in metrics if isinstance(m, TextMetric) and (why := unfit(m, languages))},
         data={
             **stage.data.spec(),

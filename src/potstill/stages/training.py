@@ -46,7 +46,7 @@ from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
 from potstill.stages.programs import program_problems
 from potstill.stages.refs import ModelRef
-from potstill.stages.scores import answer_scores, sampled_scores, text_scores
+from potstill.stages.scores import Scored, add_sampled, answer_scores, text_scores
 from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Adapter, Student, load_student, start_problems, started
 from potstill.study.records import Trained
@@ -154,15 +154,16 @@ class Validator:
             on_rows=self._watch,
         )
         said = [self.renderer.said(answer) for answer in answers.texts]
-        scores, _ = text_scores(wanted, said, self.examples)
+        scores = text_scores(wanted, said, self.examples).scores
         teacher, vocab = self.teacher or (None, model.get_output_embeddings().weight.shape[0])
         wrote = [(prompt, ids) for (prompt, _), ids in zip(self.pairs, answers.ids, strict=True)]
         scores |= answer_scores(model, teacher, wrote, vocab, wanted)[0]
         return _means(scores)
 
     def _of_samples(self, model: Model) -> dict[str, float]:
-        prompts, most = [prompt for prompt, _ in self.pairs], self.settings.max_new_tokens
-        return _means(sampled_scores(self.settings.metrics, model, self.renderer, prompts, self.examples, most, self._watch)[0])
+        scored, prompts, most = Scored(), [prompt for prompt, _ in self.pairs], self.settings.max_new_tokens
+        add_sampled(scored, self.settings.metrics, model, self.renderer, prompts, self.examples, most, self._watch)
+        return _means(scored.scores)
 
     def _watch(self, done: int, total: int) -> None:
         self.work.progress.update(done, total, "validation answers")

@@ -9,8 +9,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from potstill.core.errors import UserError
+from potstill.study.words import joined
 
 NO_PRIMARY = "so it cannot say whether the teacher was ahead: take a metric that needs no teacher, such as 'rouge_l' or 'nll'"
+NO_SANDBOX = "none"  # the backend's name
 RowRole = Literal["base", "start", "sft", "kd", "rl", "quantized", "rtn", "teacher", "candidate", "other"]
 
 
@@ -152,6 +154,9 @@ class ModelRow(_Record):
         apart: how the form that it was asked in differs from the form of the teacher that it is compared with token by token;
             None: not at all, or not compared.
         tokens: response tokens of each test row in this model's form of the rows, where they are not `Study.tokens`.
+        outcomes: metric that runs programs -> seed -> test row -> how each program that the score rests on ended: an outcome
+            of the sandbox, `no_parse` or `no_program`.
+        unsafe: whether a stage that made this model ran programs without a sandbox.
         seeds: training seeds; (None,) where nothing was trained.
         scores: metric -> seed -> test row; None where the metric abstained. A NaN or infinity becomes None too:
             a model that failed on a row must not be averaged, and the report counts such rows aloud.
@@ -178,6 +183,8 @@ class ModelRow(_Record):
     teacher_reads: str | None = None
     apart: str | None = None
     tokens: tuple[int, ...] | None = None
+    outcomes: dict[str, tuple[tuple[tuple[str, ...], ...], ...]] = {}
+    unsafe: bool = False
     seeds: tuple[int | None, ...] = (None,)
     scores: dict[str, tuple[tuple[float | None, ...], ...]]
 
@@ -200,6 +207,24 @@ class ModelRow(_Record):
         return None if scores is None else np.array(scores, dtype=float).reshape(len(self.seeds), -1)
 
 
+class JudgedBy(_Record):
+    """What ran the programs of answers.
+
+    Attributes:
+        backend: of the sandbox, or NO_SANDBOX.
+        version: of the backend; of one that the kernel alone makes, the kernel's.
+        python: that ran the programs.
+    """
+
+    backend: str
+    version: str = ""
+    python: str = ""
+
+    @property
+    def unsafe(self) -> bool:
+        return self.backend == NO_SANDBOX
+
+
 class Study(_Record):
     """All scores of one evaluation.
 
@@ -213,6 +238,7 @@ class Study(_Record):
         of_rows: rows of the split, before some were left out or only a part was drawn; None: those scored and those left out.
         near_duplicates: how many held-out rows are nearly repeated in training, in words; empty: none, or not looked for.
         compare: names of the models that are compared, a with b, the headline's first; empty: as the roles say.
+        judged_by: what ran the programs of answers, several where the evaluation went on elsewhere; empty: none was run.
         unfit: metric -> why its figures cannot be trusted on the language of these rows.
     """
 
@@ -230,6 +256,7 @@ class Study(_Record):
     of_rows: int | None = None
     near_duplicates: str = ""
     compare: tuple[tuple[str, str], ...] = ()
+    judged_by: tuple[JudgedBy, ...] = ()
     unfit: dict[str, str] = {}
     data: dict[str, Any] = {}
 
@@ -255,6 +282,9 @@ class Study(_Record):
                 per_seed = getattr(row, what)
                 if per_seed is not None and len(per_seed) != len(row.seeds):
                     raise ValueError(f"{row.name}: {what} has {len(per_seed)} entries for {len(row.seeds)} seeds")
+            for metric, seeds in row.outcomes.items():
+                if len(seeds) != len(row.seeds) or any(len(rows) != N for rows in seeds):
+                    raise ValueError(f"{row.name}: outcomes of {metric} are not {len(row.seeds)} seeds × {N} test rows")
             for metric, seeds in row.scores.items():
                 if len(seeds) != len(row.seeds) or any(len(scores) != N for scores in seeds):
                     shape = f"{len(seeds)} × {[len(scores) for scores in seeds]}"
@@ -314,6 +344,21 @@ class Study(_Record):
         """The number of each test row's cluster: 0, 1 … in the order of the keys, so that the rows' order changes no draw."""
         numbers = {key: number for number, key in enumerate(sorted({example.key for example in self.examples}))}
         return np.array([numbers[example.key] for example in self.examples], dtype=np.int64)
+
+    def unsafe_in_words(self) -> str:
+        """What was run without a sandbox, and what that means; "" where nothing was."""
+        parts = ["the programs of the test answers"] if any(one.unsafe for one in self.judged_by) else []
+        parts += (
+            [f"programs that {joined([row.name for row in self.rows if row.unsafe])} learned from"]
+            if any(row.unsafe for row in self.rows)
+            else []
+        )
+        if not parts:
+            return ""
+        return (
+            f"Judged WITHOUT A SANDBOX (--unsafe-no-sandbox): {joined(parts)} ran with all rights of the user, so a program "
+            "could change what judges it. Believe no figure that rests on them."
+        )
 
     def tokens_of(self, row: ModelRow) -> tuple[int, ...]:
         """Response tokens of each test row in a model's own form: the weights of its token metrics."""
