@@ -18,7 +18,7 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.rollout import Rollout
 from potstill.data.store import Counts, TokenStore, weighted_pairs
 from potstill.edges.decoding import undisturbed
-from potstill.losses.policy import Policy, PolicyGradient, judged
+from potstill.losses.policy import Policy, PolicyGradient
 from potstill.rewards import Answered, Reward
 from potstill.rollouts.local import Local
 from potstill.teachers.signals import Live
@@ -63,8 +63,8 @@ class Run:
         vocab, stops = len(tokenizer), list(range(0, len(tokenizer), 10))
         self.teacher = Live(tiny_model("qwen2", vocab, seed=9, std=0.1).to(dtype).requires_grad_(False))
         reference = Live(tiny_model("gpt2", vocab, seed=3, std=0.1).to(dtype).requires_grad_(False))
-        self.objective = PolicyGradient(self.policy, vocab, self.samples.temperature, self.teacher)
-        self.reference = reference if self.policy.beta else None
+        reference = reference if self.policy.beta else None
+        self.objective = PolicyGradient(self.policy, vocab, self.samples.temperature, self.teacher, reference)
         self.drawn: list[tuple[list[int], list[Rollout]]] = []
         self.judged: list[list[StepRow]] = []
         self.said: list[str] = []
@@ -78,8 +78,7 @@ class Run:
         def judge(found: Sequence[StepRow]) -> Any:
             self.judged.append(list(found))
             with undisturbed(self.model):
-                tokens, t = self.optim.pass_tokens(64), self.samples.temperature
-                told = judged(self.model, self.reference, found, self.policy, vocab, tokens, t)
+                told = self.objective.judged(self.model, found, self.optim.pass_tokens(64))
             return told.rows, told.figures
 
         engine = Local(self.model, tokenizer, stops, vocab=vocab)
@@ -123,6 +122,32 @@ def test_a_steps_loss_is_that_of_its_groups(store: TokenStore, tokenizer: Any, t
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
     assert found["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)  # what is judged is kept in float32
+
+
+BOTH_WAYS: dict[str, dict[str, Any]] = {
+    "recommended": {},
+    "with a reference": {"beta": 0.1, "group_std": True},
+    "with a teacher": {"beta_kd": 0.1, "normaliser": "max_length"},
+    "whole answers": {"ratio": "sequence", "beta": 0.1, "sampler_cap": 1.1},
+    "means of answers": {"ratio": "sequence_mean", "beta": 0.1, "beta_kd": 0.1, "normaliser": "sequence"},
+}
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_an_only_update_learns_without_judging_first_what_the_first_of_two_does(
+    name: str, store: TokenStore, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The same bits: weights, loss, gradient norm and every figure; in several micro-batches, of rows of several weights."""
+    fields: dict[str, Any] = {"policy": BOTH_WAYS[name], "optim": {"steps": 1, "micro_batch_tokens": 100}}
+    two, one = (Run(tokenizer, store, tmp_path / str(n), **fields, updates=n) for n in (2, 1))
+    assert (len(two.judged), len(one.judged)) == (1, 0)
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.figures[0].keys() == two.figures[0].keys()
+    assert one.figures[0] == pytest.approx(two.figures[0], rel=1e-6)
+    exact = ("loss", "grad_norm", "samples_ratio_min", "samples_ratio_max", "samples_nll", "samples_policy")
+    assert [one.figures[0][figure] for figure in exact] == [two.figures[0][figure] for figure in exact]
+    assert 0 < one.figures[0]["samples_gap"] < 1e-5
 
 
 def test_a_round_is_drawn_once_and_its_later_ratios_move(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
@@ -198,9 +223,8 @@ def test_groups_without_signal_are_counted_and_drawn_again(store: TokenStore, to
     assert first["samples_redrawn"] == 0
     assert again.totals.generated_tokens == sum(len(a.ids) for _, answers in again.drawn for a in answers)
     assert len(again.drawn) <= 4
-    (learned,) = again.judged
-    assert all(np.abs(row.given["advantage"]).min() > 0 for row in learned)
-    assert len(once.judged[0]) == 24
+    assert all(np.abs(row.given["advantage"]).min() > 0 for row in again.groups.drawn.rows)
+    assert len(once.groups.drawn.rows) == 24
 
 
 def test_a_long_silence_ends_training(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
@@ -276,8 +300,12 @@ def test_nothing_but_cut_answers_ends_training(store: TokenStore, tokenizer: Any
 
 
 def test_a_gap_between_drawing_and_judging_is_refused(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step 1: log-probabilities .* samples.max_gap = 1e-12"):
-        Run(tokenizer, store, tmp_path, max_gap=1e-12)
+    """Before the first update of what was drawn so, whether the answers were judged or have this update alone."""
+    for updates in (1, 2):
+        folder = tmp_path / str(updates)
+        with pytest.raises(UserError, match=r"step 1: log-probabilities .* samples.max_gap = 1e-12"):
+            Run(tokenizer, store, folder, max_gap=1e-12, updates=updates)
+        assert not lines(folder)
 
 
 # --- grading ---

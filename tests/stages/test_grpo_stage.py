@@ -18,6 +18,7 @@ from potstill.recipe.parse import parse_recipe
 from potstill.rewards import Answered, Reward
 from potstill.rollouts.local import Local
 from potstill.run.runner import run_recipe
+from potstill.stages.cost import reading_flops
 from potstill.stages.outlook import Outlook
 from potstill.stages.rewarded import Course, courses, format_only, rose
 
@@ -309,13 +310,32 @@ def test_the_plan_counts_answers_reference_and_teacher(root: Path) -> None:
     assert cost(policy="deepseek").memory_bytes > plain.memory_bytes
     assert cost(policy="deepseek", adapter={}).memory_bytes < cost(policy="deepseek").memory_bytes
     assert cost(policy={"redraws": 2}).flops > plain.flops
-    assert cost(samples={"per_prompt": 4, "max_new_tokens": 8, "updates": 1}).flops > plain.flops
     with_teacher = cost(policy={"beta_kd": 0.1}, teacher=f"path:{root}/teacher")
     assert with_teacher.flops > plain.flops
     assert with_teacher.memory_bytes > plain.memory_bytes
     assert with_teacher.step.teacher is not None
     rows = len(list(recipe(root).stages[0].data.examples("train")))
     assert cost(optim={"epochs": 2.0, "batch_size": 8}).steps == 2 * math.ceil(2 * rows / 2)
+
+
+def test_the_plan_has_answers_judged_where_several_updates_learn_from_them(root: Path) -> None:
+    """What a round's drawing takes is found from redraws; then what two updates add to it is one pass over the answers."""
+
+    def cost(updates: int, **policy: Any) -> Any:
+        samples = {"per_prompt": 4, "max_new_tokens": 8, "updates": updates}
+        (stage,) = recipe(root, samples=samples, policy=policy, optim={**OPTIM, "steps": 2}).stages
+        return stage.cost(Outlook())
+
+    one, two = cost(1), cost(2)
+    drawing = (cost(1, redraws=1).flops - one.flops) / 2
+    size, tokens, responses = one.step.size, one.tokens / 2, one.response_tokens / 2
+    assert two.flops - one.flops + drawing == pytest.approx(reading_flops(size, tokens, responses), rel=1e-2)
+    distributions = reading_flops(size, 0, one.response_tokens)
+    assert cost(1, ratio="sequence").flops - one.flops == pytest.approx(distributions, rel=1e-2)
+    assert cost(2, ratio="sequence").flops - two.flops == pytest.approx(distributions, rel=1e-2)
+    reference = reading_flops(size, one.tokens, one.response_tokens)
+    assert cost(1, beta=0.1).flops - one.flops == pytest.approx(reference + distributions, rel=1e-2)
+    assert cost(2, beta=0.1).flops - two.flops == pytest.approx(reference / 2, rel=1e-2)
 
 
 # --- the course of a run ---

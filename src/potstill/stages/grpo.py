@@ -19,7 +19,6 @@ from potstill.edges.decoding import undisturbed
 from potstill.edges.models import config_of
 from potstill.edges.tokens import encode
 from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
-from potstill.losses import policy
 from potstill.losses.objective import Objective
 from potstill.losses.policy import Policy, PolicyGradient
 from potstill.losses.targets import Signal
@@ -123,7 +122,7 @@ class GRPO(Paired, kind="grpo"):
 
     def beside(self, objective: Objective) -> tuple[Any, int] | None:
         own = _own(objective)
-        return (own.signal.teacher, own.vocab) if isinstance(own.signal, Recalled) else None
+        return (own.signal.teacher, own.vocab) if isinstance(own.signal, Live | Recalled) else None
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
@@ -193,15 +192,21 @@ class GRPO(Paired, kind="grpo"):
             step=replace(cost.step, teacher=teacher.size if teacher is not None else None, flops=flops / cost.steps),
         )
 
-    def _readers(self, outlook: Outlook, student: Prospect, rounds: int, steps: int) -> Iterator[tuple[Prospect, int, int]]:
+    def _readers(self, outlook: Outlook, student: Prospect, rounds: int, steps: int) -> Iterator[tuple[Prospect, float, float]]:
         """Who reads answers besides training: how often all of them, and how often it makes their distributions."""
-        yield student, rounds, rounds
         reference = self._reference_of(outlook, student)
+        yield student, *self._read_again(rounds, steps, reference is not None)
         if reference is not None:
             yield reference, rounds, rounds
         teacher = outlook.model(self.teacher) if self.teacher is not None else None
         if teacher is not None:
             yield teacher, rounds, steps
+
+    def _read_again(self, rounds: float, steps: float, reference: bool) -> tuple[float, float]:
+        """How often the student reads all answers besides learning from them, and how often it makes their distributions."""
+        judged = rounds if self.samples.updates > 1 else 0
+        beforehand = steps if self.policy.ratio != "token" or (reference and not judged) else 0
+        return judged, judged + beforehand
 
     def _reference_of(self, outlook: Outlook, student: Prospect) -> Prospect | None:
         if self.reference is not None:
@@ -213,23 +218,26 @@ class GRPO(Paired, kind="grpo"):
         if learning is None or self.reference is not None or (self.teacher is not None and basis.teacher is None):
             return None
         student, drawn = basis.student, tally.generated_tokens
-        # what is learned is judged once for all updates
-        tokens, responses = tally.tokens / self.samples.updates, tally.sampled_tokens / self.samples.updates
-        judging = (2 if self.policy.beta else 1) * reading_flops(student, tokens, responses)
-        teaching = reading_flops(basis.teacher, tokens, tally.sampled_tokens) if basis.teacher is not None else 0.0
+        once = 1 / self.samples.updates  # of what is learned: a round's answers are read so once for all of its updates
+        again, distributions = self._read_again(once, 1, bool(self.policy.beta))
+        judging = reading_flops(student, again * tally.tokens, distributions * tally.sampled_tokens)
+        if self.policy.beta:
+            judging += reading_flops(student, once * tally.tokens, once * tally.sampled_tokens)
+        teaching = reading_flops(basis.teacher, once * tally.tokens, tally.sampled_tokens) if basis.teacher is not None else 0.0
         return learning + judging + teaching + reading_flops(student, tally.rows * basis.prompt + drawn, drawn)
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
+        reference, temperature = self._reference_signal(context, tokenizer, student), self.samples.temperature
         if self.teacher is None:
-            return PolicyGradient(self.policy, shared_vocabulary(tokenizer, tokenizer), self.samples.temperature)
+            return PolicyGradient(self.policy, shared_vocabulary(tokenizer, tokenizer), temperature, reference=reference)
         teacher = self.teacher_of(context, tokenizer, store)
-        return PolicyGradient(self.policy, teacher.vocab, self.samples.temperature, Recalled(teacher.live()))
+        signal = Recalled(teacher.live()) if self.samples.updates > 1 else teacher.live()
+        return PolicyGradient(self.policy, teacher.vocab, temperature, signal, reference)
 
     def lessons(
         self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
     ) -> Lessons:
         own, model, settings = _own(objective), student.model, self.optim
-        reference = self._reference_signal(context, renderer.tokenizer, student)
         examples = list(self.data.examples("train"))
 
         def example(row: int) -> Example:
@@ -249,8 +257,7 @@ class GRPO(Paired, kind="grpo"):
             if isinstance(own.signal, Recalled):
                 own.signal.forget()
             with undisturbed(model), autocast(settings.precision):
-                tokens = settings.pass_tokens(model.config.hidden_size)
-                told = policy.judged(model, reference, rows, self.policy, own.vocab, tokens, self.samples.temperature)
+                told = own.judged(model, rows, settings.pass_tokens(model.config.hidden_size))
             return told.rows, told.figures
 
         self._refuse_probes(renderer, store, example)

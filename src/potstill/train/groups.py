@@ -113,7 +113,8 @@ class Groups(RoundLessons):
         grade: rewards of answers to rows of the store.
         objective: what learns from the answers; its ratios are shown.
         names: of the rewards, in the order of `grade`.
-        judge: gets sampled rows, and gives them with log-probabilities as the trainer has them, and figures.
+        judge: gets sampled rows, and gives them with log-probabilities as the trainer has them, and figures; asked where
+            several updates learn from them.
         watch: gets the number of finished answers, and of all.
         say: gets a line for a person.
     """
@@ -152,7 +153,8 @@ class Groups(RoundLessons):
         rows = [row for group in draws.learned for row in self._rows(group)]
         streaks = self._streaks(draws, rows)
         self._refuse(step, draws, streaks)
-        told, figures = self.judge(rows) if rows else ([], {})
+        # in its only update an answer is learned by what it was drawn by, which the objective finds as it learns
+        told, figures = self.judge(rows) if rows and self.samples.updates > 1 else (rows, {})
         judged = {f"samples_{name}": value for name, value in figures.items()}
         return replace(
             streaks,
