@@ -15,7 +15,7 @@ from potstill.data.store import TokenStore
 from potstill.losses.judging import ADVANTAGE
 from potstill.losses.policy import PolicyGradient, advantages, shares, without_signal
 from potstill.train.grading import Grades, attribution
-from potstill.train.loop import Optim
+from potstill.train.loop import Optim, tokens_of
 from potstill.train.practice import FRUITLESS, asked_of, of_answers
 from potstill.train.rounds import Drawn, Judge, PerRound, RoundLessons, all_cut, drawn_row, lasting
 
@@ -102,7 +102,7 @@ class Draws:
 
 
 class Groups(RoundLessons):
-    """What each step reads: the answers of its round, with advantages and with what normalises their losses.
+    """What each step reads: the answers of its round that teach, with advantages and with what normalises their losses.
 
     A round answers the prompts of its rows of data `per_prompt` times each. An answer on which a reward abstains leaves its
     group; cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of each
@@ -153,13 +153,14 @@ class Groups(RoundLessons):
         rows = [row for group in draws.learned for row in self._rows(group)]
         streaks = self._streaks(draws, rows)
         self._refuse(step, draws, streaks)
+        rows = self._teaching(self._normalised(rows, draws.learned))
         # in its only update an answer is learned by what it was drawn by, which the objective finds as it learns
         told, figures = self.judge(rows) if rows and self.samples.updates > 1 else (rows, {})
         judged = {f"samples_{name}": value for name, value in figures.items()}
         return replace(
             streaks,
             round=number,
-            rows=tuple(map(lasting, self._normalised(told, draws.learned))),
+            rows=tuple(map(lasting, told)),
             figures={**figures_of(draws, self.names), **judged},
             generated=self.drawn.generated + draws.generated,
         )
@@ -212,6 +213,18 @@ class Groups(RoundLessons):
         lengths, weights = [len(row.response) for row in rows], [row.weight for row in rows]
         found = shares(lengths, weights, self.policy.normaliser, whole, self.samples.max_new_tokens)
         return [_with(row, SHARE, share) for row, share in zip(rows, found, strict=True)]
+
+    def _teaching(self, rows: Sequence[StepRow]) -> list[StepRow]:
+        """Without the answers of advantage 0, whose loss and gradient are 0 where the policy's gain is all that is minimised.
+
+        The shares of the others make up for it that the step is divided by fewer tokens. Where none would be left the shortest
+        answer stays: with a gradient of 0 the optimiser still makes its step.
+        """
+        if self.policy.beta or self.policy.beta_kd or not rows:
+            return list(rows)
+        teaching = [row for row in rows if row.given[ADVANTAGE].any()] or [min(rows, key=len)]
+        part = tokens_of(teaching) / tokens_of(rows)
+        return [_with(row, SHARE, part * float(row.given[SHARE][0])) for row in teaching]
 
     def _streaks(self, draws: Draws, rows: Sequence[StepRow]) -> Graded:
         """For how many rounds it has been so."""
