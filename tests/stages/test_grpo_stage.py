@@ -18,6 +18,7 @@ from potstill.core.errors import UserError
 from potstill.recipe.parse import parse_recipe
 from potstill.rewards import Answered, Reward
 from potstill.rollouts.local import Local
+from potstill.run.preflight import stage_notes
 from potstill.run.runner import run_recipe
 from potstill.scorers import programs
 from potstill.stages import probed
@@ -323,6 +324,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "cold": ({"samples": {"temperature": 0}}, "it.samples.temperature"),
     "no tests": ({"rewards": ["vowels", "programs"]}, "programs: no train row of jsonl has tests"),
 }
+
+
+def test_a_ratio_of_whole_answers_over_several_updates_is_noted(root: Path) -> None:
+    def notes(updates: int, policy: str) -> list[str]:
+        samples = {"per_prompt": 4, "max_new_tokens": 8, "updates": updates}
+        return [note for note in stage_notes(recipe(root, samples=samples, policy=policy).stages) if note.startswith("it: ")]
+
+    (note,) = notes(2, "paper")
+    assert note.startswith("it: policy.ratio = 'sequence' with samples.updates = 2: ")
+    assert note.endswith("set samples.updates = 1, or policy.ratio = 'token'")
+    assert notes(1, "paper") == notes(2, "deepseek") == []
 
 
 def test_length_needs_tests_only_where_tests_say_what_is_right(root: Path) -> None:

@@ -171,6 +171,14 @@ class GRPO(Paired, kind="grpo"):
     def _refuse_probes(self, rows: Sequence[Example], tokenizer: Tokenizer) -> None:
         refuse_probes(self.rewards, rows, tokenizer, self.samples.max_new_tokens)
 
+    def notes(self) -> Iterator[str]:
+        if self.policy.ratio == "sequence" and self.samples.updates > 1:
+            yield (
+                f"policy.ratio = 'sequence' with samples.updates = {self.samples.updates}: the product over a whole answer "
+                "leaves the clip range in a round's second update, and most tokens are then not learned; set "
+                "samples.updates = 1, or policy.ratio = 'token'"
+            )
+
     def cost(self, outlook: Outlook) -> Cost:
         cost, student = super().cost(outlook), self.prospect(outlook)
         if student is None or cost.step is None or cost.steps is None or cost.memory_bytes is None:
@@ -224,15 +232,16 @@ class GRPO(Paired, kind="grpo"):
         return student if self.policy.beta else None
 
     def flops(self, tally: Tally, basis: Basis) -> float | None:
-        learning = super().flops(tally, basis)
-        if learning is None or self.reference is not None or (self.teacher is not None and basis.teacher is None):
+        learning, student, drawn = super().flops(tally, basis), basis.student, tally.generated_tokens
+        reference = basis.reference if self.reference is not None else student if self.policy.beta else None
+        unknown = (self.reference is not None and reference is None) or (self.teacher is not None and basis.teacher is None)
+        if learning is None or unknown:
             return None
-        student, drawn = basis.student, tally.generated_tokens
         once = 1 / self.samples.updates  # of what is learned: a round's answers are read so once for all of its updates
-        again, distributions = self._read_again(once, 1, bool(self.policy.beta))
+        again, distributions = self._read_again(once, 1, reference is not None)
         judging = reading_flops(student, again * tally.tokens, distributions * tally.sampled_tokens)
-        if self.policy.beta:
-            judging += reading_flops(student, once * tally.tokens, once * tally.sampled_tokens)
+        if reference is not None:
+            judging += reading_flops(reference, once * tally.tokens, once * tally.sampled_tokens)
         teaching = reading_flops(basis.teacher, once * tally.tokens, tally.sampled_tokens) if basis.teacher is not None else 0.0
         return learning + judging + teaching + reading_flops(student, tally.rows * basis.prompt + drawn, drawn)
 
