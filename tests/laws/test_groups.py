@@ -210,8 +210,8 @@ def test_micro_batches_change_nothing(store: TokenStore, tokenizer: Any, tmp_pat
 # --- groups without signal ---
 
 
-def test_groups_without_signal_are_counted_and_drawn_again(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
-    """A rare reward: most groups are equal, and some of those are not the second time."""
+def test_prompts_without_signal_are_counted_and_replaced_by_others(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """A rare reward: most groups are equal; other prompts take their place, none twice, until there are no more."""
 
     def rare(answer: Rollout) -> float:
         return float(sum(answer.ids) % 9 == 0)
@@ -224,9 +224,16 @@ def test_groups_without_signal_are_counted_and_drawn_again(store: TokenStore, to
     assert [a.ids for a in once.drawn[0][1]] == [a.ids for a in again.drawn[0][1]]
     silent = [n for n in range(6) if len({rare(a) for a in again.drawn[0][1][4 * n : 4 * n + 4]}) == 1]
     assert 0 < len(silent) < 6
-    asked = again.groups.rows(0)
-    assert again.drawn[1][0] == [asked[n] for n in silent for _ in range(4)]
-    assert again.drawn[1][1][0].ids != again.drawn[0][1][4 * silent[0]].ids  # other numbers
+    prompts = [of[::4] for of, _ in again.drawn]
+    assert prompts[0] == again.groups.rows(0)
+    every = [row for of in prompts for row in of]
+    assert len(set(every)) == len(every) <= 12
+    lacking, left = len(silent), 12 - 6
+    for (_, answers), of in zip(again.drawn[1:], prompts[1:], strict=True):
+        assert len(of) == min(lacking, left)
+        groups = [answers[4 * n : 4 * n + 4] for n in range(len(of))]
+        lacking, left = sum(len({rare(a) for a in group}) == 1 for group in groups), left - len(of)
+    assert len(again.drawn) == 4 or not lacking or not left
     first, other = once.figures[0], again.figures[0]
     assert first["samples_silent"] == other["samples_silent"] == pytest.approx(len(silent) / 6)
     assert first["samples_reward_r0"] == other["samples_reward_r0"]  # of what was not chosen by its reward

@@ -85,7 +85,7 @@ class Policy(Settings):
     `recommended`: DAPO's token-level mean, ε_high and masking of cut answers, without the division by the group's standard
     deviation, which favours prompts that are nearly always or nearly never solved (Dr. GRPO). `paper`: equations 5 to 7 as
     written, ratio and KL of whole answers. `deepseek`: DeepSeekMath's, per token, which code of that time runs. `dr_grpo`: no
-    division by standard deviation or length. `dapo`: with the standard deviation, and groups without signal drawn again.
+    division by standard deviation or length. `dapo`: with the standard deviation, and others in place of silent prompts.
     """
 
     preset: Preset = Field(default="recommended", description="what the fields that are not named are taken from")
@@ -127,8 +127,8 @@ class Policy(Settings):
     redraws: int = Field(
         default=0,
         ge=0,
-        description="how often a round draws new answers to prompts whose groups have equal rewards; prompts that still have "
-        "them are then left out (DAPO's dynamic sampling, which takes other prompts instead); 0: groups stay as they are",
+        description="how often a round replaces prompts whose groups have equal rewards by other prompts; what still has equal "
+        "rewards is then left out (DAPO's dynamic sampling); 0: groups stay as they are",
     )
     sampler_cap: float = Field(
         default=2.0,

@@ -193,7 +193,7 @@ class GRPO(Paired, kind="grpo"):
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)
         written = self.written(outlook, [student], rows, self._pace().prompts, self.samples.per_prompt)
-        draws = rounds * (1 + self.policy.redraws)  # as if every group were drawn again each time
+        draws = rounds * (1 + self.policy.redraws)  # as if every prompt were replaced each time
         reference = self._reference_of(outlook, student)
         if reference is not None and (self.reference is not None or self.adapter is None):
             memory += FLOAT * reference.size.parameters

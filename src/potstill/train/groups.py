@@ -2,14 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from pydantic import Field
 
 from potstill.core.errors import UserError
-from potstill.data.batches import SHARE, StepRow
+from potstill.data.batches import SHARE, Order, StepRow
 from potstill.data.rollout import Engine, Rollout, Sampling
 from potstill.data.store import TokenStore
 from potstill.losses.judging import ADVANTAGE
@@ -90,7 +91,7 @@ class Draws:
         first: the group of each prompt as it was drawn first.
         learned: the groups that are learned.
         generated: tokens drawn.
-        again: groups that were drawn again, each as often as it was.
+        again: groups of other prompts, which were drawn in place of those without signal.
         reasons: why rewards abstained, and how often.
     """
 
@@ -105,9 +106,9 @@ class Groups(RoundLessons):
     """What each step reads: the answers of its round that teach, with advantages and with what normalises their losses.
 
     A round answers the prompts of its rows of data `per_prompt` times each. An answer on which a reward abstains leaves its
-    group; cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of each
-    prompt's first group, because groups that were drawn again were chosen by their rewards. Which tokens are drawn follows
-    from the seed, the step, the prompt, and how often it was drawn before.
+    group; cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of the
+    round's own prompts, because those that replace silent ones are learned by what their rewards are. Which prompts and tokens
+    are drawn follows from the seed, the step, the prompt, and how often prompts were replaced before.
 
     Args:
         grade: rewards of answers to rows of the store.
@@ -134,6 +135,7 @@ class Groups(RoundLessons):
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(store, optim, samples, False, seed, Graded())
+        self.others = Order(len(store), len(store), seed + 2**32)  # another seed than any stage's
         self.samples, self.objective, self.engine, self.grade, self.names = samples, objective, engine, grade, names
         self.policy = objective.policy
         self.judge, self.watch, self.say, self.said = judge, watch, say, False
@@ -148,7 +150,7 @@ class Groups(RoundLessons):
         return {**super().figures(), **ratios}
 
     def _draw(self, number: int, step: int, asked: Sequence[int]) -> Graded:
-        draws = self._drawn(step, asked)
+        draws = self._drawn(number, step, asked)
         self._tell(draws)
         rows = [row for group in draws.learned for row in self._rows(group)]
         streaks = self._streaks(draws, rows)
@@ -165,20 +167,24 @@ class Groups(RoundLessons):
             generated=self.drawn.generated + draws.generated,
         )
 
-    def _drawn(self, step: int, asked: Sequence[int]) -> Draws:
-        """Groups of a round's prompts; those without signal are drawn again, as often as `policy.redraws` says."""
-        first, last, reasons = list[Group](), dict[int, Group](), Counter[str]()
-        waiting, generated, again = list(range(len(asked))), 0, 0
+    def _drawn(self, number: int, step: int, asked: Sequence[int]) -> Draws:
+        """Groups of a round's prompts; in place of those without signal others', as often as `policy.redraws` says."""
+        first, learned, reasons = list[Group](), list[Group](), Counter[str]()
+        others, rows, generated, again = self._others(number, asked), list(asked), 0, 0
         for attempt in range(1 + self.policy.redraws):
-            found, why, tokens = self._groups(step, attempt, [asked[i] for i in waiting])
+            found, why, tokens = self._groups(step, attempt, rows)
             first, again = first or found, again + (len(found) if attempt else 0)
-            last |= dict(zip(waiting, found, strict=True))
+            learned += [group for group in found if not (self.policy.redraws and group.silent)]
             reasons, generated = reasons + why, generated + tokens
-            waiting = [i for i in waiting if last[i].silent]
-            if not waiting:
+            rows = list(islice(others, sum(group.silent for group in found))) if attempt < self.policy.redraws else []
+            if not rows:
                 break
-        learned = [last[i] for i in sorted(last) if not (self.policy.redraws and last[i].silent)]
         return Draws(first, learned, generated, again, reasons)
+
+    def _others(self, number: int, asked: Sequence[int]) -> Iterator[int]:
+        """The rows that a round does not ask, in an order of its own, so that nothing of it has to be kept."""
+        taken = set(asked)
+        yield from (row for row in self.others.step(number) if row not in taken)
 
     def _groups(self, step: int, attempt: int, rows: Sequence[int]) -> tuple[list[Group], Counter[str], int]:
         """A group for each row, why rewards abstained, and the tokens drawn."""
