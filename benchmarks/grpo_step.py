@@ -5,14 +5,15 @@
 
 Each engine runs in a process of its own, in turn, `--rounds` times; ratios are taken round by round. Both have the same
 weights, prompts as token ids in the same order, groups of eight, limits, precision and optimiser, sample at temperature 1 from
-the whole vocabulary, and learn every answer by DAPO's loss without the group's standard deviation and without a reference, one
-update per round. The reward is the share of an answer's tokens that are distinct: it costs nothing, and differs within groups.
-They draw other random numbers, so the answers differ, and what is compared is seconds per generated token; both counts are
-printed, and the mean reward, which must agree but for sampling. Models with random weights never end an answer by themselves: a
-share of their vocabulary counts as ends, so that lengths are uneven as they are in life.
+the whole vocabulary, and learn by DAPO's loss without the group's standard deviation and without a reference, one update per
+round. The reward is the mean of an answer's token ids, as a share of the vocabulary: it costs nothing, and differs within every
+group, so that potstill, which does not read answers that teach nothing, has none to leave out. They draw other random numbers,
+so the answers differ, and what is compared is seconds per generated token; both counts are printed, of tokens generated and of
+tokens learned, and the mean reward, which must agree but for sampling. Models with random weights never end an answer by
+themselves: a share of their vocabulary counts as ends, so that lengths are uneven as they are in life.
 
-Engines: `potstill` is `fit` as the grpo stage runs it, the log-probabilities of the sampler checked against the trainer's in a
-pass of its own. `trl` is TRL's GRPOTrainer without vLLM, evaluation, checkpoints, logging and gradient checkpointing;
+Engines: `potstill` is `fit` as the grpo stage runs it, the log-probabilities of the sampler checked against the trainer's as it
+learns. `trl` is TRL's GRPOTrainer without vLLM, evaluation, checkpoints, logging and gradient checkpointing;
 `generate` of transformers over the whole batch, padded on the left. `trl_continuous`, left out unless `--engines` names it, is
 the same with transformers' continuous batching, which on a CPU is by far the slower way.
 """
@@ -46,9 +47,9 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         return (ours if job["engine"] == OWN else trl)(job, model, prompts, Path(work))
 
 
-def distinct(ids: list[int]) -> float:
-    """Share of an answer's tokens that are distinct."""
-    return len(set(ids)) / len(ids)
+def place(ids: list[int], vocab: int) -> float:
+    """Mean of an answer's token ids, as a share of the vocabulary."""
+    return sum(ids) / len(ids) / vocab
 
 
 def ours(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
@@ -57,13 +58,11 @@ def ours(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path
 
     from potstill.core.progress import Progress
     from potstill.data.store import Counts, TokenStore
-    from potstill.edges.decoding import undisturbed
-    from potstill.losses import policy
     from potstill.losses.policy import Policy, PolicyGradient
     from potstill.rollouts.local import Local
     from potstill.train.grading import Grades
     from potstill.train.groups import Groups, GroupSamples
-    from potstill.train.loop import Optim, autocast, fit
+    from potstill.train.loop import Optim, fit
     from potstill.train.work import Work
 
     clock, vocab, rewards = Clock(job["steps"]), model.config.vocab_size, []
@@ -74,15 +73,12 @@ def ours(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path
                 clock.after(done)
 
     def grade(rows: Any, found: Any) -> Grades:
-        values = np.array([[distinct(answer.ids)] for answer in found])
+        values = np.array([[place(answer.ids, vocab)] for answer in found])
         rewards.extend(values[:, 0])
         return Grades(values, np.ones(1), {})
 
     def judge(rows: Any) -> Any:
-        with undisturbed(model), autocast(precision):
-            tokens = optim.pass_tokens(model.config.hidden_size)
-            told = policy.judged(model, None, rows, objective.policy, vocab, tokens)
-        return told.rows, told.figures
+        raise AssertionError("with one update a round nothing is judged before it is learned")
 
     precision = job["precision"]
     optim = Optim(**OPTIM, schedule="constant", steps=job["steps"], batch_size=job["batch_size"], precision=precision)
@@ -93,11 +89,12 @@ def ours(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path
     engine = Local(model, tokenizer, [tokenizer.eos_token_id], precision=precision)
     objective = PolicyGradient(Policy(cut="counted"), vocab)
     lessons = Groups(
-        store, optim, samples, objective, engine, grade, ["distinct"], judge, SEED, lambda done, total: None, lambda line: None
+        store, optim, samples, objective, engine, grade, ["place"], judge, SEED, lambda done, total: None, lambda line: None
     )
     clock.start()
     totals = fit(model, store, objective, optim, work, seed=SEED, lessons=lessons, dropout=False)
-    return {**clock.found, "tokens": totals.sampled_tokens, "reward": float(np.mean(rewards))}
+    counted = {"tokens": totals.generated_tokens, "learned": totals.sampled_tokens}
+    return {**clock.found, **counted, "reward": float(np.mean(rewards))}
 
 
 def trl(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path) -> dict[str, Any]:
@@ -119,7 +116,7 @@ def trl(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path)
 
     def reward(completion_ids: list[list[int]], **named: Any) -> list[float]:
         tokens.append(sum(map(len, completion_ids)))
-        values = [distinct(ids) for ids in completion_ids]
+        values = [place(ids, model.config.vocab_size) for ids in completion_ids]
         rewards.extend(values)
         return values
 
@@ -150,7 +147,8 @@ def trl(job: dict[str, Any], model: Any, prompts: list[list[int]], folder: Path)
     )
     clock.start()
     trainer.train()
-    return {**clock.found, "tokens": sum(tokens), "reward": sum(rewards) / len(rewards)}
+    learned = sum(tokens)  # all that is drawn
+    return {**clock.found, "tokens": learned, "learned": learned, "reward": sum(rewards) / len(rewards)}
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def ours(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int
     clock.start()
     totals = fit(student, store, objective, optim, work, seed=SEED, lessons=practice)
     first = work.metrics.read()[0]["samples_divergence"]
-    return {**clock.found, "tokens": totals.sampled_tokens, "divergence": first}
+    return {**clock.found, "tokens": totals.generated_tokens, "learned": totals.sampled_tokens, "divergence": first}
 
 
 def steps_of(job: dict[str, Any], model: Any, folder: Path) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def trl(job: dict[str, Any], student: Any, teacher: Any, prompts: list[list[int]
     )
     clock.start()
     trainer.train()
-    return {**clock.found, "tokens": sum(tokens), "divergence": losses[0]}
+    return {**clock.found, "tokens": sum(tokens), "learned": sum(tokens), "divergence": losses[0]}
 
 
 def report(rounds: list[dict[str, Any]], engines: list[str], checked: str, title: str) -> dict[str, Any]:
@@ -203,12 +203,20 @@ def report(rounds: list[dict[str, Any]], engines: list[str], checked: str, title
     faster = {peer: [theirs / mine for theirs, mine in zip(per_token[peer], per_token[OWN], strict=True)] for peer in peers}
     smaller = {peer: [mine / theirs for theirs, mine in zip(sizes[peer], sizes[OWN], strict=True)] for peer in peers}
     table(
-        ["engine", "ms per generated token", "generated tokens", title, "GB above the models", "potstill is faster by"],
+        [
+            "engine",
+            "ms per generated token",
+            "generated tokens",
+            "learned",
+            title,
+            "GB above the models",
+            "potstill is faster by",
+        ],
         [
             [
                 engine,
                 shown(per_token[engine]),
-                " ".join(f"{turn[engine]['tokens']:,}" for turn in rounds),
+                *(" ".join(f"{turn[engine][count]:,}" for turn in rounds) for count in ("tokens", "learned")),
                 " ".join(f"{turn[engine][checked]:.3f}" for turn in rounds),
                 shown([size / 1e9 for size in sizes[engine]]),
                 f"{shown(faster[engine], 1)}× at {shown(smaller[engine], 3)} of its memory" if engine in peers else "",
@@ -219,7 +227,7 @@ def report(rounds: list[dict[str, Any]], engines: list[str], checked: str, title
     return {
         "ms_per_token": {engine: spread(values) for engine, values in per_token.items()},
         "bytes": {engine: spread(values) for engine, values in sizes.items()},
-        "tokens": {engine: [turn[engine]["tokens"] for turn in rounds] for engine in engines},
+        **{count: {engine: [turn[engine][count] for turn in rounds] for engine in engines} for count in ("tokens", "learned")},
         "speedup": {peer: spread(values) for peer, values in faster.items()},
         "memory_ratio": {peer: spread(values) for peer, values in smaller.items()},
     }

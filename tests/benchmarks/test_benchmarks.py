@@ -88,6 +88,7 @@ def test_grpo_step(bench, tmp_path):
     found = bench("grpo_step.py", *words, "--batch-size", "16")
     assert found.keys() >= FACTS | {"shape", "ms_per_token", "bytes", "tokens", "speedup", "memory_ratio"}
     assert all(2 * 16 <= tokens <= 2 * 16 * found["max_new_tokens"] for tokens in found["tokens"]["potstill"])
+    assert found["learned"] == found["tokens"]  # no answer is left out: every group differs
 
 
 def test_scaling(bench):

@@ -18,13 +18,13 @@ from potstill.data.prompts import Prompts, Renderer
 from potstill.data.rollout import Rollout
 from potstill.data.store import Counts, TokenStore, weighted_pairs
 from potstill.edges.decoding import undisturbed
-from potstill.losses.policy import Policy, PolicyGradient, judged
+from potstill.losses.policy import Policy, PolicyGradient
 from potstill.rewards import Answered, Reward
 from potstill.rollouts.local import Local
 from potstill.teachers.signals import Live
 from potstill.train.grading import Grades, attribution, graded, names_of
 from potstill.train.groups import Groups, GroupSamples
-from potstill.train.loop import Optim, fit
+from potstill.train.loop import Optim, fit, tokens_of
 from potstill.train.work import CheckpointRules, Work
 
 SEED, NEW = 7, 6
@@ -48,6 +48,11 @@ def parity(answer: Rollout) -> float:
     return float(sum(answer.ids) % 2)
 
 
+def own_length(answer: Rollout) -> float:
+    """Different for nearly all answers, so that all but a few teach."""
+    return len(answer.ids) + answer.ids[0] / 1000
+
+
 class Run:
     """One training by groups; rewards are two functions of an answer, NaN where they abstain."""
 
@@ -63,8 +68,8 @@ class Run:
         vocab, stops = len(tokenizer), list(range(0, len(tokenizer), 10))
         self.teacher = Live(tiny_model("qwen2", vocab, seed=9, std=0.1).to(dtype).requires_grad_(False))
         reference = Live(tiny_model("gpt2", vocab, seed=3, std=0.1).to(dtype).requires_grad_(False))
-        self.objective = PolicyGradient(self.policy, vocab, self.samples.temperature, self.teacher)
-        self.reference = reference if self.policy.beta else None
+        reference = reference if self.policy.beta else None
+        self.objective = PolicyGradient(self.policy, vocab, self.samples.temperature, self.teacher, reference)
         self.drawn: list[tuple[list[int], list[Rollout]]] = []
         self.judged: list[list[StepRow]] = []
         self.said: list[str] = []
@@ -78,8 +83,7 @@ class Run:
         def judge(found: Sequence[StepRow]) -> Any:
             self.judged.append(list(found))
             with undisturbed(self.model):
-                tokens, t = self.optim.pass_tokens(64), self.samples.temperature
-                told = judged(self.model, self.reference, found, self.policy, vocab, tokens, t)
+                told = self.objective.judged(self.model, found, self.optim.pass_tokens(64))
             return told.rows, told.figures
 
         engine = Local(self.model, tokenizer, stops, vocab=vocab)
@@ -104,35 +108,67 @@ def test_a_steps_loss_is_that_of_its_groups(store: TokenStore, tokenizer: Any, t
     (found,), ((of, answers),), (learned,) = run.figures, run.drawn, run.judged
     numbers = run.groups.rows(0)
     assert of == [n for n in numbers for _ in range(4)]
-    wanted, count = 0.0, 0.0
+    wanted, count, rest = 0.0, 0.0, list(learned)
     for n in range(3):
         group = answers[4 * n : 4 * n + 4]
         mean = sum(map(parity, group)) / 4
-        for answer, row in zip(group, learned[4 * n : 4 * n + 4], strict=True):
+        for answer in group:
+            weight = store.weight(numbers[n])
+            wanted -= weight * len(answer.ids) * (parity(answer) - mean)  # every ratio is 1
+            count += weight * len(answer.ids)
+            if parity(answer) == mean:  # it teaches nothing
+                continue
+            row = rest.pop(0)
             assert list(row.prompt) == [int(i) for i in store[numbers[n]][0]]
-            assert (list(row.response), row.weight) == (answer.ids, store.weight(numbers[n]))
+            assert (list(row.response), row.weight) == (answer.ids, weight)
             assert row.given["advantage"].tolist() == pytest.approx([parity(answer) - mean] * len(answer.ids))
-            wanted -= row.weight * len(answer.ids) * (parity(answer) - mean)  # every ratio is 1
-            count += row.weight * len(answer.ids)
+    assert not rest
+    assert 0 < len(learned) < 12
     assert found["loss"] == pytest.approx(wanted / count, abs=1e-6)  # the sampler is float32
     assert found["samples_reward_r0"] == found["samples_reward_total"] == pytest.approx(np.mean(list(map(parity, answers))))
     assert (found["samples_ratio_min"], found["samples_ratio_max"]) == pytest.approx((1.0, 1.0), abs=1e-6)
     assert found["samples_gap"] < 1e-6
     model = tiny_model("gpt2", len(tokenizer), seed=0, std=0.1).double()
-    loss = run.objective(model, pack_rows(run.groups.drawn.rows)).total / count
+    loss = run.objective(model, pack_rows(run.groups.drawn.rows)).total / tokens_of(learned)
     loss.backward()
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
     assert found["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)  # what is judged is kept in float32
 
 
+BOTH_WAYS: dict[str, dict[str, Any]] = {
+    "recommended": {},
+    "with a reference": {"beta": 0.1, "group_std": True},
+    "with a teacher": {"beta_kd": 0.1, "normaliser": "max_length"},
+    "whole answers": {"ratio": "sequence", "beta": 0.1, "sampler_cap": 1.1},
+    "means of answers": {"ratio": "sequence_mean", "beta": 0.1, "beta_kd": 0.1, "normaliser": "sequence"},
+}
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_an_only_update_learns_without_judging_first_what_the_first_of_two_does(
+    name: str, store: TokenStore, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The same bits: weights, loss, gradient norm and every figure; in several micro-batches, of rows of several weights."""
+    fields: dict[str, Any] = {"policy": BOTH_WAYS[name], "optim": {"steps": 1, "micro_batch_tokens": 100}}
+    two, one = (Run(tokenizer, store, tmp_path / str(n), **fields, updates=n) for n in (2, 1))
+    assert (len(two.judged), len(one.judged)) == (1, 0)
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert one.figures[0].keys() == two.figures[0].keys()
+    assert one.figures[0] == pytest.approx(two.figures[0], rel=1e-6)
+    exact = ("loss", "grad_norm", "samples_ratio_min", "samples_ratio_max", "samples_nll", "samples_policy")
+    assert [one.figures[0][figure] for figure in exact] == [two.figures[0][figure] for figure in exact]
+    assert 0 < one.figures[0]["samples_gap"] < 1e-5
+
+
 def test_a_round_is_drawn_once_and_its_later_ratios_move(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
-    run = Run(tokenizer, store, tmp_path, optim={"steps": 5})
+    run = Run(tokenizer, store, tmp_path, [own_length], optim={"steps": 5})
     assert [line["samples_age"] for line in run.figures] == [0, 1, 0, 1, 0]
     assert len(run.drawn) == 3
     assert [line["samples_ratio_max"] > 1 for line in run.figures] == [False, True, False, True, False]
-    lengths = [sum(len(answer.ids) for answer in answers) for _, answers in run.drawn]
-    assert run.totals.generated_tokens == sum(lengths)
-    assert run.totals.sampled_tokens == 2 * lengths[0] + 2 * lengths[1] + lengths[2]
+    assert run.totals.generated_tokens == sum(len(answer.ids) for _, answers in run.drawn for answer in answers)
+    learned = [sum(len(row.response) for row in rows) for rows in run.judged]
+    assert run.totals.sampled_tokens == 2 * learned[0] + 2 * learned[1] + learned[2]
 
 
 ALL = {"beta": 0.1, "beta_kd": 0.1, "group_std": True, "redraws": 1}
@@ -174,8 +210,8 @@ def test_micro_batches_change_nothing(store: TokenStore, tokenizer: Any, tmp_pat
 # --- groups without signal ---
 
 
-def test_groups_without_signal_are_counted_and_drawn_again(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
-    """A rare reward: most groups are equal, and some of those are not the second time."""
+def test_prompts_without_signal_are_counted_and_replaced_by_others(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
+    """A rare reward: most groups are equal; other prompts take their place, none twice, until there are no more."""
 
     def rare(answer: Rollout) -> float:
         return float(sum(answer.ids) % 9 == 0)
@@ -188,9 +224,16 @@ def test_groups_without_signal_are_counted_and_drawn_again(store: TokenStore, to
     assert [a.ids for a in once.drawn[0][1]] == [a.ids for a in again.drawn[0][1]]
     silent = [n for n in range(6) if len({rare(a) for a in again.drawn[0][1][4 * n : 4 * n + 4]}) == 1]
     assert 0 < len(silent) < 6
-    asked = again.groups.rows(0)
-    assert again.drawn[1][0] == [asked[n] for n in silent for _ in range(4)]
-    assert again.drawn[1][1][0].ids != again.drawn[0][1][4 * silent[0]].ids  # other numbers
+    prompts = [of[::4] for of, _ in again.drawn]
+    assert prompts[0] == again.groups.rows(0)
+    every = [row for of in prompts for row in of]
+    assert len(set(every)) == len(every) <= 12
+    lacking, left = len(silent), 12 - 6
+    for (_, answers), of in zip(again.drawn[1:], prompts[1:], strict=True):
+        assert len(of) == min(lacking, left)
+        groups = [answers[4 * n : 4 * n + 4] for n in range(len(of))]
+        lacking, left = sum(len({rare(a) for a in group}) == 1 for group in groups), left - len(of)
+    assert len(again.drawn) == 4 or not lacking or not left
     first, other = once.figures[0], again.figures[0]
     assert first["samples_silent"] == other["samples_silent"] == pytest.approx(len(silent) / 6)
     assert first["samples_reward_r0"] == other["samples_reward_r0"]  # of what was not chosen by its reward
@@ -198,9 +241,57 @@ def test_groups_without_signal_are_counted_and_drawn_again(store: TokenStore, to
     assert first["samples_redrawn"] == 0
     assert again.totals.generated_tokens == sum(len(a.ids) for _, answers in again.drawn for a in answers)
     assert len(again.drawn) <= 4
-    (learned,) = again.judged
-    assert all(np.abs(row.given["advantage"]).min() > 0 for row in learned)
-    assert len(once.judged[0]) == 24
+    assert all(np.abs(row.given["advantage"]).min() > 0 for row in again.groups.drawn.rows)
+    assert len(once.groups.drawn.rows) == 4 * (6 - len(silent))
+
+
+def turning(rounds: int) -> Score:
+    """A reward that is silent on one group of four in so many rounds of three, and on all of them afterwards."""
+    asked = [0]
+
+    def score(answer: Rollout) -> float:
+        number, asked[0] = asked[0] // 4, asked[0] + 1
+        return 0.5 if number % 3 == 1 or number >= 3 * rounds else own_length(answer)
+
+    return score
+
+
+@pytest.mark.parametrize("normaliser", ["tokens", "sequence", "max_length"])
+@pytest.mark.parametrize("ratio", ["token", "sequence_mean"])
+def test_leaving_out_what_teaches_nothing_changes_nothing_but_what_is_read(
+    ratio: str, normaliser: str, store: TokenStore, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, gradient norm and weights over rounds with, with some and without any signal: AdamW steps on in silence too."""
+
+    def run(name: str) -> Run:
+        policy = {"normaliser": normaliser, "ratio": ratio}
+        fields: dict[str, Any] = {"optim": {"steps": 6, "weight_decay": 0.1}, "patience": 0, "dtype": torch.float64}
+        return Run(tokenizer, store, tmp_path / name, [turning(2)], policy=policy, **fields)
+
+    fewer = run("fewer")
+    monkeypatch.setattr(Groups, "_teaching", lambda self, rows: list(rows))
+    whole = run("whole")
+    assert [len(rows) for rows in whole.judged] == [12, 12, 12]
+    assert [4 < len(rows) <= 8 for rows in fewer.judged[:2]] == [True, True]
+    assert [len(row.response) for row in fewer.judged[2]] == [min(len(answer.ids) for answer in fewer.drawn[2][1])]
+    assert whole.figures[5]["grad_norm"] == fewer.figures[5]["grad_norm"] == 0
+    for figure in ("loss", "grad_norm", "samples_reward_r0", "samples_silent", "samples_length"):
+        assert [a[figure] for a in fewer.figures] == pytest.approx([b[figure] for b in whole.figures], rel=1e-6, abs=1e-7), (
+            figure
+        )
+    for a, b in zip(fewer.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=0, atol=1e-6)  # a step moves a weight by 3e-3
+    assert fewer.totals.sampled_tokens < whole.totals.sampled_tokens
+    assert fewer.totals.generated_tokens == whole.totals.generated_tokens
+
+
+@pytest.mark.parametrize("policy", [{"beta": 0.1}, {"beta_kd": 0.1}])
+def test_what_a_reference_or_a_teacher_pulls_is_learned_in_silence_too(
+    policy: dict[str, float], store: TokenStore, tokenizer: Any, tmp_path: Path
+) -> None:
+    run = Run(tokenizer, store, tmp_path, [lambda a: 0.5], policy=policy, optim={"steps": 1}, updates=1)
+    assert len(run.groups.drawn.rows) == 12
+    assert run.figures[0]["grad_norm"] > 0
 
 
 def test_a_long_silence_ends_training(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
@@ -232,12 +323,13 @@ def test_an_abstention_leaves_its_group(store: TokenStore, tokenizer: Any, tmp_p
 
     run = Run(tokenizer, store, tmp_path, [unsure, lambda a: 1.0], optim={"steps": 1})
     ((_, answers),), (learned,) = run.drawn, run.judged
-    wanted = []
+    wanted, lost = [], 0
     for n in range(3):
         group = [answer for answer in answers[4 * n : 4 * n + 4] if not math.isnan(unsure(answer))]
-        wanted += [(a.ids, parity(a) - np.mean(list(map(parity, group)))) for a in group]
+        advantages = [parity(a) - np.mean(list(map(parity, group))) for a in group]
+        wanted += [(a.ids, advantage) for a, advantage in zip(group, advantages, strict=True) if advantage]
+        lost += 4 - len(group)
     assert [(list(row.response), pytest.approx(row.given["advantage"][0], abs=1e-12)) for row in learned] == wanted
-    lost = 12 - len(wanted)
     assert 0 < lost < 12
     assert run.figures[0]["samples_abstained"] == pytest.approx(lost / 12)
     assert run.figures[0]["samples_reward_r1"] == 1.0  # of those that it does grade: all
@@ -276,8 +368,12 @@ def test_nothing_but_cut_answers_ends_training(store: TokenStore, tokenizer: Any
 
 
 def test_a_gap_between_drawing_and_judging_is_refused(store: TokenStore, tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"step 1: log-probabilities .* samples.max_gap = 1e-12"):
-        Run(tokenizer, store, tmp_path, max_gap=1e-12)
+    """Before the first update of what was drawn so, whether the answers were judged or have this update alone."""
+    for updates in (1, 2):
+        folder = tmp_path / str(updates)
+        with pytest.raises(UserError, match=r"step 1: log-probabilities .* samples.max_gap = 1e-12"):
+            Run(tokenizer, store, folder, max_gap=1e-12, updates=updates)
+        assert not lines(folder)
 
 
 # --- grading ---

@@ -14,11 +14,11 @@ from enumerated import PROMPT, Answer, World, gradient, moved, rows_of, same
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.data.batches import SHARE, StepRow, step_batches
+from potstill.data.batches import SAMPLED, SHARE, StepRow, step_batches
 from potstill.losses import policy as own
 from potstill.losses.head import Loss
 from potstill.losses.judging import ADVANTAGE
-from potstill.losses.policy import PRESETS, REF, Policy, PolicyGradient, advantages, judged, k3, sampler_weights, shares
+from potstill.losses.policy import PRESETS, REF, Policy, PolicyGradient, advantages, k3, sampler_weights, shares
 from potstill.recipe.parse import parse_recipe
 from potstill.teachers.signals import Live
 
@@ -61,7 +61,7 @@ def rows_of_groups(
         for row, advantage in zip(rows_of(group, sampled_by(world, temperature)), of, strict=True):
             given = {**row.given, ADVANTAGE: np.full(len(row.response), advantage)}
             found.append(replace(row, weight=weight, given=given))
-    told = judged(world.student, reference, found, policy, world.vocab, 10_000, temperature).rows
+    told = PolicyGradient(policy, world.vocab, temperature, reference=reference).judged(world.student, found, 10_000).rows
     lengths, row_weights = [len(row.response) for row in told], [row.weight for row in told]
     of_rows = shares(lengths, row_weights, policy.normaliser, sum(row_weights) if whole is None else whole, longest)
     return [
@@ -84,7 +84,7 @@ def sampled_by(world: World, temperature: float) -> dict[Answer, list[float]]:
 
 def loss_of(world: World, model: Any, rows: Sequence[StepRow], policy: Policy, tokens: int = 10_000, **more: Any) -> Loss:
     """As the training loop has it: the sum over micro-batches, divided by the weighted response tokens."""
-    objective = PolicyGradient(policy, world.vocab, more.get("temperature", 1.0), Live(world.teacher))
+    objective = PolicyGradient(policy, world.vocab, more.get("temperature", 1.0), Live(world.teacher), more.get("reference"))
     losses = [objective(model, batch) for batch in step_batches(rows, tokens)]
     count = sum(row.weight * len(row.response) for row in rows)
     parts = {name: torch.stack([loss.parts[name] for loss in losses]).sum() / count for name in losses[0].parts}
@@ -137,12 +137,15 @@ def test_k3_pulls_back_a_policy_that_ran_away() -> None:
 
 
 def test_sampler_weights_by_hand() -> None:
-    old_R, sampled_R = np.log([0.2, 0.4, 0.1]), np.log([0.1, 0.05, 0.2])  # ratios 2, 8, ½
-    assert sampler_weights(old_R, sampled_R, "token", 3.0) == pytest.approx([2, 3, 0.5])
-    assert sampler_weights(old_R, sampled_R, "sequence", 100.0) == pytest.approx([8, 8, 8])
-    assert sampler_weights(old_R, sampled_R, "sequence", 3.0) == pytest.approx([3, 3, 3])
-    assert sampler_weights(old_R, sampled_R, "sequence_mean", 3.0) == pytest.approx([2, 2, 2])
-    assert sampler_weights(old_R, sampled_R, "token", 0.0).tolist() == [1, 1, 1]
+    apart_N = torch.tensor([2.0, 8.0, 0.5, 4.0]).double().log()  # an answer of three tokens and one of one
+    for ratio, cap, wanted in (
+        ("token", 3.0, [2, 3, 0.5, 3]),
+        ("sequence", 100.0, [8, 8, 8, 4]),
+        ("sequence", 3.0, [3, 3, 3, 3]),
+        ("sequence_mean", 3.0, [2, 2, 2, 3]),
+        ("token", 0.0, [1, 1, 1, 1]),
+    ):
+        assert sampler_weights(apart_N, ratio, cap, [3, 1]).tolist() == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +281,28 @@ def test_the_oracle_rejects_wrong_forms(name: str, world: World, monkeypatch: py
     assert not same(gradient(loss_of(world, now, rows, policy).total, now), plain)
 
 
+@pytest.mark.parametrize("tokens", [10_000, 9])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_an_only_update_finds_by_itself_what_judging_finds(name: str, tokens: int, world: World) -> None:
+    """Loss, gradient and figures, of answers drawn by something else: gap and weights are far from 0 and 1."""
+    policy, weights = Policy.model_validate(WRITTEN[name]), [1.0, 2.0, 0.5]
+    reference = Live(moved(world.student, 0.2, seed=8)) if policy.beta else None
+    drawn_by = sampled_by(world, 0.7)
+    fresh = []
+    for row in rows_of_groups(world, chosen(world), policy, weights=weights):
+        of_row = {**{name: row.given[name] for name in (ADVANTAGE, SHARE)}, SAMPLED: np.array(drawn_by[tuple(row.response)])}
+        fresh.append(replace(row, given=of_row))
+    objective = PolicyGradient(policy, world.vocab, reference=reference)
+    told = objective.judged(world.student, fresh, tokens)
+    if policy.sampler_cap:
+        assert abs(told.figures["importance"] - 1) > 1e-3
+    found, wanted = (loss_of(world, world.student, rows, policy, tokens, reference=reference) for rows in (fresh, told.rows))
+    assert found.total.item() == pytest.approx(wanted.total.item(), rel=1e-12, abs=1e-15)
+    assert same(gradient(found.total, world.student), gradient(wanted.total, world.student))
+    shown = {name: value.item() for name, value in wanted.parts.items()} | told.figures
+    assert {name: value.item() for name, value in found.parts.items()} == pytest.approx(shown, rel=1e-12, abs=1e-12)
+
+
 # --- the expected gradient, every group enumerated ---
 
 
@@ -337,7 +362,7 @@ def test_k3_is_the_kl_in_expectation(small: World) -> None:
     for y in small.answers:
         row = rows_of([y], sampled_by(small, 1.0))[0]
         row = replace(row, given={**row.given, ADVANTAGE: np.zeros(len(y))})
-        told = judged(small.student, Live(reference), [row], policy, small.vocab, 100)
+        told = PolicyGradient(policy, small.vocab, reference=Live(reference)).judged(small.student, [row], 100)
         (batch,) = step_batches(told.rows, 100)
         loss = PolicyGradient(policy, small.vocab)(small.student, batch)
         with torch.no_grad():
@@ -411,7 +436,7 @@ def test_figures_are_those_of_plain_sums(world: World) -> None:
     policy, reference, now = Policy(beta=0.1, beta_kd=0.1), moved(world.student, 0.2, seed=8), moved(world.student, 0.1)
     groups = chosen(world)
     rows = rows_of_groups(world, groups, policy, reference=Live(reference))
-    told = judged(world.student, Live(reference), rows, policy, world.vocab, 10_000)
+    told = PolicyGradient(policy, world.vocab, reference=Live(reference)).judged(world.student, rows, 10_000)
     parts = loss_of(world, now, rows, policy).parts
     sums = dict.fromkeys(("entropy", "nll", "kl", "reverse_kl", "kl_exact"), 0.0)
     answers = [y for group in groups for y in group]

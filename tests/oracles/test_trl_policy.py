@@ -13,7 +13,7 @@ from torch import Tensor
 
 from potstill.data.batches import SHARE, step_batches
 from potstill.losses.judging import ADVANTAGE
-from potstill.losses.policy import Policy, PolicyGradient, advantages, judged, shares
+from potstill.losses.policy import Policy, PolicyGradient, advantages, shares
 from potstill.teachers.signals import Live
 
 LONGEST = 3
@@ -105,7 +105,8 @@ def ours(world: World, now: Any, reference: Any, answers: list[Any], p: Policy) 
     of = np.concatenate([advantages(reward_G, p.group_std) for reward_G in REWARDS])
     for row, advantage in zip(rows, of, strict=True):
         row.given[ADVANTAGE] = np.full(len(row.response), advantage)  # type: ignore[index]
-    told = judged(world.student, Live(reference) if p.beta else None, rows, p, world.vocab, 10_000).rows
+    judge = PolicyGradient(p, world.vocab, reference=Live(reference) if p.beta else None)
+    told = judge.judged(world.student, rows, 10_000).rows
     lengths = [len(row.response) for row in told]
     for row, share in zip(told, shares(lengths, [1.0] * len(told), p.normaliser, len(told), LONGEST), strict=True):
         row.given[SHARE] = np.full(len(row.response), share)  # type: ignore[index]

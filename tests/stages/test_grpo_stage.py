@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judged import judging
 from tiny_parts import save_pair, write_rows
 from tiny_rewards import tiny_rewards
 
@@ -17,9 +18,15 @@ from potstill.core.errors import UserError
 from potstill.recipe.parse import parse_recipe
 from potstill.rewards import Answered, Reward
 from potstill.rollouts.local import Local
+from potstill.run.preflight import stage_notes
 from potstill.run.runner import run_recipe
+from potstill.scorers import programs
+from potstill.stages import probed
+from potstill.stages.cost import reading_flops
+from potstill.stages.grpo import GRPO
 from potstill.stages.outlook import Outlook
 from potstill.stages.rewarded import Course, courses, format_only, rose
+from potstill.stages.set_aside import failing_rows
 
 OPTIM = {"steps": 3, "batch_size": 8, "lr": 1e-3}
 
@@ -178,6 +185,64 @@ def test_each_answer_is_graded_beside_its_own_row(root: Path, tmp_path: Path, mo
     assert all(answer.tokens <= 8 and answer.finished is (answer.tokens < 8 or answer.finished) for answer in seen)
 
 
+# --- rows whose own reference fails ---
+
+
+def programs_of(folder: Path, wrong: tuple[int, ...], count: int = 12) -> dict[str, Any]:
+    """Rows of mbpp's shape, all for training; of some the reference does not pass."""
+    rows = [
+        {"text": f"Add {n}.", "code": f"def f(x):\n    return x + {n + (n in wrong)}", "test_list": [f"assert f(1) == {n + 1}"]}
+        for n in range(count)
+    ]
+    (folder / "programs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"kind": "mbpp", "path": str(folder / "programs.jsonl"), "splits": {"validation": 0, "test": 0}}
+
+
+PAID = {"rewards": [{"kind": "tests", "weight": 9.0}, "vowels"], "samples": SINGLE, "policy": "dr_grpo"}
+
+
+@pytest.mark.parametrize("wrong", [(), (3, 7)])
+def test_rows_whose_reference_fails_are_not_learned_from(
+    wrong: tuple[int, ...], root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are named; answers to the others are still graded beside their own row; an interrupted stage judges none again."""
+    data, asked = programs_of(tmp_path, wrong), list[str]()
+    monkeypatch.setattr(
+        Reward.kinds["vowels"],
+        "__call__",
+        lambda self, answers: asked.extend(a.example.instruction for a in answers) or [float(len(a.text)) for a in answers],
+    )
+    fields: dict[str, Any] = {**PAID, "data": data, "optim": {**OPTIM, "steps": 3}}
+    with judging():
+        made = run(root, tmp_path / "run", **fields)
+    lines = [json.loads(line)["text"] for line in (tmp_path / "programs.jsonl").read_text().splitlines()]
+    right = [line for n, line in enumerate(lines) if n not in wrong]
+    told = {instruction.partition("\n")[0] for instruction in asked}
+    assert told == set(right)  # 12 prompts of three rounds of four
+    aside = json.loads((made.folder / "set_aside.json").read_text())
+    assert [(entry["row"], entry["why"][:6]) for entry in aside] == [(n, "fail: ") for n in wrong]
+    left = {"its own reference fails its tests": len(wrong)} if wrong else {}
+    assert made.summary["data"]["dropped"] == made.summary["trained"]["left_out"] == left
+    assert made.summary["data"]["rows"] == 12 - len(wrong)
+    (stage,) = recipe(root, **fields).stages
+    assert ("2 left out: its own reference fails its tests" in stage.closing(made.summary)) is bool(wrong)
+
+
+def test_references_are_judged_once(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = list(recipe(root, **PAID, data=programs_of(tmp_path, (0,))).stages[0].data.examples("train"))
+    judge = Reward.kinds["tests"]()
+    with judging():
+        assert failing_rows(examples, judge, tmp_path, "it") == {0}
+    monkeypatch.setattr(programs, "failing_references", None)
+    assert failing_rows(examples, judge, tmp_path, "it") == {0}
+
+
+def test_where_every_reference_fails_nothing_is_learned(root: Path, tmp_path: Path) -> None:
+    data = programs_of(tmp_path, tuple(range(12)))
+    with judging(), pytest.raises(UserError, match="it: every row's own reference fails its tests; the first: fail: "):
+        run(root, tmp_path / "run", **PAID, data=data)
+
+
 # --- killed ---
 
 KILLED = """
@@ -257,8 +322,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such teacher": ({"teacher": "path:/nowhere", "policy": {"beta_kd": 0.1}}, "it.teacher"),
     "no such reference": ({"reference": "path:/nowhere"}, "it.reference"),
     "cold": ({"samples": {"temperature": 0}}, "it.samples.temperature"),
-    "no tests": ({"rewards": ["vowels", "programs"]}, "needs tests, and no training row has any"),
+    "no tests": ({"rewards": ["vowels", "programs"]}, "programs: no train row of jsonl has tests"),
 }
+
+
+def test_a_ratio_of_whole_answers_over_several_updates_is_noted(root: Path) -> None:
+    def notes(updates: int, policy: str) -> list[str]:
+        samples = {"per_prompt": 4, "max_new_tokens": 8, "updates": updates}
+        return [note for note in stage_notes(recipe(root, samples=samples, policy=policy).stages) if note.startswith("it: ")]
+
+    (note,) = notes(2, "paper")
+    assert note.startswith("it: policy.ratio = 'sequence' with samples.updates = 2: ")
+    assert note.endswith("set samples.updates = 1, or policy.ratio = 'token'")
+    assert notes(1, "paper") == notes(2, "deepseek") == []
 
 
 def test_length_needs_tests_only_where_tests_say_what_is_right(root: Path) -> None:
@@ -280,21 +356,47 @@ def test_refused_before_it_runs(name: str, root: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "artifacts").glob("[!.]*")) if (tmp_path / "artifacts").exists() else True
 
 
-def test_a_reward_that_the_reference_does_not_win_is_refused_before_the_first_step(root: Path, tmp_path: Path) -> None:
+def test_a_reward_that_the_reference_does_not_win_is_refused_before_anything_runs(root: Path, tmp_path: Path) -> None:
     """Length alone, which a very long answer wins; where `exact` makes up for it none does."""
-    with pytest.raises(UserError) as error:
+    (stage,) = recipe(root, rewards=["exact", "long"], probe_rows=4).stages
+    (problem,) = stage.problems(Outlook())
+    assert problem.place == "rewards"
+    assert problem.rule.startswith("the probe '")
+    assert "more than the reference answer of row '" in problem.rule
+    assert ", by long: training would climb there" in problem.rule
+    with pytest.raises(UserError, match=r"it.rewards  the probe '"):
         run(root, tmp_path / "a", rewards=["exact", "long"], probe_rows=4)
-    assert "rewards: the probe '" in str(error.value)
-    assert "more than the reference answer of row '" in str(error.value)
-    assert ", by long: training would climb there" in str(error.value)
-    (work,) = (tmp_path / "a" / "artifacts").glob(".work-it-*")
-    assert not (work / "metrics.jsonl").exists()
+    assert not list((tmp_path / "a" / "artifacts").glob(".work-it-*"))
+    (unprobed,) = recipe(root, rewards=["exact", "long"], probe_rows=0).stages
+    assert not list(unprobed.problems(Outlook()))
     heavy = [{"kind": "exact", "weight": 1e4}, "long"]
     run(root, tmp_path / "b", rewards=heavy, probe_rows=4, optim={**OPTIM, "steps": 1}, policy="paper")
 
 
+def test_what_could_not_be_probed_before_is_before_the_first_step(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that an earlier stage writes, for one."""
+    monkeypatch.setattr(GRPO, "_probe_problems", lambda self, outlook: iter(()))
+    with pytest.raises(UserError, match="rewards: the probe '"):
+        run(root, tmp_path / "a", rewards=["exact", "long"], probe_rows=4)
+    (work,) = (tmp_path / "a" / "artifacts").glob(".work-it-*")
+    assert not (work / "metrics.jsonl").exists()
+
+
+def test_probes_pass_over_rows_whose_own_reference_fails(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the reference is worth nothing, and an answer in the right form wins."""
+    rewards = [{"kind": "tests", "weight": 9.0}, "vowels"]
+    fields: dict[str, Any] = {"rewards": rewards, "probe_rows": 12, "data": programs_of(tmp_path, (3, 7)), "samples": SINGLE}
+    (stage,) = recipe(root, **fields).stages
+    with judging():
+        assert not list(stage.problems(Outlook()))
+        monkeypatch.setattr(probed, "failing", lambda rows, judge: {})
+        assert [problem.place for problem in stage.problems(Outlook())] == ["rewards"]
+
+
 def test_a_reward_that_cannot_grade_any_reference_is_refused(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"rewards: 'unsure' grades the reference of none of 4 rows \(nobody knows\)"):
+    with pytest.raises(UserError, match=r"it.rewards  'unsure' grades the reference of none of 4 rows \(nobody knows\)"):
         run(root, tmp_path, rewards=["vowels", "unsure"], probe_rows=4)
 
 
@@ -309,13 +411,32 @@ def test_the_plan_counts_answers_reference_and_teacher(root: Path) -> None:
     assert cost(policy="deepseek").memory_bytes > plain.memory_bytes
     assert cost(policy="deepseek", adapter={}).memory_bytes < cost(policy="deepseek").memory_bytes
     assert cost(policy={"redraws": 2}).flops > plain.flops
-    assert cost(samples={"per_prompt": 4, "max_new_tokens": 8, "updates": 1}).flops > plain.flops
     with_teacher = cost(policy={"beta_kd": 0.1}, teacher=f"path:{root}/teacher")
     assert with_teacher.flops > plain.flops
     assert with_teacher.memory_bytes > plain.memory_bytes
     assert with_teacher.step.teacher is not None
     rows = len(list(recipe(root).stages[0].data.examples("train")))
     assert cost(optim={"epochs": 2.0, "batch_size": 8}).steps == 2 * math.ceil(2 * rows / 2)
+
+
+def test_the_plan_has_answers_judged_where_several_updates_learn_from_them(root: Path) -> None:
+    """What a round's drawing takes is found from redraws; then what two updates add to it is one pass over the answers."""
+
+    def cost(updates: int, **policy: Any) -> Any:
+        samples = {"per_prompt": 4, "max_new_tokens": 8, "updates": updates}
+        (stage,) = recipe(root, samples=samples, policy=policy, optim={**OPTIM, "steps": 2}).stages
+        return stage.cost(Outlook())
+
+    one, two = cost(1), cost(2)
+    drawing = (cost(1, redraws=1).flops - one.flops) / 2
+    size, tokens, responses = one.step.size, one.tokens / 2, one.response_tokens / 2
+    assert two.flops - one.flops + drawing == pytest.approx(reading_flops(size, tokens, responses), rel=1e-2)
+    distributions = reading_flops(size, 0, one.response_tokens)
+    assert cost(1, ratio="sequence").flops - one.flops == pytest.approx(distributions, rel=1e-2)
+    assert cost(2, ratio="sequence").flops - two.flops == pytest.approx(distributions, rel=1e-2)
+    reference = reading_flops(size, one.tokens, one.response_tokens)
+    assert cost(1, beta=0.1).flops - one.flops == pytest.approx(reference + distributions, rel=1e-2)
+    assert cost(2, beta=0.1).flops - two.flops == pytest.approx(reference / 2, rel=1e-2)
 
 
 # --- the course of a run ---

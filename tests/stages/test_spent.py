@@ -41,8 +41,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stages(root: Path, **fields: Any) -> dict[str, Any]:
     kind = fields["kind"]
     models = {"model": f"path:{root}/student"} if kind in ("sft", "grpo") else {"student": f"path:{root}/student"}
-    if kind not in ("sft", "grpo") or fields.get("policy", {}).get("beta_kd"):
+    if kind not in ("sft", "grpo") or "beta_kd" in fields.get("policy", {}):
         models |= {"teacher": f"path:{root}/teacher"}
+    if kind == "grpo" and fields.get("policy") == "deepseek":
+        models["reference"] = f"path:{root}/teacher"
     return {"name": "it", **models, "validation": {"times": 0}, **fields}
 
 
@@ -63,6 +65,7 @@ def curve_of(artifact: Artifact) -> dict[str, Any]:
 
 GRPO = {"kind": "grpo", "rewards": ["vowels"], "probe_rows": 0}
 GRPO |= {"samples": {"max_new_tokens": NEW, "updates": 2, "per_prompt": 2}}
+ONE = {"samples": {"max_new_tokens": NEW, "updates": 1, "per_prompt": 2}}
 ARMS: dict[str, dict[str, Any]] = {
     "checkpointed": {"kind": "sft", "optim": {"activation_checkpointing": True}},
     "hidden": {"kind": "distill"},
@@ -78,6 +81,12 @@ ARMS: dict[str, dict[str, Any]] = {
     },
     "grpo": GRPO | {"policy": {"cut": "counted"}},
     "grpo, drawn again": GRPO | {"policy": {"preset": "dr_grpo", "redraws": 2}, "rewards": ["odd"]},
+    "grpo, one update": GRPO | ONE | {"policy": {"cut": "counted"}},
+    "grpo of whole answers, one update": GRPO | ONE | {"policy": "paper"},
+    "grpo of whole answers": GRPO | {"policy": "paper"},
+    "grpo near both, one update": GRPO | ONE | {"policy": {"preset": "deepseek", "beta_kd": 0.1}},
+    "grpo near another": GRPO | {"policy": "deepseek"},
+    "grpo near another, one update": GRPO | ONE | {"policy": "deepseek"},
     "grpo near both": GRPO | {"policy": {"preset": "deepseek", "beta_kd": 0.1}},
 }
 
@@ -95,7 +104,9 @@ def test_operations_are_those_that_pytorch_counts(name: str, root: Path, tmp_pat
     assert reckoned[1] - reckoned[0] == pytest.approx(counted[1] - counted[0], rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["own", "groups beside data", "minillm", "grpo near both"])
+@pytest.mark.parametrize(
+    "name", ["own", "groups beside data", "minillm", "grpo near both", "grpo near another", "grpo near another, one update"]
+)
 def test_the_plan_reckons_alike(name: str, root: Path, tmp_path: Path) -> None:
     """Where answers are as long as the references, which is what the plan takes them to be."""
     (sft,) = recipe(root, stages(root, kind="sft")).stages

@@ -144,18 +144,23 @@ def too_many_left_out(kept: int, left_out: Mapping[str, int], longest: int, most
     return f"{lost:,} of {kept + lost:,} rows are too long, more than most_left_out = {most:g} allows; {raised}"
 
 
-def weighted_pairs(examples: Iterable[Example], renderer: Renderer, counts: Counts) -> Iterator[NumberedPair]:
+def weighted_pairs(
+    examples: Iterable[Example], renderer: Renderer, counts: Counts, aside: Mapping[int, str] | None = None
+) -> Iterator[NumberedPair]:
     """Prompt, response, weight and number of each row that fits; what does not is counted, never cut in silence.
 
-    A row's number is its place among all rows, from 0, those that do not fit included.
+    A row's number is its place among all rows, from 0, those that do not enter included.
+
+    Args:
+        aside: numbers of rows that must not enter, and why.
 
     Raises:
         UserError: a row whose prompt and answer are not what the chat template writes; see `Renderer.row`.
     """
     counts.begins_with = renderer.begins_with
     for number, example in enumerate(examples):
-        if example.weight == 0:
-            counts.dropped["weight 0"] += 1
+        if why := "weight 0" if example.weight == 0 else (aside or {}).get(number):
+            counts.dropped[why] += 1
             continue
         try:
             row = renderer.row(example)

@@ -35,7 +35,6 @@ from potstill.losses.judging import (
     MOST_LOG_RATIO,
     WEIGHT,
     Judged,
-    importance_weights,
     of_targets,
     per_row,
     shared,
@@ -45,6 +44,8 @@ from potstill.losses.objective import weighted_sum
 from potstill.losses.targets import Dense, Signal
 
 REF = "reference"  # what a row brings along of each response token: its log-probability under the reference
+JUDGED = (LOGQ, WEIGHT, "gap", REF, "kl_exact")  # found once of each response token; the last two with a reference
+GIVEN, SHOWN = (LOGQ, WEIGHT, REF), (WEIGHT, "gap", "kl_exact")  # of these, what the loss reads, and what is shown
 
 TINY = 1e-4  # added to a group's standard deviation
 EQUAL = 1e-8  # rewards of a group that differ by less are equal: weighted sums of equal parts may round differently
@@ -84,7 +85,7 @@ class Policy(Settings):
     `recommended`: DAPO's token-level mean, ε_high and masking of cut answers, without the division by the group's standard
     deviation, which favours prompts that are nearly always or nearly never solved (Dr. GRPO). `paper`: equations 5 to 7 as
     written, ratio and KL of whole answers. `deepseek`: DeepSeekMath's, per token, which code of that time runs. `dr_grpo`: no
-    division by standard deviation or length. `dapo`: with the standard deviation, and groups without signal drawn again.
+    division by standard deviation or length. `dapo`: with the standard deviation, and others in place of silent prompts.
     """
 
     preset: Preset = Field(default="recommended", description="what the fields that are not named are taken from")
@@ -126,8 +127,8 @@ class Policy(Settings):
     redraws: int = Field(
         default=0,
         ge=0,
-        description="how often a round draws new answers to prompts whose groups have equal rewards; prompts that still have "
-        "them are then left out (DAPO's dynamic sampling, which takes other prompts instead); 0: groups stay as they are",
+        description="how often a round replaces prompts whose groups have equal rewards by other prompts; what still has equal "
+        "rewards is then left out (DAPO's dynamic sampling); 0: groups stay as they are",
     )
     sampler_cap: float = Field(
         default=2.0,
@@ -191,80 +192,27 @@ def shares(lengths: Sequence[int], weights: Sequence[float], normaliser: Normali
     return [tokens / (whole * longest)] * len(lengths)
 
 
-# --- of one answer: R response tokens ---
+# --- of a batch's answers: N response tokens ---
 
 
-def sampler_weights(old_R: np.ndarray, sampled_R: np.ndarray, ratio: Ratio, cap: float) -> np.ndarray:
-    """min(π_trainer / π_sampler, cap) of each token, or of the whole answer, by product or mean, where the ratio is its."""
-    if not cap:
-        return np.ones_like(old_R)
-    apart_R = old_R - sampled_R
-    if ratio == "sequence":
-        apart_R = np.full_like(apart_R, apart_R.sum())
-    elif ratio == "sequence_mean":
-        apart_R = np.full_like(apart_R, apart_R.mean())
-    return importance_weights(np.minimum(apart_R, math.log(cap)), np.zeros_like(apart_R))
+def over_answers(value_N: Tensor, ratio: Ratio, responses: Sequence[int]) -> Tensor:
+    """Of each answer, at each of its tokens: the sum where the ratio is the product over its tokens, else the mean."""
+    parts = value_N.split(list(responses))
+    return torch.cat([(part_R.sum() if ratio == "sequence" else part_R.mean()).expand_as(part_R) for part_R in parts])
 
 
-# --- of a round's answers, before any of them is learned from ---
-
-
-def judged(
-    model: Any,
-    reference: Signal | None,
-    rows: Sequence[StepRow],
-    policy: Policy,
-    vocab: int,
-    micro_batch_tokens: int,
-    temperature: float = 1.0,
-) -> Judged:
-    """`logq`, `importance` and, with a reference, `reference` of each response token, by the trainer's own arithmetic.
-
-    Figures are means over the tokens: `gap` (nats between sampler and trainer), `importance`, and with a reference `kl_exact`
-    (KL(π ‖ π_ref) over the vocabulary, in nats).
+def sampler_weights(apart_N: Tensor, ratio: Ratio, cap: float, responses: Sequence[int]) -> Tensor:
+    """min(π_trainer / π_sampler, cap) of each token, or of the whole answer, by product or mean, where the ratio is its.
 
     Args:
-        model: the student that sampled the rows, as it was then.
-        reference: what k3 is measured from; Dense.
-        rows: sampled answers, each with `sampled` in `given`.
-        vocab: leading token ids that were drawn from; all distributions are over these.
-        micro_batch_tokens: of one forward pass; those of training, so that the first update's ratios are 1.
-        temperature: that the answers were drawn at; the policy is the distribution that is sampled.
+        apart_N: log π_trainer − log π_sampler.
+        responses: tokens of each answer; not looked at where the ratio is that of tokens.
     """
-
-    def read(batch: Batch) -> list[Tensor]:
-        return _read(model, reference, batch, vocab, temperature)
-
-    old, *of_reference = per_row(model, rows, read, micro_batch_tokens)
-    sampled = [np.asarray(row.given[SAMPLED], dtype=np.float64) for row in rows]
-    weight = [sampler_weights(q, s, policy.ratio, policy.sampler_cap) for q, s in zip(old, sampled, strict=True)]
-    told = [replace(row, given={**row.given, LOGQ: q, WEIGHT: w}) for row, q, w in zip(rows, old, weight, strict=True)]
-    figures = {
-        "gap": float(np.abs(np.concatenate(old) - np.concatenate(sampled)).mean()),
-        "importance": float(np.concatenate(weight).mean()),
-    }
-    if of_reference:
-        ref, kl = of_reference
-        told = [replace(row, given={**row.given, REF: r}) for row, r in zip(told, ref, strict=True)]
-        figures["kl_exact"] = float(np.concatenate(kl).mean())
-    return Judged(told, figures)
-
-
-def _read(model: Any, reference: Signal | None, batch: Batch, vocab: int, temperature: float) -> list[Tensor]:
-    """log π of each response token, and with a reference log π_ref and KL(π ‖ π_ref): [N] each."""
-    said = reference(batch) if reference is not None else None
-    assert said is None or isinstance(said, Dense)
-    parts = []
-    chunks = logit_chunks(response_hidden(model, batch), model.get_output_embeddings(), form=logits_of(model.config))
-    for tokens, logits_CV in chunks:
-        logq_CV, target_C = log_policy(logits_CV, vocab, temperature), batch.target_N[tokens]
-        found = [of_targets(logq_CV, target_C)]
-        if said is not None:
-            ((_, theirs_CV),) = logit_chunks(said.hidden_ND[tokens], said.head, logits_CV.shape[0], said.form)
-            logref_CV = log_policy(theirs_CV, vocab, temperature).to(logq_CV.dtype)
-            found += [of_targets(logref_CV, target_C), ReverseKL()(logref_CV, logq_CV)]
-        parts.append(found)
-    return [torch.cat(values) for values in zip(*parts, strict=True)]
+    if not cap:
+        return torch.ones_like(apart_N)
+    if ratio != "token":
+        apart_N = over_answers(apart_N, ratio, responses)
+    return apart_N.clamp(max=math.log(cap)).exp()
 
 
 def log_policy(logits_BV: Tensor, vocab: int, temperature: float) -> Tensor:
@@ -297,20 +245,31 @@ class _Whole:
 class PolicyGradient:
     """Σ [ −w·min(ρA, clip(ρ, 1−ε, 1+ε_high)·A) + β·k3 + β_kd·KL(q ‖ p) ] over sampled response tokens.
 
-    Rows bring `logq`, `importance` and `advantage`, `reference` where there is one, and `share`, a factor of their loss; see
-    `judged` and `shares`. Divided by the response tokens of the whole step, elsewhere. Nothing of [tokens, vocabulary] is kept.
+    Rows bring `advantage`, and `share`, a factor of their loss; see `shares`. They bring `logq`, `importance` and, with a
+    reference, `reference` where `judged` has found them. Else they bring `sampled`, this is their only update, and the same is
+    found here: what an answer is learned by is then what it was drawn by, and its ratio 1. Divided by the response tokens of
+    the whole step, elsewhere. Nothing of [tokens, vocabulary] is kept.
 
     Args:
-        vocab: leading token ids that are drawn from.
+        vocab: leading token ids that are drawn from; all distributions are over these.
         temperature: that answers are drawn at; student, reference and teacher are all taken at it.
         signal: what a teacher says; Dense. Needed where `beta_kd` > 0.
+        reference: what k3 is measured from; Dense. Needed where `beta` > 0.
 
     Attributes:
         ratios: smallest and largest ρ since `forget`; (inf, 0) before any.
     """
 
-    def __init__(self, policy: Policy, vocab: int, temperature: float = 1.0, signal: Signal | None = None) -> None:
-        self.policy, self.vocab, self.temperature, self.signal = policy, vocab, temperature, signal
+    def __init__(
+        self,
+        policy: Policy,
+        vocab: int,
+        temperature: float = 1.0,
+        signal: Signal | None = None,
+        reference: Signal | None = None,
+    ) -> None:
+        self.policy, self.vocab, self.temperature = policy, vocab, temperature
+        self.signal, self.reference = signal, reference
         self.divergence = ReverseKL()
         self.forget()
 
@@ -318,12 +277,36 @@ class PolicyGradient:
         """Before a step."""
         self.ratios = (math.inf, 0.0)
 
+    def judged(self, model: Any, rows: Sequence[StepRow], micro_batch_tokens: int) -> Judged:
+        """`logq`, `importance` and, with a reference, `reference` of answers that several updates learn from.
+
+        Figures are means over the tokens, each counted by its row's weight: `gap` (nats between sampler and trainer),
+        `importance`, and with a reference `kl_exact` (KL(π ‖ π_ref) over the vocabulary, in nats).
+
+        Args:
+            model: the student that sampled the rows, as it was then.
+            rows: sampled answers, each with `sampled` in `given`.
+            micro_batch_tokens: of one forward pass; those of training, so that the first update's ratios are 1.
+        """
+
+        def read(batch: Batch) -> list[Tensor]:
+            hidden_ND, head, form = response_hidden(model, batch), model.get_output_embeddings(), logits_of(model.config)
+            logq_N, *of_reference = self._read(hidden_ND, head, form, batch, self._reference(batch))
+            return list(self._judgement(logq_N, batch.given_N[SAMPLED], batch.responses, *of_reference).values())
+
+        found = dict(zip(JUDGED, per_row(model, rows, read, micro_batch_tokens), strict=False))
+        given = [{name: found[name][i] for name in GIVEN if name in found} for i in range(len(rows))]
+        told = [replace(row, given={**row.given, **of_row}) for row, of_row in zip(rows, given, strict=True)]
+        weight_N = np.concatenate([np.full(len(row.response), row.weight) for row in rows])
+        figures = {name: np.average(np.concatenate(found[name]), weights=weight_N) for name in SHOWN if name in found}
+        return Judged(told, {name: float(value) for name, value in figures.items()})
+
     def __call__(self, model: Any, batch: Batch) -> Loss:
         assert batch.sampled
         tie = tie_of(model)
         hidden_ND, head, form = response_hidden(model, batch, tie), model.get_output_embeddings(), logits_of(model.config)
         said = self._teacher(batch)
-        whole = None if self.policy.ratio == "token" else self._whole(hidden_ND.detach(), head, form, batch)
+        batch, whole, beforehand = self._beforehand(hidden_ND.detach(), head, form, batch)
         ratios: list[Tensor] = []
 
         def terms(logits_BV: Tensor, teacher_BV: Tensor | None, tokens: slice) -> tuple[Tensor, dict[str, Tensor]]:
@@ -350,7 +333,12 @@ class PolicyGradient:
             tie=tie,
         )
         self._note(ratios)
-        return loss
+        return replace(loss, parts=loss.parts | beforehand)
+
+    def _reference(self, batch: Batch) -> Dense | None:
+        said = self.reference(batch) if self.reference is not None else None
+        assert said is None or isinstance(said, Dense)
+        return said
 
     def _teacher(self, batch: Batch) -> Dense | None:
         if not self.policy.beta_kd:
@@ -360,58 +348,86 @@ class PolicyGradient:
         assert isinstance(said, Dense)
         return said
 
+    @torch.no_grad()
+    def _beforehand(
+        self, hidden_ND: Tensor, head: Any, form: Any, batch: Batch
+    ) -> tuple[Batch, _Whole | None, dict[str, Tensor]]:
+        """What whole answers or a reference ask before any token is differentiated, the sums to show of it among that."""
+        fresh = LOGQ not in batch.given_N
+        reference = self._reference(batch) if fresh else None
+        if self.policy.ratio == "token" and reference is None:
+            return batch, None, {}
+        logq_N, *of_reference = self._read(hidden_ND, head, form, batch, reference)
+        shown: dict[str, Tensor] = {}
+        if fresh:
+            found = self._judgement(logq_N, batch.given_N[SAMPLED], batch.responses, *of_reference)
+            batch = replace(batch, given_N={**batch.given_N, **{name: found[name] for name in GIVEN if name in found}})
+            shown = {name: weighted_sum(found[name], batch, slice(None)) for name in SHOWN if name in found}
+        return batch, None if self.policy.ratio == "token" else self._whole(logq_N, batch), shown
+
+    def _read(self, hidden_ND: Tensor, head: Any, form: Any, batch: Batch, reference: Dense | None) -> list[Tensor]:
+        """log π of each response token, and with a reference log π_ref and KL(π ‖ π_ref): [N] each."""
+        parts = []
+        for tokens, logits_CV in logit_chunks(hidden_ND, head, form=form):
+            logq_CV, target_C = log_policy(logits_CV, self.vocab, self.temperature), batch.target_N[tokens]
+            found = [of_targets(logq_CV, target_C)]
+            if reference is not None:
+                states_CD = reference.hidden_ND[tokens]
+                ((_, theirs_CV),) = logit_chunks(states_CD, reference.head, logits_CV.shape[0], reference.form)
+                logref_CV = log_policy(theirs_CV, self.vocab, self.temperature).to(logq_CV.dtype)
+                found += [of_targets(logref_CV, target_C), self.divergence(logref_CV, logq_CV)]
+            parts.append(found)
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+    def _judgement(
+        self, logq_N: Tensor, sampled_N: Tensor, responses: Sequence[int], *of_reference: Tensor
+    ) -> dict[str, Tensor]:
+        """What stays of each response token as it was when the answers were drawn, by the names of `JUDGED`: float64 [N]."""
+        apart_N = logq_N.double() - sampled_N.double()
+        weight_N = sampler_weights(apart_N, self.policy.ratio, self.policy.sampler_cap, responses)
+        found = (logq_N, weight_N, apart_N.abs(), *of_reference)
+        return {name: value_N.double() for name, value_N in zip(JUDGED, found, strict=False)}
+
+    def _given(self, logq_B: Tensor, batch: Batch, tokens: slice) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is given of each token, and what of it is still to be shown."""
+        given = {name: values_N[tokens] for name, values_N in batch.given_N.items()}
+        found = {} if LOGQ in given else self._judgement(logq_B.detach(), given[SAMPLED], ())  # of tokens, not of answers
+        shown = {name: found[name] for name in SHOWN if name in found}
+        return {name: values_B.to(logq_B.dtype) for name, values_B in {**given, **found}.items()}, shown
+
     def _policy(
         self, logq_B: Tensor, batch: Batch, tokens: slice, whole: _Whole | None, ratios: list[Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each token but for the teacher's part, and what of it is shown."""
-
-        def given(name: str) -> Tensor:
-            return batch.given_N[name][tokens].to(logq_B.dtype)
-
+        given, parts = self._given(logq_B, batch, tokens)
+        kl_B = k3(logq_B, given[REF]) if REF in given else None
+        parts |= {} if kl_B is None else {"kl": kl_B}
         if whole is None:
-            ratios.append((logq_B.detach() - given(LOGQ)).clamp(max=MOST_LOG_RATIO).exp())
-        kl_B = k3(logq_B, given(REF)) if REF in batch.given_N else None
-        parts = {} if kl_B is None else {"kl": kl_B}
-        if whole is None:
-            ones_B = torch.ones_like(logq_B)
-            gain_B, clipped_B = surrogate(
-                logq_B, given(LOGQ), ones_B, given(ADVANTAGE), self.policy.eps_low, self.policy.eps_high
-            )
+            ratios.append((logq_B.detach() - given[LOGQ]).clamp(max=MOST_LOG_RATIO).exp())
+            ones_B, (low, high) = torch.ones_like(logq_B), (self.policy.eps_low, self.policy.eps_high)
+            gain_B, clipped_B = surrogate(logq_B, given[LOGQ], ones_B, given[ADVANTAGE], low, high)
         else:
             gain_B, clipped_B = _carried(whole.gain_N[tokens], whole.gain_slope_N[tokens], logq_B), whole.clipped_N[tokens]
             if whole.kl_N is not None and whole.kl_slope_N is not None:
                 kl_B = _carried(whole.kl_N[tokens], whole.kl_slope_N[tokens], logq_B)
-        total_B = -given(WEIGHT) * gain_B
+        total_B = -given[WEIGHT] * gain_B
         parts |= {"policy": total_B, "clipped": clipped_B.to(total_B.dtype)}
         return (total_B + self.policy.beta * kl_B if self.policy.beta and kl_B is not None else total_B), parts
 
-    @torch.no_grad()
-    def _whole(self, hidden_ND: Tensor, head: Any, form: Any, batch: Batch) -> _Whole:
-        """What ratios of whole answers need before any token is differentiated: their log-probabilities now."""
-        logq_N = torch.cat(
-            [
-                of_targets(log_policy(logits_CV, self.vocab, self.temperature), batch.target_N[tokens])
-                for tokens, logits_CV in logit_chunks(hidden_ND, head, form=form)
-            ]
-        ).double()
-        product = self.policy.ratio == "sequence"
-
-        def of_answers(apart_N: Tensor) -> Tensor:
-            """Σ or mean over each answer, at each of its tokens."""
-            each = [part_R.sum() if product else part_R.mean() for part_R in apart_N.split(batch.responses)]
-            return torch.stack(each)[batch.row_N]
-
+    def _whole(self, logq_N: Tensor, batch: Batch) -> _Whole:
+        """What ratios of whole answers need; `logq_N`: the answers' log-probabilities now."""
+        product, logq_N = self.policy.ratio == "sequence", logq_N.double()
         length_N = torch.tensor(batch.responses, device=logq_N.device)[batch.row_N]
         times_N = length_N if product else torch.ones_like(length_N)
         old_N, advantage_N = (batch.given_N[name].double() for name in (LOGQ, ADVANTAGE))
-        ratio_N = of_answers(logq_N - old_N).clamp(max=MOST_LOG_RATIO).exp()
+        ratio_N = over_answers(logq_N - old_N, self.policy.ratio, batch.responses).clamp(max=MOST_LOG_RATIO).exp()
         self._note([ratio_N])
         gain_N = ratio_N * advantage_N
         bounded_N = ratio_N.clamp(1 - self.policy.eps_low, 1 + self.policy.eps_high) * advantage_N
         clipped_N = bounded_N < gain_N
         kl_N = kl_slope_N = None
         if product and REF in batch.given_N:
-            log_r_N = of_answers(batch.given_N[REF].double() - logq_N)
+            log_r_N = over_answers(batch.given_N[REF].double() - logq_N, self.policy.ratio, batch.responses)
             r_N = log_r_N.clamp(max=MOST_LOG_RATIO).exp()
             kl_N, kl_slope_N = r_N - log_r_N - 1, (1 - r_N) * times_N
         return _Whole(

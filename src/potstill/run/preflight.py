@@ -95,8 +95,8 @@ def cost_of(stage: Stage, outlook: Outlook) -> Cost:
 
 
 def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
-    """What a person must know of models, and of each of the data: languages, keys that rows share, rows that nearly repeat."""
-    yield from model_notes(stages)
+    """What a person must know of stages, models and data: languages, keys that rows share, rows that nearly repeat."""
+    yield from stage_notes(stages)
     said: set[str] = set()
     for source in (source for stage in stages for source in stage.sources()):
         if str(source.spec()) in said:
@@ -109,8 +109,9 @@ def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
         yield from (f"{source.kind}: {note}" for note in found if note)
 
 
-def model_notes(stages: Sequence[Stage]) -> Iterator[str]:
-    """What a person must know of each model that is there before the recipe runs."""
+def stage_notes(stages: Sequence[Stage]) -> Iterator[str]:
+    """What a person must know of each stage's fields, and of each model that is there before the recipe runs."""
+    yield from dict.fromkeys(f"{stage.name}: {note}" for stage in stages for note in stage.notes())
     for where in dict.fromkeys(str(ref) for stage in stages for _, ref in stage.references() if ref.scheme != "stage"):
         try:
             note = tokenizer_note(where)

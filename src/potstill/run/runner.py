@@ -18,7 +18,7 @@ from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import CODE, Fingerprints
 from potstill.run.folder import leftover_lines, leftovers, write_run
 from potstill.run.graph import Planned, in_use, made_of, plan, read_through
-from potstill.run.preflight import done_models, model_notes, refuse, refuse_stage
+from potstill.run.preflight import done_models, refuse, refuse_stage, stage_notes
 from potstill.run.stopper import Stopper
 from potstill.stages.base import Context, Stage
 from potstill.train.work import Work
@@ -85,7 +85,7 @@ class _Run:
     def prepare(self, planned: list[Planned]) -> None:
         """Refuse what cannot succeed; then write down what is run."""
         refuse(self.recipe, self.out, done_models(planned))
-        for note in model_notes([item.node.stage for item in planned if not item.done]):
+        for note in stage_notes([item.node.stage for item in planned if not item.done]):
             self.progress.note(note)
         table = {"source": self.recipe.source, "command": self.command, "table": self.recipe.table}
         write_text(self.out / "recipe.json", json.dumps(table, indent=1, default=str))
@@ -243,7 +243,7 @@ def run_stage(stage: Stage, into: str | Path, *, progress: Progress | None = Non
             if found is not None:
                 return found
             ranks.on_first(lambda: refuse_stage(stage))
-            for note in model_notes([stage]):
+            for note in stage_notes([stage]):
                 progress.note(note)
             stopper = Stopper(progress)
             folder = into.parent / f".work-{into.name}-{digest[:12]}"

@@ -120,6 +120,10 @@ class Stage(Component):
         """What cannot succeed, as far as it can be known before anything runs; places are fields of this stage."""
         return iter(())
 
+    def notes(self) -> Iterator[str]:
+        """What a person must know of its fields before it runs, and what to do about it."""
+        return iter(())
+
     def learned_rows(self) -> Iterator[Example]:
         """The rows whose answers a model will be trained on; none where nothing is trained."""
         return iter(())

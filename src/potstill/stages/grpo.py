@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -17,31 +17,32 @@ from potstill.data.rollout import Rollout
 from potstill.data.store import TokenStore
 from potstill.edges.decoding import undisturbed
 from potstill.edges.models import config_of
-from potstill.edges.tokens import encode
 from potstill.edges.vocabulary import Tokenizer, check_rows, load_tokenizer, shared_vocabulary
-from potstill.losses import policy
 from potstill.losses.objective import Objective
 from potstill.losses.policy import Policy, PolicyGradient
 from potstill.losses.targets import Signal
 from potstill.rewards import Answered, Reward
-from potstill.rewards.probes import beating
 from potstill.rollouts.local import Local
 from potstill.scorers import programs
 from potstill.stages.base import Context
 from potstill.stages.cost import FLOAT, head_memory, reading_flops, teacher_bytes
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
+from potstill.stages.probed import evenly, probed_rows, refuse_probes
+from potstill.stages.programs import program_problems
 from potstill.stages.refs import ModelRef
 from potstill.stages.rewarded import courses, in_words, rounds_of, summary_of
+from potstill.stages.set_aside import REFERENCE_FAILS, failing_rows
 from potstill.stages.spent import Basis, Tally
 from potstill.stages.start import Student
 from potstill.stages.taught import Paired
 from potstill.teachers.signals import Live, Recalled, Unadapted
 from potstill.teachers.teacher import facts_of, frozen, load_teacher
-from potstill.train.grading import Grades, graded, names_of, refuse_unfit
+from potstill.train.grading import Grades, graded, names_of
 from potstill.train.groups import Groups, GroupSamples
 from potstill.train.lessons import Lessons
 from potstill.train.loop import autocast, in_bf16
 from potstill.train.rounds import Pace
+from potstill.train.work import Work
 
 
 class GRPO(Paired, kind="grpo"):
@@ -123,12 +124,13 @@ class GRPO(Paired, kind="grpo"):
 
     def beside(self, objective: Objective) -> tuple[Any, int] | None:
         own = _own(objective)
-        return (own.signal.teacher, own.vocab) if isinstance(own.signal, Recalled) else None
+        return (own.signal.teacher, own.vocab) if isinstance(own.signal, Live | Recalled) else None
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         yield from super().problems(outlook)
         yield from self._reference_problems(outlook)
-        yield from self._test_problems()
+        unjudged = [*self._test_problems()]
+        yield from unjudged or self._probe_problems(outlook)
 
     def _reference_problems(self, outlook: Outlook) -> Iterator[Problem]:
         if self.reference is None:
@@ -147,20 +149,35 @@ class GRPO(Paired, kind="grpo"):
         yield from self.room_problems(outlook, f"the reference {self.reference}", found, self.samples.max_new_tokens)
 
     def _test_problems(self) -> Iterator[Problem]:
-        """Rewards that need tests, on rows of which none has any, or where no sandbox is safe."""
+        """Rewards that need tests, on rows of which none has any that can be run, or where no sandbox is safe."""
         needing = [(i, reward) for i, reward in enumerate(self.rewards) if reward.needs_tests()]
-        if not needing:
+        if needing:
+            yield from program_problems([reward for _, reward in needing], self.data, "train", f"rewards[{needing[0][0]}]")
+
+    def _probe_problems(self, outlook: Outlook) -> Iterator[Problem]:
+        """What probes will say of the rewards when the stage begins, as far as rows and tokenizer are there."""
+        if self.data.foretold:
             return
-        i, reward = needing[0]
-        with suppress(UserError):  # the rows' own problem
-            if not any(example.tests for example in self.data.examples("train")):
-                rule = "needs tests, and no training row has any; leave it out, or name data that brings tests"
-                yield Problem(f"rewards[{i}]", rule, repr(str(reward.kind)))
+        with suppress(UserError):  # the model's or the rows' own problem
+            tokenizer = outlook.tokenizer(self.model)
+            if tokenizer is None:
                 return
-        try:
-            programs.sandbox()
-        except UserError as error:
-            yield Problem(f"rewards[{i}]", str(error), repr(str(reward.kind)))
+            rows = probed_rows(self.data, Renderer(tokenizer, self.prompts), self.probe_rows, self._judge())
+            try:
+                self._refuse_probes(rows, tokenizer)
+            except UserError as error:
+                yield Problem("rewards", str(error).removeprefix("rewards: "))
+
+    def _refuse_probes(self, rows: Sequence[Example], tokenizer: Tokenizer) -> None:
+        refuse_probes(self.rewards, rows, tokenizer, self.samples.max_new_tokens)
+
+    def notes(self) -> Iterator[str]:
+        if self.policy.ratio == "sequence" and self.samples.updates > 1:
+            yield (
+                f"policy.ratio = 'sequence' with samples.updates = {self.samples.updates}: the product over a whole answer "
+                "leaves the clip range in a round's second update, and most tokens are then not learned; set "
+                "samples.updates = 1, or policy.ratio = 'token'"
+            )
 
     def cost(self, outlook: Outlook) -> Cost:
         cost, student = super().cost(outlook), self.prospect(outlook)
@@ -176,7 +193,7 @@ class GRPO(Paired, kind="grpo"):
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)
         written = self.written(outlook, [student], rows, self._pace().prompts, self.samples.per_prompt)
-        draws = rounds * (1 + self.policy.redraws)  # as if every group were drawn again each time
+        draws = rounds * (1 + self.policy.redraws)  # as if every prompt were replaced each time
         reference = self._reference_of(outlook, student)
         if reference is not None and (self.reference is not None or self.adapter is None):
             memory += FLOAT * reference.size.parameters
@@ -193,15 +210,21 @@ class GRPO(Paired, kind="grpo"):
             step=replace(cost.step, teacher=teacher.size if teacher is not None else None, flops=flops / cost.steps),
         )
 
-    def _readers(self, outlook: Outlook, student: Prospect, rounds: int, steps: int) -> Iterator[tuple[Prospect, int, int]]:
+    def _readers(self, outlook: Outlook, student: Prospect, rounds: int, steps: int) -> Iterator[tuple[Prospect, float, float]]:
         """Who reads answers besides training: how often all of them, and how often it makes their distributions."""
-        yield student, rounds, rounds
         reference = self._reference_of(outlook, student)
+        yield student, *self._read_again(rounds, steps, reference is not None)
         if reference is not None:
             yield reference, rounds, rounds
         teacher = outlook.model(self.teacher) if self.teacher is not None else None
         if teacher is not None:
             yield teacher, rounds, steps
+
+    def _read_again(self, rounds: float, steps: float, reference: bool) -> tuple[float, float]:
+        """How often the student reads all answers besides learning from them, and how often it makes their distributions."""
+        judged = rounds if self.samples.updates > 1 else 0
+        beforehand = steps if self.policy.ratio != "token" or (reference and not judged) else 0
+        return judged, judged + beforehand
 
     def _reference_of(self, outlook: Outlook, student: Prospect) -> Prospect | None:
         if self.reference is not None:
@@ -209,27 +232,43 @@ class GRPO(Paired, kind="grpo"):
         return student if self.policy.beta else None
 
     def flops(self, tally: Tally, basis: Basis) -> float | None:
-        learning = super().flops(tally, basis)
-        if learning is None or self.reference is not None or (self.teacher is not None and basis.teacher is None):
+        learning, student, drawn = super().flops(tally, basis), basis.student, tally.generated_tokens
+        reference = basis.reference if self.reference is not None else student if self.policy.beta else None
+        unknown = (self.reference is not None and reference is None) or (self.teacher is not None and basis.teacher is None)
+        if learning is None or unknown:
             return None
-        student, drawn = basis.student, tally.generated_tokens
-        # what is learned is judged once for all updates
-        tokens, responses = tally.tokens / self.samples.updates, tally.sampled_tokens / self.samples.updates
-        judging = (2 if self.policy.beta else 1) * reading_flops(student, tokens, responses)
-        teaching = reading_flops(basis.teacher, tokens, tally.sampled_tokens) if basis.teacher is not None else 0.0
+        once = 1 / self.samples.updates  # of what is learned: a round's answers are read so once for all of its updates
+        again, distributions = self._read_again(once, 1, reference is not None)
+        judging = reading_flops(student, again * tally.tokens, distributions * tally.sampled_tokens)
+        if reference is not None:
+            judging += reading_flops(reference, once * tally.tokens, once * tally.sampled_tokens)
+        teaching = reading_flops(basis.teacher, once * tally.tokens, tally.sampled_tokens) if basis.teacher is not None else 0.0
         return learning + judging + teaching + reading_flops(student, tally.rows * basis.prompt + drawn, drawn)
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
+        reference, temperature = self._reference_signal(context, tokenizer, student), self.samples.temperature
         if self.teacher is None:
-            return PolicyGradient(self.policy, shared_vocabulary(tokenizer, tokenizer), self.samples.temperature)
+            return PolicyGradient(self.policy, shared_vocabulary(tokenizer, tokenizer), temperature, reference=reference)
         teacher = self.teacher_of(context, tokenizer, store)
-        return PolicyGradient(self.policy, teacher.vocab, self.samples.temperature, Recalled(teacher.live()))
+        signal = Recalled(teacher.live()) if self.samples.updates > 1 else teacher.live()
+        return PolicyGradient(self.policy, teacher.vocab, temperature, signal, reference)
+
+    def rows_aside(self, work: Work) -> dict[int, str]:
+        """Rows whose own reference fails the tests that a reward judges answers by: there a right answer would not be paid."""
+        judge = self._judge()
+        if judge is None:
+            return {}
+        examples = list(self.data.examples("train"))
+        return dict.fromkeys(failing_rows(examples, judge, work.folder, work.name), REFERENCE_FAILS)
+
+    def _judge(self) -> Reward | None:
+        """The first reward that runs programs."""
+        return next((reward for reward in self.rewards if reward.needs_tests()), None)
 
     def lessons(
         self, context: Context, renderer: Renderer, store: TokenStore, student: Student, objective: Objective
     ) -> Lessons:
         own, model, settings = _own(objective), student.model, self.optim
-        reference = self._reference_signal(context, renderer.tokenizer, student)
         examples = list(self.data.examples("train"))
 
         def example(row: int) -> Example:
@@ -249,11 +288,10 @@ class GRPO(Paired, kind="grpo"):
             if isinstance(own.signal, Recalled):
                 own.signal.forget()
             with undisturbed(model), autocast(settings.precision):
-                tokens = settings.pass_tokens(model.config.hidden_size)
-                told = policy.judged(model, reference, rows, self.policy, own.vocab, tokens, self.samples.temperature)
+                told = own.judged(model, rows, settings.pass_tokens(model.config.hidden_size))
             return told.rows, told.figures
 
-        self._refuse_probes(renderer, store, example)
+        self._refuse_probes([example(row) for row in evenly(range(len(store)), self.probe_rows)], renderer.tokenizer)
         engine = Local(
             model,
             renderer.tokenizer,
@@ -279,23 +317,6 @@ class GRPO(Paired, kind="grpo"):
         if not self.policy.beta:
             return None
         return Unadapted(student.model) if self.adapter is not None else Live(frozen(copy.deepcopy(student.model)))
-
-    def _refuse_probes(self, renderer: Renderer, store: TokenStore, example: Callable[[int], Example]) -> None:
-        """Raises:
-        UserError: an answer that solves nothing is worth more than a row's reference, or a reward grades no reference.
-        """
-        count = min(self.probe_rows, len(store))
-        # as a model that learned the rows would write them, which has the reasoning where the template shows it
-        rows = [replace(example(n * len(store) // count), reasoning="") for n in range(count)]
-        if not rows:
-            return
-
-        def tokens(text: str) -> int:
-            return len(encode(renderer.tokenizer, text)) + 1
-
-        refuse_unfit(self.rewards, [Answered(row, row.response, tokens(row.response), True) for row in rows])
-        if found := beating(self.rewards, rows, tokens, self.samples.max_new_tokens):
-            raise UserError(f"rewards: {found[0].sentence()}")
 
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         own = _own(objective)

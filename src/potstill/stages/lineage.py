@@ -268,6 +268,7 @@ def _basis(place: Place) -> Basis | None:
         data["prompt_tokens"] / data["rows"],
         data["response_tokens"] / data["rows"],
         _bought(place),
+        _size_behind(place, place.artifact.stage.get("reference")),
     )
 
 

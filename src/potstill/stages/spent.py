@@ -43,6 +43,7 @@ class Basis:
         rows: different rows of data.
         prompt, response: mean tokens of one.
         bought: what all of these rows took, where a teacher wrote them.
+        reference: the model that a stage names as the one to stay near to; None: it names none, or nothing is known of it.
     """
 
     student: Size
@@ -52,6 +53,7 @@ class Basis:
     prompt: float
     response: float
     bought: Bought = Bought()
+    reference: Size | None = None
 
     @property
     def data_tokens(self) -> float:

@@ -215,6 +215,10 @@ class TrainingStage(DataStage):
         """What each step reads; None: the store's rows."""
         return None
 
+    def rows_aside(self, work: Work) -> dict[int, str]:
+        """Numbers of training rows that fit and must not be learned from, and why."""
+        return {}
+
     def dropout(self) -> bool:
         """Whether the model is in training mode while it learns."""
         return True
@@ -367,7 +371,7 @@ class TrainingStage(DataStage):
         student = replace(student, layers=layers_of(context, start, student.keep, config_of(where)))
         model = student.model
         check_vocabulary(model, tokenizer, work.name)
-        store = training_rows(work, self.data, renderer)
+        store = training_rows(work, self.data, renderer, self.rows_aside(work))
         check_positions(model.config, longest(store), work.name)
         objective = self.objective(context, tokenizer, store, student)
         validate = Validator.on(self.data, self.validation, renderer, work, self.beside(objective))
@@ -502,8 +506,11 @@ def choosing_seconds(outlook: Outlook, init: Init | None, full: Prospect, rows: 
     return None if probe is None else (takes.passes + 1) * probe.scored_seconds(asked * rows.tokens, asked * rows.response)
 
 
-def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
+def training_rows(work: Work, source: Source, renderer: Renderer, aside: Mapping[int, str]) -> TokenStore:
     """The training split as tokens.
+
+    Args:
+        aside: numbers of rows that must not enter, and why.
 
     Raises:
         UserError: no row is left; says why.
@@ -511,7 +518,7 @@ def training_rows(work: Work, source: Source, renderer: Renderer) -> TokenStore:
     counts = Counts()
     rows = work.watched(source.examples("train", counts.dropped), "rows read")
     noted = Noted()
-    pairs = weighted_pairs(noted(rows), renderer, counts)
+    pairs = weighted_pairs(noted(rows), renderer, counts, aside)
     store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
     if ranks.first():
         noted.save(work.folder)

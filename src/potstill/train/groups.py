@@ -2,20 +2,21 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from pydantic import Field
 
 from potstill.core.errors import UserError
-from potstill.data.batches import SHARE, StepRow
+from potstill.data.batches import SHARE, Order, StepRow
 from potstill.data.rollout import Engine, Rollout, Sampling
 from potstill.data.store import TokenStore
 from potstill.losses.judging import ADVANTAGE
 from potstill.losses.policy import PolicyGradient, advantages, shares, without_signal
 from potstill.train.grading import Grades, attribution
-from potstill.train.loop import Optim
+from potstill.train.loop import Optim, tokens_of
 from potstill.train.practice import FRUITLESS, asked_of, of_answers
 from potstill.train.rounds import Drawn, Judge, PerRound, RoundLessons, all_cut, drawn_row, lasting
 
@@ -90,7 +91,7 @@ class Draws:
         first: the group of each prompt as it was drawn first.
         learned: the groups that are learned.
         generated: tokens drawn.
-        again: groups that were drawn again, each as often as it was.
+        again: groups of other prompts, which were drawn in place of those without signal.
         reasons: why rewards abstained, and how often.
     """
 
@@ -102,18 +103,19 @@ class Draws:
 
 
 class Groups(RoundLessons):
-    """What each step reads: the answers of its round, with advantages and with what normalises their losses.
+    """What each step reads: the answers of its round that teach, with advantages and with what normalises their losses.
 
     A round answers the prompts of its rows of data `per_prompt` times each. An answer on which a reward abstains leaves its
-    group; cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of each
-    prompt's first group, because groups that were drawn again were chosen by their rewards. Which tokens are drawn follows
-    from the seed, the step, the prompt, and how often it was drawn before.
+    group; cut answers count in their group and, where `policy` masks them, not in the loss. Figures of rewards are of the
+    round's own prompts, because those that replace silent ones are learned by what their rewards are. Which prompts and tokens
+    are drawn follows from the seed, the step, the prompt, and how often prompts were replaced before.
 
     Args:
         grade: rewards of answers to rows of the store.
         objective: what learns from the answers; its ratios are shown.
         names: of the rewards, in the order of `grade`.
-        judge: gets sampled rows, and gives them with log-probabilities as the trainer has them, and figures.
+        judge: gets sampled rows, and gives them with log-probabilities as the trainer has them, and figures; asked where
+            several updates learn from them.
         watch: gets the number of finished answers, and of all.
         say: gets a line for a person.
     """
@@ -133,6 +135,7 @@ class Groups(RoundLessons):
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         super().__init__(store, optim, samples, False, seed, Graded())
+        self.others = Order(len(store), len(store), seed + 2**32)  # another seed than any stage's
         self.samples, self.objective, self.engine, self.grade, self.names = samples, objective, engine, grade, names
         self.policy = objective.policy
         self.judge, self.watch, self.say, self.said = judge, watch, say, False
@@ -147,35 +150,41 @@ class Groups(RoundLessons):
         return {**super().figures(), **ratios}
 
     def _draw(self, number: int, step: int, asked: Sequence[int]) -> Graded:
-        draws = self._drawn(step, asked)
+        draws = self._drawn(number, step, asked)
         self._tell(draws)
         rows = [row for group in draws.learned for row in self._rows(group)]
         streaks = self._streaks(draws, rows)
         self._refuse(step, draws, streaks)
-        told, figures = self.judge(rows) if rows else ([], {})
+        rows = self._teaching(self._normalised(rows, draws.learned))
+        # in its only update an answer is learned by what it was drawn by, which the objective finds as it learns
+        told, figures = self.judge(rows) if rows and self.samples.updates > 1 else (rows, {})
         judged = {f"samples_{name}": value for name, value in figures.items()}
         return replace(
             streaks,
             round=number,
-            rows=tuple(map(lasting, self._normalised(told, draws.learned))),
+            rows=tuple(map(lasting, told)),
             figures={**figures_of(draws, self.names), **judged},
             generated=self.drawn.generated + draws.generated,
         )
 
-    def _drawn(self, step: int, asked: Sequence[int]) -> Draws:
-        """Groups of a round's prompts; those without signal are drawn again, as often as `policy.redraws` says."""
-        first, last, reasons = list[Group](), dict[int, Group](), Counter[str]()
-        waiting, generated, again = list(range(len(asked))), 0, 0
+    def _drawn(self, number: int, step: int, asked: Sequence[int]) -> Draws:
+        """Groups of a round's prompts; in place of those without signal others', as often as `policy.redraws` says."""
+        first, learned, reasons = list[Group](), list[Group](), Counter[str]()
+        others, rows, generated, again = self._others(number, asked), list(asked), 0, 0
         for attempt in range(1 + self.policy.redraws):
-            found, why, tokens = self._groups(step, attempt, [asked[i] for i in waiting])
+            found, why, tokens = self._groups(step, attempt, rows)
             first, again = first or found, again + (len(found) if attempt else 0)
-            last |= dict(zip(waiting, found, strict=True))
+            learned += [group for group in found if not (self.policy.redraws and group.silent)]
             reasons, generated = reasons + why, generated + tokens
-            waiting = [i for i in waiting if last[i].silent]
-            if not waiting:
+            rows = list(islice(others, sum(group.silent for group in found))) if attempt < self.policy.redraws else []
+            if not rows:
                 break
-        learned = [last[i] for i in sorted(last) if not (self.policy.redraws and last[i].silent)]
         return Draws(first, learned, generated, again, reasons)
+
+    def _others(self, number: int, asked: Sequence[int]) -> Iterator[int]:
+        """The rows that a round does not ask, in an order of its own, so that nothing of it has to be kept."""
+        taken = set(asked)
+        yield from (row for row in self.others.step(number) if row not in taken)
 
     def _groups(self, step: int, attempt: int, rows: Sequence[int]) -> tuple[list[Group], Counter[str], int]:
         """A group for each row, why rewards abstained, and the tokens drawn."""
@@ -210,6 +219,18 @@ class Groups(RoundLessons):
         lengths, weights = [len(row.response) for row in rows], [row.weight for row in rows]
         found = shares(lengths, weights, self.policy.normaliser, whole, self.samples.max_new_tokens)
         return [_with(row, SHARE, share) for row, share in zip(rows, found, strict=True)]
+
+    def _teaching(self, rows: Sequence[StepRow]) -> list[StepRow]:
+        """Without the answers of advantage 0, whose loss and gradient are 0 where the policy's gain is all that is minimised.
+
+        The shares of the others make up for it that the step is divided by fewer tokens. Where none would be left the shortest
+        answer stays: with a gradient of 0 the optimiser still makes its step.
+        """
+        if self.policy.beta or self.policy.beta_kd or not rows:
+            return list(rows)
+        teaching = [row for row in rows if row.given[ADVANTAGE].any()] or [min(rows, key=len)]
+        part = tokens_of(teaching) / tokens_of(rows)
+        return [_with(row, SHARE, part * float(row.given[SHARE][0])) for row in teaching]
 
     def _streaks(self, draws: Draws, rows: Sequence[StepRow]) -> Graded:
         """For how many rounds it has been so."""

@@ -13,6 +13,7 @@ from potstill.core.errors import UserError
 from potstill.data.batches import SAMPLED, SHARE, StepRow, rows_of
 from potstill.data.rollout import Asked, Engine, Rollout, Sampling
 from potstill.data.store import TokenStore
+from potstill.losses.judging import LOGQ
 from potstill.train.lessons import Data
 from potstill.train.loop import Optim, data_of, tokens_of
 from potstill.train.practice import FRUITLESS, Answers, Grouped, asked_of, kept, of_answers, row_of
@@ -144,7 +145,7 @@ class RoundLessons(ABC):
         UserError: the probabilities that the answers were drawn by are not those that they are trained by.
         """
         if self.age == 0:
-            self.limits.refuse_gap(step, self.figures().get("samples_gap", 0.0))
+            self.limits.refuse_gap(step, {**self.figures(), **means}.get("samples_gap", 0.0))
 
     def figures(self) -> Mapping[str, float]:
         return {**self.drawn.figures, "samples_age": float(self.age)}
@@ -237,6 +238,7 @@ def drawn_row(prompts: Sequence[Asked], rollout: Rollout, weight: float) -> Step
 
 
 def lasting(row: StepRow) -> StepRow:
-    """What a row brings along, as a checkpoint gives it back."""
-    given = {name: values.astype(np.float32) for name, values in row.given.items() if name != SAMPLED}
+    """What a row brings along, as a checkpoint gives it back; of an answer that was judged, not what it was drawn by."""
+    wanted = (name for name in row.given if name != SAMPLED or LOGQ not in row.given)
+    given = {name: row.given[name].astype(np.float32) for name in wanted}
     return replace(row, given=given)
