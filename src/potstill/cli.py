@@ -161,11 +161,9 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         found = load_recipe(_recipe_path(recipe), overrides)  # before models and rows, which take long to read
 
         from potstill.run import preflight
-        from potstill.stages.outlook import Outlook
 
-        outlook = Outlook()
         with waiting("reading models and rows"):
-            preflight.check(found, outlook)
+            notes = preflight.check(found)
     except RecipeError as error:
         if not as_json:
             raise
@@ -176,9 +174,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
     else:
         click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
-        with waiting("comparing test rows with training rows"):
-            notes = list(preflight.notes_of(found.stages))
-        for note in (*outlook.rows_left_out(), *notes):
+        for note in notes:
             click.echo(note)
 
 

@@ -13,6 +13,7 @@ from potstill.edges.vocabulary import tokenizer_note
 from potstill.recipe.header import Recipe
 from potstill.recipe.places import by_file
 from potstill.run.graph import Planned
+from potstill.sources import rows_kept
 from potstill.stages.base import Stage
 from potstill.stages.outlook import Cost, Outlook
 
@@ -119,16 +120,16 @@ def model_notes(stages: Sequence[Stage]) -> Iterator[str]:
             yield note
 
 
-def check(recipe: Recipe, outlook: Outlook) -> None:
-    """Find everything that is known to fail although the file is right.
-
-    Args:
-        outlook: keeps what was read, for whoever wants to say more of it.
+@rows_kept()
+def check(recipe: Recipe) -> list[str]:
+    """Find everything that is known to fail although the file is right; what a person must know of its rows and models.
 
     Raises:
         RecipeError: with every problem, in the order of the file.
     """
+    outlook = Outlook()
     _refuse(recipe, outlook, Path("runs") / recipe.name)
+    return [*outlook.rows_left_out(), *notes_of(recipe.stages)]
 
 
 def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
@@ -141,7 +142,8 @@ def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
 
 
 def _refuse(recipe: Recipe, outlook: Outlook, out: Path) -> None:
-    found = [*problems_of(recipe.stages, outlook), *room_problems(recipe.stages, outlook, out)]
+    with rows_kept():
+        found = [*problems_of(recipe.stages, outlook), *room_problems(recipe.stages, outlook, out)]
     if found:
         raise RecipeError(Path(recipe.source).name, by_file(found, recipe.table))
 
