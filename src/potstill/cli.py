@@ -139,10 +139,10 @@ def main() -> None:
 @guarded
 def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """The whole still on a small bilingual task: needs no file, no network and no GPU."""
-    from potstill.run import preflight
+    from potstill.recipe.parse import load_recipe
 
     _spread(processes)
-    _run(lambda: preflight.load(shipped("quickstart.toml"), overrides), out, quiet, as_json)
+    _run(lambda: load_recipe(shipped("quickstart.toml"), overrides), out, quiet, as_json)
     if not (quiet or as_json):
         _say_reasoning()
 
@@ -158,13 +158,15 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
     from potstill.core.errors import RecipeError
     from potstill.core.progress import waiting
-    from potstill.run import preflight
-    from potstill.stages.outlook import Outlook
+    from potstill.recipe.parse import load_recipe
 
-    outlook = Outlook()
     try:
+        found = load_recipe(_recipe_path(recipe), overrides)  # before models and rows, which take long to read
+
+        from potstill.run import preflight
+
         with waiting("reading models and rows"):
-            found = preflight.check(_recipe_path(recipe), overrides, outlook)
+            notes = preflight.check(found)
     except RecipeError as error:
         if not as_json:
             raise
@@ -175,9 +177,7 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
         click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
     else:
         click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
-        with waiting("comparing test rows with training rows"):
-            notes = list(preflight.notes_of(found.stages))
-        for note in (*outlook.rows_left_out(), *notes):
+        for note in notes:
             click.echo(note)
 
 
@@ -215,12 +215,14 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
+    from potstill.recipe.parse import load_recipe
+
+    found = load_recipe(_recipe_path(recipe), overrides)
+
     from potstill.commands.plan import estimate, print_plan
     from potstill.commands.spread import Cluster, print_spread
     from potstill.core.progress import waiting
-    from potstill.run import preflight
 
-    found = preflight.load(_recipe_path(recipe), overrides)
     cluster = Cluster(gpus, tflops, bandwidth) if gpus is not None else None
     with waiting("reading rows, timing this machine"):
         planned = estimate(found, out or Path("runs") / found.name, cluster, measure=cluster is None)
@@ -245,10 +247,10 @@ def plan(
 @guarded
 def run(recipe: Path, overrides: tuple[str, ...], out: Path | None, processes: int, quiet: bool, as_json: bool) -> None:
     """Run RECIPE; go on where an interrupted run stopped, redo only what changed."""
-    from potstill.run import preflight
+    from potstill.recipe.parse import load_recipe
 
     _spread(processes)
-    _run(lambda: preflight.load(_recipe_path(recipe), overrides), out, quiet, as_json)
+    _run(lambda: load_recipe(_recipe_path(recipe), overrides), out, quiet, as_json)
 
 
 @main.command()

@@ -19,6 +19,7 @@ from potstill.scorers import programs
 
 VERBS = ("quickstart", "show", "check", "plan", "run", "compare", "list", "report", "chat", "doctor", "sandbox")
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
+LIBRARIES = ("transformers", "tokenizers", "datasets", "huggingface_hub", "peft")
 
 
 def command(*words: str, **options) -> subprocess.CompletedProcess[str]:
@@ -82,6 +83,19 @@ def test_check_tells_programs_its_mistakes(place):
         "ok": False,
         "problems": [{"place": "sft.optim.lrr", "value": "1", "rule": "no such field; did you mean 'lr'?"}],
     }
+
+
+def test_a_mistake_in_the_file_is_told_before_models_and_rows_are_looked_at(place):
+    told = "tiny.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?\n"
+    script = (
+        "import sys\nfrom potstill.cli import main\n"
+        "for verb in ('check', 'plan', 'run'):\n"
+        "    try: main([verb, *sys.argv[1:]])\n    except SystemExit as end: print(end.code)\n"
+        f"print('LOADED', *[name for name in {LIBRARIES!r} if name in sys.modules])"
+    )
+    words = [place.recipe, "--set", "sft.optim.lrr=1", "--set", "data.instruction=qestion"]
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("2\n2\n2\nLOADED\n", told * 3)
 
 
 def test_check_finds_no_file(place):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from potstill.core.errors import Problem, RecipeError
-from potstill.recipe.parse import parse, parse_recipe
+from potstill.core.errors import RecipeError
+from potstill.recipe.parse import parse_recipe
 
 Found = set[tuple[str, str]]
 
@@ -163,44 +163,6 @@ def test_they_come_in_the_order_of_the_file():
     assert heads[:2] == ["data", "prompts"], "these two stood in the recipe before the others were added"
 
 
-def test_a_wounded_stage_stands_for_what_comes_after():
-    parsed = parse(damaged("unknown in a stage", "an adapter's rank", "no student"))
-    assert parsed.recipe is None
-    base, sft, _, kd, *_ = parsed.stages
-    assert base is not None
-    assert sft is not None
-    assert sft.spec()["adapter"]["r"] == 8, "its default"
-    assert parsed.wounds[1] == ("adapter.r",)
-    assert kd is None, "its student is a guess"
-    assert [stage.name for stage in parsed.expanded] == ["base", "sft", "said", "study", "report"]
-
-
-def test_a_preflight_adds_its_own_problems_in_their_places():
-    parsed = parse(damaged("unknown in a stage", "a report's wish"))
-    with pytest.raises(RecipeError) as caught:
-        parsed.checked([Problem("kd.data", "the train split is empty")])
-    assert [problem.place for problem in caught.value.problems] == ["base.stepz", "kd.data", "report.formt"]
-    with pytest.raises(RecipeError) as caught:
-        parse(good()).checked([Problem("sft.prompts.max_tokens", "no row fits"), Problem("base.data", "is empty")])
-    assert [problem.place for problem in caught.value.problems] == ["base.data", "sft.prompts.max_tokens"]
-    with pytest.raises(RecipeError) as caught:
-        parse(damaged("no such primary")).checked([Problem("study", "its rows are too few")])
-    assert [problem.rule for problem in caught.value.problems][1:] == ["its rows are too few"], "of a stage as a whole: both"
-
-
-def test_a_preflight_is_silent_about_defaults_that_nobody_asked_for():
-    table = damaged("unknown in a stage")
-    table["stage"][1]["prompts"] = {"max_tokens": "many"}
-    with pytest.raises(RecipeError) as caught:
-        parse(table).checked([Problem("sft.prompts.max_tokens", "no row fits in 512"), Problem("sft.data", "is empty")])
-    assert [problem.place for problem in caught.value.problems] == ["base.stepz", "sft.data", "sft.prompts.max_tokens"]
-    assert "fits" not in str(caught.value)
-
-
-def test_a_checked_recipe_is_what_parsing_gives():
-    assert parse(good(), "x.toml").checked() == parse_recipe(good(), "x.toml")
-
-
 def test_a_default_in_place_of_a_wrong_value_is_no_mismatch():
     table = damaged()
     table["stage"][2]["temprature"] = table["stage"][2].pop("temperature")
@@ -258,11 +220,3 @@ def test_the_same_missing_file_is_told_where_each_stage_names_it(tmp_path: Path,
         ("base.data.path", here),
         ("sft.data.path", here),
     ]
-
-
-def test_a_mistake_of_shared_data_is_not_told_of_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    parsed = parse({**good(), "data": {"kind": "jsonl", "path": "none.jsonl"}})
-    with pytest.raises(RecipeError) as caught:
-        parsed.checked([Problem("sft.data", "none.jsonl: no such file"), Problem("sft.optim", "another one")])
-    assert [problem.place for problem in caught.value.problems] == ["data.path", "sft.optim"]

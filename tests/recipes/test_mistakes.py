@@ -39,7 +39,10 @@ def parsed(toml: str, *overrides: str):
 ONE_MISTAKE = {
     # unknown fields, at every depth
     "top level": ("sedes = [1]\n" + BASE, "sedes = [1]  no such field; did you mean 'seeds'?"),
-    "nothing alike": ("zzz = 1\n" + BASE, "zzz = 1  no such field"),
+    "nothing alike": (
+        "zzz = 1\n" + BASE,
+        "zzz = 1  no such field (known: checkpoint, data, description, log, name, prompts, seeds, sweep)",
+    ),
     "in a stage": (TUNED + "optimm = 1", "sft.optimm = 1  no such field; did you mean 'optim'?"),
     "in settings": (TUNED + "optim = { lrr = 1 }", "sft.optim.lrr = 1  no such field; did you mean 'lr'?"),
     "in a header's settings": (

@@ -14,6 +14,7 @@ from potstill.edges.machine import total_memory
 from potstill.recipe.header import Recipe
 from potstill.run.graph import Planned, plan
 from potstill.run.preflight import cost_of, done_models, notes_of, problems_of
+from potstill.sources import rows_kept
 from potstill.stages.base import Stage
 from potstill.stages.outlook import Cost, Outlook
 
@@ -63,6 +64,7 @@ class Plan:
         return [line for line in self.lines if line.state != "done"]
 
 
+@rows_kept()
 def estimate(recipe: Recipe, out: Path, cluster: Cluster | None = None, *, measure: bool = True) -> Plan:
     """What each node of a recipe would take; passes are timed on this machine with `measure`, which takes seconds."""
     planned = plan(recipe, out, offline=True)

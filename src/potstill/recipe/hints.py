@@ -144,7 +144,7 @@ def hint(word: str, inside: Loc, cls: type[Settings], raw: Any, label: str) -> H
 
 
 def _close(word: str, inside: Loc, here: Sequence[Named], elsewhere: Sequence[Named], label: str) -> Hint:
-    """The name that is spelt most like the word, one of the same table first."""
+    """The name that is spelt most like the word, one of the same table first; of none, all names of that table."""
     own = [named for named in here if len(named.path) == 1]
     above = [Named((name,)) for name in Header.model_fields] if label and not inside else []
     of_header = _closest(word, above, CLOSER)
@@ -165,7 +165,7 @@ def _close(word: str, inside: Loc, here: Sequence[Named], elsewhere: Sequence[Na
         return Hint(f"; did you mean '{of_header.name}'? It is a field of the recipe: write it above the first [[stage]]")
     if not label and not inside and (place := _of_stages(word, CLOSER)):
         return Hint(f"; did you mean '{place}'? It belongs in a stage: write it below its [[stage]]")
-    return Hint()
+    return Hint(f" (known: {', '.join(sorted(named.name for named in own))})")
 
 
 def _meant(found: Sequence[Named], inside: Loc, label: str) -> Hint:

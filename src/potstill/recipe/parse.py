@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.component import suggest
-from potstill.core.errors import Problem, UserError
+from potstill.core.errors import Problem, RecipeError, UserError
 from potstill.recipe import overrides as setting
 from potstill.recipe import sweep as sweeping
-from potstill.recipe.header import Header, Parsed, Recipe
+from potstill.recipe.header import Header, Recipe
 from potstill.recipe.healing import Healed
 from potstill.recipe.judged import Context, Judged, judge_header, judge_stage
 from potstill.recipe.places import by_file, within
@@ -29,20 +29,6 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         RecipeError: every mistake, each with its place, the rule and a suggestion.
         UserError: no such file, or not TOML.
     """
-    return read(path, overrides).checked()
-
-
-def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
-    """Check a recipe given as a table; see `load_recipe`."""
-    return parse(table, source, overrides).checked()
-
-
-def read(path: str | Path, overrides: tuple[str, ...] = ()) -> Parsed:
-    """A recipe file as far as it can be read, with its mistakes.
-
-    Raises:
-        UserError: no such file, or not TOML.
-    """
     path = Path(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte-order mark
@@ -57,13 +43,14 @@ def read(path: str | Path, overrides: tuple[str, ...] = ()) -> Parsed:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse(table, str(path), overrides)
+    return parse_recipe(table, str(path), overrides)
 
 
-def parse(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Parsed:
-    """A recipe given as a table as far as it can be read, with its mistakes.
+def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
+    """Check a recipe given as a table.
 
     Raises:
+        RecipeError: every mistake, each with its place, the rule and a suggestion, in the order of the file.
         UserError: an override that sets nothing.
     """
     table = _overridden(table, overrides)
@@ -78,19 +65,9 @@ def parse(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, .
     of_stages = [_in_sweep(problem, sweeps.values()) for problem in of_stages]
     expanded, of_values = _expanded(stages, sweeps, context, beside)
     problems = [*header_problems, *_no_stages(table), *sweep_problems, *of_stages, *of_values, *_idle_seeds(header, stages)]
-    problems = by_file(dict.fromkeys(problems), table)
-    plain = header.value if not header.holes else None
-    return Parsed(
-        source=source,
-        table=table,
-        header=plain,
-        stages=tuple(judged.stage if not judged.healed.holes else None for judged in stages),
-        labels=tuple(context.labels),
-        expanded=tuple(expanded),
-        wounds=tuple(judged.healed.wounds for judged in stages),
-        problems=tuple(problems),
-        recipe=Recipe(plain, tuple(expanded), source, table) if plain is not None and not problems else None,
-    )
+    if problems or header.value is None:
+        raise RecipeError(Path(source).name, by_file(dict.fromkeys(problems), table))
+    return Recipe(header.value, tuple(expanded), source, table)
 
 
 def _overridden(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:

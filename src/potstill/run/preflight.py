@@ -11,9 +11,9 @@ from potstill.core.numbers import size
 from potstill.edges.machine import total_memory
 from potstill.edges.vocabulary import tokenizer_note
 from potstill.recipe.header import Recipe
-from potstill.recipe.parse import read
 from potstill.recipe.places import by_file
 from potstill.run.graph import Planned
+from potstill.sources import rows_kept
 from potstill.stages.base import Stage
 from potstill.stages.outlook import Cost, Outlook
 
@@ -121,32 +121,16 @@ def stage_notes(stages: Sequence[Stage]) -> Iterator[str]:
             yield note
 
 
-def check(path: str | Path, overrides: tuple[str, ...] = (), outlook: Outlook | None = None) -> Recipe:
-    """Read a recipe and find everything that is known to fail, in the file and beyond it.
-
-    Args:
-        outlook: keeps what was read, for whoever wants to say more of it.
+@rows_kept()
+def check(recipe: Recipe) -> list[str]:
+    """Find everything that is known to fail although the file is right; what a person must know of its rows and models.
 
     Raises:
         RecipeError: with every problem, in the order of the file.
-        UserError: no such file, or not TOML.
     """
-    parsed = read(path, overrides)
-    outlook = outlook if outlook is not None else Outlook()
-    found = [*problems_of(parsed.expanded, outlook)]
-    if parsed.recipe is not None:
-        found += room_problems(parsed.expanded, outlook, Path("runs") / parsed.recipe.name)
-    return parsed.checked(found)
-
-
-def load(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe to run it, which looks at what is still to do by itself; a mistake in the file brings all others along.
-
-    Raises:
-        RecipeError, UserError: as `check`.
-    """
-    parsed = read(path, overrides)
-    return parsed.recipe if parsed.recipe is not None else check(path, overrides)
+    outlook = Outlook()
+    _refuse(recipe, outlook, Path("runs") / recipe.name)
+    return [*outlook.rows_left_out(), *notes_of(recipe.stages)]
 
 
 def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
@@ -155,9 +139,12 @@ def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
     Raises:
         RecipeError: with every problem.
     """
-    outlook = Outlook(done)
-    found = [*problems_of(recipe.stages, outlook)]
-    found += room_problems(recipe.stages, outlook, out)
+    _refuse(recipe, Outlook(done), out)
+
+
+def _refuse(recipe: Recipe, outlook: Outlook, out: Path) -> None:
+    with rows_kept():
+        found = [*problems_of(recipe.stages, outlook), *room_problems(recipe.stages, outlook, out)]
     if found:
         raise RecipeError(Path(recipe.source).name, by_file(found, recipe.table))
 

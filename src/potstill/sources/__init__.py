@@ -5,6 +5,7 @@ import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from potstill.sources._survey import Survey, place, survey
 
 Skip = Callable[[Example, str], None]
 T = TypeVar("T")
+_Kept = tuple[list[tuple[Split, Example]], list[tuple[Example, str]]]  # rows in use; rows left out, with the reason
 
 _FEW = 20  # rows: of fewer, a fifth is chance
+_KEPT = 2**24  # characters of a source's rows, and 1,000 more for each row
 NEAR_DUPLICATE = "nearly repeats a held-out row"
 
 
@@ -199,7 +202,18 @@ class Source(Component):
         return self._near[0]
 
     def _parted(self, skip: Skip | None = None) -> Iterator[tuple[Split, Example]]:
-        """Each row in use with its split."""
+        """Each row in use with its split; `skip` hears of each row left out, and why."""
+        kept = _ROWS.read(self) if _ROWS is not None else None
+        if kept is None:
+            yield from self._in_use(skip)
+            return
+        rows, skipped = kept
+        if skip is not None:
+            for example, reason in skipped:
+                skip(example, reason)
+        yield from rows
+
+    def _in_use(self, skip: Skip | None) -> Iterator[tuple[Split, Example]]:
         for number, example in enumerate(filter(self._drawn, self.rows(skip))):
             if self.limit is not None and number >= self.limit:
                 return
@@ -264,12 +278,68 @@ def table_of(value: Any) -> Any:
 _KNOWN: dict[str, object] = {}
 
 
+class _Rows:
+    """Rows of sources, each read once; None of a source that has too many."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, _Kept | None] = {}
+
+    def read(self, source: Source) -> _Kept | None:
+        key = _key("rows", source)
+        if key not in self._of:
+            self._of[key] = self._fitting(source)
+        return self._of[key]
+
+    def _fitting(self, source: Source) -> _Kept | None:
+        rows, skipped, room = [], [], _KEPT
+        for found in source._in_use(lambda *left_out: skipped.append(left_out)):
+            rows.append(found)
+            room -= 1_000 + sum(len(text) for text in (found[1].instruction, found[1].context, found[1].response))
+            if room < 0:
+                return None
+        return rows, skipped
+
+
+_ROWS: _Rows | None = None
+
+
+@contextmanager
+def rows_kept() -> Iterator[None]:
+    """Within it, a source of up to 16 million characters is read once: before a run every stage passes over the rows."""
+    global _ROWS
+    outer = _ROWS
+    _ROWS = outer or _Rows()
+    try:
+        yield
+    finally:
+        _ROWS = outer
+
+
+def _key(what: str, source: Source) -> str:
+    return json.dumps([what, source.spec(), source.version, source.content_hash()], sort_keys=True)
+
+
 def _once(what: str, source: Source, ask: Callable[[], T]) -> T:
     """Cached per process for equal fields and equal rows, because each stage builds its own sources."""
-    key = json.dumps([what, source.spec(), source.version, source.content_hash()], sort_keys=True)
+    key = _key(what, source)
     if key not in _KNOWN:
         _KNOWN[key] = ask()
     return cast(T, _KNOWN[key])
+
+
+def hash_of_made(source: Source) -> str:
+    """The content hash of rows that follow from a source's fields and version alone; computed once a process."""
+
+    def content() -> str:
+        hashed = hashlib.sha256(f"{source.kind} {source.version}".encode())
+        for row in source.rows():
+            hashed.update(repr(row).encode())
+        return hashed.hexdigest()
+
+    key = json.dumps(["content", source.spec(), source.version], sort_keys=True)
+    if key not in _KNOWN:
+        _KNOWN[key] = content()
+    return cast(str, _KNOWN[key])
 
 
 discover(__name__, __path__)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, cast
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.types import Example, Split
-from potstill.sources import Skip, Source, Splits
+from potstill.sources import Skip, Source, Splits, hash_of_made
 from potstill.sources._cells import with_first
 
 Language = Literal["en", "es"]
@@ -162,10 +162,7 @@ class Primer(Source, kind="primer"):
         return "validation" if example.instruction == _sentence(questions[_VALIDATION], name) else "train"
 
     def content_hash(self) -> str:
-        hashed = hashlib.sha256(f"primer {self.version}".encode())
-        for row in self.rows():
-            hashed.update(repr(row).encode())
-        return hashed.hexdigest()
+        return hash_of_made(self)
 
     def _row(self, language: Language, relation: Relation, country: str, phrasing: int, kind: str) -> Example:
         name, fact = _name(language, country), _facts(language, country)[relation]

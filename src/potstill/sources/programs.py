@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from potstill.core.types import Case, Example, Split, Tests
-from potstill.sources import Skip, Source, Splits
+from potstill.sources import Skip, Source, Splits, hash_of_made
 from potstill.sources._families import FAMILIES, INPUTS, Family, Language, filled
 from potstill.sources._mutants import Mutant, failing, mutants
 
@@ -110,10 +110,7 @@ class Programs(Source, kind="programs"):
         return "train" if kind == "seen" else "validation" if kind == "validation" else "test"
 
     def content_hash(self) -> str:
-        hashed = hashlib.sha256(f"programs {self.version}".encode())
-        for row in self.rows():
-            hashed.update(repr(row).encode())
-        return hashed.hexdigest()
+        return hash_of_made(self)
 
     def _rows(
         self, family: Family, constant: Constant, kind: Kind, language: Language, cases: Sequence[Case]

@@ -130,7 +130,7 @@ class OfStage(Source, kind="stage"):
             case None:
                 return fingerprint("not written yet")  # the fingerprint of the stage stands beside it
             case Foretold(source, times):
-                return fingerprint([source.content_hash(), times])
+                return fingerprint([source.spec(), source.content_hash(), times])
             case folder:
                 return Artifact.load(_checked(folder)).content
 

@@ -46,10 +46,7 @@ class Stdlib(Source, kind="stdlib"):
                 yield Example(key=module, instruction=instruction, response=code, language="en", tag=module)
 
     def content_hash(self) -> str:
-        hashed = hashlib.sha256(sys.version.encode())
-        for module, file in _files():
-            hashed.update(module.encode() + hashlib.sha256(file.read_bytes()).digest())
-        return hashed.hexdigest()
+        return _content()
 
 
 def _files() -> Iterator[tuple[str, Path]]:
@@ -59,6 +56,14 @@ def _files() -> Iterator[tuple[str, Path]]:
         parts = file.relative_to(root).with_suffix("").parts
         if (_INSTALLED_LATER | _TESTS_AND_DATA).isdisjoint(parts):
             yield parts[0], file
+
+
+@cache  # as the rows are, which are those of this process
+def _content() -> str:
+    hashed = hashlib.sha256(sys.version.encode())
+    for module, file in _files():
+        hashed.update(module.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return hashed.hexdigest()
 
 
 @cache  # some 5 MB; to parse the library again for every split would take seconds
