@@ -17,6 +17,7 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8:strict"}
 DEVICES = ("null", "zero", "random", "urandom")
 THREADS = 256
 USER = 65534  # whom programs run as
+_SET_GROUP, _SET_USER = 1 << 6, 1 << 7  # capabilities
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,37 @@ def plan() -> Plan:
 
 def _below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def becomes() -> int | None:
+    """The user whom the superuser becomes to run programs; None for any other user, who stays itself.
+
+    The superuser of a user namespace may be another user outside, and no other user need exist there: it stays itself too.
+
+    Raises:
+        Unfit: when programs would run as the machine's superuser.
+    """
+    if os.geteuid() != 0:
+        return None
+    status = Path("/proc/self/status").read_text()
+    rights = int(status.partition("CapEff:")[2].split()[0], 16)
+    if rights & _SET_GROUP and rights & _SET_USER and all(_outside(name, USER) is not None for name in ("uid_map", "gid_map")):
+        return USER
+    if _outside("uid_map", 0) != 0:
+        return None
+    raise Unfit(
+        "programs would run as the superuser, who may not become another user here",
+        "start potstill as another user, or give the container the capabilities SETUID and SETGID",
+    )
+
+
+def _outside(name: str, inside: int) -> int | None:
+    """What a user or group of this user namespace is outside it; None where there is no such one."""
+    for line in Path(f"/proc/self/{name}").read_text().splitlines():
+        first, outside, count = map(int, line.split())
+        if first <= inside < first + count:
+            return outside + inside - first
+    return None
 
 
 def all_may_read(plan: Plan) -> bool:

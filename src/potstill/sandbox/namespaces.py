@@ -13,7 +13,7 @@ from pathlib import Path
 from potstill.sandbox import seccomp
 from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
 from potstill.sandbox.backend import Ended, Job, Unfit
-from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, executable, plan
+from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, becomes, executable, plan
 from potstill.sandbox.verdict import Limits
 
 _FOLDER = Path(__file__).parent
@@ -62,7 +62,7 @@ class Zygote:
         try:
             self.control.send(json.dumps(plan().plain()).encode())
             self._expect(b"u")
-            self.control.send(b"two" if _map_users(self.process.pid) else b"one")
+            self.control.send(b"two" if _map_users(self.process.pid, becomes()) else b"one")
             self._expect(b"r")
         except OSError as error:
             raise Unfit(f"its process did not start: {error}") from error
@@ -131,17 +131,15 @@ class Zygote:
                 process.wait()
 
 
-def _map_users(pid: int) -> bool:
-    """Say who is who in a new user namespace; whether programs get a user of their own there."""
-    user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        with contextlib.suppress(OSError):
-            for name in ("gid_map", "uid_map"):
-                Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {USER} 1\n")
-            return True
+def _map_users(pid: int, becomes: int | None) -> bool:
+    """Say who is who in a new user namespace; whether there is the superuser too, who builds the root and then becomes a user."""
+    if becomes is not None:
+        for name in ("gid_map", "uid_map"):
+            Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {becomes} 1\n")
+        return True
     Path(f"/proc/{pid}/setgroups").write_text("deny")
-    Path(f"/proc/{pid}/gid_map").write_text(f"{USER} {group} 1\n")
-    Path(f"/proc/{pid}/uid_map").write_text(f"{USER} {user} 1\n")
+    Path(f"/proc/{pid}/gid_map").write_text(f"{USER} {os.getegid()} 1\n")
+    Path(f"/proc/{pid}/uid_map").write_text(f"{USER} {os.geteuid()} 1\n")
     return False
 
 
@@ -165,6 +163,7 @@ class Namespaces:
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
         plan()
+        becomes()
         count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
         self._free = threading.Semaphore(count)
         self._lock = threading.Lock()
