@@ -1,5 +1,6 @@
 """The parent's side of every run: its clock, what is kept of the output, and the end of a program that meets a limit."""
 
+import json
 import os
 import select
 import tempfile
@@ -157,6 +158,21 @@ class Run:
     limit: Limit | None = None
     asked: float = field(default_factory=time.monotonic)
     killed: float | None = None
+
+    def hear(self, words: bytes) -> None:
+        """What the sandbox says on a descriptor that the program never has: the start, the end, or why there was none.
+
+        Args:
+            words: `s` and nanoseconds; `e` and a list of nanoseconds, wait status, processor seconds; `x` and a reason.
+        """
+        match words[:1]:
+            case b"s":
+                self.began = int(words[1:]) / 1e9
+            case b"e":
+                ended, self.status, self.cpu_s = json.loads(words[1:])
+                self.ended = ended / 1e9
+            case _:
+                self.trouble = words[1:].decode("utf-8", "replace")
 
     def stop(self, limit: Limit | None) -> None:
         if self.killed is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from potstill.sandbox import seccomp
 from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
-from potstill.sandbox.backend import Ended, Job, Unfit
+from potstill.sandbox.backend import Ended, Job, Unfit, renewed
 from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, becomes, executable, plan
 from potstill.sandbox.verdict import Limits
 
@@ -108,16 +108,7 @@ class Zygote:
             heard = self.control.recv(1024)
         except OSError:
             heard = b""
-        match heard[:1]:
-            case b"s":
-                run.began = int(heard[1:]) / 1e9
-            case b"e":
-                ended, run.status, run.cpu_s = json.loads(heard[1:])
-                run.ended = ended / 1e9
-            case b"x":
-                run.trouble = heard[1:].decode("utf-8", "replace")
-            case _:
-                run.trouble = "the sandbox's process was killed"
+        run.hear(heard or b"xthe sandbox's process was killed")
         return not run.trouble
 
     def close(self) -> None:
@@ -131,11 +122,11 @@ class Zygote:
                 process.wait()
 
 
-def _map_users(pid: int, becomes: int | None) -> bool:
-    """Say who is who in a new user namespace; whether there is the superuser too, who builds the root and then becomes a user."""
-    if becomes is not None:
+def _map_users(pid: int, user: int | None) -> bool:
+    """Say who is who in a new user namespace; whether the superuser is there too, to build the root and then become `user`."""
+    if user is not None:
         for name in ("gid_map", "uid_map"):
-            Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {becomes} 1\n")
+            Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {user} 1\n")
         return True
     Path(f"/proc/{pid}/setgroups").write_text("deny")
     Path(f"/proc/{pid}/gid_map").write_text(f"{USER} {os.getegid()} 1\n")
@@ -143,7 +134,7 @@ def _map_users(pid: int, becomes: int | None) -> bool:
     return False
 
 
-@dataclass
+@dataclass(eq=False)
 class Namespaces:
     """A pool of warm processes.
 
@@ -163,12 +154,21 @@ class Namespaces:
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
         plan()
-        becomes()
-        count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
-        self._free = threading.Semaphore(count)
-        self._lock = threading.Lock()
         self._closed = False
-        self._idle = [Zygote()]
+        self._begin()
+        self._idle.append(Zygote())
+        renewed(self)
+
+    def _begin(self) -> None:
+        self._free = threading.Semaphore(self.workers or max(1, len(os.sched_getaffinity(0)) - 1))
+        self._lock = threading.Lock()
+        self._idle: list[Zygote] = []
+
+    def after_fork(self) -> None:
+        theirs = self._idle
+        self._begin()
+        for zygote in theirs:
+            zygote.close()
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with self._free:
