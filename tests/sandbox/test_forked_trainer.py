@@ -32,7 +32,7 @@ def in_a_fork(act) -> None:
 
 
 def prints(backend, word: str) -> bool:
-    return backend.run(Job(f"print({word!r})"), ROOMY).stdout.decode() == f"{word}\n"
+    return backend.run(Job(f"import time; time.sleep(0.05); print({word!r})"), ROOMY).stdout.decode() == f"{word}\n"
 
 
 @pytest.fixture
