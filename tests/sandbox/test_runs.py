@@ -36,7 +36,6 @@ ENDINGS = {
     "a status as of SIGKILL": "import sys; sys.exit(128 + 9)",
     "a status as of SIGSYS": "import sys; sys.exit(128 + 31)",
     "a status as of SIGXCPU": "import os; os._exit(128 + 24)",
-    "interrupts itself": "import os; os.kill(os.getpid(), 2)",
     "catches its own interrupt": "import signal\ntry: signal.raise_signal(2)\nexcept KeyboardInterrupt: print('caught')",
     "closes its output": "import sys; print(1); sys.stdout.close()",
     "closes all descriptors": "import os; os.closerange(0, 64)",

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from potstill.sandbox import seccomp
-from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
+from potstill.sandbox._watch import Run, Streams, control_pair, rlimits, sealed, watch
 from potstill.sandbox.backend import Ended, Job, Unfit, renewed
 from potstill.sandbox.interpreter import DEVICES, ENVIRONMENT, FLAGS, USER, Plan, becomes, closed, executable, plan
 from potstill.sandbox.verdict import Limits
@@ -60,7 +60,7 @@ class Bubblewrap:
     def run(self, job: Job, limits: Limits) -> Ended:
         with contextlib.ExitStack() as stack:
             streams = stack.enter_context(Streams(job))
-            control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            control, theirs = control_pair()
             stack.enter_context(control)
             with theirs, contextlib.ExitStack() as given:
                 parts = [sealed(part) for part in (_guest(), seccomp.program(), job.program.encode("utf-8", "surrogatepass"))]
@@ -186,8 +186,7 @@ def _guest() -> bytes:
 
 
 def _hear(run: Run, control: socket.socket) -> bool:
-    if heard := control.recv(1024):
-        run.hear(heard)
+    if run.hear(control):
         return not run.over()
     # all that held the other side has gone, and nobody said how the program ended
     run.ended = time.monotonic()

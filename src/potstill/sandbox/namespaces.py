@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from potstill.sandbox import seccomp
-from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
+from potstill.sandbox._watch import Run, Streams, control_pair, rlimits, sealed, watch
 from potstill.sandbox.backend import Ended, Job, Unfit, renewed
 from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, becomes, executable, plan
 from potstill.sandbox.verdict import Limits
@@ -37,7 +37,7 @@ class Zygote:
     """
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = control_pair()
         self.control = ours
         words = [executable(), *FLAGS, str(_FOLDER / "zygote.py"), str(_FOLDER / "guest.py"), str(theirs.fileno())]
         try:
@@ -104,11 +104,8 @@ class Zygote:
             self.control.send(word)
 
     def _hear(self, run: Run) -> bool:
-        try:
-            heard = self.control.recv(1024)
-        except OSError:
-            heard = b""
-        run.hear(heard or b"xthe sandbox's process was killed")
+        if not run.hear(self.control):
+            run.trouble = "the sandbox's process was killed"
         return not run.trouble
 
     def close(self) -> None:
