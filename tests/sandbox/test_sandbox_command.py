@@ -128,8 +128,9 @@ def test_without_a_sandbox_it_says_so(files):
         (("program", "--expect", "nothing"), "{nothing}: No such file or directory"),
         (("latin", "--expect", "wanted"), "{latin}: no UTF-8 at byte 1; save the file as UTF-8"),
         (("program", "--tests", "broken"), "{broken}: tests: line 1: '(' was never closed; they must be Python statements"),
-        (("program", "--expect", "wanted", "--time-s", "0"), "--time-s 0: must be more than 0 and at most 3600"),
-        (("program", "--expect", "wanted", "--time-s", "nan"), "--time-s nan: must be more than 0 and at most 3600"),
+        (("program", "--expect", "wanted", "--time-s", "0"), "time_s = 0.0: must be a number from 0.01 to 3600"),
+        (("program", "--expect", "wanted", "--time-s", "nan"), "time_s = nan: must be a number from 0.01 to 3600"),
+        (("program", "--expect", "wanted", "--memory-mb", "8"), "memory_mb = 8: must be a whole number from 32 to 1048576"),
         (
             ("program", "--expect", "wanted", "--backend", "none"),
             "--backend none is no sandbox; say --unsafe-no-sandbox if you mean it",

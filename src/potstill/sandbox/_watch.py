@@ -1,12 +1,18 @@
 """The parent's side of every run: its clock, what is kept of the output, and the end of a program that meets a limit."""
 
+import contextlib
+import glob
+import json
 import os
 import select
+import socket
+import struct
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -16,7 +22,10 @@ from potstill.sandbox.verdict import Limits
 
 START_S = 30.0  # until a program starts: the sandbox's own time, on a machine under load
 END_S = 10.0  # from the kill to the end
+_LOOK_S = 0.05
+LOADED = 20.0  # the most that a run may take on the clock, in its limit's terms, where other processes hold the processor
 FORBIDDEN = "that the filter forbids"  # SIGSYS does not say which
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: process, user, group
 _SIGSYS, _SIGXCPU, _SIGKILL = 31, 24, 9
 _TAIL = 256  # last bytes of standard error, where an uncaught exception names itself
 _PIECE = 1 << 16
@@ -145,6 +154,10 @@ class Run:
         cpu_s: processor seconds, where the backend knows them.
         trouble: why nothing can be said of the program.
         limit: what the parent killed it for.
+        pid: of the program, as this process sees it.
+        waited_s: seconds that it was ready to run and other processes held the processor; they do not count.
+        queued_s: seconds since its deadline that it may be waiting for the processor: the kernel says so when the wait is over.
+        ran_ns: processor time at the last look; None before the first.
     """
 
     limits: Limits
@@ -157,6 +170,37 @@ class Run:
     limit: Limit | None = None
     asked: float = field(default_factory=time.monotonic)
     killed: float | None = None
+    pid: int = 0
+    waited_s: float = 0.0
+    queued_s: float = 0.0
+    ran_ns: int | None = None
+
+    def hear(self, control: socket.socket) -> bool:
+        """What the sandbox says on a descriptor that the program never has; False where nobody holds the other side any more.
+
+        `s` and nanoseconds, from the program's process; `e` and a list of nanoseconds, wait status, processor seconds; `x` and
+        why there was no start.
+        """
+        try:
+            words, extra, _, _ = control.recvmsg(1024, socket.CMSG_SPACE(_CREDENTIALS.size))
+        except ConnectionError:
+            return False
+        match words[:1]:
+            case b"":
+                return False
+            case b"s":
+                self.began = int(words[1:]) / 1e9
+                self.pid, _, _ = _CREDENTIALS.unpack(extra[0][2])  # the kernel's word: this process's number for the sender
+            case b"e":
+                ended, self.status, self.cpu_s = json.loads(words[1:])
+                self.ended = ended / 1e9
+            case _:
+                self.trouble = words[1:].decode("utf-8", "replace")
+        return True
+
+    def allowed_s(self) -> float:
+        """Seconds on the clock."""
+        return min(self.limits.time_s + self.waited_s + self.queued_s, LOADED * self.limits.time_s)
 
     def stop(self, limit: Limit | None) -> None:
         if self.killed is None:
@@ -169,7 +213,7 @@ class Run:
     def deadline(self) -> float:
         if self.killed is not None:
             return self.killed + END_S
-        return self.asked + START_S if self.began is None else self.began + self.limits.time_s
+        return self.asked + START_S if self.began is None else self.began + self.allowed_s()
 
     def late(self) -> None:
         """The deadline has passed, and nothing that happened before it waits to be read."""
@@ -179,7 +223,38 @@ class Run:
             self.trouble = f"the sandbox did not start within {START_S:g} s"
             self.stop(None)
         else:
-            self.stop("timeout")
+            self._look()
+            if time.monotonic() >= self.deadline():
+                self.stop("timeout")
+
+    def _look(self) -> None:
+        """At the deadline: move it by what the program has waited for the processor."""
+        ran_ns, waited_ns, ready = held_up(self.pid)
+        if waited_ns > self.waited_s * 1e9:
+            self.waited_s, self.queued_s = waited_ns / 1e9, 0.0
+        if ready and self.ran_ns in (None, ran_ns):
+            self.queued_s = time.monotonic() - (self.began or 0.0) - self.limits.time_s - self.waited_s + _LOOK_S
+        self.ran_ns = ran_ns
+
+
+def control_pair() -> tuple[socket.socket, socket.socket]:
+    """The parent's side and the sandbox's: messages come whole, and the kernel says from which process."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    return ours, theirs
+
+
+def held_up(pid: int) -> tuple[int, int, bool]:
+    """A process's nanoseconds of processor time; those that it was ready to run and did not, of its threads the longest; and
+    whether the processor is all that it waits for now. Zeros where the system does not say."""
+    ran, waited, ready = 0, 0, False
+    for folder in glob.glob(f"/proc/{pid}/task/*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            times, state = (Path(folder, name).read_text() for name in ("schedstat", "stat"))
+            ran += int(times.split()[0])
+            waited = max(waited, int(times.split()[1]))
+            ready |= state.rpartition(")")[2].split()[0] in "RZX"  # it runs, or has ended and its parent waits to say so
+    return ran, waited, ready
 
 
 def watch(run: Run, streams: Streams, heard: dict[int, Callable[[], bool]]) -> Ended:
@@ -225,7 +300,7 @@ def _ended(run: Run, out: Output, err: Output) -> Ended:
     limit = run.limit
     if out.size > out.most:
         limit = limit or "output_limit"
-    if limit is None and (wall_s > run.limits.time_s or signal == _SIGXCPU or _used_up(run, signal)):
+    if limit is None and (wall_s > run.allowed_s() or signal == _SIGXCPU or _used_up(run, signal)):
         limit = "timeout"
     if limit is None and status == 1 and err.tail.rstrip().rpartition(b"\n")[2].startswith(b"MemoryError"):
         limit = "memory"

@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from potstill.core.errors import UserError
 from potstill.sandbox._tests import FILE, Said
+from potstill.sandbox._watch import LOADED
 from potstill.sandbox.backend import Backend, Job
 from potstill.sandbox.judge import abstained, clipped, limit_verdict, status_verdict
 from potstill.sandbox.verdict import Limits, Verdict
@@ -143,10 +144,12 @@ class _Judge:
     def talk(self, reader: BinaryIO, writer: BinaryIO) -> None:
         descriptors = reader.fileno(), writer.fileno()
         boot = _BOOT.format(modules=_sources("_values", "_tests"), arguments=f"{descriptors[0]}, {descriptors[1]}")
-        wait_s = self.limits.time_s + _SPARE_S
+        wait_s = LOADED * self.limits.time_s + _SPARE_S
         memory = max(JUDGE_MEMORY_MB, self.limits.memory_mb) << 20
         asked = self.asserts
-        told = marshal.dumps((asked.code, asked.lines, asked.names, asked.modules, memory, int(wait_s) + 1))
+        told = marshal.dumps(
+            (asked.code, asked.lines, asked.names, asked.modules, memory, int(self.limits.time_s + _SPARE_S) + 1)
+        )
         try:
             process = subprocess.Popen(
                 [sys.executable, "-s", "-P", "-S", "-B", "-c", boot],

@@ -1,8 +1,10 @@
 """What runs a program: the one thing that all backends have in common."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, Protocol
+from weakref import WeakSet
 
 from potstill.sandbox.verdict import Limits
 
@@ -78,3 +80,28 @@ class Backend(Protocol):
     def close(self) -> None:
         """End all that it holds: processes, descriptors, folders."""
         ...
+
+
+class Forked(Protocol):
+    """What a forked process must not share with its parent: threads that it does not have, processes that are not its own."""
+
+    def after_fork(self) -> None:
+        """Let go of the parent's and begin anew; called in the forked process, which has one thread yet."""
+        ...
+
+
+_HELD: WeakSet[Forked] = WeakSet()
+
+
+def renewed(thing: Forked) -> None:
+    """Have `after_fork` called in each process that is forked from this one."""
+    _HELD.add(thing)
+
+
+def _after_fork() -> None:
+    for thing in [*_HELD]:
+        thing.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -7,24 +7,27 @@ import marshal
 import os
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from potstill.sandbox import seccomp
-from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
-from potstill.sandbox.backend import Ended, Job, Unfit
-from potstill.sandbox.interpreter import DEVICES, ENVIRONMENT, FLAGS, USER, all_may_read, executable, plan
+from potstill.sandbox._watch import Run, Streams, control_pair, rlimits, sealed, watch
+from potstill.sandbox.backend import Ended, Job, Unfit, renewed
+from potstill.sandbox.interpreter import DEVICES, ENVIRONMENT, FLAGS, USER, Plan, becomes, closed, executable, plan
 from potstill.sandbox.verdict import Limits
+from potstill.sandbox.zygote import BIND, NEW_MOUNTS, NODEV, NOSUID, RECURSIVE, SLAVE, Failed, call, mount
 
 _GUEST = "/run/guest.pyc"
 _OLDEST = (0, 8)  # --disable-userns, --size
-_SIGKILL = 9
 
 
-@dataclass
+@dataclass(eq=False)
 class Bubblewrap:
     """Programs in bubblewrap.
 
@@ -46,49 +49,44 @@ class Bubblewrap:
         self.version = _version(found)
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
-        seen = plan()
-        # the superuser really becomes another user, where that one can read the interpreter
-        drops = os.geteuid() == 0 and all_may_read(seen)
-        # where it stays the superuser, without rights, it still owns the machine's devices
-        self._filter = seccomp.program(chmod=drops or os.geteuid() != 0)
-        self._user = USER if drops else None
+        self._user = becomes()
+        self._shut = [] if self._user is None else closed(plan())
+        self._starter = _starter(self._shut) if self._shut else None
+        renewed(self)
+
+    def after_fork(self) -> None:
+        self._starter = _starter(self._shut) if self._shut else None
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with contextlib.ExitStack() as stack:
             streams = stack.enter_context(Streams(job))
-            began, started = os.pipe()
-            stack.callback(os.close, began)
-            with contextlib.ExitStack() as given:
-                given.callback(os.close, started)
-                parts = [sealed(part) for part in (_guest(), self._filter, job.program.encode("utf-8", "surrogatepass"))]
+            control, theirs = control_pair()
+            stack.enter_context(control)
+            with theirs, contextlib.ExitStack() as given:
+                parts = [sealed(part) for part in (_guest(), seccomp.program(), job.program.encode("utf-8", "surrogatepass"))]
                 for fd in parts:
                     given.callback(os.close, fd)
                 try:
-                    process = self._start(parts, started, streams.theirs, limits)
+                    process = self._start(
+                        _words(parts, theirs.fileno(), streams.theirs, limits), [*parts, theirs.fileno()], streams.theirs
+                    )
                 except OSError as error:
                     return Ended(False, None, None, None, b"", b"", 0.0, trouble=f"bwrap did not start: {error}")
             streams.handed_over()
-            os.set_blocking(began, False)
             stack.callback(_end, process)
             run = Run(limits, kill=process.kill)
-            exit_fd = os.pidfd_open(process.pid)
-            stack.callback(os.close, exit_fd)
-            return watch(run, streams, {began: partial(_hear, run, began), exit_fd: partial(_exited, run, process, began)})
+            return watch(run, streams, {control.fileno(): partial(_hear, run, control)})
 
-    def _start(self, parts: list[int], started: int, streams: list[int], limits: Limits) -> "subprocess.Popen[bytes]":
-        guest, filter, program = parts
+    def _start(self, words: list[str], passed: list[int], streams: list[int]) -> "subprocess.Popen[bytes]":
         stdin, stdout, stderr, *talk = streams
-        words = [self._command, *_arguments(limits.disk_mb << 20), "--ro-bind-data", str(guest), _GUEST, "--remount-ro", "/"]
-        numbers = (started, program, filter, *(talk or (-1, -1)), *rlimits(limits))
-        words += ["--", executable(), *FLAGS, _GUEST, *map(str, numbers)]
-        passed = (*parts, started, *talk)
-        # its environment is empty: that of bubblewrap's own first process inside could be read
-        return subprocess.Popen(
-            words,
+        start = partial(
+            subprocess.Popen,
+            [self._command, *words],
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            pass_fds=passed,
+            pass_fds=(*passed, *talk),
+            # empty: that of bubblewrap's own first process inside could be read
             env={},
             cwd="/",
             start_new_session=True,
@@ -96,9 +94,58 @@ class Bubblewrap:
             group=self._user,
             extra_groups=None if self._user is None else [],
         )
+        return start() if self._starter is None else self._starter.submit(start).result()
 
     def close(self) -> None:
-        """Nothing lives longer than a run."""
+        """Nothing lives longer than a run, but for a thread."""
+        if self._starter is not None:
+            self._starter.shutdown()
+
+
+def _starter(shut: list[str]) -> ThreadPoolExecutor:
+    """A thread that starts processes, with mounts of its own, in which every user may enter the folders `shut`.
+
+    There is nothing in them there but what programs must read. Processes that a thread starts see what it sees.
+
+    Raises:
+        Unfit: when mounts cannot be had.
+    """
+    starter = ThreadPoolExecutor(1, thread_name_prefix="bubblewrap")
+    try:
+        starter.submit(_open_up, shut, plan()).result()
+    except Failed as error:
+        starter.shutdown()
+        where = f"other users may not enter {' and '.join(shut)}, where Python is"
+        raise Unfit(
+            f"{where}, and {error}", "use a Python that every user may read, or start potstill as another user"
+        ) from None
+    return starter
+
+
+def _open_up(shut: list[str], seen: Plan) -> None:
+    call("unshare", NEW_MOUNTS)  # and a file mode mask of its own
+    mount("none", "/", None, RECURSIVE | SLAVE)
+    os.umask(0o022)
+    for folder in shut:
+        below = [path for path in (*seen.folders, *seen.files) if path.startswith(f"{folder}/")]
+        held = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in below}
+        mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, "mode=755,size=1m")
+        for path, fd in held.items():
+            if os.path.isdir(f"/proc/self/fd/{fd}"):
+                os.makedirs(path)
+            else:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+            mount(f"/proc/self/fd/{fd}", path, None, BIND | RECURSIVE)
+            os.close(fd)
+
+
+def _words(parts: list[int], control: int, streams: list[int], limits: Limits) -> list[str]:
+    """The command line: what is seen inside, then the guest and its numbers."""
+    guest, filter, program = parts
+    numbers = (control, program, filter, *(streams[3:] or (-1, -1)), *rlimits(limits))
+    words = [*_arguments(limits.disk_mb << 20), "--ro-bind-data", str(guest), _GUEST, "--remount-ro", "/"]
+    return [*words, "--", executable(), *FLAGS, _GUEST, *map(str, numbers)]
 
 
 def _version(command: str) -> str:
@@ -116,8 +163,8 @@ def _version(command: str) -> str:
 def _arguments(disk: int) -> tuple[str, ...]:
     """Namespaces, rights and mounts."""
     seen = plan()
-    words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    words += ["--uid", str(USER), "--gid", str(USER), "--hostname", "sandbox", "--clearenv"]
+    words = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session", "--as-pid-1"]
+    words += ["--cap-drop", "ALL", "--uid", str(USER), "--gid", str(USER), "--hostname", "sandbox", "--clearenv"]
     for name, value in ENVIRONMENT.items():
         words += ["--setenv", name, value]
     for path in (*seen.folders, *seen.files):
@@ -138,30 +185,15 @@ def _guest() -> bytes:
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
-def _hear(run: Run, fd: int) -> bool:
-    try:
-        heard = os.read(fd, 1024)
-    except BlockingIOError:
-        heard = b""
-    if heard[:1] == b"s":
-        run.began = int(heard[1:]) / 1e9
-    elif heard:
-        run.trouble = heard[1:].decode("utf-8", "replace")
-    return False
-
-
-def _exited(run: Run, process: "subprocess.Popen[bytes]", began: int) -> bool:
-    """bwrap reports the program's end by its own status: 128 + N for signal N, and for a program that calls `exit(128 + N)`."""
-    if run.began is None:  # one poll may see the end and not yet the start, which came before it
-        _hear(run, began)
-    code = process.wait()
+def _hear(run: Run, control: socket.socket) -> bool:
+    if run.hear(control):
+        return not run.over()
+    # all that held the other side has gone, and nobody said how the program ended
     run.ended = time.monotonic()
-    if code >= 0:
-        run.status = code - 128 if 128 < code <= 192 else code << 8
-    elif run.killed is None:
-        run.trouble = "bubblewrap was killed"
+    if run.began is None or run.killed is not None:
+        run.status = signal.SIGKILL
     else:
-        run.status = _SIGKILL
+        run.trouble = "bubblewrap was killed"
     return False
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from potstill.core.errors import UserError
 from potstill.core.types import Case, Tests
 from potstill.sandbox.asserts import assert_verdict, prepared
-from potstill.sandbox.backend import Backend
+from potstill.sandbox.backend import Backend, renewed
 from potstill.sandbox.judge import NEAR_LIMIT, case_verdict, clipped
 from potstill.sandbox.verdict import Limits, Verdict
 
@@ -88,6 +88,11 @@ class Grader:
         self.workers = workers or max(1, _cores() - 1)
         self.judged = 0
         self.abstained = 0
+        self.after_fork()
+        renewed(self)
+
+    def after_fork(self) -> None:
+        """Threads of its own."""
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="grader")
         self._one_batch = threading.Lock()
 

@@ -127,13 +127,23 @@ def flushed():
 
 
 def main(words):
-    """From bubblewrap's command line: `started program filter talk_in talk_out limits…`, descriptors (-1 for none), numbers."""
+    """From bubblewrap's command line: `control program filter talk_in talk_out limits…`, descriptors (-1 for none), numbers.
+
+    This is the first process of its process namespace. The program is its child, so that a program that ends with the status
+    128 + N and one that ends by the signal N are told apart.
+    """
+    import _signal
+
     *given, talk_in, talk_out = map(int, words[:5])
-    started, program, filter = given
+    control, program, filter = given
     try:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # the first process of a namespace ignores what has no handler
         source, rules = read(program), read(filter)
+        pid = os.fork()
+        if pid:
+            wait(pid, control)
         spare = max(*given, talk_in, talk_out, 4) + 1
-        os.dup2(started, spare)
+        os.dup2(control, spare)
         keep = 3
         if talk_in >= 0:
             os.dup2(talk_in, spare + 1)
@@ -143,23 +153,35 @@ def main(words):
             keep = 5
         enter(source, rules, [int(word) for word in words[5:]], spare, keep)
     except BaseException as error:
-        os.write(started, b"x" + repr(error).encode()[:500])
+        os.write(control, b"x" + repr(error).encode()[:500])
         os._exit(1)
     run(source)
 
 
-def enter(source, rules, limits, started, keep):
+def wait(pid, control):
+    """Say how a child ended, and end."""
+    os.closerange(0, control)
+    os.closerange(control + 1, 1 << 20)
+    _, status, usage = os.wait4(pid, 0)
+    os.write(control, b"e[%d,%d,%f]" % (time.monotonic_ns(), status, usage.ru_utime + usage.ru_stime))
+    os._exit(0)
+
+
+def enter(source, rules, limits, control, keep):
     """From here on the program's limits hold, and descriptors from `keep` on are closed.
 
     The parent hears that the program starts, and when, on a descriptor that the program never has.
     """
+    import _signal
+
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     os.chdir(os.path.dirname(MAIN))
     with open(MAIN, "wb") as file:
         file.write(source)
     os.environ.clear()
     limit(limits)
     forbid(rules)
-    os.write(started, b"s%d" % time.monotonic_ns())
+    os.write(control, b"s%d" % time.monotonic_ns())
     os.closerange(keep, 1 << 20)
 
 

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from potstill.sandbox import seccomp
-from potstill.sandbox._watch import Run, Streams, rlimits, sealed, watch
-from potstill.sandbox.backend import Ended, Job, Unfit
-from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, executable, plan
+from potstill.sandbox._watch import Run, Streams, control_pair, rlimits, sealed, watch
+from potstill.sandbox.backend import Ended, Job, Unfit, renewed
+from potstill.sandbox.interpreter import ENVIRONMENT, FLAGS, USER, becomes, executable, plan
 from potstill.sandbox.verdict import Limits
 
 _FOLDER = Path(__file__).parent
@@ -37,7 +37,7 @@ class Zygote:
     """
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = control_pair()
         self.control = ours
         words = [executable(), *FLAGS, str(_FOLDER / "zygote.py"), str(_FOLDER / "guest.py"), str(theirs.fileno())]
         try:
@@ -62,7 +62,7 @@ class Zygote:
         try:
             self.control.send(json.dumps(plan().plain()).encode())
             self._expect(b"u")
-            self.control.send(b"two" if _map_users(self.process.pid) else b"one")
+            self.control.send(b"two" if _map_users(self.process.pid, becomes()) else b"one")
             self._expect(b"r")
         except OSError as error:
             raise Unfit(f"its process did not start: {error}") from error
@@ -104,20 +104,8 @@ class Zygote:
             self.control.send(word)
 
     def _hear(self, run: Run) -> bool:
-        try:
-            heard = self.control.recv(1024)
-        except OSError:
-            heard = b""
-        match heard[:1]:
-            case b"s":
-                run.began = int(heard[1:]) / 1e9
-            case b"e":
-                ended, run.status, run.cpu_s = json.loads(heard[1:])
-                run.ended = ended / 1e9
-            case b"x":
-                run.trouble = heard[1:].decode("utf-8", "replace")
-            case _:
-                run.trouble = "the sandbox's process was killed"
+        if not run.hear(self.control):
+            run.trouble = "the sandbox's process was killed"
         return not run.trouble
 
     def close(self) -> None:
@@ -131,21 +119,19 @@ class Zygote:
                 process.wait()
 
 
-def _map_users(pid: int) -> bool:
-    """Say who is who in a new user namespace; whether programs get a user of their own there."""
-    user, group = os.geteuid(), os.getegid()
-    if user == 0:
-        with contextlib.suppress(OSError):
-            for name in ("gid_map", "uid_map"):
-                Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {USER} 1\n")
-            return True
+def _map_users(pid: int, user: int | None) -> bool:
+    """Say who is who in a new user namespace; whether the superuser is there too, to build the root and then become `user`."""
+    if user is not None:
+        for name in ("gid_map", "uid_map"):
+            Path(f"/proc/{pid}/{name}").write_text(f"0 0 1\n{USER} {user} 1\n")
+        return True
     Path(f"/proc/{pid}/setgroups").write_text("deny")
-    Path(f"/proc/{pid}/gid_map").write_text(f"{USER} {group} 1\n")
-    Path(f"/proc/{pid}/uid_map").write_text(f"{USER} {user} 1\n")
+    Path(f"/proc/{pid}/gid_map").write_text(f"{USER} {os.getegid()} 1\n")
+    Path(f"/proc/{pid}/uid_map").write_text(f"{USER} {os.geteuid()} 1\n")
     return False
 
 
-@dataclass
+@dataclass(eq=False)
 class Namespaces:
     """A pool of warm processes.
 
@@ -165,11 +151,21 @@ class Namespaces:
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
         plan()
-        count = self.workers or max(1, len(os.sched_getaffinity(0)) - 1)
-        self._free = threading.Semaphore(count)
-        self._lock = threading.Lock()
         self._closed = False
-        self._idle = [Zygote()]
+        self._begin()
+        self._idle.append(Zygote())
+        renewed(self)
+
+    def _begin(self) -> None:
+        self._free = threading.Semaphore(self.workers or max(1, len(os.sched_getaffinity(0)) - 1))
+        self._lock = threading.Lock()
+        self._idle: list[Zygote] = []
+
+    def after_fork(self) -> None:
+        theirs = self._idle
+        self._begin()
+        for zygote in theirs:
+            zygote.close()
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with self._free:

@@ -68,12 +68,11 @@ CHECKS = {
 
 
 @lru_cache(maxsize=4)
-def program(arch: str | None = None, chmod: bool = True) -> bytes:
+def program(arch: str | None = None) -> bytes:
     """The filter: an array of struct sock_filter.
 
     Args:
         arch: `x86_64` or `aarch64`; None for this machine's.
-        chmod: whether a program may change the rights of files that it owns; not where it owns any of the machine's own.
 
     Raises:
         ValueError: no filter for that architecture.
@@ -84,7 +83,7 @@ def program(arch: str | None = None, chmod: bool = True) -> bytes:
     code: Code = [(_LOAD, 0, 0, _ARCH), (_EQUAL, 1, 0, ARCHITECTURES[arch]), (_RETURN, 0, 0, KILL), (_LOAD, 0, 0, _NUMBER)]
     if arch == "x86_64":
         code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, KILL)]
-    code += _tree(_intervals(decisions(arch, chmod)))
+    code += _tree(_intervals(decisions(arch)))
     return b"".join(struct.pack("<HBBI", *one) for one in code)
 
 
@@ -93,14 +92,12 @@ def machine() -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine())
 
 
-def decisions(arch: str, chmod: bool = True) -> dict[int, int | Check]:
+def decisions(arch: str) -> dict[int, int | Check]:
     """What is decided of each system call that the list knows; all others get ENOSYS."""
     actions: Mapping[str, int] = {"ALLOW": ALLOW, "REFUSE": EPERM, "KILL": KILL}
     found: dict[int, int | Check] = {}
     for group, action in actions.items():
         found.update((number, action) for number in numbers(group, arch).values())
-    if not chmod:
-        found.update((number, EPERM) for name, number in numbers("ALLOW", arch).items() if "chmod" in name)
     found.update((number, CHECKS[name]) for name, number in numbers("CHECKED", arch).items())
     return found
 

@@ -20,7 +20,8 @@ import time
 NEW_MOUNTS, NEW_ALL = 0x00020000, 0x10000000 | 0x00020000 | 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
 NOSUID, NODEV, BIND, RECURSIVE, SLAVE = 2, 4, 4096, 16384, 1 << 19
 READ_ONLY, RECURSIVELY, DETACH = 1, 0x8000, 2
-DEATH_SIGNAL, DROP_BOUND, NO_NEW_PRIVILEGES = 1, 24, 38
+DEATH_SIGNAL, KEEP_CAPABILITIES, DROP_BOUND, NO_NEW_PRIVILEGES = 1, 8, 24, 38
+SYS_ADMIN = 1 << 21  # the capability to mount and unshare
 MOUNT_SETATTR, PIVOT_ROOT = 442, {"x86_64": 155, "aarch64": 41}
 USER = 65534  # whom the program runs as
 DEVICES = ("null", "zero", "random", "urandom")
@@ -93,12 +94,22 @@ def drop_bound():
     call("prctl", NO_NEW_PRIVILEGES, 1, 0, 0, 0)
 
 
-def drop_capabilities():
+def hold(capabilities):
+    """Give up all capabilities but these, of the lower 32."""
     head = (ctypes.c_uint32 * 2)(0x20080522, 0)
-    call("capset", ctypes.byref(head), ctypes.byref((ctypes.c_uint32 * 6)()))
+    sets = (ctypes.c_uint32 * 6)(capabilities, capabilities)  # effective, permitted, inheritable; then the upper 32
+    call("capset", ctypes.byref(head), ctypes.byref(sets))
 
 
-def child(guest, job, descriptors, control, own_user):
+def become_user():
+    """From the superuser to another user for good; capabilities inside these namespaces stay."""
+    call("prctl", KEEP_CAPABILITIES, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+
+
+def child(guest, job, descriptors, control):
     """In the forked child: fresh /tmp, streams, no rights, limits; returns the program."""
     os.setsid()
     call("unshare", NEW_MOUNTS)
@@ -108,10 +119,7 @@ def child(guest, job, descriptors, control, own_user):
     streams = [high(stream) for stream in streams]  # first out of the way of 0 to 4
     for place, stream in enumerate(streams):
         os.dup2(stream, place)
-    if own_user:
-        os.setresgid(USER, USER, USER)
-        os.setresuid(USER, USER, USER)
-    drop_capabilities()
+    hold(0)
     guest.enter(source, rules, job["limits"], control, len(streams))
     return source
 
@@ -120,7 +128,7 @@ def high(fd):
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 32)
 
 
-def serve(control, guest, own_user):
+def serve(control, guest):
     """One program at a time, until the parent closes its side."""
     while True:
         words, descriptors, _, _ = socket.recv_fds(control, 4096, 8)
@@ -132,7 +140,7 @@ def serve(control, guest, own_user):
         pid = os.fork()
         if pid == 0:
             try:
-                source = child(guest, job, descriptors, control.fileno(), own_user)
+                source = child(guest, job, descriptors, control.fileno())
             except BaseException as error:
                 control.send(b"x" + repr(error).encode()[:500])
                 os._exit(1)
@@ -180,7 +188,12 @@ def start(guest, control):
     call("unshare", NEW_ALL)
     control.send(b"u")
     answer = control.recv(64)  # the parent has written who is who
-    own_user = answer == b"two"
+    build_root(plan)
+    call("sethostname", b"sandbox", 7)
+    drop_bound()
+    if answer == b"two":  # only the superuser may read the places that the root was built from
+        become_user()
+    hold(SYS_ADMIN)
     zygote = os.fork()
     if zygote:
         control.close()
@@ -189,16 +202,11 @@ def start(guest, control):
     os.close(parent)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process of a namespace ignores what has no handler
     os.setsid()
-    if own_user:
-        os.setgroups([])
-    build_root(plan)
-    call("sethostname", b"sandbox", 7)
-    drop_bound()
     os.environ.clear()
     gc.collect()
     gc.freeze()
     control.send(b"r")
-    return serve(control, guest, own_user)
+    return serve(control, guest)
 
 
 def main(guest_path, fd):

@@ -12,7 +12,7 @@ from potstill.core.component import Settings
 from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example, Tests
 from potstill.sandbox.grader import Grade, Grader, Task
-from potstill.sandbox.verdict import Limits, Verdict
+from potstill.sandbox.verdict import MEMORY_MB, TIME_S, Limits, Verdict
 from potstill.scorers.code import program_of, statements
 
 _REMEMBERED = 20_000  # grades: two rewards of one step ask for the same ones
@@ -21,8 +21,8 @@ _REMEMBERED = 20_000  # grades: two rewards of one step ask for the same ones
 class Judging(Settings):
     """What one run of a program may use, beside the sandbox's own limits."""
 
-    time_s: float = Field(default=4.0, gt=0, le=600, description="seconds on the clock for one test")
-    memory_mb: int = Field(default=512, ge=64, description="address space of a program, MiB")
+    time_s: float = Field(default=4.0, ge=TIME_S[0], le=TIME_S[1], description="seconds on the clock for one test")
+    memory_mb: int = Field(default=512, ge=MEMORY_MB[0], le=MEMORY_MB[1], description="address space of a program, MiB")
 
     def limits(self) -> Limits:
         """The same as the sandbox takes them."""

@@ -1,0 +1,41 @@
+"""What other processes take of the processor is not counted against a program."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from potstill.core.types import Case
+from potstill.sandbox.grader import Grader, Task
+from potstill.sandbox.trial import made
+from potstill.sandbox.verdict import Limits
+
+LIMITS = Limits(time_s=0.8)
+BUSY = "import time\nwhile time.process_time() < {busy}: pass\n"
+OK = (Case("", "ok"),)
+TASKS = {
+    "computes": (Task(BUSY.format(busy=0.6) + "print('ok')", OK), "pass"),
+    "sleeps and computes": (Task("import time; time.sleep(0.3)\n" + BUSY.format(busy=0.3) + "print('ok')", OK), "pass"),
+    "computes for ever": (Task("while True: pass", OK), "timeout"),
+    "sleeps for ever": (Task("import time; time.sleep(600)", OK), "timeout"),
+}
+
+
+@pytest.fixture
+def load():
+    """Three busy processes for each processor."""
+    count = 3 * len(os.sched_getaffinity(0))
+    hogs = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(count)]
+    yield
+    for hog in hogs:
+        hog.kill()
+        hog.wait()
+
+
+def test_load_decides_no_verdict(backend, load):
+    with Grader(made(backend.name), LIMITS, workers=2) as grader:
+        found = grader.grade([task for task, _ in TASKS.values()])
+    assert {name: grade.outcome for name, grade in zip(TASKS, found, strict=True)} == {
+        name: outcome for name, (_, outcome) in TASKS.items()
+    }
