@@ -17,9 +17,9 @@ _FINISHED = ("path:", "hf:")  # models that lie somewhere already, and that no s
 OUTCOMES = {
     "pass": ("✓", "passes"),
     "fail": ("✗", "fails"),
-    "timeout": ("⧖", "timed out"),
+    "timeout": ("…", "timed out"),
     "memory": ("▤", "out of memory"),
-    "output_limit": ("…", "too much output"),
+    "output_limit": ("»", "too much output"),
     "crash": ("!", "crashed"),
     "denied": ("⊘", "denied by the sandbox"),
     "no_parse": ("¶", "does not parse"),
