@@ -10,9 +10,10 @@ from potstill.report import build_report, model_card
 from potstill.report.build import Made
 from potstill.report.html import OUTCOMES, render_html
 from potstill.sandbox.verdict import OUTCOMES as OF_THE_SANDBOX
+from potstill.sandbox.weak import Weak
 from potstill.study.analysis import analyse
 from potstill.study.programs import changed, proportional, tallies
-from potstill.study.records import JudgedBy, MetricInfo, ModelRow, Study, TestRow
+from potstill.study.records import NO_SANDBOX, JudgedBy, MetricInfo, ModelRow, Study, TestRow
 
 BEFORE = ("fail", "fail", "pass", "pass", "crash", "no_parse", "abstain", "timeout", "pass", "no_program")
 AFTER = ("pass", "fail", "fail", "pass", "pass", "pass", "pass", "timeout", "pass", "fail")
@@ -134,6 +135,10 @@ def test_without_a_sandbox_no_claim_is_free_of_doubt():
     rows = (model("Start", "start", worse, worse), model("GRPO", "rl", better, better))
     assert analyse(study_of(*rows), resamples=200).verdicts[0].doubts == ()
     assert analyse(study_of(*rows, backend="none"), resamples=200).verdicts[0].doubts == ("judged without a sandbox",)
+
+
+def test_the_backend_that_holds_nothing_is_known_by_its_name():
+    assert Weak().name == NO_SANDBOX
 
 
 def test_with_a_sandbox_nothing_is_red():

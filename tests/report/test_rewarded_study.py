@@ -53,7 +53,7 @@ def test_the_headline_is_of_the_start_and_names_the_control():
     assert (headline.verdict, headline.shown_as, headline.about.difference) == ("helped", "helped", 20.0)
     assert headline.about.values == (40.0, 20.0)
     assert headline.sentence.startswith("Learning from rewards helped: GRPO is better than Start by 20.0 points of pass@1 [")
-    assert "pass@1: 20.0 before, 40.0 after." in headline.sentence
+    assert "Before 20.0, after 40.0." in headline.sentence
     assert "Over RS + SFT, at equal rollouts: +10.0 [" in headline.sentence
     assert verdict(found, "rl_over_sft").label == "better"
     assert verdict(found, "sft_over_start", "RS + SFT").difference == 10.0

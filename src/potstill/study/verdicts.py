@@ -131,7 +131,7 @@ def difference_verdict(
     words = _difference_in_words(question, metric, sample, ci, verdict)
     if question.key == "rl_over_start" and None not in values and ci is not None:
         after, before = (number(value, decimals(metric.unit, ci)) for value in values)
-        words = f"{words} {metric.title}: {before} before, {after} after."
+        words = f"{words} Before {before}, after {after}."
     if question.key == "rl_over_sft":
         words = f"{words} {rollouts_in_words(question.a, question.b)}"
     could_show = (ci[1] - ci[0]) / 2 if ci is not None and verdict == "not shown" and sample.clusters >= MIN_CLUSTERS else None
