@@ -127,6 +127,9 @@ def test_what_to_ship_is_not_shown_worse_than_another():
     assert analysed(model("Start", 40), model("GRPO", 80), model("RS + SFT", 60)).ship.name == "GRPO"
     assert analysed(model("Start", 40), model("GRPO", 40), model("RS + SFT", 40)).ship.name == "Start"
     assert analysed(model("Start", 40), model("GRPO", 60), model("RS + SFT", 80)).ship.name == "RS + SFT"
+    aside = model("Other", 60, role="base")  # that nothing is shown better than it says nothing: nobody compared it
+    found = analysed(aside, model("Start", 40), model("GRPO", 80), compare=(("GRPO", "Start"),))
+    assert found.ship.name == "GRPO"
     packed = model("GRPO 4-bit", 80, source="GRPO", made_from="stage:grpo")
     assert analysed(model("Start", 40), model("GRPO", 80), packed).ship.name == "GRPO 4-bit"
     lossy = packed.model_copy(update={"scores": model("GRPO 4-bit", 60).scores})
