@@ -53,7 +53,7 @@ def test_the_headline_is_of_the_start_and_names_the_control():
     assert (headline.verdict, headline.shown_as, headline.about.difference) == ("helped", "helped", 20.0)
     assert headline.about.values == (40.0, 20.0)
     assert headline.sentence.startswith("Learning from rewards helped: GRPO is better than Start by 20.0 points of pass@1 [")
-    assert "pass@1: 20.0 before, 40.0 after." in headline.sentence
+    assert "Before 20.0, after 40.0." in headline.sentence
     assert "Over RS + SFT, at equal rollouts: +10.0 [" in headline.sentence
     assert verdict(found, "rl_over_sft").label == "better"
     assert verdict(found, "sft_over_start", "RS + SFT").difference == 10.0
@@ -127,6 +127,9 @@ def test_what_to_ship_is_not_shown_worse_than_another():
     assert analysed(model("Start", 40), model("GRPO", 80), model("RS + SFT", 60)).ship.name == "GRPO"
     assert analysed(model("Start", 40), model("GRPO", 40), model("RS + SFT", 40)).ship.name == "Start"
     assert analysed(model("Start", 40), model("GRPO", 60), model("RS + SFT", 80)).ship.name == "RS + SFT"
+    aside = model("Other", 60, role="base")  # that nothing is shown better than it says nothing: nobody compared it
+    found = analysed(aside, model("Start", 40), model("GRPO", 80), compare=(("GRPO", "Start"),))
+    assert found.ship.name == "GRPO"
     packed = model("GRPO 4-bit", 80, source="GRPO", made_from="stage:grpo")
     assert analysed(model("Start", 40), model("GRPO", 80), packed).ship.name == "GRPO 4-bit"
     lossy = packed.model_copy(update={"scores": model("GRPO 4-bit", 60).scores})

@@ -102,6 +102,7 @@ def test_every_preset_trains_and_shows_its_figures(name: str, root: Path, tmp_pa
     drawn = round(sum(line["samples_length"] * 8 for line in (steps[0], steps[2])))
     if not recipe(root, **WAYS[name]).stages[0].policy.redraws:
         assert made.summary["generated_tokens"] == made.summary["trained"]["generated_tokens"] == drawn > 0
+        assert made.summary["rollouts"] == 2 * OPTIM["batch_size"]  # two rounds
     assert (made.summary["trained"]["by"], made.summary["trained"]["teacher"]) == ("grpo", None)
     assert set(made.summary["rewards"]) == {"vowels", "overlap"}
     assert made.summary["format_only"] is False  # too few rounds to tell
@@ -298,9 +299,10 @@ def test_killed_in_drawing_and_in_updates_it_ends_the_same(root: Path, tmp_path:
     killed, whole = (run(root, tmp_path / name, **fields) for name in ("killed", "whole"))
     assert [line["step"] for line in figures(whole) if "lr" in line] == [*range(1, 7)]
     assert any(line["samples_redrawn"] > 0 for line in figures(whole) if "samples_redrawn" in line)
+    assert whole.summary["rollouts"] > 2 * 16  # groups drawn again are counted
     for name in ("model.safetensors", "metrics.jsonl"):
         assert file_hash(killed.folder / name) == file_hash(whole.folder / name), name
-    counted = ("generated_tokens", "sampled_tokens", "response_tokens", "tokens", "rewards")
+    counted = ("generated_tokens", "sampled_tokens", "response_tokens", "tokens", "rewards", "rollouts")
     assert {name: killed.summary[name] for name in counted} == {name: whole.summary[name] for name in counted}
 
 

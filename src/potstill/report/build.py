@@ -16,12 +16,13 @@ from potstill.study.analysis import Analysis, analyse, breakdown
 from potstill.study.bootstrap import LEVEL
 from potstill.study.budget import budgets
 from potstill.study.controls import mean_amount
+from potstill.study.programs import Changed, changed, first_outcome, judging_metric, tallies
 from potstill.study.questions import source_of
 from potstill.study.records import ModelRow, Study, load_answers, write_json
 from potstill.study.ship import Advice
 from potstill.study.verdicts import Verdict
 
-SCHEMA = 3  # of report.json
+SCHEMA = 4  # of report.json
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
 HALF_THE_WORDS = 50.0  # Rouge-L
@@ -82,6 +83,7 @@ def build_report(
     rows = [_row(study, row, analysis) for row in study.rows]
     headline = analysis.headline
     about = headline.about if headline.about is not None and headline.about.metric == study.primary else None
+    shown = changed(study, headline)
     report = {
         "schema": SCHEMA,
         "primary": study.primary,
@@ -97,7 +99,11 @@ def build_report(
         "rows": rows,
         "verdicts": [_verdict(verdict) for verdict in analysis.verdicts],
         "caveats": analysis.caveats,
-        "examples": _examples(study, answers),
+        "judged_by": [one.model_dump(mode="json") for one in study.judged_by],
+        "unsafe": study.unsafe_in_words(),
+        "outcomes": [asdict(tally) for tally in tallies(study)],
+        "changed": _changed(shown),
+        "examples": _examples(study, answers, shown),
         "breakdown": {"tag": breakdown(study, "tag"), "language": breakdown(study, "language")},
         "test_set": _test_set(study),
         "decoding": study.decoding.model_dump(mode="json"),
@@ -362,10 +368,23 @@ def _test_set(study: Study) -> dict[str, Any]:
     }
 
 
-def _examples(study: Study, answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The paper's Table 1 on rows evenly spaced over the test set; answers are those of the first seed."""
+def _changed(found: Changed | None) -> dict[str, Any] | None:
+    """Between which models the shown rows are grouped, and how many there are of each group."""
+    if found is None:
+        return None
+    counts = [[group, len(rows)] for group, rows in found.rows.items()]
+    return {"metric": found.metric, "a": found.a, "b": found.b, "counts": counts}
+
+
+def _examples(study: Study, answers: Sequence[Mapping[str, Any]], changed: Changed | None) -> list[dict[str, Any]]:
+    """The paper's Table 1; answers are those of the first seed.
+
+    On rows evenly spaced over the test set; where programs were run, on the first rows of each group of `changed`.
+    """
     examples = []
-    for n in representative(len(study.examples)):
+    metric = judging_metric(study)
+    chosen = changed.shown() if changed is not None else [(n, "") for n in representative(len(study.examples))]
+    for n, group in chosen:
         example = study.examples[n]
         given = answers[n].get("answers", {}) if answers else {}
         found = {}
@@ -376,11 +395,13 @@ def _examples(study: Study, answers: Sequence[Mapping[str, Any]]) -> list[dict[s
                 found[row.name] = {
                     "text": _cut(texts[0]),
                     "rouge_l": rouge_l,
+                    "outcome": first_outcome(row, metric, n),
                     "mark": mark(texts[0], example.references, rouge_l, _score(row, "exact_match", n), example.language),
                 }
         examples.append(
             {
                 "row": n,
+                "group": group,
                 "key": example.key,
                 "prompt": _cut(example.prompt),
                 "references": [_cut(reference) for reference in example.references],

@@ -7,9 +7,10 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
-from potstill.report.html import visible
+from potstill.report.html import OUTCOMES, visible
 from potstill.report.ship import ShippedFile, shipped_files
 from potstill.scorers.language import UNKNOWN
+from potstill.study.records import NO_SANDBOX
 
 _LOAD = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -68,6 +69,7 @@ def model_card(
     parts = ["---", *_yaml(front), "---", "", f"# {_inline(heading)}", ""]
     parts += ["Made with potstill, which distils a language model and tests whether distilling helped.", ""]
     parts += [note, ""] if note else []
+    parts += [f"**⚠ {_inline(report['unsafe'])}**", ""] if report["unsafe"] else []
     parts += _shown(report, row)
     parts += ["## Results", "", *_table(report, metrics, model_row), "", _of_the_intervals(report), ""]
     parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load)]
@@ -170,9 +172,23 @@ def _how_made(report: Mapping[str, Any], row: Mapping[str, Any], made: Mapping[s
             method = _inline(quantized.get("method") or "rounding")
             yield f"- quantised: {method}" + (f", {bits:.2f} bits per weight" if bits is not None else "")
             break
+    yield from _programs(report, row)
     for key in ("recipe", "command", "created"):
         if report["provenance"].get(key):
             yield f"- {key}: {_code(report['provenance'][key])}"
+
+
+def _programs(report: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[str]:
+    """How this model's programs ended on the test rows, and what ran them."""
+    for tally in report["outcomes"]:
+        if tally["name"] == row["name"]:
+            counts = ", ".join(
+                f"{tally['counts'][kind]:,} {words}" for kind, (_, words) in OUTCOMES.items() if kind in tally["counts"]
+            )
+            yield f"- {_inline(tally['title'])}, of {tally['programs']:,} programs: {counts}"
+    for one in report["judged_by"]:
+        what = "no sandbox" if one["backend"] == NO_SANDBOX else f"sandbox {_code(one['backend'])} ({_inline(one['version'])})"
+        yield f"- programs of the test answers run by: {what}, Python {_inline(one['python'])}"
 
 
 def _trained(report: Mapping[str, Any], row: Mapping[str, Any]) -> Mapping[str, Any]:

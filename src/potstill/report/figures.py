@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.core.numbers import estimate, number, size
+from potstill.study.programs import OUTCOMES
 
 Report = Mapping[str, Any]
 
@@ -23,6 +24,7 @@ _STEPS = 7  # of the ramp from --step0 to --step6, which the page defines for bo
 _VARIABLES = {
     **_INK,
     **{f"#0102{16 + i:02x}": f"var(--{role})" for i, role in enumerate(_ROLES)},
+    **{f"#0104{16 + i:02x}": f"var(--{kind.replace('_', '-')})" for i, kind in enumerate(OUTCOMES)},
     **{f"#0103{16 + i:02x}": f"var(--step{i})" for i in range(_STEPS)},
 }
 _MARKERS = "os^Dv<>"
@@ -115,7 +117,8 @@ _OWN = (  # title; what is drawn solid, by the first name that a curve has; what
 
 def own_answers(report: Report) -> str:
     """What models did on answers of their own, by step: thin per seed, thick their mean; nothing where none wrote."""
-    curves = [curve for curve in report["curves"] if any(_has([curve], name) for _, names, _ in _OWN for name in names)]
+    written = [curve for curve in report["curves"] if not _has([curve], f"{_REWARD}total")]  # those others: see `rewards`
+    curves = [curve for curve in written if any(_has([curve], name) for _, names, _ in _OWN for name in names)]
     panels = [panel for panel in _OWN if any(_has(curves, name) for name in panel[1])]
     if not panels:
         return ""
@@ -141,13 +144,17 @@ def own_answers(report: Report) -> str:
 _REWARD = "samples_reward_"  # begins the name of each reward's mean
 _REWARDED = (  # title, and the first name that a curve has, of what stands beside the rewards
     ("KL to where it began, nats/token", ("samples_kl_exact", "samples_kl")),
+    ("Length of answers, tokens", ("samples_length",)),
+    ("Answers that were cut, share", ("samples_cut",)),
     ("Entropy of own tokens, nats", ("samples_entropy",)),
     ("Groups without signal, share", ("samples_silent",)),
+    ("KL to the teacher, nats/token", ("samples_reverse_kl", "samples_divergence")),
+    ("Writing against training, nats/token", ("samples_gap",)),
 )
 
 
 def rewards(report: Report) -> str:
-    """Each reward's mean over a round's answers, the KL to the reference, groups that taught nothing: by step (figure 5)."""
+    """Each reward's mean over a round's answers, the KL to the reference, length, what else there is: by step (figure 5)."""
     curves = [curve for curve in report["curves"] if _has([curve], f"{_REWARD}total")]
     names = dict.fromkeys(name for curve in curves for point in curve["points"] for name in point if name.startswith(_REWARD))
     order = sorted(names, key=lambda name: name != f"{_REWARD}total")
@@ -168,6 +175,41 @@ def rewards(report: Report) -> str:
             axis.grid(axis="y")
         _legend(figure, axes)
         return _svg(figure, "rewards", "Rewards of models' own answers and KL to the reference, by step, one line per model.")
+
+
+def outcomes(report: Report) -> str:
+    """How each model's programs ended: a bar of shares for each, a panel for each metric that ran some."""
+    metrics = list(dict.fromkeys(tally["metric"] for tally in report["outcomes"]))
+    if not metrics:
+        return ""
+    lines = [[tally for tally in report["outcomes"] if tally["metric"] == metric] for metric in metrics]
+    most = max(map(len, lines))
+    with _figure(_WIDTH, 0.9 + len(metrics) * (0.7 + 0.36 * most), len(metrics), 1) as (figure, axes):
+        for axis, tallies in zip(axes, lines, strict=True):
+            for y, tally in enumerate(tallies):
+                left = 0.0
+                for number_, kind in enumerate(OUTCOMES):
+                    share = 100 * tally["counts"].get(kind, 0) / max(1, tally["programs"])
+                    if share:
+                        ink = f"#0104{16 + number_:02x}"
+                        axis.barh(y, share, left=left, height=0.66, color=ink, edgecolor=PAGE, label=kind.replace("_", " "))
+                    left += share
+            axis.set_yticks(range(len(tallies)), [_short(tally["name"]) for tally in tallies])
+            axis.set_ylim(len(tallies) - 0.5, -0.5)
+            axis.set_xlim(0, 100)
+            axis.set_title(f"{_short(tallies[0]['title'])}: how programs ended, % of {_programs(tallies)}", loc="left")
+            axis.tick_params(axis="y", length=0)
+        order = [kind.replace("_", " ") for kind in OUTCOMES]
+        named = {label: bar for axis in axes for bar, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        labels = sorted(named, key=order.index)
+        figure.legend([named[label] for label in labels], labels, loc="outside lower center", ncols=min(6, len(labels)))
+        passed = "; ".join(f"{t['name']} {t['counts'].get('pass', 0)} of {t['programs']}" for t in lines[0])
+        return _svg(figure, "outcomes", f"How programs of answers ended, in per cent. Passed: {passed}.")
+
+
+def _programs(tallies: Sequence[Mapping[str, Any]]) -> str:
+    counts = {tally["programs"] for tally in tallies}
+    return f"{counts.pop():,} programs" if len(counts) == 1 else "a model's programs"
 
 
 def _reward_title(name: str) -> str:

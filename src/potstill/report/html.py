@@ -13,6 +13,19 @@ MOST_GROUPS = 20
 MOST_PREVIEW = 400  # tokens of a mask preview
 MARKS = {"right": "✓", "partly": "≈", "wrong": "✗", "differs": "≠", "unscored": "·"}
 _FINISHED = ("path:", "hf:")  # models that lie somewhere already, and that no stage of the recipe could export
+# sign and words of how a program ended; `scorers/programs.py` and `sandbox/verdict.py` name them
+OUTCOMES = {
+    "pass": ("✓", "passes"),
+    "fail": ("✗", "fails"),
+    "timeout": ("…", "timed out"),
+    "memory": ("▤", "out of memory"),
+    "output_limit": ("»", "too much output"),
+    "crash": ("!", "crashed"),
+    "denied": ("⊘", "denied by the sandbox"),
+    "no_parse": ("¶", "does not parse"),
+    "no_program": ("∅", "no program"),
+    "abstain": ("·", "could not be judged"),
+}
 BADGES = {"helped": "✓", "hurt": "✗", "better": "✓", "worse": "✗", "not shown": "≈", "measured": "%", "in doubt": "?"}
 
 
@@ -57,6 +70,8 @@ def render_html(report: Mapping[str, Any]) -> str:
         curves=Markup(figures.learning_curves(report)),
         own_answers=Markup(figures.own_answers(report)),
         rewards=Markup(figures.rewards(report)),
+        outcomes=Markup(figures.outcomes(report)),
+        ended=_ended(report["outcomes"]),
         equal=_at_equal(report, metrics),
         sweeps=[
             (sweep, Markup(figures.sweep_curves(report, sweep, f"sweep{i}")), decimals(sweep["unit"]))
@@ -83,6 +98,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         number=number,
         MARKS=MARKS,
         BADGES=BADGES,
+        OUTCOMES=OUTCOMES,
         MISSING=MISSING,
         MOST_PREVIEW=MOST_PREVIEW,
     )
@@ -101,6 +117,16 @@ def folded(text: str) -> tuple[str, str]:
     cut = text.rfind(" ", SHORT_TEXT // 2, SHORT_TEXT)
     cut = cut if cut > 0 else SHORT_TEXT
     return text[:cut], text[cut:]
+
+
+def _ended(tallies: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tuple[Mapping[str, Any], list[tuple[int, float]]]]]:
+    """The outcomes that there are, in order, and each model's count and per cent of each."""
+    kinds = [kind for kind in OUTCOMES if any(tally["counts"].get(kind) for tally in tallies)]
+    return kinds, [(tally, [_share(tally, kind) for kind in kinds]) for tally in tallies]
+
+
+def _share(tally: Mapping[str, Any], kind: str) -> tuple[int, float]:
+    return tally["counts"].get(kind, 0), 100 * tally["counts"].get(kind, 0) / max(1, tally["programs"])
 
 
 def _answers(report: Mapping[str, Any], row: Mapping[str, Any]) -> bool:

@@ -147,6 +147,8 @@ def _print_words(report: Report, console: "Console", width: int) -> None:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     headline = report["headline"]
+    if report["unsafe"]:
+        _add_verdict(grid, console, "hurt", report["unsafe"], "bold red")
     _add_verdict(grid, console, headline["shown_as"], headline["sentence"], "bold")
     for verdict in report["verdicts"]:
         if verdict["metric"] == report["primary"] and verdict != headline["about"]:

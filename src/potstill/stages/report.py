@@ -18,7 +18,7 @@ class Report(Stage, kind="report"):
 
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = 4  # 4: what training took, own answers, and models at equal budgets
+    version: ClassVar[int] = 5  # 5: how programs ended; 4: what training took, own answers, and models at equal budgets
 
     study: StudyRef = Field(description="the evaluation that is reported")
     exports: tuple[ExportRef, ...] = Field(

@@ -12,7 +12,7 @@ from potstill.study.estimate import Estimate
 from potstill.study.questions import COMPARED, Question, about_teacher, questions
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.ship import Advice, advice
-from potstill.study.verdicts import Headline, Verdict, difference_verdict, headline, retention_verdict
+from potstill.study.verdicts import Headline, Verdict, difference_verdict, headline, of_form, retention_verdict
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def analyse(study: Study, resamples: int = 10_000, seed: int = 0) -> Analysis:
     estimates: dict[str, dict[str, Estimate]] = {row.name: {} for row in study.rows}
     for (row, metric, sample), values_R in zip(measured, of_singles, strict=True):
         estimates[row.name][metric.name] = _estimate(row, metric, sample, values_R)
-    found = _verdicts(compared, differences, of_differences, of_ratios)
+    found = [of_form(study, verdict) for verdict in _verdicts(compared, differences, of_differences, of_ratios)]
     verdicts = tuple(verdict.doubted(tuple(doubts(study, verdict, found, estimates))) for verdict in found)
     limits = tuple(caveats(study, estimates, verdicts))
     return Analysis(estimates, verdicts, headline(study, verdicts), limits, advice(study, verdicts, estimates))

@@ -29,8 +29,6 @@ FEW_SEEDS = 5
 
 def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> Iterator[str]:
     """All of them as sentences, the weightiest first."""
-    if study.unsafe_in_words():
-        yield study.unsafe_in_words()
     yield from _of_the_form_alone(study)
     yield from _of_the_teacher(study, estimates, verdicts)
     yield from _of_the_floor(study, estimates)

@@ -96,7 +96,7 @@ def rollouts_in_words(a: ModelRow, b: ModelRow) -> str:
         return "Whether both learned from equally many drawn answers is not known."
     if rolled_apart(a, b):
         return f"This is NOT at equal rollouts: {a.name} drew {plain(x)} answers, {b.name} {plain(y)}."
-    return f"Both at equal rollouts: {plain(x)} answers drawn."
+    return f"Both at equal rollouts: {plain(x)} answers drawn for each."
 
 
 def format_in_words(row: ModelRow) -> str:

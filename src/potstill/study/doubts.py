@@ -20,12 +20,14 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
     The teacher is not shown better than the control, so there was nothing to teach, or another model than the teacher was
     measured; both models score near the floor; a model was trained with one seed; the control was not trained like the
     distilled model, or not on as many answers as the rewarded one; rewards of the form alone rose; the metric is unfit for the
-    rows' language; a model was trained on test rows, or picked by them.
+    rows' language; a model was trained on test rows, or picked by them; programs were judged without a sandbox.
     """
     a, b = study.row(verdict.a), study.row(verdict.b)
     if verdict.metric in study.unfit:
         yield f"{study.metric(verdict.metric).title} is unfit for these rows"
     yield from _of_the_rows(study, a, b)
+    if any(one.unsafe for one in study.judged_by) and verdict.metric in (*a.outcomes, *b.outcomes):
+        yield "judged without a sandbox"
     if verdict.key in ABOUT_TEACHER:
         if verdict.key == "teacher_over_sft":
             yield from _one_seed(a, b)

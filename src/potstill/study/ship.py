@@ -63,11 +63,13 @@ def _packed(study: Study, verdicts: Sequence[Verdict], full: ModelRow, why: str)
 def _of_unbeaten(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> tuple[ModelRow | None, str]:
     """Of models of which none is shown worse than another: the one shown better than all others, else the base or the start.
 
-    The teacher is what the others are measured by, and never among them; 4-bit models stand for those that they came from.
+    A model that a study compares with none is not among them, and neither is the teacher, by which they are measured; 4-bit
+    models stand for those that they came from.
     """
     title = study.metric(study.primary).title
     given = study.with_role("base", "start", "candidate", "rl", "sft")
-    rows = [row for row in given if _gain(study, row, estimates) > -inf]
+    compared = {name for verdict in verdicts for name in (verdict.a, verdict.b)}
+    rows = [row for row in given if _gain(study, row, estimates) > -inf and (row.name in compared or not compared)]
     names = {row.name for row in rows}
     decided = [verdict for verdict in verdicts if verdict.claims and {verdict.a, verdict.b} <= names]
     losers = {verdict.b if verdict.ahead else verdict.a for verdict in decided}

@@ -131,12 +131,9 @@ def difference_verdict(
     words = _difference_in_words(question, metric, sample, ci, verdict)
     if question.key == "rl_over_start" and None not in values and ci is not None:
         after, before = (number(value, decimals(metric.unit, ci)) for value in values)
-        words = f"{words} {metric.title}: {before} before, {after} after."
+        words = f"{words} Before {before}, after {after}."
     if question.key == "rl_over_sft":
         words = f"{words} {rollouts_in_words(question.a, question.b)}"
-    form = format_in_words(question.a) if question.key == "rl_over_start" and verdict != "helped" else ""
-    if form:
-        label, words = "format only", f"{words} {form[0].upper()}{form[1:]}."
     could_show = (ci[1] - ci[0]) / 2 if ci is not None and verdict == "not shown" and sample.clusters >= MIN_CLUSTERS else None
     return Verdict(
         key=question.key,
@@ -167,6 +164,14 @@ _LABELS = {
 }
 _DOING = {"kd_over_sft": "distilling", "sft_over_base": "fine-tuning", "gptq_over_rtn": "GPTQ", "four_bits": "4 bits"}
 _DOING |= {"rl_over_start": "learning from rewards", "sft_over_start": "fine-tuning"}
+
+
+def of_form(study: Study, verdict: Verdict) -> Verdict:
+    """The same verdict; where a model learned the form alone and did not gain by the primary metric, its badge says so."""
+    words = format_in_words(study.row(verdict.a))
+    if not words or verdict.key != "rl_over_start" or verdict.metric != study.primary or verdict.ahead:
+        return verdict
+    return replace(verdict, label="format only", sentence=f"{verdict.sentence} {words[0].upper()}{words[1:]}.")
 
 
 def _difference_in_words(
