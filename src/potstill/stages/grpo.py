@@ -197,8 +197,9 @@ class GRPO(Paired, kind="grpo"):
         written = self.written(outlook, [student], rows, self._pace().prompts, self.samples.per_prompt)
         draws = rounds * (1 + self.policy.redraws)  # as if every prompt were replaced each time
         reference = self._reference_of(outlook, student)
-        if reference is not None and (self.reference is not None or self.adapter is None):
-            memory += FLOAT * reference.size.parameters
+        if reference is not None:
+            memory += head_memory(reference.size, cost.step.row_tokens * batch, teacher=True)
+            memory += FLOAT * reference.size.parameters if self.reference is not None or self.adapter is None else 0
         teacher = outlook.model(self.teacher) if self.teacher is not None else None
         if teacher is not None:
             memory += head_memory(teacher.size, cost.step.row_tokens * batch, teacher=True)
