@@ -108,6 +108,25 @@ def test_every_preset_trains_and_shows_its_figures(name: str, root: Path, tmp_pa
     assert made.summary["format_only"] is False  # too few rounds to tell
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("more", [{}, {"adapter": {"r": 2}}], ids=["every weight", "an adapter"])
+def test_an_only_update_ends_with_the_same_bits_as_the_first_of_several(
+    more: dict[str, Any], precision: str, root: Path, tmp_path: Path
+) -> None:
+    """With a reference, which is read in between, and layers that are computed again on the way back."""
+
+    def after_one_step(updates: int) -> tuple[str, dict[str, float]]:
+        optim = {**OPTIM, "steps": 1, "precision": precision, "activation_checkpointing": True}
+        samples = {"per_prompt": 4, "max_new_tokens": 8, "updates": updates, "max_gap": 1.0}
+        made = run(root, tmp_path / str(updates), policy="deepseek", samples=samples, optim=optim, **more)
+        return file_hash(made.folder / "model.safetensors"), figures(made)[0]
+
+    (one, found), (several, wanted) = after_one_step(1), after_one_step(3)
+    assert one == several
+    assert found["samples_ratio_min"] == found["samples_ratio_max"] == 1
+    assert found == pytest.approx(wanted, rel=1e-6, abs=1e-12)
+
+
 def test_switching_the_adapter_off_is_a_frozen_copy(root: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"policy": {"preset": "deepseek", "beta": 0.5}, "adapter": {"r": 2}}
     own = run(root, tmp_path / "off", **fields)

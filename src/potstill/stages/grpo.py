@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -58,6 +58,8 @@ class GRPO(Paired, kind="grpo"):
     variance was its own, and `format_only` whether rewards of the form rose and those that judge correctness did not.
     """
 
+    version: ClassVar[int] = 2  # 2: rows whose own reference fails are set aside; redraws take other prompts
+
     model: ModelRef = Field(description="what is trained")
     teacher: ModelRef | None = Field(
         default=None, description="what `policy.beta_kd` keeps the model near to, of the same tokenizer; default: none"
@@ -79,7 +81,7 @@ class GRPO(Paired, kind="grpo"):
         default=8,
         ge=0,
         description="rows on which answers that solve nothing (empty, tags alone, the prompt again, very long …) must not be "
-        "worth more than the reference, tried before the first step; 0: not tried",
+        "worth more than the reference, tried by `check` and before the first step; 0: not tried",
     )
 
     @model_validator(mode="after")
@@ -195,8 +197,9 @@ class GRPO(Paired, kind="grpo"):
         written = self.written(outlook, [student], rows, self._pace().prompts, self.samples.per_prompt)
         draws = rounds * (1 + self.policy.redraws)  # as if every prompt were replaced each time
         reference = self._reference_of(outlook, student)
-        if reference is not None and (self.reference is not None or self.adapter is None):
-            memory += FLOAT * reference.size.parameters
+        if reference is not None:
+            memory += head_memory(reference.size, cost.step.row_tokens * batch, teacher=True)
+            memory += FLOAT * reference.size.parameters if self.reference is not None or self.adapter is None else 0
         teacher = outlook.model(self.teacher) if self.teacher is not None else None
         if teacher is not None:
             memory += head_memory(teacher.size, cost.step.row_tokens * batch, teacher=True)
