@@ -175,6 +175,7 @@ def _arguments(disk: int) -> tuple[str, ...]:
         words += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
     for name in DEVICES:
         words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    words += ["--symlink", "/tmp", "/dev/shm"]
     return (*words, "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp", "--chdir", "/tmp")
 
 
