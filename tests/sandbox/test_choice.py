@@ -25,6 +25,7 @@ MISSED = (
     "reaches no socket",
     "writes no file",
     "starts no process",
+    "threads are limited",
     "signals nobody",
     "memory is limited",
 )

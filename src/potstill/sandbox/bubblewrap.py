@@ -10,11 +10,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from potstill.sandbox import seccomp
 from potstill.sandbox._watch import Run, Streams, control_pair, rlimits, sealed, watch
@@ -23,6 +26,7 @@ from potstill.sandbox.interpreter import DEVICES, ENVIRONMENT, FLAGS, USER, Plan
 from potstill.sandbox.verdict import Limits
 from potstill.sandbox.zygote import BIND, NEW_MOUNTS, NODEV, NOSUID, RECURSIVE, SLAVE, Failed, call, mount
 
+T = TypeVar("T")
 _GUEST = "/run/guest.pyc"
 _OLDEST = (0, 8)  # --disable-userns, --size
 
@@ -35,7 +39,7 @@ class Bubblewrap:
         version: of bubblewrap.
 
     Raises:
-        Unfit: when it is not installed or too old, or no filter is known for this machine.
+        Unfit: when it is not installed or too old, there is no filter for this machine, or no other user than root.
     """
 
     name: str = field(default="bubblewrap", init=False)
@@ -49,13 +53,16 @@ class Bubblewrap:
         self.version = _version(found)
         if seccomp.machine() not in seccomp.ARCHITECTURES:
             raise Unfit(f"there is no filter of system calls for {seccomp.machine()}")
+        seen = plan()
         self._user = becomes()
-        self._shut = [] if self._user is None else closed(plan())
-        self._starter = _starter(self._shut) if self._shut else None
+        self._shut = [] if self._user is None else closed(seen)
+        self.after_fork()
+        self._started(lambda: None)
         renewed(self)
 
     def after_fork(self) -> None:
-        self._starter = _starter(self._shut) if self._shut else None
+        self._lock = threading.Lock()
+        self._starter: ThreadPoolExecutor | None = None
 
     def run(self, job: Job, limits: Limits) -> Ended:
         with contextlib.ExitStack() as stack:
@@ -66,10 +73,9 @@ class Bubblewrap:
                 parts = [sealed(part) for part in (_guest(), seccomp.program(), job.program.encode("utf-8", "surrogatepass"))]
                 for fd in parts:
                     given.callback(os.close, fd)
+                words = _words(parts, theirs.fileno(), streams.theirs, limits)
                 try:
-                    process = self._start(
-                        _words(parts, theirs.fileno(), streams.theirs, limits), [*parts, theirs.fileno()], streams.theirs
-                    )
+                    process = self._start(words, [*parts, theirs.fileno()], streams.theirs)
                 except OSError as error:
                     return Ended(False, None, None, None, b"", b"", 0.0, trouble=f"bwrap did not start: {error}")
             streams.handed_over()
@@ -94,7 +100,15 @@ class Bubblewrap:
             group=self._user,
             extra_groups=None if self._user is None else [],
         )
-        return start() if self._starter is None else self._starter.submit(start).result()
+        return self._started(start)
+
+    def _started(self, start: Callable[[], T]) -> T:
+        """Start by the thread that sees what programs must read, where this one's mounts would not let others see it."""
+        if not self._shut:
+            return start()
+        with self._lock:
+            starter = self._starter = self._starter or _starter(self._shut)
+        return starter.submit(start).result()
 
     def close(self) -> None:
         """Nothing lives longer than a run, but for a thread."""
@@ -175,6 +189,7 @@ def _arguments(disk: int) -> tuple[str, ...]:
         words += ["--size", "4096", "--tmpfs", path, "--remount-ro", path]
     for name in DEVICES:
         words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    words += ["--symlink", "/tmp", "/dev/shm"]
     return (*words, "--perms", "1777", "--size", str(disk), "--tmpfs", "/tmp", "--chdir", "/tmp")
 
 

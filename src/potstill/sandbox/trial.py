@@ -108,6 +108,18 @@ for start in (os.fork, getattr(os, 'forkpty', os.fork)):
     print('a process')
 print('done')
 """
+_THREADS = """
+import _thread, os
+_thread.stack_size(32768)
+lock = _thread.allocate_lock()
+lock.acquire()
+try:
+    for _ in range(400): _thread.start_new_thread(lock.acquire, ())
+    print('400 threads')
+except RuntimeError: pass
+print('done', flush=True)
+os._exit(0)
+"""
 _SIGNAL = """
 import os, signal
 try: os.kill(VICTIM, signal.SIGKILL)
@@ -184,6 +196,7 @@ _TRIES = (
     _Try("reaches no socket", _CONNECT, _reached),
     _Try("writes no file", _WRITE, _dropped),
     _Try("starts no process", _FORK, _silent),
+    _Try("threads are limited", _THREADS, _silent, Limits(time_s=2.0, memory_mb=2048)),
     _Try("signals nobody", _SIGNAL, _killed),
     _Try("memory is limited", "x = bytearray(1 << 30)", _limited("memory")),
     _Try("time is limited", "while True: pass", _limited("timeout"), Limits(time_s=0.2)),

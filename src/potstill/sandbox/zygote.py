@@ -75,6 +75,7 @@ def build_root(plan):
         place(f"/dev/{name}")
         protect(f"/dev/{name}", READ_ONLY | NOSUID, False)
     os.mkdir("/tmp", 0o1777)
+    os.symlink("/tmp", "/dev/shm")  # where locks of `multiprocessing` are kept, which its pools of threads need
     call("umount2", "/old", DETACH)
     os.rmdir("/old")
     protect("/", READ_ONLY | NOSUID | NODEV, False)

@@ -42,6 +42,16 @@ SOLVED = {
         "",
         "50000",
     ),
+    "a pool of threads of multiprocessing": (
+        "from multiprocessing.pool import ThreadPool\nwith ThreadPool(4) as p: print(p.map(abs, [-1, -2]))",
+        "",
+        "[1, 2]",
+    ),
+    "its own source": (
+        "import inspect\ndef f():\n    return 1\nprint(inspect.getsource(f) == open(__file__).read()[15:38])",
+        "",
+        "True",
+    ),
     "threads": (
         "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(8) as p: print(sum(p.map(abs, range(100))))",
         "",
