@@ -52,9 +52,10 @@ def states(place: Place, *words: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def done(place: Place) -> Place:
-    assert place.run("--quiet").exit_code == 0
-    return place
+def done(finished: Place, tmp_path: Path) -> Place:
+    """A finished run of one's own, to be changed."""
+    shutil.copytree(finished.folder, tmp_path / "done")
+    return Place(tmp_path / "done")
 
 
 def test_a_manifest_lists_every_file_with_size_and_hash(done):
@@ -115,8 +116,9 @@ def test_an_edited_config_is_damage(done):
     assert "base           is damaged" in done.run("--set", "sft.optim.steps=3").stderr
 
 
-def test_contents_are_read_once(done, monkeypatch):
-    read: list[str] = []
+def test_contents_are_read_once(place, monkeypatch):
+    done, read = place, list[str]()  # not a copy, whose files nobody has read yet
+    assert done.run("--quiet").exit_code == 0
     monkeypatch.setattr("potstill.core.artifact.file_hash", lambda path: (read.append(path.name), file_hash(path))[1])
     done.run("--quiet", "--set", "sft.optim.steps=3")
     committed = [*read]

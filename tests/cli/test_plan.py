@@ -127,6 +127,19 @@ def test_check_and_plan_tell_of_languages_and_near_repeats(place) -> None:
         assert "are nearly repeated by training rows" in told, verb
 
 
+def test_where_stages_read_other_rows_each_line_names_its_stages(place) -> None:
+    longer = "A number among many others. " * 30
+    rows = [{"instruction": f"¿Cuánto es {i}?", "response": longer if i < 5 else "Un número."} for i in range(60)]
+    (place.folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert "base" not in call("check", place.recipe).stdout.partition("\n")[2], "both read the same rows"
+    other = ("--set", f"sft.data={{ kind = 'jsonl', path = '{place.folder / 'other.jsonl'}', language = 'es' }}")
+    _, *lines = call("check", place.recipe, *other, "--set", "prompts.most_left_out=0.9").stdout.splitlines()
+    assert any(line.startswith("base: jsonl: language en") for line in lines), lines
+    assert any(line.startswith("sft: jsonl: language es") for line in lines), lines
+    (lost,) = (line for line in lines if "left out" in line and "train" in line)
+    assert lost.startswith("sft: train: ")
+
+
 @pytest.fixture
 def seconds(place):
     """Planned seconds of a stage with these fields: passes are timed once, so that plans differ by the fields alone."""

@@ -28,7 +28,7 @@ class Deaf(Stage, kind="deaf"):
         if self.holds:
             context.work.hold()
         Path("begun").touch()
-        hashlib.pbkdf2_hmac("sha256", b"", b"", 12_000_000)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 6_000_000)
         Path("ended").touch()
         return {}
 

@@ -42,7 +42,7 @@ def test_example_runs(script, out, monkeypatch, capsys):
 
 
 def test_every_stage_has_an_example():
-    assert [script.name[:2] for script in EXAMPLES] == [f"{n:02}" for n in range(1, 10)]
+    assert [script.name[:2] for script in EXAMPLES] == [f"{n:02}" for n in range(1, 11)]
 
 
 @pytest.mark.parametrize("code", [block for block in blocks("toml") if "[[stage]]" in block.values[0]])

@@ -13,7 +13,7 @@ from potstill.edges.vocabulary import tokenizer_note
 from potstill.recipe.header import Recipe
 from potstill.recipe.places import by_file
 from potstill.run.graph import Planned
-from potstill.sources import rows_kept
+from potstill.sources import Source, rows_kept
 from potstill.stages.base import Stage
 from potstill.stages.outlook import Cost, Outlook
 
@@ -97,16 +97,22 @@ def cost_of(stage: Stage, outlook: Outlook) -> Cost:
 def notes_of(stages: Sequence[Stage]) -> Iterator[str]:
     """What a person must know of stages, models and data: languages, keys that rows share, rows that nearly repeat."""
     yield from stage_notes(stages)
-    said: set[str] = set()
-    for source in (source for stage in stages for source in stage.sources()):
-        if str(source.spec()) in said:
-            continue
-        said.add(str(source.spec()))
+    for source, who in _readers(stages).values():
         try:
             found = [f"language {source.language_note()}", *source.notes(), source.near_duplicates().sentence()]
         except UserError:  # rows that cannot be read are a problem of their stage
             continue
-        yield from (f"{source.kind}: {note}" for note in found if note)
+        yield from (f"{who}{source.kind}: {note}" for note in found if note)
+
+
+def _readers(stages: Sequence[Stage]) -> dict[str, tuple[Source, str]]:
+    """Each source by its fields, and how a line on it begins: with the stages that read it, where others read other rows."""
+    read: dict[str, tuple[Source, dict[str, None]]] = {}
+    for stage in stages:
+        for source in stage.sources():
+            read.setdefault(str(source.spec()), (source, {}))[1][stage.name.partition(".")[0]] = None
+    alone = len(read) == 1
+    return {spec: (source, "" if alone else f"{', '.join(names)}: ") for spec, (source, names) in read.items()}
 
 
 def stage_notes(stages: Sequence[Stage]) -> Iterator[str]:
@@ -130,7 +136,9 @@ def check(recipe: Recipe) -> list[str]:
     """
     outlook = Outlook()
     _refuse(recipe, outlook, Path("runs") / recipe.name)
-    return [*outlook.rows_left_out(), *notes_of(recipe.stages)]
+    readers = _readers(recipe.stages)
+    left_out = [f"{readers[spec][1] if spec in readers else ''}{lost}" for spec, lost in outlook.rows_left_out()]
+    return [*left_out, *notes_of(recipe.stages)]
 
 
 def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:

@@ -256,9 +256,13 @@ class Outlook:
             self._rows[key] = replace(rows, counted=False) if data.foretold and split == "train" else rows
         return self._rows[key]
 
-    def rows_left_out(self) -> list[str]:
-        """What is known of rows that do not enter, or lose a part of their context, once for each split and way to read it."""
-        found = (rows.sentence() for rows in self._rows.values() if any(rows.left_out.values()) or rows.shortened)
+    def rows_left_out(self) -> list[tuple[str, str]]:
+        """What is known of rows that do not enter, or lose a part of their context, once for each split and way to read it.
+
+        Each with the fields of its source, as `str(source.spec())` has them.
+        """
+        lossy = ((spec, rows) for (spec, *_), rows in self._rows.items() if any(rows.left_out.values()) or rows.shortened)
+        found = ((spec, rows.sentence()) for spec, rows in lossy)
         return list(dict.fromkeys(found))
 
     def template_problems(self, data: Source, prompts: Prompts, ref: StageRef | None, split: Split) -> list[str]:
