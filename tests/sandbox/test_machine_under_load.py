@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from potstill.core.types import Case
+from potstill.sandbox._watch import held_up
 from potstill.sandbox.grader import Grader, Task
 from potstill.sandbox.trial import made
 from potstill.sandbox.verdict import Limits
@@ -39,3 +42,36 @@ def test_load_decides_no_verdict(backend, load):
     assert {name: grade.outcome for name, grade in zip(TASKS, found, strict=True)} == {
         name: outcome for name, (_, outcome) in TASKS.items()
     }
+
+
+FIRST_THREAD_ENDS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_program_whose_first_thread_has_ended_and_whose_others_sleep_waits_for_no_processor():
+    program = subprocess.Popen([sys.executable, "-S", "-c", FIRST_THREAD_ENDS], stdout=subprocess.PIPE)
+    try:
+        program.stdout.readline()
+        while state(program.pid) != "Z":
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert not held_up(program.pid)[2]
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def test_a_program_that_has_ended_and_is_not_waited_for_yet_waits_for_the_processor():
+    program = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    while state(program.pid) != "Z":
+        time.sleep(0.01)
+    assert held_up(program.pid)[2]
+    program.wait()

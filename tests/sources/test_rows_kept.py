@@ -8,7 +8,8 @@ from typing import get_args
 import pytest
 
 from potstill import sources
-from potstill.core.types import Example, Split
+from potstill.core.types import Case, Example, Split
+from potstill.core.types import Tests as RowTests
 from potstill.sources import Source, rows_kept
 from potstill.sources.jsonl import Jsonl
 
@@ -75,3 +76,25 @@ def test_a_changed_file_is_read_again(source: Source) -> None:
         after = seen(source)
     assert after != before
     assert after == seen(source)
+
+
+class Judged(Source, kind="judged_rows_kept"):
+    """Rows whose tests are long, or that are left out."""
+
+    lost: int = 0
+    long: int = 0
+
+    def rows(self, skip=None):
+        for number in range(self.lost if skip is not None else 0):
+            assert skip is not None
+            skip(Example(key=f"lost {number}", instruction="What?", response=""), "no answer")
+        yield Example("a", "What?", "It.", tests=RowTests(cases=(Case("x" * self.long, "y"),)))
+
+    def content_hash(self) -> str:
+        return f"{self.lost} {self.long}"
+
+
+@pytest.mark.parametrize(("fields", "kept"), [({}, True), ({"lost": 10}, False), ({"long": 10_000}, False)])
+def test_tests_and_rows_that_are_left_out_take_room_too(fields, kept: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_KEPT", 5_000)
+    assert (sources._Rows().read(Judged(**fields)) is not None) == kept

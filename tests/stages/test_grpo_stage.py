@@ -440,6 +440,16 @@ def test_the_plan_counts_answers_reference_and_teacher(root: Path) -> None:
     assert cost(optim={"epochs": 2.0, "batch_size": 8}).steps == 2 * math.ceil(2 * rows / 2)
 
 
+def test_the_plan_assumes_no_answer_longer_than_may_be_written(root: Path) -> None:
+    (stage,) = recipe(root, samples={"per_prompt": 4, "max_new_tokens": 2}).stages
+    cost = stage.cost(Outlook())
+    (rows,) = cost.rows
+    answers = cost.steps * stage.optim.batch_size
+    assert rows.response > 2
+    assert cost.response_tokens == 2 * answers
+    assert cost.tokens <= round(answers * (rows.prompt + 2))
+
+
 def test_the_plan_has_answers_judged_where_several_updates_learn_from_them(root: Path) -> None:
     """What a round's drawing takes is found from redraws; then what two updates add to it is one pass over the answers."""
 

@@ -247,14 +247,15 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
 def held_up(pid: int) -> tuple[int, int, bool]:
     """A process's nanoseconds of processor time; those that it was ready to run and did not, of its threads the longest; and
     whether the processor is all that it waits for now. Zeros where the system does not say."""
-    ran, waited, ready = 0, 0, False
+    ran, waited, states = 0, 0, ""
     for folder in glob.glob(f"/proc/{pid}/task/*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             times, state = (Path(folder, name).read_text() for name in ("schedstat", "stat"))
             ran += int(times.split()[0])
             waited = max(waited, int(times.split()[1]))
-            ready |= state.rpartition(")")[2].split()[0] in "RZX"  # it runs, or has ended and its parent waits to say so
-    return ran, waited, ready
+            states += state.rpartition(")")[2].split()[0]
+    # it runs, or has ended and its parent waits to say so: a first thread that ended before the others has no such state
+    return ran, waited, "R" in states or (states != "" and set(states) <= set("ZX"))
 
 
 def watch(run: Run, streams: Streams, heard: dict[int, Callable[[], bool]]) -> Ended:

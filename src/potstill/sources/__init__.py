@@ -291,13 +291,25 @@ class _Rows:
         return self._of[key]
 
     def _fitting(self, source: Source) -> _Kept | None:
-        rows, skipped, room = [], [], _KEPT
-        for found in source._in_use(lambda *left_out: skipped.append(left_out)):
-            rows.append(found)
-            room -= 1_000 + sum(len(text) for text in (found[1].instruction, found[1].context, found[1].response))
-            if room < 0:
+        rows, skipped, size = [], [], 0
+
+        def skip(example: Example, reason: str) -> None:
+            nonlocal size
+            size += _size(example)
+            if size <= _KEPT:
+                skipped.append((example, reason))
+
+        for found in source._in_use(skip):
+            size += _size(found[1])
+            if size > _KEPT:
                 return None
-        return rows, skipped
+            rows.append(found)
+        return (rows, skipped) if size <= _KEPT else None
+
+
+def _size(example: Example) -> int:
+    """About as many characters as a row takes of memory, its tests among them."""
+    return 1_000 + len(repr(example))
 
 
 _ROWS: _Rows | None = None

@@ -30,14 +30,16 @@ def training_cost(
     frozen: bool = False,
     pace: tuple[int, int] | None = None,
     read: float | None = None,
+    learned: float | None = None,
     adaptable: bool = False,
 ) -> Cost:
     """Of training on a split's rows by cross-entropy.
 
     Args:
         frozen: adapters alone are trained.
-        pace: steps, and rows that they learn from, where a model writes some of them: about as long as those of data.
+        pace: steps, and rows that they learn from, where a model writes some of them.
         read: tokens that all steps read, where some rows share a prompt; default: each row is read whole.
+        learned: response tokens that all steps learn, where a model writes some of them; default: those of the rows.
         adaptable: they are not, and could be.
     """
     size = model.size
@@ -54,11 +56,12 @@ def training_cost(
     seen = steps * optim.batch_size if optim.steps is not None else round(rows.kept * optim.epochs)
     if pace is not None:
         steps, seen = pace
-    tokens, learned = seen * rows.tokens if read is None else read, seen * rows.response
+    tokens = seen * rows.tokens if read is None else read
+    learned = seen * rows.response if learned is None else learned
     flops = training_flops(size, optim, tokens, learned)
     memory = cost.memory_bytes or 0
     if read is not None:
-        memory += whole_rows_memory(model, optim, rows, longest, seen * rows.tokens / max(1.0, read))
+        memory += whole_rows_memory(model, optim, rows, longest, (seen * rows.prompt + learned) / max(1.0, read))
     probe = outlook.probe(model.config, rows, optim.precision)
     again = probe.forward_seconds(tokens) if probe is not None and optim.activation_checkpointing else 0.0
     return replace(

@@ -149,6 +149,13 @@ class Distill(Taught, kind="distill"):
         (steps, _), others = pace, self.optim.batch_size - self.samples.written(self.optim.batch_size)
         return steps * (self._own_read(model, rows) + others * rows.tokens)
 
+    def learned(self, rows: RowsOf) -> float | None:
+        pace = self.pace(rows.kept)
+        if pace is None or self.samples is None:
+            return None
+        (steps, _), own = pace, self.samples.written(self.optim.batch_size)
+        return steps * (own * self.own_answer(rows) + (self.optim.batch_size - own) * rows.response)
+
     def _own_read(self, model: Prospect, rows: RowsOf) -> float:
         """Tokens that a step reads of what the student wrote."""
         if self.samples is None:

@@ -114,6 +114,10 @@ class GRPO(Paired, kind="grpo"):
         steps, _ = self.pace(rows.kept)
         return steps * self._own_read(model, rows)
 
+    def learned(self, rows: RowsOf) -> float:
+        _, answers = self.pace(rows.kept)
+        return answers * self.own_answer(rows)
+
     def _own_read(self, model: Prospect, rows: RowsOf) -> float:
         """Tokens that a pass over a round's answers reads."""
         return self.answers_read(model, rows, self._pace().prompts, self.samples.per_prompt)
@@ -190,7 +194,7 @@ class GRPO(Paired, kind="grpo"):
         flops, seconds, memory = cost.flops or 0.0, cost.seconds, float(cost.memory_bytes)
         for reader, times, distributions in self._readers(outlook, student, rounds, cost.steps):
             probe = outlook.probe(reader.config, rows, precision)
-            tokens, responses = times * self._own_read(student, rows), distributions * batch * rows.response
+            tokens, responses = times * self._own_read(student, rows), distributions * batch * self.own_answer(rows)
             flops += reading_flops(reader.size, tokens, responses)
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)

@@ -72,6 +72,10 @@ class MiniLLM(Taught, kind="minillm"):
         steps, _ = self.pace(rows.kept)
         return steps * (self._own_read(model, rows) + (self.optim.batch_size * rows.tokens if self.text else 0))
 
+    def learned(self, rows: RowsOf) -> float:
+        steps, _ = self.pace(rows.kept)
+        return steps * self.optim.batch_size * (self.own_answer(rows) + (rows.response if self.text else 0))
+
     def _own_read(self, model: Prospect, rows: RowsOf) -> float:
         """Tokens that a pass over a round's answers reads."""
         return self.answers_read(model, rows, self._pace().prompts, self.samples.per_prompt)
@@ -96,7 +100,7 @@ class MiniLLM(Taught, kind="minillm"):
         # besides training: answers are judged by both, and in every step the teacher's distributions are made again
         for reader, again in ((student, 0), (teacher, cost.steps)):
             size, probe = reader.size, outlook.probe(reader.config, rows, precision)
-            tokens, responses = rounds * self._own_read(student, rows), (rounds + again) * batch * rows.response
+            tokens, responses = rounds * self._own_read(student, rows), (rounds + again) * batch * self.own_answer(rows)
             flops += reading_flops(size, tokens, responses)
             if seconds is not None and probe is not None:
                 seconds += probe.scored_seconds(tokens, responses)

@@ -126,7 +126,7 @@ class Paired(TrainingStage):
 
     def written(self, outlook: Outlook, writers: Sequence[Prospect], rows: RowsOf, asked: int, per_prompt: int) -> Written:
         """What so many answers to each of so many prompts take together, each token of them read by all the writers."""
-        longest, mean = self.new_tokens() or 0, min(self.new_tokens() or 0, round(rows.response))
+        longest, mean = self.new_tokens() or 0, round(self.own_answer(rows))
         probes = [outlook.probe(writer.config, rows, self.optim.precision) for writer in writers]
         return Written(
             sum(answer_flops(writer.size, rows, asked, mean, per_prompt) for writer in writers),
@@ -134,11 +134,16 @@ class Paired(TrainingStage):
             sum(answer_memory(writer.config, rows, asked * per_prompt, longest) for writer in writers),
         )
 
+    def own_answer(self, rows: RowsOf) -> float:
+        """Mean tokens of an answer that the student writes: as of data, and at most those that it may write."""
+        return min(self.new_tokens() or 0, rows.response)
+
     def answers_read(self, model: Prospect, rows: RowsOf, asked: int, per_prompt: int) -> float:
-        """Tokens that a pass over so many answers to each of so many prompts reads; answers as long as those of data."""
+        """Tokens that a pass over so many answers to each of so many prompts reads."""
+        answer = self.own_answer(rows)
         if not shares(model.config):
-            return asked * per_prompt * rows.tokens
-        return asked * group_tokens(rows.prompt, rows.response, per_prompt, self.optim.pass_tokens(model.size.hidden))
+            return asked * per_prompt * (rows.prompt + answer)
+        return asked * group_tokens(rows.prompt, answer, per_prompt, self.optim.pass_tokens(model.size.hidden))
 
     def watch(self, context: Context) -> Callable[[int, int], None]:
         """Shows how many answers are finished, of how many."""

@@ -231,6 +231,10 @@ class TrainingStage(DataStage):
         """Tokens that all steps read, where the model writes some of the rows; None: each row is read whole."""
         return None
 
+    def learned(self, rows: RowsOf) -> float | None:
+        """Response tokens that all steps learn, where the model writes some of the rows; None: those of the rows."""
+        return None
+
     def teacher_stays(self) -> bool:
         """Whether a teacher runs beside the student all along."""
         return False
@@ -309,6 +313,7 @@ class TrainingStage(DataStage):
             adaptable=self.could_adapt(),
             pace=self.pace(rows.kept),
             read=self.read(found, rows),
+            learned=self.learned(rows),
         )
         full = outlook.model(self.learner()[1])
         choosing = choosing_seconds(outlook, self.init, full, rows, self.optim.precision) if full is not None else 0.0
