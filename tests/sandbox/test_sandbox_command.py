@@ -139,15 +139,23 @@ def test_without_a_sandbox_it_says_so(files):
             ("program", "--expect", "wanted", "--backend", "namespaces", "--unsafe-no-sandbox"),
             "--backend namespaces is a sandbox and --unsafe-no-sandbox is none; give one of the two",
         ),
+        (("--jobs", "misspelt"), "{misspelt}:1: no key 'stdinn'; did you mean 'stdin'?"),
         (("--jobs", "empty"), "{empty}: no jobs; each line is an object with id, program, stdin and expected, or tests"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
 )
 def test_bad_input(files, words, message):
     folder = files(
-        program="print(1)", wanted="1", good="assert f(1)", broken="assert f(", latin=b"x\xe9", jobs="{}", empty="\n"
+        program="print(1)",
+        wanted="1",
+        good="assert f(1)",
+        broken="assert f(",
+        latin=b"x\xe9",
+        jobs="{}",
+        empty="\n",
+        misspelt=json.dumps({"id": 1, "program": "print(input())", "stdinn": "5", "expected": "5", "note": "mine"}),
     )
-    names = ("program", "wanted", "good", "broken", "latin", "jobs", "empty", "nothing")
+    names = ("program", "wanted", "good", "broken", "latin", "jobs", "empty", "misspelt", "nothing")
     result = call(*[folder / word if word in names else word for word in words])
     message = message.format(**{name: folder / name for name in names})
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"error: {message}\n")

@@ -1,5 +1,6 @@
 """Programs from files, judged in the sandbox. Standard library only: this command starts fast."""
 
+import difflib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ def task_of(program: Path, stdin: Path | None, expect: Path | None, tests: Path 
         return _told(f"{tests}", lambda: Task(source, asserts=text_of(tests)))
     assert expect is not None
     return Task(source, cases=(Case(text_of(stdin) if stdin is not None else "", text_of(expect)),))
+
+
+_KEYS = ("id", "program", "stdin", "expected", "tests")  # of a line of jobs; others, unless nearly one of these, are the user's
 
 
 def tasks_of(path: Path) -> list[NamedTask]:
@@ -108,6 +112,10 @@ def _task_of_line(line: str, place: str) -> NamedTask:
         raise UserError(f"{place}: no JSON: {error}") from None
     if not isinstance(job, dict):
         raise UserError(f"{place}: must be an object with id, program, stdin and expected, or tests")
+    for key in job.keys() - set(_KEYS):
+        missed = difflib.get_close_matches(key, [known for known in _KEYS if known not in job], n=1, cutoff=0.8)
+        if missed:  # a right program would be judged without its input
+            raise UserError(f"{place}: no key '{key[:60]}'; did you mean '{missed[0]}'?")
     ident, program = _field(job, "id", str | int, place), _field(job, "program", str, place)
     if ("tests" in job) == ("expected" in job):
         raise UserError(f"{place}: needs `expected` (with `stdin`), or `tests`: one of the two")
