@@ -123,8 +123,9 @@ MISTAKES = {
     "picked by what": (
         '{ by = "validation_nl" }',
         "sweep.by = 'validation_nl'  must be one of validation_answer, validation_exact_match, "
-        "validation_kl_on_answers, validation_kl_to_teacher, validation_nll, validation_pass_at_1, validation_python_parses, "
-        "validation_repaired, validation_reverse_kl_on_answers, validation_rouge_l; did you mean 'validation_nll'?",
+        "validation_kl_on_answers, validation_kl_to_teacher, validation_nll, validation_pass_at_1, validation_pass_at_k, "
+        "validation_python_parses, validation_repaired, validation_reverse_kl_on_answers, validation_rouge_l; "
+        "did you mean 'validation_nll'?",
     ),
     "a part of a component without its kind": (
         '{ "kd.divergence.beta" = [0.1, 0.5] }',

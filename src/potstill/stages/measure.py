@@ -79,7 +79,7 @@ class Measured:
     cut: int
     scores: dict[str, Sequence[float | None]]
     abstentions: dict[str, dict[str, int]]
-    outcomes: dict[str, Sequence[Sequence[str]]]
+    outcomes: dict[str, Sequence[tuple[str, ...]]]
     samples: dict[str, list[list[str]]]
     judged_by: dict[str, str] | None
     of_model: dict[str, float]

@@ -68,7 +68,7 @@ def study_of(
                 teacher_reads=next((words for place, _ in mine if (words := place.teacher_reads)), None),
                 apart=foreign.get(row.name),
                 tokens=own if own != usual else None,
-                outcomes={name: tuple(result.outcomes[name] for _, result in mine) for name in mine[0][1].outcomes},
+                outcomes={name: tuple(tuple(result.outcomes[name]) for _, result in mine) for name in mine[0][1].outcomes},
                 unsafe=any(made.summary.get("sandbox") == NO_SANDBOX for place, _ in mine for made in place.ancestry.values()),
                 seeds=tuple(place.seed for place, _ in mine),
                 scores={name: tuple(tuple(result.scores[name]) for _, result in mine) for name in mine[0][1].scores},
