@@ -1,6 +1,5 @@
 """One model of a study: what it answers, and what its answers and its probabilities score."""
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from potstill.quant.packed import packed_of
 from potstill.scorers.programs import judged_by
 from potstill.stages.lineage import Place
 from potstill.stages.readers import Rendered
-from potstill.stages.scores import add_sampled, answer_scores, text_scores
+from potstill.stages.scores import add_sampled, answer_scores, spoken, text_scores
 
 
 class Decoding(Settings):
@@ -123,8 +122,7 @@ def measure(
         seed=decoding.seed,
         on_rows=watch,
     )
-    # llama.cpp does not normalise, Qwen2's tokenizer does: answers are compared in one form
-    said = [unicodedata.normalize("NFC", renderer.said(answer)) for answer in given.texts]
+    said = spoken(renderer, given.texts)
     accepted = [renderer.scored(example) for example in asked.examples]
     scored = text_scores(metrics, said[:rows], accepted)
     prompts = [prompt for prompt, _ in read.pairs]

@@ -1,5 +1,6 @@
 """Scores of answers, as text and as tokens: in an evaluation, and on validation rows while training."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,6 @@ from potstill.data.prompts import Renderer
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
 from potstill.metrics import AnswerMetric, Judged, Metric, SampledMetric, TextMetric
-from potstill.scorers.text import nfc
 
 
 def answer_scores(
@@ -68,6 +68,11 @@ def text_scores(metrics: Sequence[Metric], answers: Sequence[str], accepted: Seq
     return scored
 
 
+def spoken(renderer: Renderer, texts: Sequence[str]) -> list[str]:
+    """Answers in one form: llama.cpp does not normalise, Qwen2's tokenizer does."""
+    return [unicodedata.normalize("NFC", renderer.said(text)) for text in texts]
+
+
 def add_sampled(
     scored: Scored,
     metrics: Sequence[Metric],
@@ -98,7 +103,7 @@ def add_sampled(
             seed=metric.seed,
             on_rows=watch,
         )
-        said = [nfc(renderer.said(answer)) for answer in given.texts]
+        said = spoken(renderer, given.texts)
         drawn = [said[start : start + metric.samples] for start in range(0, len(said), metric.samples)]
         samples[str(metric.kind)] = drawn
         scored.add(metric, metric.judged(drawn, accepted))
