@@ -132,7 +132,7 @@ def main(words):
     This is the first process of its process namespace. The program is its child, so that a program that ends with the status
     128 + N and one that ends by the signal N are told apart.
     """
-    import _signal
+    import _signal  # pyright: ignore[reportMissingImports]  # "signal" would import enum: half of the time to start
 
     *given, talk_in, talk_out = map(int, words[:5])
     control, program, filter = given
@@ -172,7 +172,7 @@ def enter(source, rules, limits, control, keep):
 
     The parent hears that the program starts, and when, on a descriptor that the program never has.
     """
-    import _signal
+    import _signal  # pyright: ignore[reportMissingImports]  # "signal" would import enum: half of the time to start
 
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     os.chdir(os.path.dirname(MAIN))
