@@ -57,6 +57,22 @@ def test_identical_scores_differ_by_exactly_nothing(seeds):
     assert "the scores are the same" in found.sentence
 
 
+@pytest.mark.parametrize(("score", "unit"), [(0.0, "%"), (100.0, "%"), (0.0, "nats/token"), (7.0, "%")])
+def test_scores_that_are_all_at_an_end_of_their_scale_leave_room_for_rows_that_were_not_drawn(score, unit):
+    study = study_of({"KD": np.full(40, score), "SFT": np.full(40, score)}, unit=unit)
+    found = analyse(study, resamples=100)
+    ci = found.estimates["KD"]["m"].ci
+    assert ci is not None
+    share = (abs(ci[1] - ci[0])) / 100
+    if unit == "%" and score in (0, 100):
+        assert score in ci
+        # a share of so many is missed by 40 draws once in forty
+        assert (1 - share) ** 40 == pytest.approx(0.025)
+        assert "the scores are the same, and on other rows could differ by up to 8.8 points of M" in found.verdicts[0].sentence
+    else:
+        assert share == 0
+
+
 def test_a_constant_shift_helps_and_its_interval_is_a_point():
     x = scores(40)
     found = verdict(study_of({"KD": x + 5, "SFT": x}))

@@ -79,7 +79,7 @@ def test_many_programs_in_their_order(files, backend):
         {"id": "g", "program": "def f(x): return x", "tests": ["assert f(1) == 1", "assert f(1) == 2"]},
         {"id": "surrogate", "program": "print('\ud800')", "stdin": "", "expected": "1", "source": "ignored"},
     ]
-    folder = files(jobs="\n".join([*map(json.dumps, jobs), ""]))
+    folder = files(jobs="\ufeff" + "\n".join([*map(json.dumps, jobs), ""]))  # as editors on Windows begin a file
     result = call("--jobs", folder / "jobs", "--backend", backend.name, "--workers", 2)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [list(line) for line in lines] == [["id", "verdict", "reason", "wall_s"]] * 6

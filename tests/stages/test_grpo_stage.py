@@ -336,7 +336,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "positions": ({"samples": {"per_prompt": 4, "max_new_tokens": 250}}, "it.samples.max_new_tokens"),
     "no rewards": ({"rewards": []}, "it.rewards"),
     "no such reward": ({"rewards": ["vowel"]}, "no reward of kind 'vowel'; did you mean 'vowels'?"),
+    "no such reward at all": (
+        {"rewards": ["beauty"]},
+        "'beauty'; one of your own is given with --plugin FILE",
+    ),
     "no such preset": ({"policy": "papper"}, "it.policy"),
+    "a number for a policy": (
+        {"policy": 3},
+        "must be a preset's name (recommended, paper, deepseek, ",
+    ),
     "a field of minillm": ({"estimator": {}}, "it.estimator"),
     "a pull without a teacher": ({"policy": {"beta_kd": 0.1}}, "policy.beta_kd = 0.1 needs a teacher"),
     "a teacher without a pull": ({"teacher": "path:/nowhere"}, "teacher is for policy.beta_kd > 0"),
@@ -350,12 +358,23 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_ratio_of_whole_answers_over_several_updates_is_noted(root: Path) -> None:
     def notes(updates: int, policy: str) -> list[str]:
         samples = {"per_prompt": 4, "max_new_tokens": 8, "updates": updates}
-        return [note for note in stage_notes(recipe(root, samples=samples, policy=policy).stages) if note.startswith("it: ")]
+        found = stage_notes(recipe(root, samples=samples, policy=policy).stages)
+        return [note for note in found if note.startswith("it: policy")]
 
     (note,) = notes(2, "paper")
     assert note.startswith("it: policy.ratio = 'sequence' with samples.updates = 2: ")
     assert note.endswith("set samples.updates = 1, or policy.ratio = 'token'")
     assert notes(1, "paper") == notes(2, "deepseek") == []
+
+
+def test_rewards_of_the_form_alone_are_noted(root: Path) -> None:
+    def noted(*rewards: str) -> bool:
+        return any(
+            "no reward judges whether an answer is right" in note for note in stage_notes(recipe(root, rewards=rewards).stages)
+        )
+
+    assert noted("think_format", "steps")
+    assert not noted("think_format", "answer")
 
 
 def test_length_needs_tests_only_where_tests_say_what_is_right(root: Path) -> None:

@@ -176,7 +176,11 @@ def _sums(todo: Sequence[Line]) -> str:
     cached = sum(line.cost.cache_bytes or 0 for line in todo)
     text = f", about {clock(sum(seconds))} here" if seconds else ""
     text += f", {flops:.1e} FLOP" if flops else ""
-    text += f", {size(peak)} memory at most, {size(written)} on disk"
+    if peak or written:
+        text += f", {size(peak)} memory at most, {size(written)} on disk"
+    unknown = sum(bool(line.cost.note) and line.cost.memory_bytes is None for line in todo)
+    if unknown:
+        text += f", {'nothing is' if unknown == len(todo) else f'{unknown} of them are not'} known: see below"
     return text + (f" (of it {size(cached)} of what teachers say)" if cached else "") + "; rough figures"
 
 

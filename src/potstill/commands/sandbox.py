@@ -50,7 +50,7 @@ def tasks_of(path: Path) -> list[NamedTask]:
     Raises:
         UserError: at the first line that describes no task.
     """
-    lines = text_of(path).split("\n")
+    lines = text_of(path).removeprefix("\ufeff").split("\n")
     tasks = [_task_of_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not tasks:
         raise UserError(f"{path}: no jobs; each line is an object with id, program, stdin and expected, or tests")

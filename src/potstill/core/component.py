@@ -112,7 +112,7 @@ class Component(Settings):
                 {
                     "role": cls.role,
                     "kind": kind,
-                    "hint": suggest(kind, cls.kinds),
+                    "hint": suggest(kind, cls.kinds) or "; one of your own is given with --plugin FILE",
                     "known": ", ".join(sorted(cls.kinds)),
                 },
             )

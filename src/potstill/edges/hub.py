@@ -165,6 +165,14 @@ def refuse_adapter(folder: Path, where: str) -> None:
     raise UserError(f"{where}: holds an adapter ({', '.join(found)}) and no model; {merge}, or name the base model itself")
 
 
+def is_cached(where: str) -> bool:
+    """Whether the weights of a hub name are on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, revision = hub_name(where)
+    return any(isinstance(try_to_load_from_cache(name, file, revision=revision), str) for file in (WEIGHTS, INDEX))
+
+
 def cached_models() -> tuple[Path, int, bool]:
     """The hub's cache on this machine, how many models it holds, and whether the hub is switched off."""
     from huggingface_hub import constants

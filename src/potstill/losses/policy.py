@@ -143,8 +143,10 @@ class Policy(Settings):
         """A name alone is a preset; fields that a table names come before those of its preset."""
         if isinstance(given, str):
             given = {"preset": given}
-        if not isinstance(given, dict):
+        if isinstance(given, cls):
             return given
+        if not isinstance(given, dict):
+            raise ValueError(f"must be a preset's name ({', '.join(PRESETS)}) or a table")
         preset = given.get("preset", "recommended")
         return {**PRESETS.get(preset, {}), **given} if isinstance(preset, str) else given
 

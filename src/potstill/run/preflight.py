@@ -8,6 +8,7 @@ from pathlib import Path
 
 from potstill.core.errors import Problem, RecipeError, UserError
 from potstill.core.numbers import size
+from potstill.edges.hub import is_cached
 from potstill.edges.machine import total_memory
 from potstill.edges.vocabulary import tokenizer_note
 from potstill.recipe.header import Recipe
@@ -119,6 +120,8 @@ def stage_notes(stages: Sequence[Stage]) -> Iterator[str]:
     """What a person must know of each stage's fields, and of each model that is there before the recipe runs."""
     yield from dict.fromkeys(f"{stage.name}: {note}" for stage in stages for note in stage.notes())
     for where in dict.fromkeys(str(ref) for stage in stages for _, ref in stage.references() if ref.scheme != "stage"):
+        if where.startswith("hf:") and not is_cached(where):
+            yield f"{where}: not on this machine; a run downloads it first; without a network name a copy, 'path:FOLDER'"
         try:
             note = tokenizer_note(where)
         except UserError:  # a model that cannot be read is a problem of its stage

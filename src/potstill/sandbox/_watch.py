@@ -230,6 +230,8 @@ class Run:
     def _look(self) -> None:
         """At the deadline: move it by what the program has waited for the processor."""
         ran_ns, waited_ns, ready = held_up(self.pid)
+        # threads wait for each other too: what they have run all together, it was not held up
+        waited_ns = min(waited_ns, int((time.monotonic() - (self.began or 0.0)) * 1e9) - ran_ns)
         if waited_ns > self.waited_s * 1e9:
             self.waited_s, self.queued_s = waited_ns / 1e9, 0.0
         if ready and self.ran_ns in (None, ran_ns):

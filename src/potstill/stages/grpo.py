@@ -178,6 +178,11 @@ class GRPO(Paired, kind="grpo"):
         refuse_probes(self.rewards, rows, tokenizer, self.samples.max_new_tokens)
 
     def notes(self) -> Iterator[str]:
+        if not any(reward.correctness for reward in self.rewards):
+            yield (
+                "no reward judges whether an answer is right, only its form; add `tests` or `answer`, or mean it: a model that "
+                "learns the form alone is called so"
+            )
         if self.policy.ratio == "sequence" and self.samples.updates > 1:
             yield (
                 f"policy.ratio = 'sequence' with samples.updates = {self.samples.updates}: the product over a whole answer "

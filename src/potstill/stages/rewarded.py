@@ -28,6 +28,10 @@ class Course:
     correctness: bool
     attribution: float | None
 
+    def never(self) -> bool:
+        """Whether no answer ever earned it."""
+        return self.first == self.last == 0 and not self.attribution
+
 
 def courses(lines: Sequence[Mapping[str, float]], rewards: Sequence[Reward]) -> dict[str, Course]:
     """Each reward's course, from the lines of metrics.jsonl; of a reward that never gave a figure there is none."""
@@ -76,6 +80,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
     """For the line that says a stage is done: each reward's two means, after `format only` where that is so."""
     found = {name: Course(**course) for name, course in summary.get("rewards", {}).items()}
     said = [f"{name} {course.first:.3g} → {course.last:.3g}" for name, course in found.items()]
+    said += [f"no answer ever earned {name}" for name, course in found.items() if course.correctness and course.never()]
     if summary.get("format_only"):
         return f"format only: rewards of the form rose, correctness did not ({', '.join(said)})"
     if found and not any(course.correctness for course in found.values()):

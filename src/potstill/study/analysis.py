@@ -1,11 +1,12 @@
 """From all scores of a study to all that they allow to be said."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
 import numpy as np
 
-from potstill.study.bootstrap import Sample, percentile_interval, resample, scored
+from potstill.study.bootstrap import Sample, percentile_interval, resample, scored, unseen
 from potstill.study.caveats import caveats
 from potstill.study.doubts import doubts
 from potstill.study.estimate import Estimate
@@ -93,6 +94,9 @@ def _estimate(row: ModelRow, metric: MetricInfo, sample: Sample, values_R: np.nd
     if ci is not None:  # the seeds' part knows nothing of the scale's ends
         low, high = metric.scale
         ci = min(max(low, ci[0]), high), max(min(high, ci[1]), low)
+        if high - low < inf and sample.value in (low, high):
+            reach = (high - low) * unseen(sample.clusters)
+            ci = (low, max(ci[1], low + reach)) if sample.value == low else (min(ci[0], high - reach), high)
     scores_SN = row.scores_SN(metric.name)
     abstained = 0 if scores_SN is None else int(np.isnan(scores_SN).sum())
     return Estimate(sample.value, ci, sample.rows, abstained, sample.by_seed)

@@ -125,6 +125,14 @@ def _number(seeds: tuple[int | None, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(seeds).encode(), digest_size=8).digest(), "big")
 
 
+def unseen(K: int) -> float:
+    """Of which share of clusters no instance may be among K: 1 − 0.025^(1/K), the 97.5% limit of Clopper and Pearson (1934).
+
+    Where all K clusters have one score, every resample has it too, and a percentile interval would have no width.
+    """
+    return 1 - ((1 - LEVEL) / 2) ** (1 / K)
+
+
 def few_clusters(K: int) -> float:
     """√(K/(K−1)) · t(K−1) / z: how much wider a percentile interval over K clusters must be; K is at least 2."""
     return sqrt(K / (K - 1)) * student(K - 1) / student(None)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Literal
 
 import numpy as np
 
 from potstill.core.numbers import amount, decimals, estimate, interval, number
-from potstill.study.bootstrap import Sample, percentile_interval
+from potstill.study.bootstrap import Sample, percentile_interval, unseen
 from potstill.study.controls import (
     amount_in_words,
     control_in_words,
@@ -186,7 +187,7 @@ def _difference_in_words(
     if sample.clusters < MIN_CLUSTERS:
         return f"{found}, on {rows}: too few for any verdict."
     if verdict == "not shown":
-        return _not_shown_in_words(question, metric, found, ci, digits)
+        return _not_shown_in_words(question, metric, sample.clusters, found, ci, digits)
     size = f"{amount(difference, metric, digits)} {interval(sorted((abs(ci[0]), abs(ci[1]))), digits)}"
     than = f"{a} is {'better' if verdict in ('helped', 'better') else 'worse'} than {b} by {size}."
     if question.key in _PLAIN:
@@ -203,10 +204,15 @@ def _doing(question: Question) -> str:
     return "cutting and fine-tuning" if question.cut else _DOING[question.key]
 
 
-def _not_shown_in_words(question: Question, metric: MetricInfo, found: str, ci: tuple[float, float], digits: int) -> str:
+def _not_shown_in_words(
+    question: Question, metric: MetricInfo, clusters: int, found: str, ci: tuple[float, float], digits: int
+) -> str:
     """What is still possible; "the same" only of scores that are, row by row."""
+    low, high = metric.scale
     if ci == (0, 0):
         still = "the scores are the same"
+        if high - low < inf:
+            still += f", and on other rows could differ by up to {amount((high - low) * unseen(clusters), metric, digits)}"
     elif question.key == "four_bits":
         loss = -_gain(metric, ci)[0]
         still = f"a loss of up to {amount(loss, metric, digits)} is still possible" if loss > 0 else "the interval ends at 0"
