@@ -3,6 +3,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
+# tests that run at once; those of the sandbox, which load the machine themselves, run one by one
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # the lowest versions that pyproject.toml allows, laid over the packages of $(VENV)
@@ -17,7 +19,8 @@ quickstart: $(READY)
 	$(BIN)/potstill quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --ignore tests/sandbox
+	$(BIN)/python -m pytest tests/sandbox
 
 # real pretrained models for the tests marked `real`: export POTSTILL_REAL_MODELS=$PWD/.models before make test
 models: $(READY)
