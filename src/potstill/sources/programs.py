@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cache
-from random import Random
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,8 +11,10 @@ from potstill.core.types import Case, Example, Split, Tests
 from potstill.sources import Skip, Source, Splits, hash_of_made
 from potstill.sources._families import FAMILIES, INPUTS, Family, Language, filled
 from potstill.sources._mutants import Mutant, failing, mutants
+from potstill.sources._program_cases import Cases, cases_of
 
 Kind = Literal["seen", "validation", "new instance", "new family"]
+_USED: dict[int, Kind] = {0: "new instance", 2: "validation", 5: "new instance"}  # of each ten constants of a family
 Constant = int | str
 
 _STATEMENTS: dict[Language, tuple[str, ...]] = {
@@ -57,13 +58,14 @@ class Programs(Source, kind="programs"):
 
     The answer thinks in steps and holds the program: `<think>`, lines of `Step k:` or `Paso k:`, `</think>`, and in `<answer>`
     one fenced block of Python. `tests` holds cases that the statement does not show; their outputs are computed in another way
-    than by the reference program. With `task = "repair"` a row shows a program that one change has broken, with the
-    interpreter's own message or the wrong output; those rows depend on the version of Python.
+    than by the reference program, and they tell it from its mutants, from the programs of other constants, and from programs
+    that read a part of the input. With `task = "repair"` a row shows a program that one change has broken, with the
+    interpreter's own message or the wrong output for an input that is no test; those rows depend on the version of Python.
 
     Splits are its own. An instance is a family with a constant: a tenth of each family's are validation and a fifth are test,
-    in all languages and phrasings, tag "new instance/FAMILY". `new_families` whole families are test alone, tag "new
-    family/FAMILY". Key: of a seen family the instance, of a new one the family, because rows of one are alike and are drawn
-    together.
+    in all languages and phrasings and whatever `instances` says, tag "new instance/FAMILY". `new_families` whole families are
+    test alone, tag "new family/FAMILY". Key: of a seen family the instance, of a new one the family, because rows of one are
+    alike and are drawn together.
     """
 
     own_splits: ClassVar[bool] = True
@@ -76,7 +78,13 @@ class Programs(Source, kind="programs"):
     new_families: int = Field(default=6, ge=0, description="of these, families that are in the test alone")
     instances: int = Field(default=20, ge=5, description="at most so many constants of a family")
     phrasings: int = Field(default=3, ge=1, le=3, description="phrasings of each training instance; others are asked in one")
-    cases: int = Field(default=4, ge=1, le=20, description="tests of each row")
+    cases: int = Field(
+        default=4,
+        ge=1,
+        le=20,
+        description="tests of each row at least; twice as many where only two outputs are drawn, and more where it takes "
+        "more to tell wrong programs apart",
+    )
     shown: int = Field(default=1, ge=0, le=3, description="inputs and outputs that a statement shows; they are no tests")
     mutants: int = Field(default=2, ge=1, le=20, description='broken programs of each instance, under task = "repair"')
     think: bool = Field(
@@ -101,7 +109,8 @@ class Programs(Source, kind="programs"):
 
     def rows(self, skip: Skip | None = None) -> Iterator[Example]:
         for family, constant, kind in self._instances():
-            cases = self._cases(family, constant)
+            seed = self._number("cases", family.name, constant)
+            cases = cases_of(family, constant, seed, self.cases, self.shown)
             for language in self.languages:
                 yield from self._rows(family, constant, kind, language, cases)
 
@@ -112,10 +121,8 @@ class Programs(Source, kind="programs"):
     def content_hash(self) -> str:
         return hash_of_made(self)
 
-    def _rows(
-        self, family: Family, constant: Constant, kind: Kind, language: Language, cases: Sequence[Case]
-    ) -> Iterator[Example]:
-        shown, tests = cases[: self.shown], Tests(cases=tuple(cases[self.shown :]))
+    def _rows(self, family: Family, constant: Constant, kind: Kind, language: Language, cases: Cases) -> Iterator[Example]:
+        shown, tests = cases.shown, Tests(cases=cases.tests)
         for phrasing in self._phrasings(family, constant, kind, language):
             statement = _statement(family, constant, language, phrasing, shown)
             common = {"family": family, "constant": constant, "kind": kind, "language": language, "tests": tests}
@@ -152,7 +159,8 @@ class Programs(Source, kind="programs"):
         )
 
     def _instances(self) -> Iterator[tuple[Family, Constant, Kind]]:
-        """Each instance with what it is used for: by families in their own order, constants in theirs."""
+        """Each instance with what it is used for, which does not depend on how many are used: by families in their own order,
+        constants in theirs."""
         drawn = sorted(FAMILIES, key=lambda family: self._number("family", family.name))[: self.families]
         new = {family.name for family in drawn[: self.new_families]}
         chosen = {family.name for family in drawn}
@@ -160,39 +168,22 @@ class Programs(Source, kind="programs"):
             if family.name not in chosen:
                 continue
             order = sorted(family.constants, key=lambda constant: self._number("constant", family.name, constant))
-            order = order[: self.instances]
-            tested, validated = max(1, len(order) // 5), max(1, len(order) // 10)
+            places = {constant: at for at, constant in enumerate(order[: self.instances])}
             for constant in family.constants:
-                if constant not in order:
-                    continue
-                at = order.index(constant)
-                if family.name in new:
-                    yield family, constant, "new family"
-                else:
-                    kind: Kind = "seen" if at >= tested + validated else "validation" if at >= tested else "new instance"
-                    yield family, constant, kind
+                if constant in places:
+                    yield family, constant, "new family" if family.name in new else _USED.get(places[constant] % 10, "seen")
 
     def _phrasings(self, family: Family, constant: Constant, kind: Kind, language: Language) -> Iterator[int]:
         drawn = self._number("phrasing", family.name, constant, language)
         count = self.phrasings if kind == "seen" else 1
         yield from ((drawn + number) % len(_STATEMENTS[language]) for number in range(count))
 
-    def _cases(self, family: Family, constant: Constant) -> list[Case]:
-        """Cases with as many different outputs as can be drawn, those to be shown first; no input stands twice."""
-        random = Random(self._number("cases", family.name, constant))
-        wanted = self.cases + self.shown
-        drawn = dict.fromkeys(family.draw(random, constant) for _ in range(8 * wanted))
-        found = [Case(line + "\n", family.expected(line, constant) + "\n") for line in drawn]
-        outputs: set[str] = set()
-        fresh = [case for case in found if not (case.expected in outputs or outputs.add(case.expected))]
-        again = [case for case in found if case not in fresh]
-        return [*fresh[::-1], *again][:wanted][::-1] if len(fresh) < wanted else fresh[:wanted]
-
     def _broken(
-        self, family: Family, constant: Constant, language: Language, phrasing: int, cases: Sequence[Case]
+        self, family: Family, constant: Constant, language: Language, phrasing: int, cases: Cases
     ) -> Iterator[tuple[Mutant, str]]:
-        """Mutants that fail, with what is said of them."""
-        given = tuple((case.stdin.rstrip("\n"), case.expected.rstrip("\n")) for case in cases)
+        """Mutants that fail, with what is said of them by a case that is no test."""
+        told = (*cases.shown, *cases.others)
+        given = tuple((case.stdin.rstrip("\n"), case.expected.rstrip("\n")) for case in told)
         found = _failing_mutants(family.program(constant), given, language)
         order = sorted(found, key=lambda each: self._number("mutant", family.name, constant, phrasing, each[0].program))
         yield from order[: self.mutants]
