@@ -57,7 +57,7 @@ def test_identical_scores_differ_by_exactly_nothing(seeds):
     assert "the scores are the same" in found.sentence
 
 
-@pytest.mark.parametrize(("score", "unit"), [(0.0, "%"), (100.0, "%"), (0.0, "nats/token"), (7.0, "%")])
+@pytest.mark.parametrize(("score", "unit"), [(0.0, "%"), (100.0, "%"), (0.0, "nats/token"), (50.0, "%")])
 def test_scores_that_are_all_at_an_end_of_their_scale_leave_room_for_rows_that_were_not_drawn(score, unit):
     study = study_of({"KD": np.full(40, score), "SFT": np.full(40, score)}, unit=unit)
     found = analyse(study, resamples=100)
@@ -71,6 +71,36 @@ def test_scores_that_are_all_at_an_end_of_their_scale_leave_room_for_rows_that_w
         assert "the scores are the same, and on other rows could differ by up to 8.8 points of M" in found.verdicts[0].sentence
     else:
         assert share == 0
+
+
+@pytest.mark.parametrize("differing", [5, 6])
+def test_right_and_wrong_rows_need_as_many_that_differ_as_the_sign_test(differing):
+    wrong, right = np.zeros(60), np.zeros(60)
+    right[:differing] = 100.0
+    found = verdict(study_of({"KD": right, "SFT": wrong}), resamples=4_000)
+    assert found.ci is not None
+    assert found.ci[0] > 0
+    # by luck alone 2 · 0.5^n
+    assert found.verdict == ("helped" if 2 * 0.5**differing < 0.05 else "not shown")
+    assert ("they differ in 5 rows, too few for a verdict" in found.sentence) == (differing == 5)
+
+
+def test_more_right_rows_never_lower_the_end_of_the_interval():
+    ends = []
+    for right in range(6):
+        x = np.zeros(40)
+        x[:right] = 100.0
+        ci = analyse(study_of({"KD": x, "SFT": x}), resamples=4_000).estimates["KD"]["m"].ci
+        assert ci is not None
+        ends.append(ci[1])
+    assert ends == sorted(ends)
+
+
+@pytest.mark.parametrize(("rows", "shipped"), [(40, "KD"), (90, "KD 4-bit")])
+def test_four_bits_are_not_shipped_for_a_few_rows_that_are_all_alike(rows, shipped):
+    x = np.tile([0.0, 100.0], rows // 2)
+    study = study_of({"KD": x, "SFT": np.zeros(rows), "KD 4-bit": x})
+    assert analyse(study, resamples=500).ship.name == shipped
 
 
 def test_a_constant_shift_helps_and_its_interval_is_a_point():

@@ -240,3 +240,27 @@ def test_weak_does_not_wait_for_a_process_left_behind_that_writes_for_ever(tmp_p
     # where the run had waited for it, it would have ended: by itself, or by a pipe that nobody reads
     left.wait(10)
     assert (ended.status, ended.limit, ended.trouble) == (0, None, "")
+
+
+def test_a_program_leaves_no_core_and_goes_first_where_memory_runs_out(backend):
+    """A limit on core files does not hold back a handler that the host's core_pattern names."""
+    with ThreadPoolExecutor() as pool:
+        ending = pool.submit(backend.run, Job("import time; time.sleep(1.5)"), Limits(time_s=4))
+        deadline = time.monotonic() + 20
+        mine: list[int] = []
+        while not mine and time.monotonic() < deadline:
+            time.sleep(0.2)
+            programs = [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_SLEEPING]
+            # who is not dumpable has its descriptors owned by the superuser
+            mine = [p.pid for p in programs if _owner(p.pid, "") != 0 == _owner(p.pid, "fd")]
+        assert mine
+        if backend.name == "namespaces":  # bubblewrap is told when it has started, which may be too late for its child
+            assert all(Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n" for pid in mine)
+        assert ending.result().status == 0
+
+
+def _owner(pid: int, name: str) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/{name}").st_uid
+    except OSError:
+        return None

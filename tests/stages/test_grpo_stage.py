@@ -4,7 +4,8 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from potstill.stages import probed
 from potstill.stages.cost import reading_flops
 from potstill.stages.grpo import GRPO
 from potstill.stages.outlook import Outlook
-from potstill.stages.rewarded import Course, courses, format_only, rose
+from potstill.stages.rewarded import Course, courses, format_only, in_words, rose, summary_of
 from potstill.stages.set_aside import failing_rows
 
 OPTIM = {"steps": 3, "batch_size": 8, "lr": 1e-3}
@@ -506,7 +507,7 @@ def test_a_rise_is_more_than_noise() -> None:
 
 
 def course(rose: bool | None, correctness: bool) -> Course:
-    return Course(0.0, 1.0, rose, correctness, None)
+    return Course(0.0, 1.0, rose, correctness, None, 1.0)
 
 
 def test_format_only_needs_both() -> None:
@@ -515,8 +516,19 @@ def test_format_only_needs_both() -> None:
     assert not format_only({"a": form, "b": right})
     assert not format_only({"a": course(False, False), "b": course(False, True)})
     assert not format_only({"a": form, "b": course(False, True), "c": right})
+    assert not format_only({"a": form, "b": replace(course(False, True), first=0.97)})  # it could not rise
     assert not format_only({"a": form})
     assert not format_only({"a": course(None, False), "b": course(None, True)})
+
+
+def test_no_answer_ever_earned_it_only_where_none_did() -> None:
+    def said(curve: Sequence[float]) -> str:
+        lines = [{"samples_age": 0, "samples_reward_tests": value} for value in curve]
+        return in_words(summary_of(courses(lines, [Reward.kinds["tests"].model_validate({})])))
+
+    zero = [0.0] * 12
+    assert said(zero) == "tests 0 → 0, no answer ever earned tests"
+    assert said([*zero[:5], 0.125, *zero[6:]]) == "tests 0 → 0"
 
 
 def test_only_a_rounds_first_step_counts() -> None:

@@ -249,7 +249,10 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
 def held_up(pid: int) -> tuple[int, int, bool]:
     """A process's nanoseconds of processor time; those that it was ready to run and did not, of its threads the longest; and
     whether the processor is all that it waits for now. Zeros where the system does not say."""
-    ran, waited, states = 0, 0, ""
+    ran, waited, states, whole = 0, 0, "", 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        whole = (int(user) + int(system)) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))  # with threads that have ended
     for folder in glob.glob(f"/proc/{pid}/task/*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             times, state = (Path(folder, name).read_text() for name in ("schedstat", "stat"))
@@ -257,7 +260,7 @@ def held_up(pid: int) -> tuple[int, int, bool]:
             waited = max(waited, int(times.split()[1]))
             states += state.rpartition(")")[2].split()[0]
     # it runs, or has ended and its parent waits to say so: a first thread that ended before the others has no such state
-    return ran, waited, "R" in states or (states != "" and set(states) <= set("ZX"))
+    return max(ran, whole), waited, "R" in states or (states != "" and set(states) <= set("ZX"))
 
 
 def watch(run: Run, streams: Streams, heard: dict[int, Callable[[], bool]]) -> Ended:

@@ -78,6 +78,8 @@ class Bubblewrap:
                     process = self._start(words, [*parts, theirs.fileno()], streams.theirs)
                 except OSError as error:
                     return Ended(False, None, None, None, b"", b"", 0.0, trouble=f"bwrap did not start: {error}")
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")  # programs go first, not who trains
             streams.handed_over()
             stack.callback(_end, process)
             run = Run(limits, kill=process.kill)

@@ -340,7 +340,7 @@ class GRPO(Paired, kind="grpo"):
             **judged_by,
             **super().facts(context, tokenizer, objective),
             **summary_of(courses(lines, self.rewards)),
-            "rollouts": round(sum(self.optim.batch_size * (1 + line["samples_redrawn"]) for line in rounds_of(lines))),
+            "rollouts": round(sum(line["samples_drawn"] for line in rounds_of(lines))),
         }
 
     def closing(self, summary: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from potstill.rewards import Reward
 from potstill.train.grading import names_of
 
 FEWEST = 8  # rounds; with fewer nothing is said of a rise
+FULL = 0.95  # of a reward that judges correctness, which is at most 1: from there it can hardly rise
 ERRORS = 2.0  # standard errors of the difference that a rise has to exceed
 
 
@@ -27,10 +28,7 @@ class Course:
     rose: bool | None
     correctness: bool
     attribution: float | None
-
-    def never(self) -> bool:
-        """Whether no answer ever earned it."""
-        return self.first == self.last == 0 and not self.attribution
+    highest: float | None = None  # of a round's means; None: of a run of an earlier version
 
 
 def courses(lines: Sequence[Mapping[str, float]], rewards: Sequence[Reward]) -> dict[str, Course]:
@@ -42,7 +40,8 @@ def courses(lines: Sequence[Mapping[str, float]], rewards: Sequence[Reward]) -> 
         parts = [line[key] for line in rounds if (key := f"samples_attribution_{name}") in line]
         if curve:
             first, last, up = rose(curve)
-            found[name] = Course(first, last, up, type(reward).correctness, sum(parts) / len(parts) if parts else None)
+            part = sum(parts) / len(parts) if parts else None
+            found[name] = Course(first, last, up, type(reward).correctness, part, max(curve))
     return found
 
 
@@ -66,8 +65,8 @@ def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 
 def format_only(found: Mapping[str, Course]) -> bool:
-    """Whether a reward of the form rose, and of one or more that judge correctness none did."""
-    judged = [course.rose for course in found.values() if course.correctness]
+    """Whether a reward of the form rose, and of one or more that judge correctness none did, though it could have."""
+    judged = [course.rose for course in found.values() if course.correctness and course.first < FULL]
     return any(c.rose for c in found.values() if not c.correctness) and bool(judged) and not any(judged)
 
 
@@ -80,7 +79,7 @@ def in_words(summary: Mapping[str, Any]) -> str:
     """For the line that says a stage is done: each reward's two means, after `format only` where that is so."""
     found = {name: Course(**course) for name, course in summary.get("rewards", {}).items()}
     said = [f"{name} {course.first:.3g} → {course.last:.3g}" for name, course in found.items()]
-    said += [f"no answer ever earned {name}" for name, course in found.items() if course.correctness and course.never()]
+    said += [f"no answer ever earned {name}" for name, course in found.items() if course.correctness and course.highest == 0]
     if summary.get("format_only"):
         return f"format only: rewards of the form rose, correctness did not ({', '.join(said)})"
     if found and not any(course.correctness for course in found.values()):

@@ -94,9 +94,9 @@ def _estimate(row: ModelRow, metric: MetricInfo, sample: Sample, values_R: np.nd
     if ci is not None:  # the seeds' part knows nothing of the scale's ends
         low, high = metric.scale
         ci = min(max(low, ci[0]), high), max(min(high, ci[1]), low)
-        if high - low < inf and sample.value in (low, high):
+        if high - low < inf:  # near an end of the scale resamples know nothing of rows that are not among these
             reach = (high - low) * unseen(sample.clusters)
-            ci = (low, max(ci[1], low + reach)) if sample.value == low else (min(ci[0], high - reach), high)
+            ci = min(ci[0], high - reach), max(ci[1], low + reach)
     scores_SN = row.scores_SN(metric.name)
     abstained = 0 if scores_SN is None else int(np.isnan(scores_SN).sum())
     return Estimate(sample.value, ci, sample.rows, abstained, sample.by_seed)

@@ -57,6 +57,11 @@ class Sample:
     clusters: int
 
     @property
+    def differing(self) -> int:
+        """Of a difference: the clusters in which it is not 0."""
+        return int(np.count_nonzero(self.scores_K))
+
+    @property
     def value(self) -> float | None:
         weight = self.weights_K.sum()
         return float(self.scores_K.sum() / weight) if self.rows and weight > 0 else None

@@ -65,7 +65,9 @@ def _of_roles(study: Study) -> list[Question]:
 def _of_rewarded(study: Study) -> list[Question]:
     """Each model that learned from rewards with its start and with each control; then what these controls gained."""
     rl, sft, starts = (study.with_role(role) for role in ("rl", "sft", "start"))
-    asked = [Question("rl_over_start", "RL over its start", a, b) for a in rl for b in starts if may_begin_as(a, b)]
+    begun = [(a, b) for a in rl for b in starts if may_begin_as(a, b)]
+    begun += [(a, b) for a in rl for b in study.with_role("base") if began_as(a, b)]
+    asked = [Question("rl_over_start", "RL over its start", a, b) for a, b in begun]
     asked += [Question("rl_over_sft", "RL over SFT", a, b) for a in rl for b in sft]
     return asked + [Question("sft_over_start", "SFT over its start", a, b) for a in sft for b in starts if may_begin_as(a, b)]
 

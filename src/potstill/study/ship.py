@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import inf
 
 from potstill.core.numbers import amount, decimals
+from potstill.study.bootstrap import unseen
 from potstill.study.doubts import Estimates, floored
 from potstill.study.questions import COMPARED, source_of
 from potstill.study.records import MetricInfo, ModelRow, Study
@@ -154,6 +155,8 @@ def _loss_in_words(metric: MetricInfo, verdict: Verdict) -> tuple[str, bool]:
     if verdict.verdict == "hurt":
         return "4 bits hurt", False
     loss = max(0.0, -min(metric.gain(bound) for bound in verdict.ci))
+    if verdict.ci == (0, 0) and metric.unit == "%":  # a row is right or wrong: others may differ where none of these does
+        loss = 100 * unseen(verdict.clusters)
     if loss == 0:
         return "no loss is possible within the interval", True
     found = f"a loss of up to {amount(loss, metric, decimals(metric.unit, verdict.ci))} is still possible"

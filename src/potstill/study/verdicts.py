@@ -21,7 +21,9 @@ from potstill.study.questions import COMPARED, Question
 from potstill.study.records import MetricInfo, Study
 from potstill.study.words import joined
 
-MIN_CLUSTERS = 6  # below this a verdict is refused: with 5 clusters, all for one side, luck has 2 · 0.5^5 = 6%
+# of all clusters, and of those in which two models differ; below this a verdict is refused: with 5, all for one side, luck has
+# 2 · 0.5^5 = 6%, as the sign test has it
+MIN_CLUSTERS = 6
 Outcome = Literal["helped", "hurt", "better", "worse", "not shown", "measured"]
 Shown = Literal["helped", "hurt", "better", "worse", "not shown", "measured", "in doubt"]
 
@@ -124,7 +126,7 @@ def difference_verdict(
     if ci is not None:
         low, high = metric.scale
         ci = max(low - high, ci[0]), min(high - low, ci[1])
-    if ci is not None and sample.clusters >= MIN_CLUSTERS:
+    if ci is not None and min(sample.clusters, sample.differing) >= MIN_CLUSTERS:
         low, high = _gain(metric, ci)
         good, bad = _CLAIMS.get(question.key, ("helped", "hurt"))
         verdict = good if low > 0 else bad if high < 0 else "not shown"
@@ -187,7 +189,7 @@ def _difference_in_words(
     if sample.clusters < MIN_CLUSTERS:
         return f"{found}, on {rows}: too few for any verdict."
     if verdict == "not shown":
-        return _not_shown_in_words(question, metric, sample.clusters, found, ci, digits)
+        return _not_shown_in_words(question, metric, sample, found, ci, digits)
     size = f"{amount(difference, metric, digits)} {interval(sorted((abs(ci[0]), abs(ci[1]))), digits)}"
     than = f"{a} is {'better' if verdict in ('helped', 'better') else 'worse'} than {b} by {size}."
     if question.key in _PLAIN:
@@ -205,14 +207,18 @@ def _doing(question: Question) -> str:
 
 
 def _not_shown_in_words(
-    question: Question, metric: MetricInfo, clusters: int, found: str, ci: tuple[float, float], digits: int
+    question: Question, metric: MetricInfo, sample: Sample, found: str, ci: tuple[float, float], digits: int
 ) -> str:
     """What is still possible; "the same" only of scores that are, row by row."""
     low, high = metric.scale
     if ci == (0, 0):
         still = "the scores are the same"
         if high - low < inf:
-            still += f", and on other rows could differ by up to {amount((high - low) * unseen(clusters), metric, digits)}"
+            reach = amount((high - low) * unseen(sample.clusters), metric, digits)
+            still = f"{still}, and on other rows could differ by up to {reach}"
+    elif ci[0] > 0 or ci[1] < 0:
+        which = "rows" if sample.clusters == sample.rows else "clusters"
+        still = f"they differ in {sample.differing} {which}, too few for a verdict"
     elif question.key == "four_bits":
         loss = -_gain(metric, ci)[0]
         still = f"a loss of up to {amount(loss, metric, digits)} is still possible" if loss > 0 else "the interval ends at 0"

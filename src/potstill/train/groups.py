@@ -93,6 +93,7 @@ class Draws:
         generated: tokens drawn.
         again: groups of other prompts, which were drawn in place of those without signal.
         reasons: why rewards abstained, and how often.
+        answers: all that were drawn.
     """
 
     first: Sequence[Group]
@@ -100,6 +101,7 @@ class Draws:
     generated: int
     again: int
     reasons: Mapping[str, int]
+    answers: int = 0
 
 
 class Groups(RoundLessons):
@@ -179,7 +181,7 @@ class Groups(RoundLessons):
             rows = list(islice(others, sum(group.silent for group in found))) if attempt < self.policy.redraws else []
             if not rows:
                 break
-        return Draws(first, learned, generated, again, reasons)
+        return Draws(first, learned, generated, again, reasons, (len(first) + again) * self.samples.per_prompt)
 
     def _others(self, number: int, asked: Sequence[int]) -> Iterator[int]:
         """The rows that a round does not ask, in an order of its own, so that nothing of it has to be kept."""
@@ -215,7 +217,7 @@ class Groups(RoundLessons):
     def _normalised(self, rows: Sequence[StepRow], learned: Sequence[Group]) -> list[StepRow]:
         if not rows:
             return []
-        whole = math.fsum(self.data.store.weight(group.row) * len(group.answers) for group in learned)
+        whole = math.fsum(self.data.store.weight(group.row) * group.graded_G.sum() for group in learned)
         lengths, weights = [len(row.response) for row in rows], [row.weight for row in rows]
         found = shares(lengths, weights, self.policy.normaliser, whole, self.samples.max_new_tokens)
         return [_with(row, SHARE, share) for row, share in zip(rows, found, strict=True)]
@@ -262,7 +264,8 @@ class Groups(RoundLessons):
             raise UserError(
                 f"step {step + 1}: in samples.patience = {streaks.silent} rounds no group's rewards differed "
                 f"(the last: {mean}), so that there is nothing to learn from; begin with a model that sometimes succeeds, or "
-                "easier rows, add a reward that gives part of the credit, or raise samples.per_prompt"
+                "easier rows, add a reward that gives part of the credit, or raise samples.per_prompt; where all answers are "
+                f"right, the rows are learned: set optim.steps = {max(1, step + 1 - self.samples.patience)}"
             )
 
     def _tell(self, draws: Draws) -> None:
@@ -292,6 +295,7 @@ def figures_of(draws: Draws, names: Sequence[str]) -> dict[str, float]:
         "samples_silent": sum(group.silent for group in first) / len(first),
         "samples_abstained": 1 - len(all_totals) / len(value_AK),
         "samples_redrawn": draws.again / len(first),
+        "samples_drawn": draws.answers,
     }
 
 
