@@ -524,11 +524,16 @@ def as_dtype(model: Model, dtype: Any) -> Model:
         return model
     cast = copy.deepcopy(model).to(dtype)
     for (name, stored), own in zip(cast.named_parameters(), model.parameters(), strict=True):
-        values, lost = own.detach().double(), stored.detach().double() - own.detach().double()
-        if not lost.isfinite().all() or lost.norm() > 0.05 * values.norm():  # overflowed, or flushed to zero
-            size = "large" if stored.isinf().any() else "small"
-            raise UserError(f"the weight '{name}' is too {size} for {str(dtype).removeprefix('torch.')}; use float32")
+        _refuse_lost(name, own.detach(), stored.detach())
     return cast
+
+
+def _refuse_lost(name: str, own: Any, stored: Any) -> None:
+    """Refuse a cast that overflowed or flushed to zero."""
+    values, lost = own.double(), stored.double() - own.double()
+    if not lost.isfinite().all() or lost.norm() > 0.05 * values.norm():
+        size = "large" if stored.isinf().any() else "small"
+        raise UserError(f"the weight '{name}' is too {size} for {str(stored.dtype).removeprefix('torch.')}; use float32")
 
 
 def skeleton(config: Any) -> Model:
@@ -555,14 +560,25 @@ def save_model(model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[
 
 
 def save_dequantised(
-    model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int], quantised: Container[str], rest: Any
+    model: Model, tokenizer: Tokenizer, folder: Path, stop_ids: list[int], quantised: Container[str], rest: Any, exact: bool
 ) -> None:
     """`save_model`, `quantised` parameters in float32, which alone holds them exactly, the others in the dtype `rest`.
 
-    A parameter that `rest` would round stays in float32 too. config.json names float32, in which programs then load the model.
+    config.json names float32, in which programs then load the model.
+
+    Args:
+        exact: whether a parameter that `rest` would round stays as it is.
+
+    Raises:
+        UserError: a weight is too large or too small for the dtype.
     """
     for name, parameter in model.named_parameters():
-        if name not in quantised and (cast := parameter.data.to(rest)).to(parameter.dtype).equal(parameter.data):
+        if name in quantised:
+            continue
+        cast = parameter.data.to(rest)
+        if not exact:
+            _refuse_lost(name, parameter.data, cast)
+        if not exact or cast.to(parameter.dtype).equal(parameter.data):
             parameter.data = cast
     save_model(model, tokenizer, folder, stop_ids)
     write_json(folder / "config.json", read_json(folder / "config.json") | {"dtype": "float32"})

@@ -58,7 +58,7 @@ class GRPO(Paired, kind="grpo"):
     variance was its own, and `format_only` whether rewards of the form rose and those that judge correctness did not.
     """
 
-    version: ClassVar[int] = 2  # 2: rows whose own reference fails are set aside; redraws take other prompts
+    version: ClassVar[int] = 3  # 3: max_length without abstained answers; 2: rows whose reference fails set aside, redraws
 
     model: ModelRef = Field(description="what is trained")
     teacher: ModelRef | None = Field(

@@ -30,7 +30,7 @@ class Quantize(DataStage, kind="quantize"):
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
 
-    version: ClassVar[int] = 3  # 3: what is not quantised in bf16
+    version: ClassVar[int] = 4  # 4: a dtype that `rest` names is obeyed; 3: what is not quantised in bf16
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
@@ -41,7 +41,8 @@ class Quantize(DataStage, kind="quantize"):
     clip_search: bool = Field(default=False, description="search each group's scale for the least squared error")
     rest: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
-        description="dtype of what is not quantised; auto: bf16 where the model is stored in float32, else as it is stored",
+        description="dtype of what is not quantised, which may round it; auto: as the model is stored, but bf16 for float32 "
+        "weights that it holds exactly: the embeddings of a model that was trained in float32 stay in it",
     )
     rows: int = Field(default=128, ge=1, description="training rows to calibrate on")
 
@@ -144,7 +145,8 @@ class Quantize(DataStage, kind="quantize"):
                 f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
             )
         quantised = {f"{name}.weight" for name in result.packed}
-        save_dequantised(model, tokenizer, work.folder, renderer.stop_ids, quantised, self._rest(where))
+        rest, exact = self._rest(where), self.rest == "auto"
+        save_dequantised(model, tokenizer, work.folder, renderer.stop_ids, quantised, rest, exact)
         save_packed(result.packed, work.folder / PACKED)
         notes = notes_on(result.errors, self.damping)
         for note in notes:
