@@ -123,6 +123,16 @@ def test_a_study_names_its_comparisons():
         analysed(*rows, compare=(("GRPO", "Nobody"),))
 
 
+def test_a_base_that_only_one_model_was_compared_with_is_not_shipped_for_it():
+    """A base that solves nothing, and an arm without a start that solves nothing: neither is worse than the other."""
+    base = model("Other", 0, role="base", model="hf:Base")
+    zero = model("GRPO 2", 0, trained=tuple(trained_record(seed, by="grpo", start="hf:Base") for seed in SEEDS))
+    compare = (("GRPO", "Start"), ("GRPO 2", "Other"))
+    found = analysed(base, zero, model("Start", 70), model("GRPO", 74), compare=compare)
+    assert verdict(found, "rl_over_start", "GRPO 2").b == "Other"
+    assert found.ship.name == "GRPO"
+
+
 def test_what_to_ship_is_not_shown_worse_than_another():
     assert analysed(model("Start", 40), model("GRPO", 80), model("RS + SFT", 60)).ship.name == "GRPO"
     assert analysed(model("Start", 40), model("GRPO", 40), model("RS + SFT", 40)).ship.name == "Start"

@@ -85,8 +85,9 @@ def _of_unbeaten(study: Study, verdicts: Sequence[Verdict], estimates: Estimates
         over = joined([v.b if v.ahead else v.a for v in beaten])
         doubts = list(dict.fromkeys(doubt for verdict in beaten for doubt in verdict.doubts))
         return best, f"it is better than {over}" + (f", in doubt ({'; '.join(doubts)})" if doubts else "")
+    pairs = {frozenset((verdict.a, verdict.b)) for verdict in verdicts}
     for base in study.with_role("base", "start"):
-        if base in unbeaten:
+        if base in unbeaten and all(frozenset((base.name, row.name)) in pairs for row in unbeaten if row is not base):
             return base, f"no other model is shown better than it by {title}"
     return best, f"it scores highest of {joined([row.name for row in unbeaten])}, of which none is shown better"
 
