@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from types import CodeType
 
 FILE = "program.py"
 
@@ -87,8 +88,18 @@ class Ran:
     message: str
 
 
-def run(program: str, stdin: str) -> Ran:
-    """Run a program of this package in this process: three lines without loops that could go on; never text of a model."""
+def compiled(program: str) -> CodeType | None:
+    """A program that is run many times; None where it is no Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of mutants
+            return compile(program, FILE, "exec")
+    except SyntaxError:
+        return None
+
+
+def run(program: str | CodeType, stdin: str) -> Ran:
+    """Run a program of this package in this process: a few lines without loops that could go on; never text of a model."""
     lines = iter(stdin.split("\n"))
     printed = io.StringIO()
 
@@ -101,7 +112,8 @@ def run(program: str, stdin: str) -> Ran:
     try:
         with contextlib.redirect_stdout(printed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of mutants
-            exec(compile(program, FILE, "exec"), {"__name__": "__main__", "input": read})
+            code = compile(program, FILE, "exec") if isinstance(program, str) else program
+            exec(code, {"__name__": "__main__", "input": read})
     except Exception as error:
         return Ran(None, _last_words(error))
     return Ran(printed.getvalue(), "")

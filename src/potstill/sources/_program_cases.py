@@ -1,17 +1,16 @@
 """Inputs and outputs of a small problem, chosen so that wrong programs fail."""
 
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import zip_longest
 from random import Random
-from typing import Any
+from types import CodeType
 
 from potstill.core.types import Case
 from potstill.sources._families import INPUTS, Family, filled
-from potstill.sources._mutants import mutants
+from potstill.sources._mutants import compiled, mutants, run
 
 POOL = 96  # inputs that are drawn to choose from
 TWO = 2  # as many outputs can be guessed
@@ -88,28 +87,16 @@ def wrong_programs(family: Family, constant: Constant) -> Iterator[Printed]:
         name = INPUTS[family.reads].line.partition(" ")[0]
         texts |= dict.fromkeys("\n".join([first, f"{name} = {read.format(name)}", second, last]) for read in _READ_WRONG)
     texts.pop(program, None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of mutants
-        for text in texts:
-            try:
-                code = compile(text, "program.py", "exec")
-            except SyntaxError:
-                continue
-            yield lambda line, code=code: _printed(code, line)
+    for code in filter(None, map(compiled, texts)):
+        yield lambda line, code=code: _printed(code, line)
+
+
+def _printed(code: CodeType, line: str) -> str | None:
+    printed = run(code, line).printed
+    return None if printed is None else printed.removesuffix("\n")
 
 
 def _one_place(family: Family, constant: Constant, other: Constant) -> Iterator[str]:
     parts = family.expression.split("{a}")
     for at in range(len(parts) - 1):
         yield filled("{a}".join(parts[: at + 1]) + str(other) + "{a}".join(parts[at + 1 :]), constant)
-
-
-def _printed(code: Any, line: str) -> str | None:
-    """What one of this package's own programs prints: see `_mutants.run`."""
-    said: list[str] = []
-    names = {"input": lambda: line, "print": lambda *items: said.append(" ".join(map(str, items)))}
-    try:
-        exec(code, names)
-    except Exception:
-        return None
-    return "\n".join(said)

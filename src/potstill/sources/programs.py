@@ -11,11 +11,10 @@ from potstill.core.types import Case, Example, Split, Tests
 from potstill.sources import Skip, Source, Splits, hash_of_made
 from potstill.sources._families import FAMILIES, INPUTS, Family, Language, filled
 from potstill.sources._mutants import Mutant, failing, mutants
-from potstill.sources._program_cases import Cases, cases_of
+from potstill.sources._program_cases import Cases, Constant, cases_of
 
 Kind = Literal["seen", "validation", "new instance", "new family"]
 _USED: dict[int, Kind] = {0: "new instance", 2: "validation", 5: "new instance"}  # of each ten constants of a family
-Constant = int | str
 
 _STATEMENTS: dict[Language, tuple[str, ...]] = {
     "en": (

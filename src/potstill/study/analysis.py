@@ -1,7 +1,6 @@
 """From all scores of a study to all that they allow to be said."""
 
 from dataclasses import dataclass
-from math import inf
 from typing import Literal
 
 import numpy as np
@@ -94,8 +93,8 @@ def _estimate(row: ModelRow, metric: MetricInfo, sample: Sample, values_R: np.nd
     if ci is not None:  # the seeds' part knows nothing of the scale's ends
         low, high = metric.scale
         ci = min(max(low, ci[0]), high), max(min(high, ci[1]), low)
-        if high - low < inf:  # near an end of the scale resamples know nothing of rows that are not among these
-            reach = (high - low) * unseen(sample.clusters)
+        reach = unseen(metric, sample.clusters)
+        if reach is not None:  # near an end of the scale resamples know nothing of rows that are not among these
             ci = min(ci[0], high - reach), max(ci[1], low + reach)
     scores_SN = row.scores_SN(metric.name)
     abstained = 0 if scores_SN is None else int(np.isnan(scores_SN).sum())

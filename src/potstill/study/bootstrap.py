@@ -29,7 +29,7 @@ is left out on both sides, never set to 0.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import pi, sqrt, tan
+from math import inf, pi, sqrt, tan
 from statistics import NormalDist
 
 import numpy as np
@@ -130,12 +130,14 @@ def _number(seeds: tuple[int | None, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(repr(seeds).encode(), digest_size=8).digest(), "big")
 
 
-def unseen(K: int) -> float:
-    """Of which share of clusters no instance may be among K: 1 − 0.025^(1/K), the 97.5% limit of Clopper and Pearson (1934).
+def unseen(metric: MetricInfo, K: int) -> float | None:
+    """How far rows that are not among K clusters may move a value: 1 − 0.025^(1/K) of the metric's scale, the 97.5% limit of
+    Clopper and Pearson (1934) for what none of K showed; None without a scale of two ends.
 
     Where all K clusters have one score, every resample has it too, and a percentile interval would have no width.
     """
-    return 1 - ((1 - LEVEL) / 2) ** (1 / K)
+    low, high = metric.scale
+    return (high - low) * (1 - ((1 - LEVEL) / 2) ** (1 / K)) if high - low < inf else None
 
 
 def few_clusters(K: int) -> float:

@@ -157,7 +157,7 @@ def _loss_in_words(metric: MetricInfo, verdict: Verdict) -> tuple[str, bool]:
         return "4 bits hurt", False
     loss = max(0.0, -min(metric.gain(bound) for bound in verdict.ci))
     if verdict.ci == (0, 0) and metric.unit == "%":  # a row is right or wrong: others may differ where none of these does
-        loss = 100 * unseen(verdict.clusters)
+        loss = unseen(metric, verdict.clusters) or 0.0
     if loss == 0:
         return "no loss is possible within the interval", True
     found = f"a loss of up to {amount(loss, metric, decimals(metric.unit, verdict.ci))} is still possible"

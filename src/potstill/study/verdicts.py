@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Literal
 
 import numpy as np
@@ -210,12 +209,10 @@ def _not_shown_in_words(
     question: Question, metric: MetricInfo, sample: Sample, found: str, ci: tuple[float, float], digits: int
 ) -> str:
     """What is still possible; "the same" only of scores that are, row by row."""
-    low, high = metric.scale
     if ci == (0, 0):
+        reach = unseen(metric, sample.clusters)
         still = "the scores are the same"
-        if high - low < inf:
-            reach = amount((high - low) * unseen(sample.clusters), metric, digits)
-            still = f"{still}, and on other rows could differ by up to {reach}"
+        still += f", and on other rows could differ by up to {amount(reach, metric, digits)}" if reach is not None else ""
     elif ci[0] > 0 or ci[1] < 0:
         which = "rows" if sample.clusters == sample.rows else "clusters"
         still = f"they differ in {sample.differing} {which}, too few for a verdict"

@@ -93,7 +93,6 @@ class Draws:
         generated: tokens drawn.
         again: groups of other prompts, which were drawn in place of those without signal.
         reasons: why rewards abstained, and how often.
-        answers: all that were drawn.
     """
 
     first: Sequence[Group]
@@ -101,7 +100,11 @@ class Draws:
     generated: int
     again: int
     reasons: Mapping[str, int]
-    answers: int = 0
+
+    @property
+    def answers(self) -> int:
+        """All that were drawn; groups are of one size."""
+        return (len(self.first) + self.again) * len(self.first[0].answers)
 
 
 class Groups(RoundLessons):
@@ -181,7 +184,7 @@ class Groups(RoundLessons):
             rows = list(islice(others, sum(group.silent for group in found))) if attempt < self.policy.redraws else []
             if not rows:
                 break
-        return Draws(first, learned, generated, again, reasons, (len(first) + again) * self.samples.per_prompt)
+        return Draws(first, learned, generated, again, reasons)
 
     def _others(self, number: int, asked: Sequence[int]) -> Iterator[int]:
         """The rows that a round does not ask, in an order of its own, so that nothing of it has to be kept."""
