@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from potstill.core.types import Case
-from potstill.sandbox._watch import held_up
+from potstill.sandbox._watch import Run, held_up
 from potstill.sandbox.grader import Grader, Task
 from potstill.sandbox.trial import made
 from potstill.sandbox.verdict import Limits
@@ -75,3 +75,29 @@ def test_a_program_that_has_ended_and_is_not_waited_for_yet_waits_for_the_proces
         time.sleep(0.01)
     assert held_up(program.pid)[2]
     program.wait()
+
+
+MANY_THREADS = """
+import hashlib, threading
+data = bytes(1 << 24)  # hashed without the interpreter's lock
+def work():
+    while True:
+        hashlib.sha256(data)
+for _ in range(16):
+    threading.Thread(target=work).start()
+print(flush=True)
+"""
+
+
+def test_threads_that_wait_for_each_other_are_not_held_up():
+    program = subprocess.Popen([sys.executable, "-S", "-c", MANY_THREADS], stdout=subprocess.PIPE)
+    try:
+        program.stdout.readline()
+        run = Run(LIMITS, kill=program.kill, began=time.monotonic(), pid=program.pid)
+        time.sleep(0.5)
+        run._look()
+        elapsed = time.monotonic() - run.began
+        assert run.waited_s == 0 or run.waited_s + run.ran_ns / 1e9 <= elapsed
+    finally:
+        program.kill()
+        program.communicate()

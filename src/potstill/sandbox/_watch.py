@@ -230,6 +230,8 @@ class Run:
     def _look(self) -> None:
         """At the deadline: move it by what the program has waited for the processor."""
         ran_ns, waited_ns, ready = held_up(self.pid)
+        # threads wait for each other too: what they have run all together, it was not held up
+        waited_ns = min(waited_ns, int((time.monotonic() - (self.began or 0.0)) * 1e9) - ran_ns)
         if waited_ns > self.waited_s * 1e9:
             self.waited_s, self.queued_s = waited_ns / 1e9, 0.0
         if ready and self.ran_ns in (None, ran_ns):
@@ -247,7 +249,10 @@ def control_pair() -> tuple[socket.socket, socket.socket]:
 def held_up(pid: int) -> tuple[int, int, bool]:
     """A process's nanoseconds of processor time; those that it was ready to run and did not, of its threads the longest; and
     whether the processor is all that it waits for now. Zeros where the system does not say."""
-    ran, waited, states = 0, 0, ""
+    ran, waited, states, whole = 0, 0, "", 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        whole = (int(user) + int(system)) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))  # with threads that have ended
     for folder in glob.glob(f"/proc/{pid}/task/*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             times, state = (Path(folder, name).read_text() for name in ("schedstat", "stat"))
@@ -255,7 +260,7 @@ def held_up(pid: int) -> tuple[int, int, bool]:
             waited = max(waited, int(times.split()[1]))
             states += state.rpartition(")")[2].split()[0]
     # it runs, or has ended and its parent waits to say so: a first thread that ended before the others has no such state
-    return ran, waited, "R" in states or (states != "" and set(states) <= set("ZX"))
+    return max(ran, whole), waited, "R" in states or (states != "" and set(states) <= set("ZX"))
 
 
 def watch(run: Run, streams: Streams, heard: dict[int, Callable[[], bool]]) -> Ended:
