@@ -14,7 +14,7 @@ from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.losses.cross_entropy import CrossEntropy
 from potstill.train import loop
 from potstill.train.loop import Optim, fit
-from potstill.train.rounding import Rounded, round_by_chance
+from potstill.train.rounding import Rounded, restore, round_by_chance
 from potstill.train.work import Work
 
 
@@ -46,6 +46,20 @@ def test_each_value_becomes_a_neighbour_and_in_the_mean_itself() -> None:
     exact = values == down
     assert int(exact.sum()) == 4
     assert torch.equal(found[:, exact], values[exact].expand(20_000, -1))
+
+
+def test_any_bits_come_back() -> None:
+    """Half of the bits are kept aside; numbers that end before the values do are used again."""
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(1 << 31), 1 << 31, (7, 300), dtype=torch.int64, generator=generator).to(torch.int32)
+    bits[0, :4] = torch.tensor([0x7FFFFFFF, -1, 0x7F7FFFFF, -(1 << 31)])  # NaN, the largest number, -0
+    for count in (300, 7 * 300, 64):
+        weight, low = bits.clone().view(torch.float32), torch.empty(7 * 300, dtype=torch.int16)
+        numbers = torch.randint(1 << 16, (count,), dtype=torch.int32, generator=generator)
+        round_by_chance(weight, numbers, low)
+        assert not (weight.view(torch.int32) & 0xFFFF).any()
+        restore(weight, numbers, low)
+        assert torch.equal(weight.view(torch.int32), bits)
 
 
 def test_the_model_is_as_before_afterwards() -> None:

@@ -141,7 +141,7 @@ def training_memory(
     saved = tokens * (FLOAT * size.hidden * layers + layer if optim.activation_checkpointing else layer * layers)
     trained = 0 if frozen else size.parameters
     held = FLOAT * size.parameters + (FLOAT + ADAM) * trained
-    held += FLOAT * trained if in_bf16(optim.precision) else 0  # the exact weights beside the rounded ones
+    held += FLOAT // 2 * trained if in_bf16(optim.precision) else 0  # the bits that were rounded off
     held += left_over(size)
     return round(resting_memory() + held + saved + head_memory(size, tokens * rows.response / max(rows.tokens, 1.0)))
 
