@@ -16,6 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +75,7 @@ class Answers:
         logp_V: for each prompt the next token's log-probabilities by id, float32; NaN where it named none.
         ids: for each text its token ids, special tokens read as such.
         texts: what each of the spelt token ids spell.
-        written: for each prompt the greedy text, and why it ended: "stop" or "length".
+        written: for each of `continued` the greedy text, and why it ended: "stop" or "length".
         props: what the server says of the file: its chat template, its settings.
     """
 
@@ -133,7 +134,8 @@ def answers_of(
     prompts: Sequence[list[int]] = (),
     texts: Sequence[str] = (),
     *,
-    words: int = 0,
+    continued: Sequence[list[int]] = (),
+    words: int = 40,
     spelt: Sequence[list[int]] = (),
     opening: Opening = EXACT,
     reuse: bool = False,
@@ -144,17 +146,18 @@ def answers_of(
     Args:
         prompts: token ids; the next token's distribution after each is asked for.
         texts: whose token ids are asked for.
-        words: when set, greedy texts of so many tokens after each prompt are asked for instead of distributions.
+        continued: token ids after which a greedy text of at most `words` tokens is asked for.
         spelt: token ids whose text is asked for.
         reuse: a prompt that begins like the one before it computes only what is new.
-        heard: called after each prompt's answer.
+        heard: called after each distribution.
 
     Raises:
         Refused: llama.cpp could not open the file, or died.
     """
     import numpy as np
 
-    question = {"prompts": list(prompts), "texts": list(texts), "words": words, "spelt": list(spelt), "reuse": reuse}
+    question = {"prompts": list(prompts), "texts": list(texts), "continued": list(continued), "words": words}
+    question |= {"spelt": list(spelt), "reuse": reuse}
     answers, whole = Answers(), False
     with _process(file, opening, question) as (process, said):
         assert process.stdout is not None
@@ -165,7 +168,6 @@ def answers_of(
                 heard()
             elif "written" in part:
                 answers.written.append((part["written"], part["reason"]))
-                heard()
             elif "props" in part:
                 answers.ids, answers.texts, answers.props = part["ids"], part["texts"], part["props"]
                 whole = True
@@ -255,8 +257,7 @@ def _last_words(said: IO[bytes], status: int | None = None) -> str:
 
 
 def _server(file: str, opening: Opening) -> Any:
-    import xllamacpp
-
+    xllamacpp: Any = import_module(PACKAGE)  # it ships no types
     types = {"f16": xllamacpp.ggml_type.GGML_TYPE_F16, "f32": xllamacpp.ggml_type.GGML_TYPE_F32}
     params = xllamacpp.CommonParams()
     params.model.path, params.n_ctx, params.n_parallel = file, opening.context, opening.parallel
@@ -289,11 +290,10 @@ def _answer(server: Any, question: dict[str, Any], say: Callable[..., None]) -> 
         return server.handle_completions(asked)["choices"][0]
 
     letter = post("/tokenize", {"content": "a"})["tokens"][0]
+    for prompt in question["continued"]:
+        found = complete(prompt, max_tokens=question["words"])
+        say(written=found["text"], reason=found["finish_reason"])
     for prompt in question["prompts"]:
-        if question["words"]:
-            found = complete(prompt, max_tokens=question["words"])
-            say(written=found["text"], reason=found["finish_reason"])
-            continue
         # a printable token is forced, because ends and tokens without text come without their distribution; what is
         # reported is the model's own, before the bias
         found = complete(prompt, max_tokens=1, n_probs=1_000_000, logit_bias=[[letter, 1e6]])["logprobs"]["content"][0]
