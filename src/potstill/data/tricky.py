@@ -24,8 +24,8 @@ CHATS = (
     (
         "Explain in three sentences how a pot still makes spirit.",
         "A pot still heats a fermented wash until the alcohol, which boils before the water, rises as vapour. The vapour "
-        "passes through a neck into a cold coil and becomes liquid again. The first and the last part of the run are set aside, "
-        "and the heart is kept.",
+        "passes through a neck into a cold coil and becomes liquid again. The first and the last part of the run are set "
+        "aside, and the heart is kept.",
     ),
     (
         "Write a Python function that returns the median of a list of numbers.",

@@ -168,7 +168,8 @@ class Export(Stage, kind="export"):
             record = unverified(names, trouble or "")
         else:
             artifact = places(context, self.model)[0].artifact
-            passages = passages_for(artifact, tokenizer, positions_of(model.config))
+            own = load_tokenizer(context.where(self.model))  # rows as they were trained, by the template as it was then
+            passages = passages_for(artifact, own, positions_of(model.config))
             ours = Reference(model, tokenizer, passages, str(self.model), full_precision(artifact) if quantised else "")
             heard = lambda done, total, name: work.progress.update(done, total, "position", file=name)  # noqa: E731
             record = verify_files(folder, names, ours, heard=heard)

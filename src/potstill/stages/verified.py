@@ -38,7 +38,7 @@ from potstill.study.parity import compare_ids, distance, limit, verdict
 
 VERIFIED = "verify.json"  # beside the files
 FEW, POSITIONS = 24, 48  # positions that an export looks at, and `potstill verify` by default
-_ROWS = 6
+_ROWS = 4
 _ANSWER = 64  # tokens of an answer that positions are chosen from
 _WORDS = 40  # tokens of the greedy text
 Pair = tuple[list[int], list[int]]
@@ -49,16 +49,28 @@ class Passages:
     """Rows to compare on.
 
     Attributes:
-        pairs: prompt and answer of each, in tokens.
+        own: prompt and answer of rows that the model was made for, in tokens; none where they cannot be had.
+        built_in: likewise of texts of any model: a model that is sure of its own rows shows little there.
         of: which rows these are, in words.
     """
 
-    pairs: list[Pair]
+    own: list[Pair]
+    built_in: list[Pair]
     of: str
 
+    @property
+    def first(self) -> list[int]:
+        """The first prompt."""
+        return [*self.own, *self.built_in][0][0]
+
     def chosen(self, count: int) -> list[tuple[list[int], list[int]]]:
-        """Of each row its tokens and the places after which the next token is predicted, evenly over all answers."""
-        rows = [(prompt + answer[:_ANSWER], len(prompt)) for prompt, answer in self.pairs]
+        """Of each row its tokens and the places before which the next token is predicted: half in either kind."""
+        half = count // 2 if self.own else 0
+        return self._evenly(self.own, half) + self._evenly(self.built_in, count - half)
+
+    def _evenly(self, pairs: list[Pair], count: int) -> list[tuple[list[int], list[int]]]:
+        """Places evenly over the answers of some rows."""
+        rows = [(prompt + answer[:_ANSWER], len(prompt)) for prompt, answer in pairs]
         places = [(n, p) for n, (ids, begin) in enumerate(rows) for p in range(max(begin, 1), len(ids))]
         count = min(count, len(places))
         taken = {places[(2 * i + 1) * len(places) // (2 * count)] for i in range(count)}
@@ -101,7 +113,7 @@ class Reference:
     @cached_property
     def greedy(self) -> str:
         """Its answer to the first passage."""
-        return greedy(self._exact, self.tokenizer, self.passages.pairs[0][0])
+        return greedy(self._exact, self.tokenizer, self.passages.first)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(self.tokenizer(text).input_ids) for text in texts]
@@ -137,21 +149,23 @@ def greedy(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> str:
 
 
 def passages_for(model: Artifact | None, tokenizer: Tokenizer, positions: int | None) -> Passages:
-    """Rows that the model's training held out, else learned, as they were rendered; built-in texts where there are none.
+    """Rows that the model's training held out, else learned, as they were rendered, where they can be read; and built-in texts.
 
     Args:
         model: None: it was not made here.
         positions: that the model has; None: nothing bounds them.
     """
     room = positions or 2**31
+    built_in = [(prompt, answer[: room - len(prompt)]) for prompt, answer in _built_in(tokenizer) if len(prompt) + 2 <= room]
+    named = f"{len(built_in)} built-in texts"
     trained = trained_as(as_chosen(model)) if model is not None else None
     for split in ("validation", "test", "train") if trained is not None else ():
         pairs = _rows(trained, split, tokenizer)  # pyright: ignore[reportArgumentType]
         pairs = [(prompt, answer) for prompt, answer in pairs if len(prompt) + _ANSWER <= room]
         if pairs:
-            return Passages(pairs, f"{len(pairs)} {split} rows of {trained.name}")  # pyright: ignore[reportOptionalMemberAccess]
-    pairs = [(prompt, answer[: room - len(prompt)]) for prompt, answer in _built_in(tokenizer) if len(prompt) + 2 <= room]
-    return Passages(pairs, f"{len(pairs)} built-in texts")
+            of = f"{len(pairs)} {split} rows of {trained.name}"  # pyright: ignore[reportOptionalMemberAccess]
+            return Passages(pairs, built_in, f"{of} and {named}")
+    return Passages([], built_in, named)
 
 
 def _rows(trained: Artifact | None, split: Any, tokenizer: Tokenizer) -> list[Pair]:
@@ -287,7 +301,7 @@ def _verify(
     folder: Path, name: str, ours: Reference, positions: int, always_own: bool, heard: Callable[[int, int, str], None]
 ) -> dict[str, Any]:
     chosen, texts = ours.passages.chosen(positions), [*TEXTS, *_own_texts(ours.tokenizer)]
-    prompt = ours.passages.pairs[0][0]
+    prompt = ours.passages.first
     total, done = sum(len(places) for _, places in chosen), 0
 
     def count() -> None:
