@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from potstill.core.errors import UserError
 
-Makes = Literal["model", "cache", "rows", "evaluation", "export", "report"]
+Makes = Literal["model", "cache", "rows", "evaluation", "export", "measurement", "report"]
 MANIFEST = "artifact.json"
 PRINT = 16  # characters of a fingerprint that are kept where two are only compared
 SEAL = "manifest"  # in a manifest: the fingerprint of all the rest

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -93,10 +94,12 @@ class Served:
     Attributes:
         url: such as http://127.0.0.1:40001.
         pid: of its process.
+        resting: bytes that the process held before it opened the file: Python and the library.
     """
 
     url: str
     pid: int
+    resting: int
     _process: "subprocess.Popen[str]" = field(repr=False)
     _said: IO[bytes] = field(repr=False)
 
@@ -106,6 +109,49 @@ class Served:
     def last_words(self) -> str:
         """What it said last, for one who finds it dead."""
         return _last_words(self._said)
+
+    def resident(self) -> int:
+        """Bytes of memory that the process holds for the file now: weights that are mapped and read count."""
+        import psutil
+
+        return psutil.Process(self.pid).memory_info().rss - self.resting
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long an answer took, by the clock of who asked.
+
+    Attributes:
+        first_s: until its first token came.
+        tokens_per_s: of the tokens after the first.
+    """
+
+    first_s: float
+    tokens_per_s: float
+
+
+def timed(server: Served, prompt: list[int], new_tokens: int) -> Timing:
+    """Ask for a greedy answer of exactly so many tokens, nothing of the prompt remembered.
+
+    Raises:
+        Refused: the server died, or does not take the prompt.
+    """
+    body = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    data = json.dumps({**body, "stream": True}).encode()
+    asked = urllib.request.Request(f"{server.url}/completion", data, {"Content-Type": "application/json"})
+    begun, first, last = time.perf_counter(), None, {}
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            for line in answer:
+                if line.startswith(b"data: "):
+                    first = first if first is not None else time.perf_counter()
+                    last = json.loads(line[len(b"data: ") :])
+    except OSError as error:
+        raise Refused(server.last_words() if not server.alive() else str(error)) from error
+    ended = time.perf_counter()
+    if first is None or last.get("tokens_predicted") != new_tokens:
+        raise Refused(f"it answered {last.get('tokens_predicted', 0)} of {new_tokens} tokens")
+    return Timing(first - begun, (new_tokens - 1) / (ended - first))
 
 
 def runtime_problem() -> str | None:
@@ -203,7 +249,8 @@ def served(
         line = process.stdout.readline()
         if not line:
             raise Refused(_last_words(said, process.wait()))
-        yield Served(json.loads(line)["url"], process.pid, process, said)
+        told = json.loads(line)
+        yield Served(told["url"], process.pid, told["resting"], process, said)
 
 
 @contextmanager
@@ -311,6 +358,8 @@ def _answer(server: Any, question: dict[str, Any], say: Callable[..., None]) -> 
 def _main() -> None:
     import threading
 
+    import psutil
+
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # llama.cpp may print what it likes
     asked = json.loads(sys.stdin.readline())
@@ -323,9 +372,11 @@ def _main() -> None:
         print(json.dumps(part), file=lines, flush=True)
 
     threading.Thread(target=leave, daemon=True).start()
+    import_module(PACKAGE)
+    resting = psutil.Process().memory_info().rss
     server = _server(asked["file"], Opening(**asked["opening"]))
     if asked["question"] is None:
-        say(url=server.listening_address)
+        say(url=server.listening_address, resting=resting)
         threading.Event().wait()
     _answer(server, asked["question"], say)
     lines.close()
