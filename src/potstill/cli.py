@@ -354,6 +354,40 @@ def chat(target: str, temperature: float, max_new_tokens: int, question: str | N
 
 
 @main.command()
+@click.argument("target", metavar="EXPORT|RUN|FOLDER|FILE.gguf")
+@click.option("--against", metavar="MODEL", help="hf:ORG/NAME or path:FOLDER.  [default: what the files were made from]")
+@click.option(
+    "--positions", type=click.IntRange(1), default=48, show_default=True, help="Compare the next token at so many places."
+)
+@QUIET
+@JSON
+@guarded
+def verify(target: str, against: str | None, positions: int, quiet: bool, as_json: bool) -> None:
+    """Open exported files in their runtime and compare them with the model that they were made from.
+
+    GGUF files are opened in llama.cpp (pip install 'potstill[device]'), safetensors in transformers. Compared are the token ids
+    of 80 tricky texts, and the whole distribution of the next token, position by position; a greedy text is shown. The result
+    goes into the export's verify.json and on its card.
+
+    Ends with 0 when every file passes, with 1 when one fails or could not be opened for want of llama.cpp, with 2 on bad input.
+    """
+    from potstill.commands.verify import print_record, targets_of
+    from potstill.commands.verify import verify as verified
+    from potstill.core.progress import Progress
+
+    progress = Progress("quiet" if quiet else "auto")
+    records = []
+    for found in targets_of(target, against):
+        records.append(verified(found, positions, progress))
+        if not as_json:
+            print_record(records[-1])
+    if as_json:
+        click.echo(json.dumps(records, indent=2, ensure_ascii=False))
+    if any(record["not_verified"] or not record["passed"] for record in records):
+        sys.exit(1)
+
+
+@main.command()
 @JSON
 @guarded
 def doctor(as_json: bool) -> None:

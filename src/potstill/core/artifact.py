@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from potstill.core.errors import UserError
 
-Makes = Literal["model", "cache", "rows", "evaluation", "export", "report"]
+Makes = Literal["model", "cache", "rows", "evaluation", "export", "measurement", "report"]
 MANIFEST = "artifact.json"
 PRINT = 16  # characters of a fingerprint that are kept where two are only compared
 SEAL = "manifest"  # in a manifest: the fingerprint of all the rest
 OWN_CHECKSUMS: tuple[Makes, ...] = ("cache",)  # each row carries its checksum, and a lost row is computed again by itself
 WITH_TIMES = "tensorboard/"  # files whose bytes hold clock times
+WRITTEN_LATER = ("README.md", "verify.json")  # a card that people complete, a verification that is repeated
 
 
 def fingerprint(value: Any) -> str:
@@ -242,9 +243,9 @@ def _files_in(folder: Path) -> Iterator[Path]:
 
 
 def _listed(folder: Path) -> dict[str, tuple[int, str]]:
-    """Size and hash of each file of a work folder, but for the manifest."""
+    """Size and hash of each file of a work folder, but for the manifest and what may be written again."""
     files = {path.relative_to(folder).as_posix(): path for path in _files_in(folder)}
-    own = (MANIFEST, f".{MANIFEST}.tmp")
+    own = (MANIFEST, f".{MANIFEST}.tmp", *WRITTEN_LATER)
     return {name: (path.stat().st_size, file_hash(path)) for name, path in files.items() if name not in own}
 
 

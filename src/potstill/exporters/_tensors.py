@@ -47,18 +47,18 @@ def tensors(model: Any, packed: Mapping[str, Any], type: str, embeddings: str) -
             written.append((new_name, values, GGMLQuantizationType.F32))
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
-            if is_embedding and type == "q4_0" and embeddings == "q8_0":
-                stored, raw = quantize(values, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0
-                _check_range(name, values, dequantize(stored, raw))
-            else:
-                stored, raw = values.astype(np.float16), GGMLQuantizationType.F16
-                _check_range(name, values, stored)
+            wanted = embeddings if is_embedding and type == "q4_0" else type
+            raw = GGMLQuantizationType.F16
+            if wanted == "bf16" or (wanted == "q8_0" and values.shape[-1] % BLOCK == 0):
+                raw = GGMLQuantizationType[wanted.upper()]
+            stored = quantize(values, raw)
+            _check_range(name, values, dequantize(stored, raw))
         written.append((new_name, stored, raw))
     return written
 
 
 def _check_range(name: str, values: Any, stored: Any) -> None:
-    """Refuse what float16 overflows or flushes to zero; rounding alone stays far below the limit."""
+    """Refuse what float16, alone or as a block's scale, overflows or flushes to zero; rounding stays far below the limit."""
     import numpy as np
 
     largest = np.abs(values).max(initial=0.0)

@@ -18,8 +18,8 @@ from potstill.exporters._networks import architecture_of, network_keys, network_
 from potstill.exporters._tensors import BLOCK, tensors
 from potstill.exporters._vocabulary import MOST_ENDS, vocabulary_keys, vocabulary_problems
 
-Type = Literal["f32", "f16", "q4_0"]
-_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2}
+Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+_FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers, for people and tools
 
 
 class Gguf(Exporter, kind="gguf"):
@@ -28,6 +28,7 @@ class Gguf(Exporter, kind="gguf"):
     The q4_0 file repacks the solver's codes and scales bit for bit and quantises nothing again; layers that were kept at
     full precision are f16 in it. Norms and biases are f32 in every file. Other types of a quantised model hold its four-bit
     weights too, and say so in their name (`model-q4_0-as-f16.gguf`): for full precision export the model that was quantised.
+    q8_0 rounds every matrix to 8 bits as llama.cpp's own quantiser does, f16 where a width does not divide by 32.
     Qwen 2 and 3, Llama, Mistral, Gemma 3 (text), SmolLM 3 and GPT-2.
     """
 
@@ -42,12 +43,18 @@ class Gguf(Exporter, kind="gguf"):
         found = network_problems(config)
         if "q4_0" in types and not quantised:
             found.append("the gguf exporter's types name 'q4_0' but the model is not quantised; quantise it, or drop 'q4_0'")
+        if "q8_0" in types and quantised:
+            found.append(
+                "the gguf exporter's types name 'q8_0', which would round four-bit weights a second time; export the model "
+                "that was quantised, or use 'q4_0'"
+            )
         if "q4_0" in types and self.embeddings == "q8_0" and config.hidden_size % BLOCK:
             found.append(f"embeddings = 'q8_0' needs a width divisible by {BLOCK}, not {config.hidden_size}; use 'f16'")
         return found + vocabulary_problems(tokenizer, config.vocab_size)
 
     def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
-        types = {"f32": "float32", "f16": "float16", "q4_0": {"f16": "float16", "q8_0": "q8_0"}[self.embeddings]}
+        types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
+        types["q4_0"] = types[self.embeddings]
         return {_file_name(type, quantised): types[type] for type in self._types(quantised)}
 
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.numbers import decimals, number
+from potstill.report.device import on_device
 from potstill.report.ship import shipped_files, size_of
 from potstill.scorers.text import exact_form
 from potstill.study.analysis import Analysis, analyse, breakdown
@@ -48,6 +49,7 @@ class Made:
             "rose", "correctness", "attribution"}}, "format_only"}, see `stages/rewarded.py`.
         written: per stage whose rows a teacher wrote and a model learned, {"stage"} and its summary.
         asked: per prompt of a user's own, {"prompt", "answers": {model name: text}}.
+        device: what a `device` stage measured of exported files, see `stages/device.py`; empty: nothing.
         provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
     """
 
@@ -59,6 +61,7 @@ class Made:
     rewarded: Sequence[Mapping[str, Any]] = ()
     written: Sequence[Mapping[str, Any]] = ()
     asked: Sequence[Mapping[str, Any]] = ()
+    device: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -118,6 +121,7 @@ def build_report(
         "rewarded": made.rewarded,
         "written": made.written,
         "asked": made.asked,
+        "device": on_device(study, made.device),
         "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in made.sweeps],
         "provenance": made.provenance,
         "stages": _stages(made.provenance),

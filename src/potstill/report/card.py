@@ -1,14 +1,16 @@
 """The model card: what a reader of the weights must know, with the intervals and not only the best number."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
 from potstill.report.html import OUTCOMES, visible
+from potstill.report.markdown import code as _code
+from potstill.report.markdown import inline as _inline
 from potstill.report.ship import ShippedFile, shipped_files
+from potstill.report.verified import section
 from potstill.scorers.language import UNKNOWN
 from potstill.study.records import NO_SANDBOX
 
@@ -37,6 +39,7 @@ def model_card(
     datasets: Sequence[str] = (),
     languages: Sequence[str] | None = None,
     tags: Sequence[str] = (),
+    verified: Mapping[str, Any] | None = None,
 ) -> str:
     """README.md for one model of a report: YAML front matter, verdicts, caveats, results, how to run and how it was made.
 
@@ -51,6 +54,7 @@ def model_card(
         base_model: Hub name of the model that was trained; by default what training began from, where that is on the Hub.
         datasets: Hub names of the training data.
         languages: ISO 639-1 codes; by default those of the test rows.
+        verified: what comparing the files with the model gave, as `verify.json` holds it.
 
     Raises:
         UserError: the report has no such model.
@@ -72,6 +76,7 @@ def model_card(
     parts += [f"**⚠ {_inline(report['unsafe'])}**", ""] if report["unsafe"] else []
     parts += _shown(report, row)
     parts += ["## Results", "", *_table(report, metrics, model_row), "", _of_the_intervals(report), ""]
+    parts += section(verified) if verified is not None else []
     parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load)]
     parts += ["## How it was made", "", *_how_made(report, row, made, base), ""]
     parts += ["## Licence", "", _licence(license, base or made.get("start"), made.get("teacher")), ""]
@@ -238,19 +243,6 @@ def _size(row: Mapping[str, Any]) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _inline(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no markup, no HTML, no table cell ended early."""
-    text = " ".join(visible(text).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|~#]|\](?=[(\[:])|!(?=\[))", r"\\\1", text)
-
-
-def _code(text: Any) -> str:
-    text = " ".join(visible(text).split())
-    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{fence}{text}{fence}" if "`" not in text else f"{fence} {text} {fence}"
 
 
 def _yaml(value: Any, indent: int = 0) -> list[str]:

@@ -372,6 +372,61 @@ def size_quality(report: Report) -> str:
         return _svg(figure, "size", f"Size against {primary['title']}: {description}.")
 
 
+def on_device(report: Report) -> str:
+    """The primary metric against the memory and against the speed of each exported file."""
+    primary = next(m for m in report["metrics"] if m["name"] == report["primary"])
+    values = {row["name"]: row["metrics"].get(primary["name"], {}).get("value") for row in report["rows"]}
+    files = [one for one in report["device"].get("files", ()) if values.get(one["name"]) is not None]
+    if len(files) < 2:
+        return ""
+    panels = (
+        ("memory", lambda one: one["memory"]["resident_bytes"] / 1e6, "resident memory, MB; logarithmic"),
+        ("speed", _fastest, "tokens per second, fastest case; logarithmic"),
+    )
+    with _figure(_WIDTH, 3.3, 1, 2) as (figure, axes):
+        for axis, (what, of, label) in zip(axes, panels, strict=True):
+            places = [of(one) for one in files]
+            shifts = _apart([(place, values[one["name"]]) for place, one in zip(places, files, strict=True)])
+            for one, x, shift in zip(files, places, shifts, strict=True):
+                marker = _SHAPES.get(one["type"], "D")
+                axis.plot([x], [values[one["name"]]], marker, color=colour(one["role"]), markersize=7, markeredgecolor=PAGE)
+                where = {"xytext": (8, shift), "textcoords": "offset points", "va": "center"}
+                axis.annotate(
+                    _short(f"{one['name']} {one['type']}"), (x, values[one["name"]]), color=INK, fontsize=8.5, **where
+                )
+            axis.set_xscale("log")
+            low, high = min(places), max(places)
+            axis.set_xlim(low / 1.15, high * max(1.9, (high / low) ** 0.6))
+            ticks = _size_ticks(low, high)
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+            axis.margins(y=0.2)
+            axis.set_xlabel(label)
+            axis.set_title(f"{_short(primary['title'])} against {what}", loc="left")
+            axis.grid(axis="y")
+        description = "; ".join(
+            f"{one['name']} {one['type']} {size(one['memory']['resident_bytes'])}, {_fastest(one):.1f} tokens/s"
+            for one in files
+        )
+        return _svg(figure, "device", f"{primary['title']} against memory and speed: {description}.")
+
+
+def _fastest(one: Mapping[str, Any]) -> float:
+    return max(case["tokens_per_s"] for case in one["latency"])
+
+
+_SHAPES = {"f32": "^", "f16": "o", "bf16": "o", "q8_0": "s", "q4_0": "v"}
+
+
+def _apart(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Vertical shifts, in points, that keep labels of points of one height and near places apart."""
+    shifts: list[float] = []
+    for n, (x, y) in enumerate(points):
+        near = [m for m in range(n) if points[m][1] == y and 0.4 < points[m][0] / x < 2.5]
+        shifts.append(11.0 * ((len(near) + 1) // 2) * (1 if len(near) % 2 else -1) if near else 0.0)
+    return shifts
+
+
 def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:
     """Each layer's reconstruction error with GPTQ and with round-to-nearest, in the model's own order."""
     layers = [

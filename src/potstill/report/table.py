@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
+from potstill.report.device import lines
 from potstill.report.html import BADGES, visible
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def print_table(report: Report, console: "Console") -> None:
     if left:
         note = f"Not shown at this width: {', '.join(left)}; the report has them."
         console.print(_text(console, note, "dim"), width=width)
+    _print_device(report, console)
     console.print()
     _print_words(report, console, width)
 
@@ -137,6 +139,25 @@ def _print_results(report: Report, columns: Sequence[Column], console: "Console"
             cell = _text(console, value)
             cells.append(cell.append("\n").append_text(_text(console, beneath, "dim")) if beneath else cell)
         table.add_row(_text(console, row["name"], "bold" if row["role"] in ("kd", "rl") else ""), *cells)
+    console.print(table)
+
+
+def _print_device(report: Report, console: "Console") -> None:
+    """Latency and memory of exported files, where they were measured."""
+    from rich.table import Table
+
+    found = lines(report.get("device") or {})  # an older report has none
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 0, 0, _GAP), header_style="bold", pad_edge=False)
+    table.add_column("On the device", overflow="fold")
+    for head in ("file", "memory", "threads", "prompt", "first token", "tokens/s"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in found:
+        cells = [size(line["file_bytes"]), size(line["resident_bytes"]), f"{line['threads']}", f"{line['context']}"]
+        cells += [line["first"], line["rate"]]
+        table.add_row(_text(console, f"{line['name']} {line['type']}"), *(_text(console, cell) for cell in cells))
+    console.print()
     console.print(table)
 
 

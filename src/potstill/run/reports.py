@@ -32,7 +32,8 @@ def report_of(run: Path) -> tuple[dict[str, Any], str]:
         raise UserError(f"{run}: there is nothing to report yet ({still}); run its recipe again if nothing runs it now")
     evaluation = whole(run, evaluations[-1])
     exports = [artifact for artifact in found.values() if artifact.makes == "export" and _there(artifact)]
-    return report_from(evaluation.folder, exports), f"no page yet: {still}"
+    device = next((artifact for artifact in found.values() if artifact.makes == "measurement"), None)
+    return report_from(evaluation.folder, exports, device), f"no page yet: {still}"
 
 
 def _there(export: Artifact) -> bool:

@@ -3,27 +3,38 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from potstill.core.artifact import MANIFEST, Artifact, Makes, file_hash, write_text
+from potstill.core.artifact import MANIFEST, Artifact, Makes, file_hash, write_json, write_text
 from potstill.core.errors import Problem, UserError
 from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
+from potstill.edges.llamacpp import runtime_problem
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import load_stored, load_tokenizer
+from potstill.edges.models import load_stored, load_tokenizer, positions_of
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import packed_of
 from potstill.report.card import model_card
+from potstill.report.verified import figures_in_words
 from potstill.stages.base import Context, Stage
 from potstill.stages.cost import left_over
-from potstill.stages.lineage import as_chosen, places
+from potstill.stages.lineage import places, trained_as
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
+from potstill.stages.verified import (
+    VERIFIED,
+    Reference,
+    exported_in,
+    full_precision,
+    passages_for,
+    unverified,
+    verify_files,
+)
 
 
 class Export(Stage, kind="export"):
@@ -34,13 +45,18 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = (
-        4  # 4: its card tells of rounding; 3: its card names its files; 2: dtype as stored, only q4_0 of a quantised model
-    )
+    # 5: opens its files in their runtime; 4: its card tells of rounding; 3: its card names its files; 2: dtype as stored, only
+    # q4_0 of a quantised model
+    version: ClassVar[int] = 5
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
     study: StudyRef | None = Field(default=None, description="an evaluation whose table goes on the model card")
+    verify: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="open every file in its runtime, compare it with the model and refuse one that answers otherwise; auto: "
+        "GGUF files where llama.cpp is there",
+    )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         try:
@@ -49,6 +65,9 @@ class Export(Stage, kind="export"):
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
             return
+        trouble = runtime_problem() if self.verify == "always" else None
+        if trouble is not None and any(name.endswith(".gguf") for name in self._holds(quantised=False)):
+            yield Problem("verify", f"{trouble}, or set it to 'auto'", "'always'")
         yield from self._study_problems(outlook)
         twice = self._written_twice(quantised=found is not None and found.quantised)
         if twice:
@@ -68,8 +87,12 @@ class Export(Stage, kind="export"):
 
     def _written_twice(self, *, quantised: bool) -> list[str]:
         """Files that two of the formats would write."""
-        names = [name for exporter in self.formats for name in exporter.holds("float32", quantised=quantised)]
+        names = self._holds(quantised=quantised)
         return sorted({name for name in names if names.count(name) > 1})
+
+    def _holds(self, *, quantised: bool) -> list[str]:
+        """The files of weights that the formats will make."""
+        return [name for exporter in self.formats for name in exporter.holds("float32", quantised=quantised)]
 
     def cost(self, outlook: Outlook) -> Cost:
         found = outlook.model(self.model)
@@ -77,11 +100,17 @@ class Export(Stage, kind="export"):
             return Cost()
         parameters = found.size.parameters
         written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.quantised else 0)
-        memory = round(resting_memory() + left_over(found.size) + 8 * parameters)
+        opened = 0 if self.verify == "never" else 4 * parameters  # each file in turn, beside the model
+        memory = round(resting_memory() + left_over(found.size) + 8 * parameters + opened)
         return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
 
     def closing(self, summary: dict[str, Any]) -> str:
-        return ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
+        names = ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
+        record = summary["verified"]
+        left_out = record["not_verified"]
+        told = [f"verified: {figures_in_words(one)}" for one in record["files"] if one["file"].endswith(".gguf")]
+        told += [f"not verified: {', '.join(left_out)} ({next(iter(left_out.values()))})"] if left_out else []
+        return "; ".join([names, *told])
 
     def refusals(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
         """Why the formats would refuse a model, all of them, as far as its config and tokenizer tell."""
@@ -107,6 +136,7 @@ class Export(Stage, kind="export"):
             if twice:
                 raise UserError(f"{name}: two of its formats write {twice[0]}; leave one out, or give it other types")
             written += files
+        verified = self._verified(context, model, tokenizer, written, bool(packed))
         if report is not None:
             row = next(row for row in report["rows"] if row["model"] == str(self.model))
             stored = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -115,8 +145,44 @@ class Export(Stage, kind="export"):
                 held |= exporter.holds(stored, quantised=bool(packed))
             note = " ".join(filter(None, (_note(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
             beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
-            write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside))
-        return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
+            write_text(
+                folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside, verified=verified)
+            )
+        return {
+            "files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written},
+            "verified": verified,
+        }
+
+    def _verified(self, context: Context, model: Any, tokenizer: Any, written: list[Path], quantised: bool) -> dict[str, Any]:
+        """What comparing the files with the model gave, written beside them.
+
+        Raises:
+            UserError: a file does not answer as the model does.
+        """
+        folder, work = context.work.folder, context.work
+        names = [path.name for path in written if path.suffix == ".gguf"]
+        if self.verify == "always":
+            names = exported_in(folder)
+        trouble = "the recipe says verify = 'never'" if self.verify == "never" else runtime_problem()
+        if not names or (trouble is not None and all(name.endswith(".gguf") for name in names)):
+            record = unverified(names, trouble or "")
+        else:
+            artifact = places(context, self.model)[0].artifact
+            own = load_tokenizer(context.where(self.model))  # rows as they were trained, by the template as it was then
+            passages = passages_for(artifact, own, positions_of(model.config))
+            ours = Reference(model, tokenizer, passages, str(self.model), full_precision(artifact) if quantised else "")
+            heard = lambda done, total, name: work.progress.update(done, total, "position", file=name)  # noqa: E731
+            record = verify_files(folder, names, ours, heard=heard)
+        for name, why in record["not_verified"].items():
+            work.note(f"{name} is not verified: {why}")
+        failed = [f"{one['file']}: {one['why']}" for one in record["files"] if not one["passed"]]
+        if failed:
+            raise UserError(
+                f"{work.name}: not finished, because a file does not answer as {self.model} does: {'; '.join(failed)}; please "
+                f"report it, or set {work.name}.verify = 'never' to have the files all the same, which their card then says"
+            )
+        write_json(folder / VERIFIED, record)
+        return record
 
     def _report(self, context: Context) -> dict[str, Any] | None:
         """The study's report, which must have measured the model."""
@@ -133,24 +199,9 @@ class Export(Stage, kind="export"):
 def _as_trained(context: Context, ref: ModelRef, tokenizer: Any) -> None:
     """Give the tokenizer the chat template that writes what the model was trained on; a model not made here keeps its own."""
     artifact = places(context, ref)[0].artifact
-    trained = _trained(artifact).stage.get("prompts") if artifact is not None else None
+    trained = trained_as(artifact).stage.get("prompts") if artifact is not None else None
     if trained is not None:
         tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
-
-
-def _trained(artifact: Artifact) -> Artifact:
-    """The artifact whose stage trained a model: itself, or the one that it was made from without training."""
-    source = str(artifact.stage.get("model", ""))
-    if "optim" in artifact.stage or not source:
-        return artifact
-    if source.startswith("path:"):
-        folder = Path(source.removeprefix("path:")).expanduser()
-        return _trained(as_chosen(Artifact.load(folder))) if (folder / "artifact.json").is_file() else artifact
-    for file in artifact.folder.parent.glob("*/artifact.json"):
-        found = Artifact.load(file.parent)
-        if found.makes == "model" and found.fingerprint in artifact.parents.values():
-            return _trained(as_chosen(found))
-    return artifact
 
 
 def _name_of(where: str) -> str:

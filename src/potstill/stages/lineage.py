@@ -52,6 +52,21 @@ def ancestry(artifact: Artifact) -> dict[str, Artifact]:
     return found
 
 
+def trained_as(artifact: Artifact) -> Artifact:
+    """The artifact whose stage trained a model: itself, or the one that it was made from without training."""
+    source = str(artifact.stage.get("model", ""))
+    if "optim" in artifact.stage or not source:
+        return artifact
+    if source.startswith("path:"):
+        folder = Path(source.removeprefix("path:")).expanduser()
+        return trained_as(as_chosen(Artifact.load(folder))) if (folder / "artifact.json").is_file() else artifact
+    for file in artifact.folder.parent.glob("*/artifact.json"):
+        found = Artifact.load(file.parent)
+        if found.makes == "model" and found.fingerprint in artifact.parents.values():
+            return trained_as(as_chosen(found))
+    return artifact
+
+
 class Place:
     """One model of one seed: where it lies, and what its artifact says of it."""
 

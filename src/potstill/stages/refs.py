@@ -27,6 +27,13 @@ class ExportRef(StageRef):
     accepts: ClassVar[tuple[Makes, ...]] = ("export",)
 
 
+class DeviceRef(StageRef):
+    """`stage:NAME` or `path:FOLDER`: what a `device` stage measured."""
+
+    schemes = ("stage", "path")
+    accepts: ClassVar[tuple[Makes, ...]] = ("measurement",)
+
+
 class StudyRef(StageRef):
     """`stage:NAME` or `path:FOLDER`: an evaluation."""
 

@@ -10,7 +10,7 @@ from potstill.core.artifact import Artifact, Makes, read_json
 from potstill.core.errors import UserError
 from potstill.report.build import Made, report_of, write_report
 from potstill.stages.base import Context, Stage
-from potstill.stages.refs import ExportRef, StudyRef
+from potstill.stages.refs import DeviceRef, ExportRef, StudyRef
 
 
 class Report(Stage, kind="report"):
@@ -18,11 +18,15 @@ class Report(Stage, kind="report"):
 
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = 5  # 5: how programs ended; 4: what training took, own answers, and models at equal budgets
+    # 6: what was measured on a device; 5: how programs ended; 4: what training took, own answers, and models at equal budgets
+    version: ClassVar[int] = 6
 
     study: StudyRef = Field(description="the evaluation that is reported")
     exports: tuple[ExportRef, ...] = Field(
         default=(), description="exports of models of the study: the report names their files, sizes and commands"
+    )
+    device: DeviceRef | None = Field(
+        default=None, description="latency and memory of exported files, shown with the models' quality beside them"
     )
 
     def mismatches(self, earlier: Mapping[str, Stage]) -> Iterator[tuple[str, str]]:
@@ -36,7 +40,8 @@ class Report(Stage, kind="report"):
 
     def run(self, context: Context) -> dict[str, Any]:
         exports = [context.artifacts(ref)[0] for ref in self.exports]
-        report = report_from(context.artifacts(self.study)[0].folder, exports)
+        device = context.artifacts(self.device)[0] if self.device is not None else None
+        report = report_from(context.artifacts(self.study)[0].folder, exports, device)
         self._check(exports, [row["model"] for row in report["rows"]], context.work.name)
         write_report(report, context.work.folder)
         return {"verdicts": [verdict["sentence"] for verdict in report["verdicts"]]}
@@ -53,8 +58,9 @@ class Report(Stage, kind="report"):
                 )
 
 
-def report_from(evaluation: Path, exports: Sequence[Artifact] = ()) -> dict[str, Any]:
-    """The report of an evaluation artifact, with what it kept of how its models were made, and the files of `exports`.
+def report_from(evaluation: Path, exports: Sequence[Artifact] = (), device: Artifact | None = None) -> dict[str, Any]:
+    """The report of an evaluation artifact, with what it kept of how its models were made, the files of `exports`, and what
+    was measured of them on a device.
 
     Raises:
         UserError: the evaluation is damaged, or another version of potstill made it.
@@ -66,4 +72,5 @@ def report_from(evaluation: Path, exports: Sequence[Artifact] = ()) -> dict[str,
         str(export.stage["model"]): (str(export.folder), {name: size for name, (size, _) in export.summary["files"].items()})
         for export in exports
     }
-    return report_of(evaluation, Made(**made), shipped)
+    measured = device.summary if device is not None else {}
+    return report_of(evaluation, Made(**{**made, "device": measured}), shipped)

@@ -1,0 +1,188 @@
+"""Every exported file opened in its runtime, beside the model that it was made from."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from potstill.core.artifact import MANIFEST, Artifact, write_json, write_text
+from potstill.core.errors import UserError
+from potstill.core.progress import Progress
+from potstill.data.exported import exported_template
+from potstill.data.prompts import Prompts
+from potstill.edges.models import load_stored, load_tokenizer, positions_of
+from potstill.report.verified import figures_in_words, with_section
+from potstill.run.folder import RUN, artifacts_of, find_run
+from potstill.stages.lineage import ancestry, as_chosen, trained_as
+from potstill.stages.verified import VERIFIED, Reference, damage, exported_in, full_precision, passages_for, verify_files
+
+
+@dataclass
+class Target:
+    """Files that share one reference.
+
+    Attributes:
+        names: of the files, in `folder`.
+        reference: `path:…` or `hf:…` of the model that they were made from.
+        model: its artifact; None: it was not made here.
+        damaged: files that are not as they were written.
+        note: what a reader must know of what was not looked at.
+    """
+
+    folder: Path
+    names: list[str]
+    reference: str
+    model: Artifact | None = None
+    damaged: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+def targets_of(target: str, against: str | None) -> list[Target]:
+    """What `potstill verify` was asked to look at: a file, a folder, an export, or all exports of a run.
+
+    Raises:
+        UserError: nothing is there, nothing in it can be verified, or the model that it was made from is gone.
+    """
+    path = Path(target).expanduser()
+    if path.is_file():
+        note = "no manifest lies beside it, so only the runtime was asked: bits that flipped before cannot be seen"
+        return [Target(path.parent, [path.name], against or f"path:{path}", note=note)]
+    if (path / MANIFEST).is_file():
+        return [_of_export(Artifact.load(path), against)]
+    if path.is_dir() and not (path / RUN).is_file():
+        return _of_folder(path, against)
+    run = find_run(target)
+    exports = [artifact for artifact in artifacts_of(run).values() if artifact.makes == "export"]
+    if not exports:
+        raise UserError(f"{run}: the run exported nothing yet; add a stage of kind 'export', or name a file or folder")
+    return [_of_export(artifact, against) for artifact in exports]
+
+
+def _of_folder(folder: Path, against: str | None) -> list[Target]:
+    names = exported_in(folder)
+    if not names:
+        raise UserError(f"{folder}: holds no .gguf file and no model of safetensors; name an export, a run or a file")
+    plain = [name for name in names if not name.endswith(".gguf")]
+    note = "the folder has no manifest, so only the runtime was asked: bits that flipped before cannot be seen"
+    if against:
+        return [Target(folder, names, against, note=note)]
+    ggufs = [name for name in names if name not in plain]
+    if plain and ggufs:
+        note += f"; compared with {plain[0]} beside them"
+        return [Target(folder, ggufs, f"path:{folder}", note=note)]
+    if plain:
+        raise UserError(f"{folder}: safetensors alone, with no model to compare them with; name it with --against")
+    return [Target(folder, [name], f"path:{folder / name}", note=note) for name in ggufs]
+
+
+def _of_export(artifact: Artifact, against: str | None) -> Target:
+    if artifact.makes != "export":
+        raise UserError(f"{artifact.folder}: holds what the stage '{artifact.name}' made, and not an export; name an export")
+    folder, listed = artifact.folder, artifact.summary["files"]
+    names = [name for name in [*exported_in(folder), *listed] if name.endswith(".gguf") or name in exported_in(folder)]
+    broken = damage(folder, listed)
+    names += [name for name in broken if name.endswith(".safetensors")]
+    target = Target(folder, list(dict.fromkeys(names)), "", damaged=broken)
+    if against:
+        target.reference, target.model = against, _made_here(against)
+        return target
+    scheme, _, name = str(artifact.stage["model"]).partition(":")
+    if scheme != "stage":
+        target.reference = f"{scheme}:{name}"
+        target.model = _made_here(target.reference)
+        return target
+    made = ancestry(artifact)
+    found = [made.get(one) for parent, one in artifact.parents.items() if parent.partition("@")[0] == name]
+    if not found or found[0] is None:
+        raise UserError(f"{folder}: the model that it was made from, '{name}', is not beside it any more; name it by --against")
+    target.model = found[0]
+    target.reference = f"path:{found[0].folder}"
+    return target
+
+
+def _made_here(reference: str) -> Artifact | None:
+    folder = Path(reference.removeprefix("path:")).expanduser()
+    return Artifact.load(folder) if reference.startswith("path:") and (folder / MANIFEST).is_file() else None
+
+
+def reference_of(target: Target) -> Reference:
+    """The model to compare with, loaded, with the chat template that an export gives it.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    where, artifact = target.reference, target.model
+    model, tokenizer = load_stored(where), load_tokenizer(where)
+    trained = trained_as(as_chosen(artifact)).stage.get("prompts") if artifact is not None else None
+    passages = passages_for(artifact, tokenizer, positions_of(model.config))
+    if trained is not None:
+        tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
+    named = f"{artifact.name} ({artifact.folder})" if artifact is not None else where
+    return Reference(model, tokenizer, passages, named, full_precision(artifact))
+
+
+def verify(target: Target, positions: int, progress: Progress) -> dict[str, Any]:
+    """Compare, and write the result beside an export's files and on its card."""
+    with progress.stage("verify", str(target.folder)):
+        progress.note(f"{'verify':<14} loading {target.reference}")
+
+        def heard(done: int, total: int, name: str) -> None:
+            progress.update(done, total, "position", file=name)
+
+        record = verify_files(
+            target.folder,
+            target.names,
+            reference_of(target),
+            positions=positions,
+            damaged=target.damaged,
+            always_own=True,
+            heard=heard,
+        )
+    record["created"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    record |= {"folder": str(target.folder)} | ({"note": target.note} if target.note else {})
+    if (target.folder / MANIFEST).is_file():
+        write_json(target.folder / VERIFIED, {key: value for key, value in record.items() if key != "folder"})
+        card = target.folder / "README.md"
+        if card.is_file():
+            write_text(card, with_section(card.read_text(encoding="utf-8"), record))
+    return record
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """For a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(Text(record["folder"], "bold"))
+    for line, style in _lines(record):
+        console.print(Text(line, style))
+
+
+def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for one in record["files"]:
+        mark, style = ("✓", "green") if one["passed"] else ("✗", "red")
+        yield f"{mark} {figures_in_words(one)}", style
+        if "kl" not in one:
+            continue
+        equal = one["texts"] - len(one["differ"]) - len(one["known"])
+        yield f"  {one['type']} in {one['runtime']}: limit {one['limit']:.1g}, largest KL {one['kl_max']:.1e}", ""
+        yield f"  {one['positions']} positions of {record['rows']}; {equal} of {one['texts']} tricky texts have equal ids", ""
+        if one["own_kl"] is not None:
+            yield f"  rounding itself cost {one['own_kl']:.2g} nats at these positions", ""
+        for text, why in one["known"].items():
+            yield f"  known difference at {text!r}: {why}", ""
+        yield f"  asked {_short(one['prompt'])}", "dim"
+        yield f"  ours   {_short(one['ours'])}", "dim"
+        yield f"  theirs {_short(one['theirs'])}", "dim"
+    for name, why in record["not_verified"].items():
+        yield f"– {name} is not verified: {why}", "yellow"
+    if "note" in record:
+        yield f"  {record['note']}", ""
+
+
+def _short(text: str, most: int = 90) -> str:
+    shown = repr(text)
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"

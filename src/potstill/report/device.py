@@ -1,0 +1,48 @@
+"""Latency and memory of exported files, beside the quality of their models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from potstill.core.numbers import MISSING, decimals, number
+from potstill.study.records import Study
+
+
+def on_device(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured of files of the study's models, each with its model's name and role; empty where nothing was."""
+    rows = {row.model: row for row in study.rows}
+    files = [one for one in measured.get("files", ()) if one["model"] in rows]
+    named = [{"name": rows[one["model"]].name, "role": rows[one["model"]].role, **one} for one in files]
+    return {**measured, "files": named} if named else {}
+
+
+def lines(found: Mapping[str, Any], values: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One line for each file, number of threads and length of the prompt.
+
+    Args:
+        values: the quality of each model, as it is written, by name.
+    """
+    made = []
+    for one in found.get("files", ()):
+        for case in one["latency"]:
+            first, rate = case["all_first_s"], case["all_tokens_per_s"]
+            made.append(
+                {
+                    **{key: one[key] for key in ("name", "role", "file", "type")},
+                    **one["memory"],
+                    "quality": (values or {}).get(one["name"], MISSING),
+                    "threads": case["threads"],
+                    "context": case["context"],
+                    "first": f"{number(case['first_s'], 3)} s",
+                    "first_range": f"{number(min(first), 3)} to {number(max(first), 3)}",
+                    "rate": number(case["tokens_per_s"], 1),
+                    "rate_range": f"{number(min(rate), 1)} to {number(max(rate), 1)}",
+                }
+            )
+    return made
+
+
+def qualities(report: Mapping[str, Any]) -> dict[str, str]:
+    """Each model's primary figure, as it is written."""
+    primary = next(metric for metric in report["metrics"] if metric["name"] == report["primary"])
+    found = {row["name"]: row["metrics"].get(primary["name"]) for row in report["rows"]}
+    return {name: number(one["value"], decimals(primary["unit"], one["ci"])) for name, one in found.items() if one is not None}

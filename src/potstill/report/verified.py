@@ -1,0 +1,64 @@
+"""A verification in words: for the terminal, and as a section of the model card."""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from potstill.report.markdown import code, inline
+
+TITLE = "## Verified"
+
+
+def figures_in_words(one: Mapping[str, Any]) -> str:
+    """`model-f16.gguf KL 1.3e-06, top-1 1.000`, or why the file fails."""
+    if "kl" not in one:
+        return f"{one['file']} FAILED: {one['why']}"
+    told = f"{one['file']} KL {one['kl']:.1e}, top-1 {one['agreement']:.3f}"
+    return told if one["passed"] else f"{told} FAILED: {one['why']}"
+
+
+def section(record: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of Markdown under `TITLE`."""
+    yield from (TITLE, "")
+    if record["files"]:
+        yield (
+            f"Each file was opened in its runtime and compared with {code(record['against'])} on {record['rows']}: the whole "
+            "distribution of the next token at each position, and the token ids of texts on which tokenizers disagree."
+        )
+        yield ""
+        yield "| File | Runtime | Result | Mean KL (limit) | Largest KL | Same top token | Positions | Texts with equal ids |"
+        yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+        yield from (_line(one) for one in record["files"])
+        yield ""
+    for one in record["files"]:
+        if not one["passed"]:
+            yield from (f"**{code(one['file'])} failed: {inline(one['why'])}. Do not use it.**", "")
+        for text, why in one.get("known", {}).items():
+            yield from (f"{code(one['file'])} reads {code(repr(text))} otherwise: {inline(why)}.", "")
+        if one.get("own_kl") is not None:
+            yield from (f"Rounding itself cost {one['own_kl']:.2g} nats at the same positions in {code(one['file'])}.", "")
+    for name, why in record["not_verified"].items():
+        yield from (f"{code(name)} was not verified: {inline(why)}.", "")
+    if record["runtimes"]:
+        yield from (", ".join(f"{name} {version or 'absent'}" for name, version in record["runtimes"].items()) + ".", "")
+
+
+def with_section(card: str, record: Mapping[str, Any]) -> str:
+    """A card with this record in place of the one that it had; before "How to run" where it had none."""
+    lines = "\n".join(section(record))
+    found = re.search(rf"^{TITLE}$.*?(?=^## |\Z)", card, re.MULTILINE | re.DOTALL)
+    if found is not None:
+        return f"{card[: found.start()]}{lines}\n{card[found.end() :]}"
+    begin = card.find("\n## How to run\n")
+    return f"{card}\n{lines}\n" if begin < 0 else f"{card[: begin + 1]}{lines}\n{card[begin + 1 :]}"
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    cells = [code(one["file"]), one.get("runtime", "–"), "passed" if one["passed"] else "**failed**"]
+    if "kl" in one:
+        equal = one["texts"] - len(one["differ"]) - len(one["known"])
+        cells += [f"{one['kl']:.1e} ({one['limit']:.1g})", f"{one['kl_max']:.1e}", f"{one['agreement']:.3f}"]
+        cells += [f"{one['positions']}", f"{equal} of {one['texts']}"]
+    else:
+        cells += ["–"] * 5
+    return f"| {' | '.join(cells)} |"

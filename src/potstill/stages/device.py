@@ -1,0 +1,171 @@
+"""Exported files measured in llama.cpp, as they would run on a device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from potstill.core.artifact import Makes, write_json
+from potstill.core.errors import Problem, UserError
+from potstill.core.numbers import number, size
+from potstill.data.tricky import CHATS
+from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
+from potstill.edges.machine import machine_facts, resting_memory
+from potstill.stages.base import Context, Stage
+from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.refs import ExportRef
+from potstill.stages.verified import type_of
+
+MEASURED = "device.json"
+_SPARE = 8  # positions that the runtime may want beside prompt and answer
+
+
+@dataclass(frozen=True)
+class _File:
+    """A GGUF file that is measured."""
+
+    model: str
+    export: str
+    path: Path
+
+
+class Device(Stage, kind="device"):
+    """Measure latency and memory of exported GGUF files in llama.cpp, on this machine's processor.
+
+    Each file is opened in a process of its own, all files in turn before any is opened again (A B A B), so that what else the
+    machine does meets all of them. Latency: seconds to the first token and tokens per second after it, for each number of
+    threads and length of the prompt, by the clock of who asks. Memory: what the process holds beyond the library itself, and
+    the file. The median of `repeats` is shown, all of them are kept.
+    """
+
+    makes: ClassVar[Makes] = "measurement"
+    gathers: ClassVar[bool] = True
+
+    exports: tuple[ExportRef, ...] = Field(min_length=1, description="exports whose GGUF files are measured")
+    threads: tuple[int, ...] = Field(default=(1,), min_length=1, description="numbers of threads, each tried")
+    contexts: tuple[int, ...] = Field(
+        default=(128, 512), min_length=1, description="lengths of the prompt in tokens, each tried"
+    )
+    new_tokens: int = Field(default=64, ge=2, description="tokens of an answer")
+    repeats: int = Field(default=3, ge=1, description="how often each file is opened and asked; the median counts")
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        if (trouble := runtime_problem()) is not None:
+            yield Problem("kind", f"measures in llama.cpp, and {trouble}", "'device'")
+        for field in ("threads", "contexts"):
+            if any(value < 1 for value in getattr(self, field)):
+                yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
+        for place, ref in enumerate(self.exports):
+            export = outlook.stages.get(ref.target) if ref.scheme == "stage" else None
+            holds = [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=False)]
+            if holds and not any(name.endswith(".gguf") for name in holds):
+                yield Problem(f"exports[{place}]", f"{ref} writes no GGUF file; add 'gguf' to its formats", str(ref))
+
+    def cost(self, outlook: Outlook) -> Cost:
+        asked = sum(context + self.new_tokens for context in self.contexts)
+        return Cost(tokens=self.repeats * len(self.exports) * len(self.threads) * asked, memory_bytes=round(resting_memory()))
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        return "; ".join(in_words(one) for one in summary["files"])
+
+    def run(self, context: Context) -> dict[str, Any]:
+        work, files = context.work, self._files(context)
+        prompts = {file: _prompts(file, self.contexts) for file in files}
+        found = {file: _Measured() for file in files}
+        turns = [(turn, threads, file) for turn in range(self.repeats) for threads in self.threads for file in files]
+        for done, (_, threads, file) in enumerate(turns):
+            work.progress.update(done, len(turns), "opening", file=file.path.name, threads=str(threads))
+            self._measure(file, threads, prompts[file], found[file])
+        work.progress.update(len(turns), len(turns), "opening")
+        made = {
+            "runtime": f"xllamacpp {runtime_version()}",
+            "machine": machine_facts()["machine"] | {"processor": processor()},
+            "new_tokens": self.new_tokens,
+            "repeats": self.repeats,
+            "files": [found[file].figures(file) for file in files],
+        }
+        write_json(work.folder / MEASURED, made)
+        return made
+
+    def _files(self, context: Context) -> list[_File]:
+        files = []
+        for ref in self.exports:
+            artifact = context.artifacts(ref)[0]
+            ggufs = [name for name in artifact.summary["files"] if name.endswith(".gguf")]
+            if not ggufs:
+                raise UserError(f"{context.work.name}: {ref} holds no GGUF file; add 'gguf' to its formats")
+            files += [_File(str(artifact.stage["model"]), str(ref), artifact.folder / name) for name in ggufs]
+        return files
+
+    def _measure(self, file: _File, threads: int, prompts: Sequence[list[int]], found: "_Measured") -> None:
+        """One opening of one file."""
+        room = max(map(len, prompts)) + self.new_tokens + _SPARE
+        try:
+            with served(file.path, context=room, threads=threads, kv="f16") as server:
+                for prompt in prompts:
+                    timing = timed(server, prompt, self.new_tokens)
+                    found.latency.setdefault((threads, len(prompt)), []).append((timing.first_s, timing.tokens_per_s))
+                found.resident.append(server.resident())
+        except Refused as error:
+            raise UserError(f"{file.path}: llama.cpp gave no answer: {error}") from error
+
+
+class _Measured:
+    """What was measured of one file so far."""
+
+    def __init__(self) -> None:
+        self.latency: dict[tuple[int, int], list[tuple[float, float]]] = {}
+        self.resident: list[int] = []
+
+    def figures(self, file: _File) -> dict[str, Any]:
+        latency = [
+            {
+                "threads": threads,
+                "context": context,
+                "first_s": median(first for first, _ in each),
+                "tokens_per_s": median(rate for _, rate in each),
+                "all_first_s": [first for first, _ in each],
+                "all_tokens_per_s": [rate for _, rate in each],
+            }
+            for (threads, context), each in self.latency.items()
+        ]
+        return {
+            "model": file.model,
+            "export": file.export,
+            "file": file.path.name,
+            "type": type_of(file.path),
+            "latency": latency,
+            "memory": {"file_bytes": file.path.stat().st_size, "resident_bytes": round(median(self.resident))},
+        }
+
+
+def _prompts(file: _File, contexts: Sequence[int]) -> list[list[int]]:
+    """Built-in text in the file's own tokens, cut to each length."""
+    text = "\n\n".join(part for pair in CHATS for part in pair) + "\n\n"
+    try:
+        (ids,) = answers_of(file.path, texts=[text]).ids
+    except Refused as error:
+        raise UserError(f"{file.path}: llama.cpp does not open it: {error}") from error
+    return [(ids * (1 + context // len(ids)))[:context] for context in dict.fromkeys(contexts)]
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def in_words(one: dict[str, Any]) -> str:
+    """`model-q4_0.gguf 92 MB, resident 150 MB, 41.2 tokens/s`, of its fastest case."""
+    best = max(one["latency"], key=lambda case: case["tokens_per_s"])
+    memory = one["memory"]
+    held = f"{size(memory['file_bytes'])}, resident {size(memory['resident_bytes'])}"
+    return f"{one['file']} {held}, {number(best['tokens_per_s'], 1)} tokens/s"

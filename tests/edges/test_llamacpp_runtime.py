@@ -1,0 +1,81 @@
+"""llama.cpp in a process of its own: what it does not take ends that process, and never ours."""
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from llamacpp import needs_llamacpp
+from tiny_parts import chat_tokenizer, tiny_model
+
+from potstill.edges import llamacpp
+from potstill.edges.llamacpp import Refused, answers_of, served
+from potstill.exporters.gguf import Gguf
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = chat_tokenizer(320)
+    model = tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id, std=0.3)
+    return Gguf(types=("f32",)).write(model, tokenizer, {}, tmp_path_factory.mktemp("gguf"))[0]
+
+
+def test_a_runtime_that_is_absent_or_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "PACKAGE", "no_such_runtime")
+    assert llamacpp.runtime_problem() == "llama.cpp is not here; pip install 'potstill[device]'"
+    monkeypatch.setattr(llamacpp, "PACKAGE", "pytest")  # any package that is here
+    monkeypatch.setattr(llamacpp, "OLDEST", (9999, 1))
+    assert "is older than 9999.1; pip install --upgrade 'potstill[device]'" in (llamacpp.runtime_problem() or "")
+
+
+@needs_llamacpp
+@pytest.mark.parametrize(("kept", "words"), [(0.6, "not within the file bounds"), (0.01, "failed to"), (0.0, "failed to")])
+def test_a_file_cut_short_is_refused_in_the_runtimes_words(kept: float, words: str, file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(Refused, match=words):
+        answers_of(cut, texts=["a"])
+    with pytest.raises(Refused, match=words), served(cut):
+        pass
+
+
+@needs_llamacpp
+def test_a_server_answers_while_inside_and_is_gone_afterwards(file: Path) -> None:
+    with served(file, context=64, parallel=2, alias="tiny") as server:
+        assert server.alive()
+        with urllib.request.urlopen(f"{server.url}/v1/models") as answer:
+            assert json.loads(answer.read())["data"][0]["id"] == "tiny"
+        port = int(server.url.rpartition(":")[2])
+        with pytest.raises(Refused, match="couldn't bind"), served(file, port=port):
+            pass
+    assert not server.alive()
+    assert not psutil.pid_exists(server.pid)
+
+
+@needs_llamacpp
+def test_a_draft_writes_what_the_model_alone_writes(file: Path) -> None:
+    def text(**more: Any) -> str:
+        with served(file, context=64, kv="f32", **more) as server:
+            body = json.dumps({"prompt": "Say amber", "n_predict": 12, "temperature": 0}).encode()
+            asked = urllib.request.Request(f"{server.url}/completion", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(asked) as answer:
+                found = json.loads(answer.read())
+        assert ("draft_n" in found["timings"]) is bool(more)
+        return found["content"]
+
+    assert text(draft=file) == text()
+
+
+@needs_llamacpp
+def test_prompts_that_share_their_beginning_have_the_same_distributions(file: Path) -> None:
+    prompts = [[5, 6, 7], [5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10]]
+    heard: list[float] = []
+    shared = answers_of(file, prompts, reuse=True, heard=lambda: heard.append(time.monotonic())).logp_V
+    alone = answers_of(file, prompts).logp_V
+    assert len(heard) == len(prompts)
+    for one, other in zip(shared, alone, strict=True):
+        assert abs(one - other).max() < 1e-4

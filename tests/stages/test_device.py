@@ -1,0 +1,119 @@
+"""Latency and memory of exported files: measured in the runtime, in turn, and shown beside the models' quality."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llamacpp import needs_llamacpp
+from rich.console import Console
+from tiny_parts import chat_tokenizer, tiny_model, write_rows
+
+from potstill.core.errors import UserError
+from potstill.edges import llamacpp
+from potstill.edges.models import save_model
+from potstill.recipe.parse import parse_recipe
+from potstill.report.figures import on_device
+from potstill.report.html import render_html
+from potstill.report.table import print_table
+from potstill.run.runner import run_recipe
+
+HOSTILE = "4-bit <script>"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("device")
+    tokenizer = chat_tokenizer()
+    save_model(tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id, std=0.1), tokenizer, folder / "base")
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+def table(root: Path, **device: Any) -> dict[str, Any]:
+    where = f"path:{root / 'base'}"
+    study = [
+        {"name": "Base", "role": "teacher", "model": where},
+        {"name": HOSTILE, "role": "quantized", "model": "stage:four"},
+    ]
+    data = {"kind": "jsonl", "path": str(root / "rows.jsonl"), "language": "en", "splits": {"validation": 0.1, "test": 0.3}}
+    quiet = {"verify": "never"}
+    return {
+        "name": "device",
+        "data": data,
+        "prompts": {"max_tokens": 128, "max_prompt_tokens": 96},
+        "stage": [
+            {"name": "four", "kind": "quantize", "model": where, "rows": 4},
+            {"name": "study", "kind": "evaluate", "study": study, "metrics": ["nll"], "primary": "nll"},
+            {
+                "name": "wide",
+                "kind": "export",
+                "model": where,
+                "formats": [{"kind": "gguf", "types": ["f16", "q8_0"]}],
+                **quiet,
+            },
+            {"name": "narrow", "kind": "export", "model": "stage:four", "formats": ["gguf"], **quiet},
+            {
+                "name": "device",
+                "kind": "device",
+                "exports": ["stage:wide", "stage:narrow"],
+                "contexts": [8, 40],
+                "new_tokens": 6,
+                "repeats": 2,
+                **device,
+            },
+            {"name": "report", "kind": "report", "study": "stage:study", "device": "stage:device"},
+        ],
+    }
+
+
+@needs_llamacpp
+def test_every_file_is_measured_and_shown_beside_its_models_quality(root: Path, tmp_path: Path) -> None:
+    done = run_recipe(parse_recipe(table(root)), tmp_path / "run")
+    made = json.loads((done["device"].folder / "device.json").read_text())
+    assert [one["file"] for one in made["files"]] == ["model-f16.gguf", "model-q8_0.gguf", "model-q4_0.gguf"]
+    for one in made["files"]:
+        assert [(case["threads"], case["context"]) for case in one["latency"]] == [(1, 8), (1, 40)]
+        for case in one["latency"]:
+            assert len(case["all_first_s"]) == len(case["all_tokens_per_s"]) == 2
+            assert min(case["all_first_s"]) <= case["first_s"] <= max(case["all_first_s"])
+            assert min(case["all_tokens_per_s"]) > 0
+        path = next(done[stage].folder / one["file"] for stage in ("wide", "narrow") if one["export"] == f"stage:{stage}")
+        assert one["memory"]["file_bytes"] == path.stat().st_size
+        assert one["memory"]["resident_bytes"] > 0
+    assert made["machine"]["processor"]
+    report = json.loads((done["report"].folder / "report.json").read_text())
+    assert [(one["name"], one["role"], one["type"]) for one in report["device"]["files"]] == [
+        ("Base", "teacher", "f16"),
+        ("Base", "teacher", "q8_0"),
+        (HOSTILE, "quantized", "q4_0"),
+    ]
+    page = (done["report"].folder / "report.html").read_text(encoding="utf-8")
+    assert "<h2>On the device</h2>" in page
+    assert "<script>" not in page
+    assert 'id="device' in page
+    assert on_device(report).count("<svg") == 1
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_table(report, console)
+    told = console.export_text()
+    assert "On the device" in told
+    assert "Base q8_0" in told
+    report["device"] = {}
+    assert on_device(report) == ""
+    assert "On the device" not in render_html(report)
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_runs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = table(root, threads=[0])
+    wrong["stage"][2]["formats"] = ["safetensors"]
+    monkeypatch.setattr(llamacpp, "PACKAGE", "no_such_runtime")
+    with pytest.raises(UserError) as error:
+        run_recipe(parse_recipe(wrong), tmp_path / "run")
+    told = str(error.value)
+    assert "measures in llama.cpp, and llama.cpp is not here; pip install 'potstill[device]'" in told
+    assert "device.threads = [0]" in told
+    assert "stage:wide writes no GGUF file; add 'gguf' to its formats" in told
+    assert not list((tmp_path / "run" / "artifacts").iterdir())

@@ -1,0 +1,213 @@
+"""An exported file answers as its model does, or is not called finished; damage is found before the runtime is asked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from llamacpp import needs_llamacpp
+from tiny_parts import chat_tokenizer, tiny_model, write_rows
+
+import potstill
+from potstill.cli import main
+from potstill.core.artifact import Artifact, Hashes
+from potstill.core.errors import UserError
+from potstill.edges import llamacpp
+from potstill.edges.models import save_model
+from potstill.exporters import Exporter
+from potstill.exporters.gguf import Gguf
+from potstill.report.verified import section, with_section
+from potstill.stages.verified import VERIFIED
+
+PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
+
+
+def command(*words: Any) -> Result:
+    return CliRunner().invoke(main, ["verify", *map(str, words), "--positions", "8"], catch_exceptions=False)
+
+
+def save(folder: Path, seed: int = 0) -> str:
+    tokenizer = chat_tokenizer()
+    save_model(tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id, seed=seed, std=0.1), tokenizer, folder)
+    return f"path:{folder}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A model that was trained here, its four-bit form and the exports of both."""
+    root = tmp_path_factory.mktemp("verify")
+    where = save(root / "base")
+    data = potstill.Jsonl(path=str(write_rows(root / "rows.jsonl")), language_column="language")
+    tuned = potstill.run_stage(
+        potstill.SFT(
+            name="sft",
+            model=where,
+            data=data,
+            prompts=PROMPTS,
+            optim=potstill.Optim(steps=2),
+            validation=potstill.Validation(times=0),
+        ),
+        root / "sft",
+    )
+    four = potstill.run_stage(potstill.Quantize(name="q4", model=tuned, data=data, prompts=PROMPTS, rows=8), root / "q4")
+    wide = potstill.Export(model=tuned, formats=("safetensors", Gguf(types=("f16", "q8_0"))), verify="always")
+    return {
+        "tuned": tuned,
+        "four": four,
+        "wide": potstill.run_stage(wide, root / "wide"),
+        "narrow": potstill.run_stage(potstill.Export(model=four, formats=("gguf",)), root / "narrow"),
+    }
+
+
+def record_of(artifact: Artifact) -> dict[str, Any]:
+    return json.loads((artifact.folder / VERIFIED).read_text(encoding="utf-8"))
+
+
+@needs_llamacpp
+def test_an_export_says_how_far_its_files_are_from_the_model(made: dict[str, Any]) -> None:
+    record = record_of(made["wide"])
+    assert record == made["wide"].summary["verified"]
+    assert record["rows"].endswith(" validation rows of sft and 4 built-in texts")
+    found = {one["file"]: one for one in record["files"]}
+    assert {name: one["type"] for name, one in found.items()} == {
+        "model.safetensors": "f32",
+        "model-f16.gguf": "f16",
+        "model-q8_0.gguf": "q8_0",
+    }
+    assert all(one["passed"] and one["texts"] >= 80 and not one["differ"] for one in found.values())
+    assert found["model.safetensors"]["kl"] == pytest.approx(0, abs=1e-7)
+    assert 0 < found["model-f16.gguf"]["kl"] < 1e-4
+    assert found["model-f16.gguf"]["kl"] < found["model-q8_0.gguf"]["kl"] < 0.02
+    four = record_of(made["narrow"])["files"][0]
+    assert (four["type"], four["passed"]) == ("q4_0", True)
+
+
+@needs_llamacpp
+def test_the_command_tells_what_rounding_cost_and_leaves_the_artifact_whole(made: dict[str, Any], tmp_path: Path) -> None:
+    done = command(made["narrow"].folder, "--json")
+    assert done.exit_code == 0
+    (record,) = json.loads(done.stdout)
+    assert record["files"][0]["own_kl"] > record["files"][0]["kl"] > 0
+    assert record["rows"].endswith(" validation rows of sft and 4 built-in texts")
+    assert record_of(made["narrow"])["files"][0]["positions"] == 8
+    assert Artifact.load(made["narrow"].folder).damage(Hashes(tmp_path / "hashes.json")) == ""
+
+
+@needs_llamacpp
+def test_a_flipped_bit_and_a_missing_file_are_found_before_the_runtime_is_asked(made: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    for path in made["wide"].folder.iterdir():
+        (folder / path.name).parent.mkdir(exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    damaged = folder / "model-f16.gguf"
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    (folder / "model-q8_0.gguf").unlink()
+    done = command(folder, "--against", f"path:{made['tuned'].folder}")
+    assert done.exit_code == 1
+    assert "model-f16.gguf FAILED: has the right size and another content: a bit flipped" in done.stdout
+    assert "model-q8_0.gguf FAILED: is missing" in done.stdout
+    assert "✓ model.safetensors" in done.stdout
+    assert {one["file"]: one["passed"] for one in json.loads((folder / VERIFIED).read_text())["files"]} == {
+        "model.safetensors": True,
+        "model-f16.gguf": False,
+        "model-q8_0.gguf": False,
+    }
+
+
+@needs_llamacpp
+def test_a_file_alone_is_compared_with_what_we_read_of_it_and_says_what_that_leaves_open(
+    made: dict[str, Any], tmp_path: Path
+) -> None:
+    alone = tmp_path / "alone.gguf"
+    alone.write_bytes((made["narrow"].folder / "model-q4_0.gguf").read_bytes())
+    done = command(alone)
+    assert done.exit_code == 0
+    assert "no manifest lies beside it, so only the runtime was asked" in " ".join(done.stdout.split())
+    assert not (tmp_path / VERIFIED).exists()
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(alone.read_bytes()[: alone.stat().st_size // 2])
+    done = command(cut)
+    assert (done.exit_code, "truncated" in done.stderr) == (2, True)
+    done = command(cut, "--against", f"path:{made['tuned'].folder}")
+    assert (done.exit_code, "truncated" in done.stdout) == (1, True)
+
+
+@needs_llamacpp
+def test_another_models_file_and_another_cut_of_text_fail(made: dict[str, Any], tmp_path: Path) -> None:
+    other = save(tmp_path / "other", seed=5)
+    done = command(made["wide"].folder / "model-f16.gguf", "--against", other)
+    assert done.exit_code == 1
+    assert "is above 0.0001 for f16" in " ".join(done.stdout.split())
+    model = potstill.load_model(f"path:{made['tuned'].folder}")
+    save_model(model, chat_tokenizer(300), tmp_path / "cut")
+    done = command(made["wide"].folder / "model-f16.gguf", "--against", f"path:{tmp_path / 'cut'}")
+    assert done.exit_code == 1
+    assert "texts differ, such as" in " ".join(done.stdout.split())
+
+
+@pytest.fixture
+def broken() -> Iterator[Any]:
+    class Broken(Gguf, kind="broken_of_the_law"):
+        """A file that answers otherwise than the model."""
+
+        def write_files(self, model: Any, *rest: Any) -> list[Path]:
+            import copy
+
+            other = copy.deepcopy(model)
+            with torch.no_grad():
+                other.model.norm.weight.mul_(1.5)
+            return super().write_files(other, *rest)
+
+    yield Broken
+    del Exporter.kinds["broken_of_the_law"]
+
+
+@needs_llamacpp
+def test_a_file_that_answers_otherwise_is_no_finished_export(broken: Any, made: dict[str, Any], tmp_path: Path) -> None:
+    rule = r"not finished, because a file does not answer as path:.* does: model-f16.gguf: mean KL .* is above 0.0001 for f16"
+    with pytest.raises(UserError, match=rule):
+        potstill.run_stage(potstill.Export(model=made["tuned"], formats=(broken(),)), tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    kept = potstill.run_stage(potstill.Export(model=made["tuned"], formats=(broken(),), verify="never"), tmp_path / "kept")
+    assert record_of(kept)["not_verified"] == {"model-f16.gguf": "the recipe says verify = 'never'"}
+    assert command(kept.folder).exit_code == 1
+
+
+def test_without_the_runtime_it_is_said_and_asking_for_it_is_refused(
+    made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamacpp, "PACKAGE", "no_such_runtime")
+    exported = potstill.run_stage(potstill.Export(model=made["tuned"], formats=("gguf",)), tmp_path / "export")
+    assert record_of(exported)["not_verified"] == {"model-f16.gguf": "llama.cpp is not here; pip install 'potstill[device]'"}
+    assert "not verified: model-f16.gguf" in potstill.Export(model=made["tuned"]).closing(exported.summary)
+    assert "was not verified: llama.cpp is not here" in "\n".join(section(record_of(exported)))
+    done = command(exported.folder)
+    assert (done.exit_code, "is not verified: llama.cpp is not here" in done.stdout) == (1, True)
+    with pytest.raises(UserError, match="pip install 'potstill\\[device\\]', or set it to 'auto'"):
+        potstill.run_stage(potstill.Export(model=made["tuned"], formats=("gguf",), verify="always"), tmp_path / "always")
+
+
+def test_what_cannot_be_verified_is_one_clear_error(made: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for target, rule in (
+        (tmp_path / "none", "no run there"),
+        (tmp_path / "empty", "holds no .gguf file"),
+        (made["tuned"].folder, "and not an export; name an export"),
+    ):
+        done = command(target)
+        assert (done.exit_code, rule in done.stderr) == (2, True), done.stderr
+
+
+def test_the_card_holds_one_verification_and_names_what_failed() -> None:
+    failed = {"files": [{"file": "a.gguf", "passed": False, "why": "a | b"}], "not_verified": {}, "runtimes": {}}
+    record = {"against": "m", "rows": "2 rows", **failed}
+    card = "# It\n\n## Results\n\nx\n\n## How to run\n\ny\n"
+    once = with_section(card, record)
+    assert once.index("## Results") < once.index("## Verified") < once.index("## How to run")
+    assert r"**`a.gguf` failed: a \| b. Do not use it.**" in once
+    assert with_section(once, record) == once
