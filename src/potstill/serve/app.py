@@ -374,6 +374,7 @@ def _figures(opened: Opened, answer: Answer) -> dict[str, Any]:
         "tokens_per_s": round((answer.count - 1) / rest_s, 2) if answer.count > 1 and rest_s > 0 else None,
         "runtime": opened.engine.runtime,
         "resident_bytes": resident(opened),
+        "resident_of": "weights" if opened.engine.runtime == "torch" else "process",
         "file_bytes": opened.file_bytes,
     }
 
