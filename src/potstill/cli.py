@@ -336,16 +336,16 @@ def report(run: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("target", metavar="RUN[:MODEL]")
+@click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
 @click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--prompt", "question", help="Ask this once and leave.")
 @guarded
 def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
-    """Talk to a model of RUN (default: its last distilled one), answers streaming.
+    """Talk to a model of RUN (default: its last distilled one) or to a GGUF file, answers streaming.
 
-    An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an answer. Works while the run goes on, once that model is
-    finished.
+    A file is computed by llama.cpp, with its own chat template. An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an
+    answer. Works while the run goes on, once that model is finished.
     """
     with click.get_current_context().obj.deaf():  # Ctrl-C is the conversation's own
         from potstill.commands.chat import chat_with

@@ -100,7 +100,9 @@ class Tab:
     def complaints(self) -> list[str]:
         """Errors of scripts, and what the browser refused or warned of."""
         found = [str(event["exceptionDetails"]) for event in self.told("Runtime.exceptionThrown")]
-        found += [entry["entry"]["text"] for entry in self.told("Log.entryAdded") if entry["entry"]["level"] in ("error", "warning")]
+        found += [
+            entry["entry"]["text"] for entry in self.told("Log.entryAdded") if entry["entry"]["level"] in ("error", "warning")
+        ]
         return found
 
 
