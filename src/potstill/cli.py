@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
@@ -336,16 +336,16 @@ def report(run: str, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("target", metavar="RUN[:MODEL]")
+@click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
 @click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
 @click.option("--prompt", "question", help="Ask this once and leave.")
 @guarded
 def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
-    """Talk to a model of RUN (default: its last distilled one), answers streaming.
+    """Talk to a model of RUN (default: its last distilled one) or to a GGUF file, answers streaming.
 
-    An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an answer. Works while the run goes on, once that model is
-    finished.
+    A file is computed by llama.cpp, with its own chat template. An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an
+    answer. Works while the run goes on, once that model is finished.
     """
     with click.get_current_context().obj.deaf():  # Ctrl-C is the conversation's own
         from potstill.commands.chat import chat_with
@@ -385,6 +385,65 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
         click.echo(json.dumps(records, indent=2, ensure_ascii=False))
     if any(record["not_verified"] or not record["passed"] for record in records):
         sys.exit(1)
+
+
+@main.command()
+@click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
+@click.option("--key-file", type=click.Path(path_type=Path), help="File with a key that requests must carry.")
+@click.option("--key-env", metavar="NAME", help="Environment variable with that key.")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Host name under which clients ask; may be repeated.")
+@click.option("--models", metavar="NAME,NAME", help="What the playground compares at first.  [default: one of each role]")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "llama.cpp", "torch"]),
+    default="auto",
+    show_default=True,
+    help="auto: llama.cpp where it is installed and the run exported a file of the model.",
+)
+@click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens of a prompt and its answer.")
+@click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer, in tokens.")
+@click.option("--streams", type=click.IntRange(1, 256), default=4, show_default=True, help="Answers written at once.")
+@click.option("--queue", type=click.IntRange(0, 10_000), default=32, show_default=True, help="Requests that may wait.")
+@click.option("--max-body", type=click.IntRange(1024), default=1 << 20, show_default=True, help="Bytes of a request.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of llama.cpp.  [default: cores - 1]")
+@guarded
+def serve(
+    target: str,
+    host: str,
+    port: int,
+    key_file: Path | None,
+    key_env: str | None,
+    allow_host: tuple[str, ...],
+    models: str | None,
+    engine: Literal["auto", "llama.cpp", "torch"],
+    context: int,
+    max_tokens: int,
+    streams: int,
+    queue: int,
+    max_body: int,
+    threads: int | None,
+) -> None:
+    """Answer OpenAI's API for a model of RUN (default: its last distilled one), with a page that compares the study's models.
+
+    Only programs of this machine can ask unless --host says otherwise. Ctrl-C ends it: answers on their way get ten seconds.
+    """
+    with click.get_current_context().obj.deaf():  # signals are the server's own
+        from potstill.serve.running import Address, check_installed, key_of
+
+        check_installed()
+        key = key_of(key_file, key_env)
+
+        from potstill.serve.app import Limits
+        from potstill.serve.running import serve as serve_until_stopped
+        from potstill.serve.shelf import Opening
+
+        opening = Opening(engine, context, streams, *([threads] if threads is not None else []))
+        compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
+        limits = Limits(max_tokens, max_body, queue)
+        address = Address(host, port, allow_host)
+        serve_until_stopped(target, address, opening, limits, key=key, models=compared, say=click.echo)
 
 
 @main.command()

@@ -1,78 +1,61 @@
-"""A conversation with a model of a run, in the terminal."""
+"""A conversation with a model of a run or with a GGUF file, in the terminal."""
 
+import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from secrets import randbits, token_urlsafe
+from typing import Any
 
 from potstill.core.artifact import Artifact
-from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.templates import opened_tag
-from potstill.edges.models import load_model, load_tokenizer
-from potstill.edges.sampling import stream
-from potstill.run.folder import find_run, stages_of, whole
+from potstill.edges.llamacpp import Refused, runtime_problem, served
+from potstill.edges.llamacpp_stream import TokenStream, Wish
+from potstill.edges.models import config_of, load_model, load_tokenizer, positions_of
+from potstill.edges.sampling import hidden_tokens, stream
+from potstill.run.models import pick
 from potstill.stages.lineage import as_chosen
 
+CONTEXT = 4096  # tokens, of a file
 LEAVE = ("quit", "exit", ":q", "quit()", "exit()", "/quit", "/exit", "/bye")  # as other programs are left
 
 
-def pick(target: str) -> Artifact:
-    """The model artifact that `RUN[:MODEL]` names; without a name the last distilled, else the last; of the first seed.
+@dataclass(frozen=True)
+class _Voice:
+    """A model that answers in the terminal.
 
-    Raises:
-        UserError: no such run, no such model, or its files are damaged.
+    Attributes:
+        title: the first line of a conversation.
+        limit: tokens of a prompt and its answer.
+        in_turns: whether it hears what was said before.
+        speak: the pieces of an answer to a prompt of so many tokens at most; closing it ends the answer.
     """
-    folder, _, name = target.partition(":")
-    run = find_run(folder)
-    return whole(run, _named(run, name))
 
-
-def _named(run: Path, name: str) -> Artifact:
-    stages = stages_of(run)
-    finished = {ident: artifact for ident, artifact in stages.items() if artifact is not None}
-    models = {ident: artifact for ident, artifact in finished.items() if artifact.makes == "model"}
-    if not name:
-        distilled = [ident for ident, artifact in models.items() if (artifact.summary.get("trained") or {}).get("teacher")]
-        name = next(reversed(distilled or [*models]), "").partition("@")[0]
-    if not models:
-        waiting = f" yet; unfinished: {', '.join(ident for ident in stages if ident not in finished)}"
-        raise UserError(f"{run}: the run made no model{waiting if len(finished) < len(stages) else ''}")
-    of_name = [ident for ident in stages if name in (ident, ident.partition("@")[0])]
-    there = [ident for ident in of_name if ident in models]
-    if there:
-        return models[there[0]]
-    if any(ident not in finished for ident in of_name):
-        has = f"(it has: {', '.join(models)})"
-        raise UserError(f"{run}: '{name}' is not finished, or its manifest is damaged; run the recipe again {has}")
-    raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
+    title: str
+    renderer: Renderer
+    limit: int
+    in_turns: bool
+    speak: Callable[[list[int], int], Generator[str, None, None]]
 
 
 def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:
     """Read questions, stream answers, until an empty line, `quit`, `exit` or Ctrl-D; Ctrl-C ends an answer."""
-    artifact = as_chosen(pick(target))
-    where = f"path:{Path(artifact.folder)}"
-    tokenizer, model = load_tokenizer(where), load_model(where)
-    prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))
-    limit = model.config.max_position_embeddings
-    renderer = Renderer(tokenizer, prompts.model_copy(update={"max_prompt_tokens": limit - 8, "max_tokens": limit}))
+    of = _of_file if target.lower().endswith(".gguf") else _of_run
+    with of(target, temperature) as voice:
+        if question is not None:
+            _answered(voice, question, (), max_new_tokens, may_stop=False)
+        else:
+            _converse(voice, max_new_tokens)
+
+
+def _converse(voice: _Voice, max_new_tokens: int) -> None:
     history: tuple[Turn, ...] = ()
-
-    def answer(asked: str) -> str:
-        example = Example(key="", instruction=asked, response="", history=history)
-        prompt = renderer.prompt(example)
-        if prompt.ids is None:
-            raise UserError(f"that is longer than the model's {limit} positions; start again with less")
-        opened = opened_tag(renderer.text(example, ""))  # the prompt opens the answer's thinking
-        room = min(max_new_tokens, limit - len(prompt.ids))
-        pieces = stream(model, tokenizer, prompt.ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature)
-        return opened + _spoken(pieces, may_stop=question is None)
-
-    if question is not None:
-        answer(question)
-        return
-    print(f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters)")
+    print(voice.title)
     print("an empty line, quit, exit or Ctrl-D ends the conversation; Ctrl-C ends an answer")
     while True:
         try:
@@ -82,9 +65,77 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
             return
         if not asked or asked.lower() in LEAVE:
             return
-        said = answer(asked)
-        if said and prompts.format == "chat" and _talks_in_turns(artifact):
+        said = _answered(voice, asked, history, max_new_tokens, may_stop=True)
+        if said and voice.in_turns:
             history = (*history, Turn("user", asked), Turn("assistant", said.strip()))
+
+
+def _answered(voice: _Voice, asked: str, history: tuple[Turn, ...], max_new_tokens: int, *, may_stop: bool) -> str:
+    """What the model says, which is written as it comes."""
+    example = Example(key="", instruction=asked, response="", history=history)
+    prompt = voice.renderer.prompt(example)
+    if prompt.ids is None or len(prompt.ids) >= voice.limit:
+        raise UserError(f"that is longer than the model's {voice.limit} positions; start again with less")
+    opened = opened_tag(voice.renderer.text(example, ""))  # the prompt opens the answer's thinking
+    room = min(max_new_tokens, voice.limit - len(prompt.ids))
+    return opened + _spoken(voice.speak(prompt.ids, room), may_stop=may_stop)
+
+
+@contextmanager
+def _of_run(target: str, temperature: float) -> Iterator[_Voice]:
+    artifact = as_chosen(pick(target))
+    where = f"path:{Path(artifact.folder)}"
+    prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))
+    title = f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters)"
+    yield _by_torch(where, title, prompts, _talks_in_turns(artifact) and prompts.format == "chat", temperature)
+
+
+def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperature: float) -> _Voice:
+    tokenizer, model = load_tokenizer(where), load_model(where)
+    limit = model.config.max_position_embeddings
+    renderer = _renderer(tokenizer, prompts, limit)
+
+    def speak(ids: list[int], room: int) -> Generator[str, None, None]:
+        return stream(model, tokenizer, ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature)
+
+    return _Voice(title, renderer, limit, in_turns, speak)
+
+
+@contextmanager
+def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
+    """A GGUF file with its own chat template, by llama.cpp where that is here."""
+    file = Path(target).expanduser()
+    if not file.is_file():
+        raise UserError(f"{target}: no such file; give a RUN[:MODEL] or the path of a .gguf file")
+    where = f"path:{file}"
+    problem = runtime_problem()
+    if problem is not None:
+        yield _by_torch(where, f"{file.name}, computed by torch: {problem}", Prompts(), True, temperature)
+        return
+    tokenizer, positions = load_tokenizer(where), positions_of(config_of(where)) or CONTEXT
+    limit = min(positions, CONTEXT)
+    renderer = _renderer(tokenizer, Prompts(), limit)
+    hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
+    threads = max(1, (os.cpu_count() or 2) - 1)
+    with ExitStack() as held:
+        try:
+            server = held.enter_context(served(file, context=limit, threads=threads, keys=[key := token_urlsafe(24)]))
+        except Refused as error:
+            raise UserError(f"{file}: llama.cpp does not take it ({error}); export or download it again") from error
+
+        def speak(ids: list[int], room: int) -> Generator[str, None, None]:
+            wish = Wish(room, temperature, seed=randbits(32))
+            try:
+                for heard in TokenStream(server.url, ids, wish, tokenizer, key=key, hidden=hidden):
+                    yield heard.text
+            except Refused as error:
+                raise UserError(f"{file}: llama.cpp broke off ({error}); start again") from error
+
+        yield _Voice(f"{file.name}, {limit:,} tokens of context, by llama.cpp", renderer, limit, True, speak)
+
+
+def _renderer(tokenizer: Any, prompts: Prompts, limit: int) -> Renderer:
+    return Renderer(tokenizer, prompts.model_copy(update={"max_prompt_tokens": limit - 8, "max_tokens": limit}))
 
 
 def _spoken(pieces: Generator[str, None, None], *, may_stop: bool) -> str:

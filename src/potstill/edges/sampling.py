@@ -117,7 +117,7 @@ def decode(tokenizer: Tokenizer, ids: list[int], stop_ids: list[int]) -> str:
     """Text up to the first token that ends or pads; added tokens are kept, those that begin or end turns are not."""
     ends = {*stop_ids} | _ends(tokenizer)
     ids = ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids))]
-    return tokens.decode(tokenizer, ids, _hidden(tokenizer, stop_ids)).strip()
+    return tokens.decode(tokenizer, ids, hidden_tokens(tokenizer, stop_ids)).strip()
 
 
 def _ends(tokenizer: Tokenizer) -> set[int]:
@@ -125,7 +125,8 @@ def _ends(tokenizer: Tokenizer) -> set[int]:
     return tokens.end_tokens(tokenizer) - {tokenizer.bos_token_id}
 
 
-def _hidden(tokenizer: Tokenizer, stop_ids: list[int]) -> set[int]:
+def hidden_tokens(tokenizer: Tokenizer, stop_ids: list[int]) -> set[int]:
+    """Tokens that an answer is shown without: they begin or end turns and texts."""
     return {*stop_ids} | tokens.turn_tokens(tokenizer) | tokens.end_tokens(tokenizer)
 
 
@@ -141,7 +142,7 @@ def stream(
     check_room(model, len(prompt), max_new_tokens)
     stop_ids = stops_of(model, tokenizer, stop_ids)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else stop_ids[0]
-    hidden = _hidden(tokenizer, stop_ids)
+    hidden = hidden_tokens(tokenizer, stop_ids)
 
     class Visible(TextIteratorStreamer):
         """Keeps added tokens, as `decode` does."""

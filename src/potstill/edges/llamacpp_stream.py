@@ -1,0 +1,148 @@
+"""One answer of llama.cpp's server, token by token, to a prompt of token ids."""
+
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from potstill.edges import tokens
+from potstill.edges.llamacpp import Refused
+from potstill.edges.models import Tokenizer
+
+SILENT_S = 600.0  # without a word from the server; a long prompt on a slow machine is silent too
+SAMPLERS = ("temperature", "top_k", "top_p", "min_p")  # in the order of ours; no penalties
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How an answer is drawn; the fields of `Drawing`, and where it ends."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def body(self, prompt: list[int]) -> dict[str, Any]:
+        """What the server is asked."""
+        return {
+            "prompt": prompt,
+            "stream": True,
+            "return_tokens": True,
+            "cache_prompt": True,
+            "n_predict": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k or 0,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "seed": self.seed % 2**32,
+            "samplers": list(SAMPLERS),
+            "repeat_penalty": 1.0,
+        }
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A piece of an answer.
+
+    Attributes:
+        text: "" of tokens that are not shown.
+        ids: the tokens that spell it; empty where they are not known, as the server does not tell the first tokens of a
+            character of several.
+        count: tokens drawn so far.
+        end: "stop" or "length" with the last piece.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    count: int = 0
+    end: str = ""
+
+
+class TokenStream:
+    """One request; can be closed from another thread, and then the server stops computing.
+
+    Args:
+        url: of the server, as `Served` has it.
+        key: which the server asks for; "": none.
+        hidden: tokens that are not shown.
+    """
+
+    def __init__(
+        self, url: str, prompt: list[int], wish: Wish, tokenizer: Tokenizer, *, key: str = "", hidden: frozenset[int]
+    ) -> None:
+        where = urlsplit(url)
+        self._tokenizer, self._hidden = tokenizer, hidden
+        self._connection = http.client.HTTPConnection(where.hostname or "127.0.0.1", where.port, timeout=SILENT_S)
+        self._body = json.dumps(wish.body(prompt))
+        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._closed = False
+
+    def close(self) -> None:
+        """End the answer; safe from any thread, and more than once."""
+        self._closed = True
+        sock = self._connection.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def __iter__(self) -> Iterator[Heard]:
+        """The pieces; none any more once it is closed.
+
+        Raises:
+            Refused: the server is gone, or did not take the request.
+        """
+        try:
+            yield from self._pieces()
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # a socket closed under a reader
+            if not self._closed:
+                raise Refused(str(error) or type(error).__name__) from error
+        finally:
+            self._connection.close()
+
+    def _pieces(self) -> Iterator[Heard]:
+        self._connection.request("POST", "/completion", self._body, self._headers)
+        if self._closed:
+            return
+        answer = self._connection.getresponse()
+        if answer.status != 200:
+            raise Refused(_message(answer.read(20_000)))
+        count = 0
+        for line in answer:
+            if not line.startswith((b"data:", b"error:")):
+                continue
+            told = json.loads(line.partition(b":")[2])
+            if line.startswith(b"error:") or "error" in told:
+                raise Refused(_message(line.partition(b":")[2]))
+            if told.get("stop"):
+                yield Heard("", (), told["tokens_predicted"], "length" if told["stop_type"] == "limit" else "stop")
+                return
+            text, ids = self._spelt(told["content"], told["tokens"], first=count == 0)
+            count = told.get("tokens_predicted", count + max(1, len(ids)))
+            if text or ids:
+                yield Heard(text, ids, count)
+        if not self._closed:
+            raise Refused("the answer broke off")
+
+    def _spelt(self, text: str, ids: list[int], first: bool) -> tuple[str, tuple[int, ...]]:
+        """The text as our tokenizer has it, with its tokens where they are known."""
+        own = tokens.decode(self._tokenizer, ids, self._hidden)
+        if not text or own == text or (first and own == text.removeprefix(" ")):
+            return own, tuple(ids)
+        whole = tokens.encode(self._tokenizer, text)
+        known = whole[len(whole) - len(ids) :] == ids and tokens.decode(self._tokenizer, whole) == text
+        return text, tuple(whole) if known else ()
+
+
+def _message(body: bytes) -> str:
+    try:
+        error = json.loads(body)
+    except ValueError:
+        return body.decode(errors="replace")[:200]
+    error = error.get("error", error) if isinstance(error, dict) else error
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:400]

@@ -1,0 +1,1 @@
+"""A model behind an address: OpenAI's API, its limits, and a page that compares models."""

@@ -1,0 +1,141 @@
+"""What draws answers, and how a request hears of them."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from potstill.edges.llamacpp_stream import Wish
+from potstill.edges.spelling import Stops
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that can be shown, and the tokens that spell it; see `Heard` for when they are not known."""
+
+    text: str
+    ids: tuple[int, ...]
+    count: int
+
+
+@dataclass(frozen=True)
+class End:
+    """Why an answer ended.
+
+    Attributes:
+        reason: stop, length, or failed.
+        count: tokens drawn.
+        why: of one that failed.
+    """
+
+    reason: str
+    count: int = 0
+    why: str = ""
+
+
+Say = Callable[[Piece | End], None]
+
+
+class Engine(Protocol):
+    """A model that answers several prompts at once.
+
+    Attributes:
+        runtime: what computes, for people: "llama.cpp", "torch".
+        most: answers at once.
+        positions: tokens that a prompt and its answer may have together.
+    """
+
+    runtime: str
+    most: int
+    positions: int
+
+    def begin(self, prompt: list[int], wish: Wish, say: Say) -> Callable[[], None]:
+        """Begin an answer and return at once.
+
+        Args:
+            say: called from another thread, for each piece and at the end; not any more once the answer was stopped.
+
+        Returns:
+            What stops it: the engine stops computing, at its next token.
+        """
+        ...
+
+    def trouble(self) -> str:
+        """Why it cannot answer; "" when it can."""
+        ...
+
+    def resident_bytes(self) -> int:
+        """Memory that it holds now."""
+        ...
+
+    def close(self) -> None:
+        """Stop all answers and free the model."""
+        ...
+
+
+class EngineFailed(Exception):
+    """An engine could not give an answer or go on with one."""
+
+
+@dataclass
+class Answer:
+    """One answer on its way.
+
+    Attributes:
+        opened: text that comes first: the tag of thinking that the prompt opened.
+        finish: "stop" or "length", once it has ended.
+        ids: all of its tokens that are known; `all_known` says whether these are all.
+        count: tokens drawn.
+        first_s: from the request to the first piece; `seconds` to the end.
+    """
+
+    engine: Engine
+    prompt: list[int]
+    wish: Wish
+    stops: Sequence[str] = ()
+    opened: str = ""
+    finish: str = ""
+    ids: list[int] = field(default_factory=list)
+    all_known: bool = True
+    count: int = 0
+    first_s: float = 0.0
+    seconds: float = 0.0
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The answer's pieces as they come; leaving early stops the engine.
+
+        Raises:
+            EngineFailed: it cannot be given.
+        """
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue[Piece | End]()
+
+        def say(what: Piece | End) -> None:
+            loop.call_soon_threadsafe(heard.put_nowait, what)
+
+        stops, began = Stops(self.stops), time.perf_counter()
+        stop = self.engine.begin(self.prompt, self.wish, say)
+        try:
+            if self.opened:
+                yield Piece(self.opened, (), 0)
+            while not stops.met:
+                what = await heard.get()
+                self.seconds = time.perf_counter() - began
+                self.count = max(self.count, what.count)
+                if isinstance(what, End):
+                    if what.reason == "failed":
+                        raise EngineFailed(what.why)
+                    self.finish = what.reason
+                    break
+                self.first_s = self.first_s or self.seconds
+                self.all_known &= bool(what.ids) or not what.text
+                self.ids += what.ids
+                shown = stops.add(what.text)
+                if shown:
+                    yield Piece(shown, what.ids, what.count)
+            rest = stops.end()
+            if rest:
+                yield Piece(rest, (), self.count)
+            self.finish = "stop" if stops.met else self.finish
+        finally:
+            stop()

@@ -1,0 +1,94 @@
+"""Answers of a GGUF file by llama.cpp, which runs in a process of its own."""
+
+import secrets
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from potstill.core.errors import UserError
+from potstill.edges.llamacpp import Refused, served
+from potstill.edges.llamacpp_stream import TokenStream, Wish
+from potstill.edges.models import Tokenizer
+from potstill.serve.engine import End, Piece, Say
+
+
+class LlamaCppEngine:
+    """An `Engine` that asks llama.cpp's server with token ids, so that template and normalisation are ours.
+
+    Args:
+        file: in GGUF.
+        hidden: tokens that are not shown.
+        most: answers at once; each has its own cache of `positions` keys and values.
+        positions: tokens of a prompt and its answer together.
+        threads: of computing.
+
+    Raises:
+        UserError: llama.cpp does not take the file.
+    """
+
+    runtime = "llama.cpp"
+
+    def __init__(
+        self, file: Path, tokenizer: Tokenizer, *, hidden: frozenset[int], most: int, positions: int, threads: int
+    ) -> None:
+        self.file, self.most, self.positions = file, most, positions
+        self._tokenizer, self._hidden = tokenizer, hidden
+        self._key = secrets.token_urlsafe(24)  # its port is open to every user of the machine
+        self._streams: dict[TokenStream, threading.Thread] = {}
+        self._closed = False
+        self._held = ExitStack()
+        try:
+            self._server = self._held.enter_context(
+                served(file, context=positions * most, threads=threads, parallel=most, keys=[self._key])
+            )
+        except Refused as error:
+            raise UserError(f"{file}: llama.cpp does not take it ({error}); export it again, or leave it to torch") from error
+
+    def begin(self, prompt: list[int], wish: Wish, say: Say) -> Callable[[], None]:
+        """See `Engine`."""
+        stream = TokenStream(self._server.url, prompt, wish, self._tokenizer, key=self._key, hidden=self._hidden)
+        thread = threading.Thread(target=self._hear, args=(stream, say), name="potstill-llamacpp", daemon=True)
+        self._streams[stream] = thread
+        thread.start()
+        return stream.close
+
+    def trouble(self) -> str:
+        """See `Engine`."""
+        if self._closed:
+            return "the server is stopping"
+        return "" if self._server.alive() else f"llama.cpp ended: {self._server.last_words()}"
+
+    def resident_bytes(self) -> int:
+        """Of its process."""
+        import psutil
+
+        with suppress(psutil.Error):
+            return int(psutil.Process(self._server.pid).memory_info().rss)
+        return 0
+
+    def close(self) -> None:
+        """See `Engine`."""
+        self._closed = True
+        streams = list(self._streams.items())
+        for stream, _ in streams:
+            stream.close()
+        for _, thread in streams:
+            thread.join(5.0)
+        self._held.close()
+
+    def _hear(self, stream: TokenStream, say: Say) -> None:
+        count = 0
+        try:
+            for heard in stream:
+                count = heard.count
+                say(End(heard.end, count) if heard.end else Piece(heard.text, heard.ids, count))
+                if heard.end:
+                    return
+            say(End("failed", count, "the answer was stopped"))
+        except Refused as error:
+            say(End("failed", count, self.trouble() or str(error)))
+        except RuntimeError:  # the server's loop is closed: nobody hears
+            pass
+        finally:
+            self._streams.pop(stream, None)

@@ -1,0 +1,193 @@
+"""Which models a target offers: those of a run and its study, or one file."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from potstill.core.artifact import Artifact
+from potstill.core.component import suggest
+from potstill.core.errors import UserError
+from potstill.data.prompts import Prompts
+from potstill.run.folder import artifacts_of, find_run, whole
+from potstill.run.models import pick
+from potstill.stages.lineage import as_chosen
+
+GGUF = ".gguf"
+FILE_ORDER = ("q4_0", "f16", "bf16", "q8_0", "f32")  # which of a model's own files is served
+ROLE_OF = {"pretrain": "base", "sft": "sft", "distill": "kd", "minillm": "kd", "grpo": "rl", "quantize": "quantized"}
+PICKED = (("base",), ("sft", "start"), ("kd", "rl"), ("quantized",), ("teacher",))  # one of each is compared at first
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A model that can be asked.
+
+    Attributes:
+        id: its name in the API.
+        title: its name for people.
+        role: as in a study.
+        where: `path:…` or `hf:…`.
+        prompts: how it is asked.
+        file: of llama.cpp with the same weights; None where there is none.
+        parameters: None: not known before it is opened.
+        artifact: None: it was not made here.
+    """
+
+    id: str
+    title: str
+    role: str
+    where: str
+    prompts: Prompts
+    file: Path | None = None
+    parameters: int | None = None
+    artifact: Artifact | None = None
+
+
+def offers_of(target: str) -> list[Offer]:
+    """What `RUN[:MODEL]` or `FILE.gguf` offers, the served model first.
+
+    The models of a run's study, by their names in it; those of a run without one. Of models trained per seed the first.
+
+    Raises:
+        UserError: no such run, model or file.
+    """
+    if target.lower().endswith(GGUF):
+        return [_of_file(Path(target).expanduser())]
+    served = pick(target)
+    run = find_run(target.partition(":")[0])
+    artifacts = artifacts_of(run)
+    rows, prompts = _rows(artifacts)
+    first = _of_artifact(served, _role(served), "", artifacts.values(), prompts)
+    found = [first]
+    for name, role, ref in rows:
+        artifact = _behind(ref, artifacts)
+        if artifact is not None:
+            offer = _of_artifact(artifact, role, name, artifacts.values(), prompts)
+        elif ref.startswith("stage:"):
+            continue  # not finished
+        else:
+            offer = Offer(_free(_slug(name), found), name, role, ref, prompts)
+        if offer.where == first.where:
+            found[0] = first = replace(offer, id=first.id)
+        elif all(offer.where != other.where for other in found):
+            found.append(offer)
+    return found
+
+
+def picked(offers: Sequence[Offer], names: Sequence[str]) -> list[str]:
+    """The ids that the playground compares at first: `names`, or one of each role in the order of the pipeline: the served
+    model and what it was made from, where they have the role.
+
+    Raises:
+        UserError: a name is none of the offers'.
+    """
+    if names:
+        return [named(offers, name).id for name in names]
+    served = offers[0].artifact
+    near = {ident.partition("@")[0] for ident in served.parents} | {offers[0].id} if served is not None else {offers[0].id}
+    chosen: list[str] = []
+    for roles in PICKED:
+        of_role = [offer for role in roles for offer in offers if offer.role == role]
+        chosen += [offer.id for offer in sorted(of_role, key=lambda offer: offer.id not in near)[:1]]
+    return chosen if offers[0].id in chosen else [offers[0].id, *chosen]
+
+
+def named(offers: Sequence[Offer], name: str) -> Offer:
+    """The offer of this id or title.
+
+    Raises:
+        UserError: there is none.
+    """
+    for offer in offers:
+        if name in (offer.id, offer.title):
+            return offer
+    known = [offer.id for offer in offers]
+    raise UserError(f"no model '{name}'{suggest(name, known)} (there are: {', '.join(known)})")
+
+
+def checked(offer: Offer) -> Offer:
+    """The offer, once its files were compared with what their manifest says.
+
+    Raises:
+        UserError: one of them is damaged or gone.
+    """
+    if offer.artifact is not None:
+        whole(offer.artifact.folder.parent.parent, offer.artifact)
+    elif offer.where.startswith("path:") and not Path(offer.where.removeprefix("path:")).exists():
+        raise UserError(f"{offer.where.removeprefix('path:')}: no such file or folder")
+    return offer
+
+
+def _of_file(file: Path) -> Offer:
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a RUN[:MODEL] or the path of a .gguf file")
+    return Offer(file.stem, file.stem, "other", f"path:{file}", Prompts(), file)
+
+
+def _of_artifact(artifact: Artifact, role: str, title: str, others: Iterable[Artifact], default: Prompts) -> Offer:
+    chosen = as_chosen(artifact)
+    own = chosen.stage.get("prompts")
+    name = artifact.name.partition("@")[0]
+    return Offer(
+        id=name,
+        title=title or name,
+        role=role,
+        where=f"path:{artifact.folder}",
+        prompts=Prompts.model_validate(own) if own is not None else default,
+        file=_exported(artifact, others),
+        parameters=artifact.summary.get("parameters"),
+        artifact=artifact,
+    )
+
+
+def _role(artifact: Artifact) -> str:
+    return ROLE_OF.get(as_chosen(artifact).kind, "other")
+
+
+def _exported(artifact: Artifact, others: Iterable[Artifact]) -> Path | None:
+    """A file of llama.cpp that some stage exported of this very model."""
+    files: list[Path] = []
+    for other in others:
+        if other.makes == "export" and artifact.fingerprint in other.parents.values():
+            source = str(other.stage.get("model", "")).removeprefix("stage:")
+            if source in (artifact.name, artifact.name.partition("@")[0]):
+                files += [other.folder / name for name in other.files or {} if name.endswith(GGUF) and "-as-" not in name]
+    rank = {f"model-{type}{GGUF}": i for i, type in enumerate(FILE_ORDER)}
+    return min((file for file in files if file.is_file()), key=lambda file: rank.get(file.name, len(rank)), default=None)
+
+
+def _rows(artifacts: dict[str, Artifact]) -> tuple[list[tuple[str, str, str]], Prompts]:
+    """Name, role and reference of the models that the run's last study measures, else of all its models; how they are asked."""
+    studies = [artifact for artifact in artifacts.values() if artifact.makes == "evaluation"]
+    if studies:
+        stage: dict[str, Any] = studies[-1].stage
+        rows = [(row["name"], row.get("role", "other"), str(row["model"])) for row in stage.get("study", ())]
+        return rows, Prompts.model_validate(stage.get("prompts", {}))
+    models = [artifact for artifact in artifacts.values() if artifact.makes == "model"]
+    rows = [(_title(artifact), _role(artifact), f"stage:{_title(artifact)}") for artifact in models]
+    teachers = [str(as_chosen(artifact).stage.get("teacher") or "") for artifact in models]
+    teacher = next((ref for ref in teachers if ref), "")
+    if teacher:
+        rows = [row for row in rows if row[2] != teacher] + [("teacher", "teacher", teacher)]
+    prompts = next((artifact.stage["prompts"] for artifact in reversed(models) if artifact.stage.get("prompts")), {})
+    return rows, Prompts.model_validate(prompts)
+
+
+def _title(artifact: Artifact) -> str:
+    return artifact.name.partition("@")[0]
+
+
+def _behind(ref: str, artifacts: dict[str, Artifact]) -> Artifact | None:
+    """The first seed's artifact of a stage."""
+    stage = ref.removeprefix("stage:") if ref.startswith("stage:") else None
+    return next((one for one in artifacts.values() if one.makes == "model" and _title(one) == stage), None)
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split()) or "model"
+
+
+def _free(slug: str, offers: Sequence[Offer]) -> str:
+    taken = {offer.id for offer in offers}
+    return next(name for name in (slug, *(f"{slug}-{n}" for n in range(2, 99))) if name not in taken)

@@ -1,0 +1,253 @@
+"""OpenAI's forms: what a request may hold, and how answers and errors are written."""
+
+import json
+import secrets
+import time
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from potstill.core.types import Example, Turn
+
+MOST_STOPS = 4
+REFUSED = {  # field: values that change nothing
+    "n": (1,),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False, 0),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+}
+
+
+class Refusal(Exception):
+    """A request that gets no answer.
+
+    Args:
+        status: of HTTP.
+        code: for programs.
+        param: the field that is wrong.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param, self.headers = status, code, param, headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI writes errors."""
+        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+        kind = kinds.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+R = TypeVar("R", bound=BaseModel)
+Number = StrictFloat | StrictInt
+Strings = Annotated[list[StrictStr], Field(max_length=MOST_STOPS)]
+
+
+class _Loose(BaseModel):
+    """Fields that are not known are left alone: clients send marks of their own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class TextPart(_Loose):
+    type: Literal["text"]
+    text: StrictStr
+
+
+class Message(_Loose):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | list[TextPart] | None = None
+
+    def text(self) -> str:
+        """Its parts as one text."""
+        if isinstance(self.content, str) or self.content is None:
+            return self.content or ""
+        return "".join(part.text for part in self.content)
+
+
+class StreamOptions(_Loose):
+    include_usage: StrictBool = False
+
+
+class _Request(_Loose):
+    model: StrictStr
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: StrictStr | Strings | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+
+    def stops(self) -> list[str]:
+        """Stop strings, empty ones left out."""
+        return [text for text in ([self.stop] if isinstance(self.stop, str) else self.stop or []) if text]
+
+    def most(self) -> int | None:
+        """The longest answer that is asked for."""
+        return self.max_tokens
+
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class ChatRequest(_Request):
+    """Of /v1/chat/completions."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+
+    def most(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class TextRequest(_Request):
+    """Of /v1/completions."""
+
+    prompt: StrictStr | list[StrictStr] | list[StrictInt]
+
+
+class AskRequest(_Loose):
+    """Of the playground."""
+
+    model: StrictStr
+    prompt: StrictStr
+    temperature: Annotated[Number, Field(ge=0, le=10)] = 0
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**32)] = 0
+
+
+def parsed(kind: type[R], body: bytes) -> R:
+    """A request's body as its form.
+
+    Raises:
+        Refusal: 400: it is no JSON in UTF-8, or a field is wrong; says which.
+    """
+    value = json_of(body)
+    for name, harmless in REFUSED.items():
+        if value.get(name) is not None and value[name] not in harmless:
+            raise Refusal(400, f"{name} is not supported here; leave it out", "unsupported_parameter", name)
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        words = [str(part) for part in first["loc"]]
+        place = ".".join(word for word in words if "[" not in word and word not in ("str", "int", "float"))
+        raise Refusal(400, f"{place}: {first['msg'].lower()}", "invalid_value", place or None) from None
+
+
+def json_of(body: bytes) -> dict[str, Any]:
+    """A JSON object of text that can be written in UTF-8.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(400, f"the body is not UTF-8: byte {error.start} is 0x{body[error.start]:02x}", "invalid_utf8") from None
+    try:
+        value = json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise Refusal(400, "the body is JSON nested too deeply", "invalid_json") from None
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {str(error)[:200]}", "invalid_json") from None
+    if not isinstance(value, dict):
+        raise Refusal(400, f"the body must be a JSON object, not {type(value).__name__}", "invalid_json")
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refusal(400, "the body holds half of a surrogate pair, which is no character", "invalid_utf8") from None
+    except RecursionError:
+        raise Refusal(400, "the body is JSON nested too deeply", "invalid_json") from None
+    return value
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+def example_of(messages: list[Message]) -> Example:
+    """A conversation as a row whose answer is wanted.
+
+    Raises:
+        Refusal: 400: it does not end with a user's message.
+    """
+    *earlier, last = messages
+    if last.role != "user":
+        raise Refusal(400, "the last message must be the user's", "invalid_value", "messages")
+    role = {"developer": "system"}
+    history = tuple(Turn(role.get(turn.role, turn.role), turn.text()) for turn in earlier)  # type: ignore[arg-type]
+    return Example(key="", instruction=last.text(), response="", history=history)
+
+
+def usage(prompt: int, completion: int) -> dict[str, int]:
+    """Tokens of a request."""
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+class Form:
+    """How one answer is written: whole, or in chunks.
+
+    Args:
+        chat: of /v1/chat/completions; else of /v1/completions.
+    """
+
+    def __init__(self, chat: bool, model: str) -> None:
+        self.chat = chat
+        self._head = {
+            "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, text: str, finish: str, used: dict[str, int]) -> dict[str, Any]:
+        """An answer that is not streamed."""
+        said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
+        object = "chat.completion" if self.chat else "text_completion"
+        return {**self._head, "object": object, "choices": [self._choice(said, finish)], "usage": used}
+
+    def first(self) -> dict[str, Any] | None:
+        """The chunk before any text."""
+        return self._chunk([self._choice({"delta": {"role": "assistant", "content": ""}}, None)]) if self.chat else None
+
+    def part(self, text: str) -> dict[str, Any]:
+        """A chunk of text."""
+        return self._chunk([self._choice({"delta": {"content": text}} if self.chat else {"text": text}, None)])
+
+    def last(self, finish: str) -> dict[str, Any]:
+        """The chunk that says why there is no more."""
+        return self._chunk([self._choice({"delta": {}} if self.chat else {"text": ""}, finish)])
+
+    def used(self, used: dict[str, int]) -> dict[str, Any]:
+        """The chunk of `include_usage`."""
+        return self._chunk([]) | {"usage": used}
+
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": choices}
+
+    @staticmethod
+    def _choice(said: dict[str, Any], finish: str | None) -> dict[str, Any]:
+        return {"index": 0, **said, "logprobs": None, "finish_reason": finish}

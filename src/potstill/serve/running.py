@@ -1,0 +1,200 @@
+"""The server's life: its address, its start, its end."""
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from potstill.core.errors import UserError
+from potstill.serve.app import Limits, State, application
+from potstill.serve.offers import offers_of, picked
+from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
+
+INSTALL = "pip install 'potstill[serve]'"
+GRACE_S = 10.0  # for answers on their way, when the server is asked to stop
+CONNECTIONS = 512
+STOPPING = "the server is stopping"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen.
+
+    Attributes:
+        port: 0: any that is free.
+        names: hosts, besides addresses, under which clients know it.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    names: tuple[str, ...] = ()
+
+    def listening(self) -> socket.socket:
+        """A socket that listens.
+
+        Raises:
+            UserError: the port is in use or not allowed, or the host is none of this machine's.
+        """
+        try:
+            family, _, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+        except socket.gaierror as error:
+            raise UserError(f"--host {self.host}: no such address ({error.strerror})") from None
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            found.bind(where)
+            found.listen(128)
+        except OSError as error:
+            found.close()
+            remedy = "choose another with --port, or 0 for any that is free"
+            raise UserError(f"port {self.port} of {self.host} cannot be had ({error.strerror}); {remedy}") from None
+        return found
+
+    def loopback(self) -> bool:
+        """Whether this machine alone can reach it."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+
+def key_of(file: Path | None, variable: str | None) -> str:
+    """The key that requests must carry; "" where none is wanted.
+
+    Raises:
+        UserError: it is empty, is not plain ASCII, or cannot be read.
+    """
+    if file is not None and variable is not None:
+        raise UserError("give --key-file or --key-env, not both")
+    if file is not None:
+        try:
+            key = file.read_text(encoding="utf-8").strip()
+            open_to_all = bool(file.stat().st_mode & stat.S_IROTH)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--key-file {file}: cannot be read ({error})") from None
+        if open_to_all:
+            raise UserError(f"--key-file {file}: everybody on this machine can read it; chmod 600 {file}")
+        where = f"--key-file {file}"
+    elif variable is not None:
+        key, where = os.environ.get(variable, "").strip(), f"--key-env {variable}"
+    else:
+        return ""
+    if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
+        raise UserError(f"{where}: a key has at least 8 printable ASCII characters without spaces")
+    return key
+
+
+def check_installed() -> None:
+    """Refuse to begin without the packages.
+
+    Raises:
+        UserError: which are missing, and the remedy.
+    """
+    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"serving needs {' and '.join(missing)}; {INSTALL}")
+
+
+def serve(
+    target: str,
+    address: Address,
+    opening: Opening,
+    limits: Limits,
+    *,
+    key: str = "",
+    models: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Serve a target until SIGINT or SIGTERM, then let answers end for `GRACE_S` and cut those that do not.
+
+    Args:
+        models: that the playground compares at first.
+        say: for the lines that tell where it is.
+
+    Raises:
+        UserError: a package, the run, the model, its files or the port is not as it must be.
+    """
+    check_installed()
+    offers = offers_of(target)
+    chosen = picked(offers, models)
+    teacher = next((offer.id for offer in offers if offer.role == "teacher"), "")
+    with address.listening() as listening:
+        say(f"opening {offers[0].id}")
+        opened = open_offer(offers[0], opening)
+        shelf = Shelf(offers, opening, opened)
+        state = State(shelf, limits, offers[0].id, chosen, teacher)
+        try:
+            for line in _told(address, listening, opened, state, key):
+                say(line)
+            asyncio.run(_run(state, listening, key, address.names))
+        finally:
+            shelf.close()
+        say("stopped")
+
+
+def _told(address: Address, listening: socket.socket, opened: Opened, state: State, key: str) -> Iterator[str]:
+    port = listening.getsockname()[1]
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    engine = opened.engine
+    yield (
+        f"serving {opened.offer.id} by {engine.runtime}: {engine.positions:,} tokens of context, "
+        f"{engine.most} answers at once, {state.limits.queue} may wait"
+    )
+    others = len(state.shelf.offers) - 1
+    yield f"OpenAI's API  http://{host}:{port}/v1" + (f"  ({others} more models open when they are asked)" if others else "")
+    yield f"playground    http://{host}:{port}/"
+    if not address.loopback():
+        yield "any machine that reaches this one can ask" + (" with the key" if key else ": there is no key (--key-file)")
+
+
+async def _run(state: State, listening: socket.socket, key: str, names: Sequence[str]) -> None:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Leaves signals to us: the library's way ends in the default of a signal, and so not with 0."""
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    config = uvicorn.Config(
+        application(state, key=key, names=names),
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=round(GRACE_S) + 5,
+        limit_concurrency=CONNECTIONS,
+    )
+    server = Server(config)
+    with _stopped_by_signals(state, server):
+        await server.serve(sockets=[listening])
+
+
+@contextmanager
+def _stopped_by_signals(state: State, server: Any) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets answers end, the second cuts them."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if state.stopping:
+            state.cut()
+            return
+        state.stopping = STOPPING
+        server.should_exit = True
+        loop.call_later(GRACE_S, state.cut)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):
+                loop.remove_signal_handler(number)

@@ -1,0 +1,317 @@
+"""Models that are open, as many as fit into memory."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.core.errors import UserError
+from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.templates import opened_tag
+from potstill.edges import tokens
+from potstill.edges.llamacpp import runtime_problem
+from potstill.serve.engine import Engine
+from potstill.serve.offers import Offer, checked
+from potstill.serve.protocol import Refusal
+
+EngineName = Literal["auto", "llama.cpp", "torch"]
+UNBOUNDED = 1 << 30  # tokens of a prompt; its length is checked where all figures are known
+SPARE = 1.15  # of the memory that a model needs
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How models are opened.
+
+    Attributes:
+        engine: auto is llama.cpp where it is installed and the model has a file of it.
+        context: tokens of a prompt and its answer, at most; a model may have fewer.
+        streams: answers of a model at once.
+        threads: of llama.cpp.
+    """
+
+    engine: EngineName = "auto"
+    context: int = 4096
+    streams: int = 4
+    threads: int = max(1, (os.cpu_count() or 2) - 1)
+
+    def file_of(self, offer: Offer) -> Path | None:
+        """The file that llama.cpp is to open; None: torch computes.
+
+        Raises:
+            UserError: llama.cpp is asked for and cannot be.
+        """
+        problem = runtime_problem() if self.engine != "torch" else None
+        if self.engine == "llama.cpp":
+            if problem is not None:
+                raise UserError(f"--engine llama.cpp: {problem}")
+            if offer.file is None:
+                raise UserError(
+                    f"--engine llama.cpp: the run has no .gguf file of {offer.id}; add a stage of kind 'export' for it, "
+                    "or leave --engine out"
+                )
+        return offer.file if self.engine != "torch" and problem is None else None
+
+
+@dataclass(eq=False)
+class Opened:
+    """A model that answers.
+
+    Attributes:
+        file_bytes: of its weights on disk, in the form that is served.
+    """
+
+    offer: Offer
+    tokenizer: Any
+    renderer: Renderer
+    engine: Engine
+    file_bytes: int
+    used: int = 0  # requests that hold it now
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are not for several threads at once
+
+    def prompt(self, example: Example) -> tuple[list[int], str]:
+        """A conversation's tokens, as in training, and the tag of thinking that they open.
+
+        Raises:
+            UserError: the model's form cannot hold it.
+        """
+        with self._lock:
+            found = self.renderer.prompt(example)
+            if found.ids is None:
+                raise UserError(found.reason)
+            return found.ids, opened_tag(self.renderer.text(example, ""))
+
+    def text(self, text: str) -> list[int]:
+        """The tokens of a text without a template, begun as the tokenizer begins texts; it spells no control token."""
+        with self._lock:
+            marks = tokens.Unspellable(self.tokenizer, tokens.control_tokens(self.tokenizer))
+            return tokens.begun(self.tokenizer, marks.encode(text))
+
+    def room(self, prompt: Sequence[int], asked: int | None, most: int) -> int:
+        """Tokens that the answer may have.
+
+        Raises:
+            Refusal: 400: they are more than the server allows, or than fit behind the prompt; with the figures.
+        """
+        if not prompt:
+            raise Refusal(400, "the prompt has no tokens", "invalid_value", "prompt")
+        if asked is not None and asked > most:
+            raise Refusal(
+                400, f"max_tokens = {asked:,} is more than this server allows, {most:,}", "invalid_value", "max_tokens"
+            )
+        positions = self.engine.positions
+        left = positions - len(prompt)
+        wanted = asked if asked is not None else min(most, left)
+        if left < 1 or wanted > left:
+            raise Refusal(
+                400,
+                f"this model's context is {positions:,} tokens; the prompt has {len(prompt):,}"
+                + (f" and max_tokens is {wanted:,}" if asked is not None else "")
+                + "; shorten the prompt"
+                + (" or max_tokens" if asked is not None else ""),
+                "context_length_exceeded",
+                "messages",
+            )
+        return wanted
+
+    def close(self) -> None:
+        """Free it."""
+        self.engine.close()
+
+
+@dataclass(eq=False)
+class Weights:
+    """A model that only scores what others wrote."""
+
+    model: Any
+    used: int = 0
+
+    def close(self) -> None:
+        """Free it."""
+        self.model = None
+
+
+def open_offer(offer: Offer, opening: Opening) -> Opened:
+    """Load a model and start what computes its answers.
+
+    Raises:
+        UserError: its files are damaged or gone, its template loses text, llama.cpp does not take it.
+    """
+    from potstill.edges.models import bytes_of, config_of, load_model, load_tokenizer, positions_of
+    from potstill.edges.sampling import hidden_tokens, stops_of
+    from potstill.serve.llamacpp_engine import LlamaCppEngine
+    from potstill.serve.torch_engine import TorchEngine
+
+    checked(offer)
+    file = opening.file_of(offer)
+    tokenizer = load_tokenizer(offer.where)
+    renderer = renderer_of(tokenizer, offer.prompts)
+    positions = min(opening.context, positions_of(config_of(offer.where)) or opening.context)
+    hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
+    if file is not None:
+        engine: Engine = LlamaCppEngine(
+            file, tokenizer, hidden=hidden, most=opening.streams, positions=positions, threads=opening.threads
+        )
+        return Opened(offer, tokenizer, renderer, engine, file.stat().st_size)
+    model = load_model(offer.where)
+    stops = stops_of(model, tokenizer, renderer.stop_ids)
+    engine = TorchEngine(model, tokenizer, stop_ids=stops, hidden=hidden, most=opening.streams, positions=positions)
+    folder = Path(offer.where.removeprefix("path:")).expanduser()
+    stored = bytes_of(folder) if offer.where.startswith("path:") else engine.resident_bytes()
+    return Opened(offer, tokenizer, renderer, engine, stored)
+
+
+def renderer_of(tokenizer: Any, prompts: Prompts) -> Renderer:
+    """Renders prompts as in training, of any length."""
+    return Renderer(tokenizer, prompts.model_copy(update={"max_prompt_tokens": UNBOUNDED - 8, "max_tokens": UNBOUNDED}))
+
+
+class Shelf:
+    """Opens models when they are asked for and closes those that nobody uses when memory runs short; for one event loop.
+
+    Args:
+        offers: all that can be opened.
+        served: the first to be opened, which stays.
+    """
+
+    def __init__(self, offers: Sequence[Offer], opening: Opening, served: Opened) -> None:
+        self.offers = {offer.id: offer for offer in offers}
+        self.opening, self._served = opening, served
+        self.open: dict[str, Opened] = {served.offer.id: served}  # the one used last comes last
+        self.weights: dict[str, Weights] = {}
+        self._turn = asyncio.Lock()  # models are opened one after the other, so that memory is counted right
+        self._begun: dict[str, asyncio.Task[None]] = {}
+
+    @asynccontextmanager
+    async def using(self, id: str) -> AsyncIterator[Opened]:
+        """A model, which stays open while inside.
+
+        Raises:
+            Refusal: 404: there is no such model; 503: it cannot be opened or is gone.
+        """
+        if id not in self.offers:
+            known = ", ".join(self.offers)
+            raise Refusal(404, f"no model {id[:100]!r}; there are: {known}", "model_not_found", "model")
+        while id not in self.open:
+            await self._once(f"open {id}", lambda: self._open(self.offers[id]))
+        opened = self.open[id] = self.open.pop(id)
+        opened.used += 1
+        try:
+            trouble = opened.engine.trouble()
+            if trouble:
+                raise Refusal(503, f"{id} does not answer any more: {trouble}", "model_unavailable")
+            yield opened
+        finally:
+            opened.used -= 1
+
+    @asynccontextmanager
+    async def scoring(self, id: str) -> AsyncIterator[Any]:
+        """A context manager that gives a model's weights in torch, to be entered in the thread that scores.
+
+        Raises:
+            Refusal: 503: they cannot be opened.
+        """
+        from potstill.serve.torch_engine import TorchEngine
+
+        opened = self.open.get(id)
+        if opened is not None and isinstance(opened.engine, TorchEngine):
+            held: Opened | Weights = opened
+            entered: Any = opened.engine.paused()
+        else:
+            while id not in self.weights:
+                await self._once(f"read {id}", lambda: self._read(self.offers[id]))
+            weights = self.weights[id] = self.weights.pop(id)
+            held, entered = weights, nullcontext(weights.model)
+        held.used += 1
+        try:
+            yield entered
+        finally:
+            held.used -= 1
+
+    def trouble(self) -> dict[str, str]:
+        """Of each open model that cannot answer, why."""
+        found = {id: opened.engine.trouble() for id, opened in self.open.items()}
+        return {id: why for id, why in found.items() if why}
+
+    def close(self) -> None:
+        """Close all."""
+        for opened in self.open.values():
+            opened.close()
+        self.open.clear()
+        self.weights.clear()
+
+    async def _once(self, what: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Wait for a work that all who ask for it share, and that goes on when one of them leaves."""
+        task = self._begun.get(what)
+        if task is None:
+            task = self._begun[what] = asyncio.ensure_future(work())
+
+            def ended(task: asyncio.Task[None]) -> None:
+                del self._begun[what]
+                if not task.cancelled():
+                    task.exception()  # looked at, for the case that nobody waits any more
+
+            task.add_done_callback(ended)
+        await asyncio.shield(task)
+
+    async def _open(self, offer: Offer) -> None:
+        async with self._turn:
+            with _unavailable(offer):
+                await self._make_room(offer, self.opening.file_of(offer))
+                self.open[offer.id] = await asyncio.to_thread(open_offer, offer, self.opening)
+
+    async def _read(self, offer: Offer) -> None:
+        from potstill.edges.models import load_model
+
+        async with self._turn:
+            with _unavailable(offer):
+                await self._make_room(offer, None)
+                self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, checked(offer).where))
+
+    async def _make_room(self, offer: Offer, file: Path | None) -> None:
+        """Close models that nobody uses, the one unused for longest first, until another fits.
+
+        Raises:
+            Refusal: 503: it does not fit beside those in use.
+        """
+        from potstill.edges.machine import free_memory, give_back_memory
+        from potstill.edges.models import config_of, device, size_of
+
+        if file is not None:
+            needed = 2.0 * file.stat().st_size
+        else:
+            parameters = offer.parameters or await asyncio.to_thread(lambda: size_of(config_of(offer.where)).parameters)
+            needed = 4.0 * parameters
+        while free_memory(device()) < SPARE * needed:
+            idle: list[tuple[dict[str, Any], str]] = [(self.weights, id) for id, held in self.weights.items() if not held.used]
+            idle += [(self.open, id) for id, held in self.open.items() if not held.used and held is not self._served]
+            if not idle:
+                raise Refusal(
+                    503, f"{offer.id} needs {SPARE * needed / 1e9:.1f} GB, and other models in use leave less", "out_of_memory"
+                )
+            where, id = idle[0]
+            await asyncio.to_thread(where.pop(id).close)
+            give_back_memory()
+
+
+@contextmanager
+def _unavailable(offer: Offer) -> Iterator[None]:
+    """A model that cannot be opened is a refusal of the request."""
+    try:
+        yield
+    except UserError as error:
+        raise Refusal(503, f"{offer.id} cannot be opened: {error}", "model_unavailable") from error
+    except (MemoryError, OSError) as error:
+        raise Refusal(503, f"{offer.id} cannot be opened: {error}", "model_unavailable") from error
+
+
+def resident(opened: Opened) -> int:
+    """Memory of a model that answers; 0 where it cannot be told."""
+    with suppress(Exception):
+        return opened.engine.resident_bytes()
+    return 0

@@ -1,0 +1,172 @@
+"""Bad requests, foreign pages, keys, full queues: the right status, at once, and the server goes on."""
+
+import json
+import socket
+import time
+
+import pytest
+from serving import serving
+
+from potstill.serve.app import Limits
+from potstill.serve.shelf import Opening
+
+CHAT = "/v1/chat/completions"
+GOOD = {"model": "student", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+LONG = {**GOOD, "max_tokens": 6000, "stream": True}
+JSON = {"Content-Type": "application/json"}
+
+
+def changed(**more):
+    return json.dumps({**GOOD, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    "body, status, words",
+    [
+        (b"", 400, "not JSON"),
+        (b"{", 400, "not JSON"),
+        (b"[]", 400, "must be a JSON object, not list"),
+        (b'{"model": NaN}', 400, "NaN is not JSON"),
+        (b'{"a":' * 30_000, 400, "nested too deeply"),
+        (b'{"model": "\xff"}', 400, "not UTF-8: byte 11 is 0xff"),
+        (changed(messages=[{"role": "user", "content": "\ud800"}]), 400, "surrogate"),
+        (b'{"model": ' + b"9" * 5000 + b"}", 400, "not JSON"),
+        (changed(messages=[]), 400, "messages: list should have at least 1 item"),
+        (changed(messages="Hi"), 400, "messages: input should be a valid list"),
+        (changed(messages=[{"role": "user", "content": 5}]), 400, "messages.0.content"),
+        (changed(messages=[{"role": "judge", "content": "x"}]), 400, "messages.0.role"),
+        (changed(messages=[{"role": "assistant", "content": "x"}]), 400, "the last message must be the user's"),
+        (changed(model=7), 400, "model: input should be a valid string"),
+        (changed(max_tokens="9"), 400, "max_tokens: input should be a valid integer"),
+        (changed(max_tokens=0), 400, "max_tokens: input should be greater than or equal to 1"),
+        (changed(temperature=-1), 400, "temperature: "),
+        (changed(top_p=0), 400, "top_p: "),
+        (changed(stop=["a"] * 5), 400, "stop: "),
+        (changed(seed=2**70), 400, "seed: "),
+        (changed(stream="yes"), 400, "stream: "),
+        (changed(tools=[{"type": "function"}]), 400, "tools is not supported"),
+        (changed(logprobs=True), 400, "logprobs is not supported"),
+        (changed(model="x"), 404, "no model 'x'"),
+    ],
+)
+def test_a_wrong_body_is_named(site, body, status, words):
+    found, raw, _ = site.send("POST", CHAT, body, JSON)
+    error = json.loads(raw)["error"]
+    assert (found, error["type"]) == (status, "not_found_error" if status == 404 else "invalid_request_error")
+    assert words in error["message"]
+
+
+def test_harmless_fields_of_clients_are_let_through(site):
+    assert (
+        site.post(CHAT, {**GOOD, "n": 1, "user": "me", "presence_penalty": 0, "tools": [], "response_format": None})[0] == 200
+    )
+
+
+def test_other_paths_methods_and_types_are_errors_of_the_same_form(site):
+    for method, path, headers, status in (
+        ("GET", "/v1/nothing", {}, 404),
+        ("GET", CHAT, {}, 405),
+        ("POST", CHAT, {"Content-Type": "text/plain"}, 415),  # what a form of another site could send
+        ("POST", CHAT, {}, 415),
+    ):
+        found, raw, _ = site.send(method, path, b"{}" if method == "POST" else None, headers)
+        assert (found, set(json.loads(raw)["error"])) == (status, {"message", "type", "param", "code"})
+
+
+@pytest.mark.parametrize("head", ["Content-Length: 99999999999", "Transfer-Encoding: chunked"])
+def test_a_huge_body_is_refused_before_it_is_read(site, head):
+    with socket.create_connection(("127.0.0.1", site.port), 10) as sock:
+        sock.sendall(f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{head}\r\n\r\n".encode())
+        if "chunked" in head:
+            chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+            for _ in range(site.state.limits.body_bytes // 65536 + 1):
+                sock.sendall(chunk)
+        assert sock.recv(1000).startswith(b"HTTP/1.1 413")
+    assert site.health()[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({"Host": "attacker.example"}, 403),  # DNS rebinding
+        ({"Host": "127.0.0.1.attacker.example"}, 403),
+        ({"Host": "known.example:9"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+        ({"Host": "localhost:80", "Origin": "http://localhost:80"}, 200),
+        ({"Host": "localhost:80", "Origin": "http://localhost:81"}, 403),
+        ({"Origin": "https://attacker.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_pages_of_other_sites_cannot_ask(pair, site, headers, status):
+    with serving(pair, opened=site.opened, names=["known.example"]) as known:
+        known.state.shelf.close = lambda: None  # type: ignore[method-assign]  # the model is another server's
+        found, _, told = known.post(CHAT, GOOD, **headers)
+        assert found == status
+        assert not any(name.startswith("access-control-") for name in told)
+        assert known.send("GET", "/v1/models", headers=headers)[0] == status
+
+
+def test_a_key_is_asked_for_where_there_is_one(pair, site):
+    with serving(pair, opened=site.opened, key="correct-horse") as locked:
+        locked.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        for given in ("", "Bearer wrong", "Bearer ", "Basic correct-horse", "correct-horse", "Bearer ñ"):
+            status, raw, told = locked.send(
+                "GET", "/v1/models", headers={"Authorization": given.encode("latin-1").decode("latin-1")}
+            )
+            assert (status, told["www-authenticate"]) == (401, "Bearer")
+            assert b"correct" not in raw
+        for path in ("/v1/models", "/playground/models"):
+            assert locked.send("GET", path)[0] == 401
+            assert locked.send("GET", path, headers={"Authorization": "Bearer correct-horse"})[0] == 200
+        assert locked.post(CHAT, GOOD)[0] == locked.post("/playground/ask", GOOD)[0] == 401
+        assert locked.send("GET", "/")[0] == locked.send("GET", "/healthz")[0] == 200
+
+
+def begin(site, value):
+    """A request on its way; the connection, once the first bytes of its answer are there."""
+    sock = socket.create_connection(("127.0.0.1", site.port), 20)
+    body = json.dumps(value).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    sock.sendall(head.encode() + body)
+    assert sock.recv(1000).startswith(b"HTTP/1.1 200")
+    return sock
+
+
+def test_a_full_queue_is_said_with_when_to_come_back(pair):
+    with serving(pair, opening=Opening("torch", 8192, streams=1), limits=Limits(max_tokens=8000, queue=0)) as site:
+        first = begin(site, LONG)
+        status, raw, told = site.post(CHAT, GOOD)
+        assert (status, json.loads(raw)["error"]["code"]) == (429, "queue_full")
+        assert 1 <= int(told["retry-after"]) <= 60
+        assert site.health() == (200, {"status": "ok", "model": "student", "running": 1, "waiting": 0, "unavailable": {}})
+        first.close()
+        site.until_idle()
+        assert site.post(CHAT, GOOD)[0] == 200
+
+
+def test_an_answer_stops_when_its_client_goes(site):
+    passes = []
+    with site.opened.engine.paused() as model:
+        hook = model.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        for value in (LONG, {**LONG, "stream": False}):
+            if value["stream"]:
+                begin(site, value).close()
+            else:
+                sock = socket.create_connection(("127.0.0.1", site.port), 20)
+                body = json.dumps(value).encode()
+                sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+                sock.sendall(f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                while not site.state.admission().running:
+                    time.sleep(0.01)
+                sock.close()
+            site.until_idle()
+            time.sleep(0.2)
+            done = len(passes)
+            time.sleep(0.3)
+            assert len(passes) == done < 6000
+    finally:
+        hook.remove()
