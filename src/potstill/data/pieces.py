@@ -10,7 +10,7 @@ from potstill.data.templates import without_reasoning
 Message = dict[str, str]
 
 _ASKED, _SAID, _SYSTEM = "potstill-question-{}", "potstill-answer-{}", "potstill-system"
-# What a conversation may hold: markup, quotes, braces, lines, other scripts; no control token, whose place is not the template's.
+# What a conversation may hold; no control token, whose place is not for the template to say.
 _HARD = ("<b>\"two\" & 'one'</b>", "{{ .System }} {% if x %}", "one\ntwo\n\nthree", "¿Qué tal? 日本語 👍", "\\n $HOME `x`")
 _BLANKS = " \n blanks around \n "
 _THOUGHT = "<think>\nfirst\n</think>\n\nthen"
