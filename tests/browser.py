@@ -95,7 +95,9 @@ class Page:
         end = time.monotonic() + seconds
         while not self.value(script):
             if time.monotonic() > end:
-                raise TimeoutError(f"{script} after {seconds} s; the page says {self.value('document.body.innerText')!r}; {self.said}")
+                raise TimeoutError(
+                    f"{script} after {seconds} s; the page says {self.value('document.body.innerText')!r}; {self.said}"
+                )
             time.sleep(0.05)
 
     def type(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The folder that transformers loads with the package `compressed-tensors`: the same codes, the same scales, the same weights."""
+"""The folder that transformers loads with the package `compressed-tensors`: the same codes, scales and weights."""
 
 import json
 import warnings
@@ -77,9 +77,9 @@ def test_the_file_holds_codes_and_float16_scales_and_is_small(build, tokenizer, 
 
 
 def test_what_the_format_cannot_hold_is_refused_first(build, tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="writes four-bit weights, but the model is not quantised; quantise it first"):
+    with pytest.raises(UserError, match="writes four-bit weights, and the model is not quantised; quantise it first"):
         CompressedTensors().write(build("qwen2"), tokenizer, {}, tmp_path)
     model = build("gpt2")
-    with pytest.raises(UserError, match="not GPT-2's transposed ones; export 'safetensors' instead"):
+    with pytest.raises(UserError, match="not GPT-2's transposed ones; export 'safetensors'"):
         CompressedTensors().write(model, tokenizer, packed_of(model), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -83,7 +83,7 @@ def chat_with(target: str, *, temperature: float, max_new_tokens: int, question:
         if not asked or asked.lower() in LEAVE:
             return
         said = answer(asked)
-        if said and prompts.format == "chat" and _talks_in_turns(artifact):
+        if said and prompts.format == "chat" and talks_in_turns(artifact):
             history = (*history, Turn("user", asked), Turn("assistant", said.strip()))
 
 
@@ -105,7 +105,7 @@ def _spoken(pieces: Generator[str, None, None], *, may_stop: bool) -> str:
     return said
 
 
-def _talks_in_turns(artifact: Artifact) -> bool:
+def talks_in_turns(artifact: Artifact) -> bool:
     """Whether the model was trained on more than single questions."""
     data = artifact.stage.get("data") or {}
     return bool(data.get("messages"))

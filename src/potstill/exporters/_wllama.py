@@ -15,7 +15,8 @@ from potstill.core.errors import UserError
 
 PACKAGE = "@wllama/wllama"
 VERSION = "3.13.0"
-_INTEGRITY = "ZvoRdQAn+E+18EvQ9qS036gudiI9rbZRBJgG/qNICPPwrA0Y6SMMdbziz/j7K/0WxcbJlhaRraVIYsnEy732NA=="  # SHA-512 of the archive
+# SHA-512 of the archive, as the registry gave it when this version was tried
+_INTEGRITY = "ZvoRdQAn+E+18EvQ9qS036gudiI9rbZRBJgG/qNICPPwrA0Y6SMMdbziz/j7K/0WxcbJlhaRraVIYsnEy732NA=="
 _FILES = {  # what the page needs of the package, by its own name there, with its SHA-256
     "esm/index.min.js": ("wllama.js", "e7f3745ee508c111c22d178d23c52cc74016dd8cec39e4600d87e28d287d7981"),
     "esm/wasm/wllama.wasm": ("wllama.wasm", "79ac5be917b71d50571a4f584436a9f6baf6b6e57719d094ed8bd950e9a65780"),
@@ -80,7 +81,7 @@ def _cached() -> Path:
 
 
 def _packed() -> Path:
-    """The archive in the user's cache, fetched by npm where it is not there: npm knows the registry, its mirror and its proxy."""
+    """The archive in the user's cache, fetched by npm where it is not there: npm knows registry, mirror and proxy."""
     cached = _cached()
     if cached.is_file():
         return cached

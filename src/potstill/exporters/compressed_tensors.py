@@ -25,12 +25,10 @@ class CompressedTensors(Exporter, kind="compressed_tensors"):
     def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
         if not quantised:
             return [
-                "the compressed_tensors exporter writes four-bit weights, but the model is not quantised; quantise it first"
+                "the compressed_tensors exporter writes four-bit weights, and the model is not quantised; quantise it first"
             ]
         if config.model_type == "gpt2":
-            return [
-                "the compressed_tensors format knows linear layers, not GPT-2's transposed ones; export 'safetensors' instead"
-            ]
+            return ["the compressed_tensors exporter knows linear layers, not GPT-2's transposed ones; export 'safetensors'"]
         return []
 
     def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:

@@ -42,8 +42,8 @@ class Web(Exporter, kind="web"):
             found.append("the web exporter needs a chat template, and the tokenizer has none; export a model trained to answer")
         elif pieces_of(tokenizer) is None:
             found.append(
-                "the web exporter writes prompts from fixed texts around what is said, and this chat template writes none such; "
-                "export 'gguf' for llama.cpp instead"
+                "the web exporter writes prompts from fixed texts around what is said, and this chat template writes none "
+                "such; export 'gguf' for llama.cpp instead"
             )
         return found + [problem for problem in [wllama_problem(self.wllama)] if problem]
 
@@ -61,7 +61,9 @@ class Web(Exporter, kind="web"):
         keys = gguf.keys(model, tokenizer, name)
         gguf.write_file(model, packed, gguf.types_of(bool(packed))[0], _with_private_names(keys, names), file)
         if file.stat().st_size > _MOST_BYTES:
-            raise UserError(f"the model is {file.stat().st_size / 1e9:.1f} GB, and browsers hold at most 2 GB; use a smaller one")
+            raise UserError(
+                f"the model is {file.stat().st_size / 1e9:.1f} GB, and browsers hold at most 2 GB; use a smaller one"
+            )
         told = self._told(model, tokenizer, names) | {"name": keys["general.name"], "bytes": file.stat().st_size}
         told |= {"type": "q4_0" if packed else "f16", "wllama": VERSION}
         (into / "model.json").write_text(json.dumps(told, indent=1), encoding="utf-8")

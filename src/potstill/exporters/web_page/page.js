@@ -5,22 +5,22 @@ const WORDS = {
   en: {
     hello: "This model runs in your browser. What you write stays on your device.",
     loading: "Loading the model…", preparing: "Preparing the model…", ready: "Ready. Ask something.",
-    question: "Your question", placeholder: "Ask something", send: "Send", stop: "Stop", again: "New conversation",
-    remember: "Earlier turns count", stopped: " (stopped)", cut: " (cut: no room left)",
+    question: "Your question", placeholder: "Ask something", send: "Send", stop: "Stop", again: "New chat",
+    remember: "Remember earlier turns", stopped: " (stopped)", cut: " (cut: no room left)",
     facts: (c) => `${size(c.bytes)}, ${c.type}, ${c.positions.toLocaleString("en")} positions`,
     speed: (n, rate, first) => `${n} tokens, ${rate.toFixed(1)} tokens/s, first after ${first.toFixed(1)} s`,
-    long: "That no longer fits into the model. Start a new conversation, or ask for less.",
+    long: "That no longer fits into the model. Start a new chat, or ask for less.",
     failed: (why) => `The model could not be loaded: ${why}. A current Chrome, Edge or Firefox can run it.`,
     broke: (why) => `The answer broke off: ${why}`, other: "Español", code: "ES",
   },
   es: {
     hello: "Este modelo funciona en tu navegador. Lo que escribes no sale de tu dispositivo.",
     loading: "Cargando el modelo…", preparing: "Preparando el modelo…", ready: "Listo. Pregunta algo.",
-    question: "Tu pregunta", placeholder: "Pregunta algo", send: "Enviar", stop: "Parar", again: "Nueva conversación",
-    remember: "Cuenta lo anterior", stopped: " (detenido)", cut: " (cortado: no queda sitio)",
+    question: "Tu pregunta", placeholder: "Pregunta algo", send: "Enviar", stop: "Parar", again: "Nuevo chat",
+    remember: "Recordar lo anterior", stopped: " (detenido)", cut: " (cortado: no queda sitio)",
     facts: (c) => `${size(c.bytes)}, ${c.type}, ${c.positions.toLocaleString("es")} posiciones`,
     speed: (n, rate, first) => `${n} tokens, ${rate.toFixed(1).replace(".", ",")} tokens/s, primero a los ${first.toFixed(1).replace(".", ",")} s`,
-    long: "Eso ya no cabe en el modelo. Empieza una conversación nueva o pide menos.",
+    long: "Eso ya no cabe en el modelo. Empieza un chat nuevo o pide menos.",
     failed: (why) => `No se pudo cargar el modelo: ${why}. Un Chrome, Edge o Firefox actual puede ejecutarlo.`,
     broke: (why) => `La respuesta se cortó: ${why}`, other: "English", code: "EN",
   },
@@ -30,7 +30,7 @@ const $ = (id) => document.getElementById(id);
 
 let language = (navigator.language || "en").toLowerCase().startsWith("es") ? "es" : "en";
 let config = null, model = null, running = null, state = "loading", measured = null;
-let turns = [];
+let turns = []; // a new list when a new chat begins
 
 const words = () => WORDS[language];
 function size(bytes) {
@@ -135,7 +135,8 @@ async function load() {
 }
 
 async function answer(question) {
-  const earlier = $("remember").checked ? turns : [];
+  const talk = turns;
+  const earlier = $("remember").checked ? talk : [];
   const asked = [...earlier, { role: "user", content: question }];
   show("user", question);
   const bubble = show("assistant", "");
@@ -155,7 +156,6 @@ async function answer(question) {
         text += piece;
         reason = chunk.choices[0]?.finish_reason || reason;
         timings = chunk.timings || timings;
-        document.body.dataset.promptTokens = chunk.usage?.prompt_tokens ?? document.body.dataset.promptTokens ?? "";
         const follows = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 60;
         bubble.textContent = text;
         if (follows) $("log").scrollTop = $("log").scrollHeight;
@@ -167,6 +167,8 @@ async function answer(question) {
     if (timings) measured = [timings.predicted_n, timings.predicted_per_second, (first - began) / 1000];
   } catch (error) {
     if (running.signal.aborted) reason = "stopped";
+    // the library's word for a last message that is no UTF-8: the model was cut, or ended, within a letter
+    else if (text && /typed array length/i.test(error.message)) reason = "length";
     else {
       const long = /context|exceed|kv_cache|too l/i.test(`${error.type} ${error.message}`);
       show("error", long ? words().long : words().broke(error.message || error));
@@ -181,9 +183,9 @@ async function answer(question) {
     bubble.append(left);
   }
   if (!text && reason === "broke") bubble.remove();
-  else turns = [...asked, { role: "assistant", content: text.trim() }];
+  else talk.push({ role: "user", content: question }, { role: "assistant", content: text.trim() });
   running = null;
-  $("again").hidden = false;
+  $("again").hidden = turns.length === 0;
   document.body.dataset.answers = Number(document.body.dataset.answers || 0) + 1;
   document.body.dataset.tokensPerSecond = measured ? measured[1].toFixed(1) : "";
   translate();
