@@ -37,7 +37,7 @@ def export(target: str, kinds: Sequence[str], out: Path | None, wllama: str, pro
         raise UserError("--wllama is for --to web; leave it out")
     artifact = pick(_smallest(target))
     fields: dict[str, dict[str, Any]] = {"web": {"wllama": wllama, "remember": talks_in_turns(artifact)}}
-    formats = tuple(Exporter.parse({"kind": kind, **fields.get(kind, {})}) for kind in dict.fromkeys(kinds))
+    formats: Any = tuple(Exporter.parse({"kind": kind, **fields.get(kind, {})}) for kind in dict.fromkeys(kinds))
     name = artifact.name.partition("@")[0]
     folder = out or Path("exports") / f"{artifact.recipe or 'model'}-{name}"
     return run_stage(Export(model=f"path:{artifact.folder.resolve()}", formats=formats), folder, progress=progress)
