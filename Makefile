@@ -55,6 +55,8 @@ $(READY): pyproject.toml constraints.txt Makefile
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint $(VENV)/constraints.txt
+	# it asks for a newer torch than TORCH may be, and needs none: the tests load exported folders by it
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint $(VENV)/constraints.txt compressed-tensors loguru
 	touch $(READY)
 
 $(LOW)/.ready: $(READY) Makefile

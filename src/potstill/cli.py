@@ -447,6 +447,34 @@ def serve(
 
 
 @main.command()
+@click.argument("target", metavar="RUN[:MODEL]")
+@click.option("--to", "kinds", multiple=True, required=True, metavar="FORMAT", help="gguf, web, …; may be repeated.")
+@click.option("--out", type=click.Path(path_type=Path), help="The folder.  [default: exports/RECIPE-MODEL]")
+@click.option("--wllama", default="", metavar="PATH", help="For web: the archive of `npm pack`, or the package's folder.")
+@QUIET
+@JSON
+@guarded
+def export(target: str, kinds: tuple[str, ...], out: Path | None, wllama: str, quiet: bool, as_json: bool) -> None:
+    """Write a finished model of RUN for other programs; `potstill list exporter` names the formats.
+
+    \b
+    potstill export RUN:MODEL --to gguf   for llama.cpp, Ollama, LM Studio
+    potstill export RUN:MODEL --to web    a page that runs it in a browser
+
+    Without MODEL it is the run's last four-bit model, or else the last distilled one.
+    """
+    from potstill.commands.export import export as write
+    from potstill.commands.export import next_steps
+    from potstill.core.progress import Progress
+
+    made = write(target, kinds, out, wllama, Progress("quiet" if quiet or as_json else "auto"))
+    if as_json:
+        click.echo(json.dumps({"folder": str(made.folder), **made.summary}, indent=2))
+    else:
+        click.echo("\n".join(next_steps(made)))
+
+
+@main.command()
 @JSON
 @guarded
 def doctor(as_json: bool) -> None:

@@ -134,6 +134,22 @@ def test_the_name_in_the_file_is_for_people(tmp_path: Path) -> None:
     assert name_of(export(made, tmp_path / "three", {"kind": "gguf", "name": "Peter"}).folder) == "Peter"
 
 
+def test_beside_a_gguf_file_lies_how_people_run_it(tmp_path: Path) -> None:
+    made = export(saved(tmp_path / "base"), tmp_path / "export", {"kind": "gguf", "types": ("f32", "f16")})
+    assert "Modelfile" in made.summary["files"]
+    assert (made.folder / "Modelfile").read_text().splitlines()[1:3] == ["FROM ./model-f16.gguf", "# FROM ./model-f32.gguf"]
+    readme = (made.folder / "README.md").read_text()
+    commands = (
+        "llama-cli -m model-f16.gguf",
+        "llama-server -m model-f16.gguf",
+        "ollama create NAME",
+        "lms import model-f16.gguf",
+    )
+    assert all(command in readme for command in commands)
+    plain = export(saved(tmp_path / "other"), tmp_path / "plain", "safetensors")
+    assert not {"Modelfile", "README.md"} & {path.name for path in plain.folder.iterdir()}
+
+
 def test_two_formats_do_not_write_over_each_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"two of (its formats|them) write model-f16.gguf; leave one out"):
         export(saved(tmp_path / "base"), tmp_path / "export", "gguf", {"kind": "gguf", "name": "other"})

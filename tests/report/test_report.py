@@ -389,7 +389,11 @@ def test_card_says_base_teacher_licence_settings_and_how_to_run(report):
     assert "look up the licence of its base model, `stage:base`," in body
     assert "- base: `stage:base`\n- teacher: `stage:teacher`" in body
     assert "lr `1e-05`" in body
-    assert "```sh\nllama-cli -m model-q4_0.gguf -cnv  # 70.1 MB\n```" in body
+    assert "```sh\nllama-cli -m model-q4_0.gguf -cnv  # 70.1 MB\nllama-server -m model-q4_0.gguf --jinja" in body
+    assert "lms import model-q4_0.gguf" in body
+    assert "ollama" not in body, "no Modelfile beside it"
+    beside = model_card(report, model_row="KD 4-bit", files={"model-q4_0.gguf": 70_100_000, "Modelfile": 100})
+    assert "ollama create NAME -f Modelfile\nollama run NAME" in beside
     assert "AutoModelForCausalLM" not in body, "there is nothing that transformers could load"
     both = model_card(report, model_row="KD 4-bit", files={"model-q4_0.gguf": 1, "model.safetensors": 2})
     assert "AutoModelForCausalLM" in both

@@ -9,7 +9,6 @@ from pathlib import Path
 from secrets import randbits, token_urlsafe
 from typing import Any
 
-from potstill.core.artifact import Artifact
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
@@ -18,7 +17,7 @@ from potstill.edges.llamacpp import Refused, runtime_problem, served
 from potstill.edges.llamacpp_stream import TokenStream, Wish
 from potstill.edges.models import config_of, load_model, load_tokenizer, positions_of
 from potstill.edges.sampling import hidden_tokens, stream
-from potstill.run.models import pick
+from potstill.run.models import pick, talks_in_turns
 from potstill.stages.lineage import as_chosen
 
 CONTEXT = 4096  # tokens, of a file
@@ -87,7 +86,7 @@ def _of_run(target: str, temperature: float) -> Iterator[_Voice]:
     where = f"path:{Path(artifact.folder)}"
     prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))
     title = f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters)"
-    yield _by_torch(where, title, prompts, _talks_in_turns(artifact) and prompts.format == "chat", temperature)
+    yield _by_torch(where, title, prompts, talks_in_turns(artifact) and prompts.format == "chat", temperature)
 
 
 def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperature: float) -> _Voice:
@@ -154,9 +153,3 @@ def _spoken(pieces: Generator[str, None, None], *, may_stop: bool) -> str:
         pieces.close()  # or the model would go on in its thread
     print()
     return said
-
-
-def _talks_in_turns(artifact: Artifact) -> bool:
-    """Whether the model was trained on more than single questions."""
-    data = artifact.stage.get("data") or {}
-    return bool(data.get("messages"))

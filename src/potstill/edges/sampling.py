@@ -35,7 +35,7 @@ def _arguments(max_new_tokens: int, stop_ids: list[int], temperature: float, pad
 
 
 @contextmanager
-def _plain(model: Model) -> Iterator[None]:
+def plain_defaults(model: Model) -> Iterator[None]:
     """While inside, the decoding defaults that came with the checkpoint are not there to override ours in silence."""
     from transformers import GenerationConfig
 
@@ -171,7 +171,7 @@ def stream(
             streamer.end()  # or the reader would wait for ever
 
     thread = Thread(target=work)
-    with _plain(model):
+    with plain_defaults(model):
         thread.start()
         try:
             yield from streamer
@@ -212,6 +212,6 @@ def decode_speed(model: Model, prompt: list[int], new_tokens: int = 64, repeats:
             torch.cuda.synchronize()
         return time.perf_counter() - begin
 
-    with torch.inference_mode(), _plain(model):
+    with torch.inference_mode(), plain_defaults(model):
         seconds(2)
         return new_tokens / min(max(seconds(new_tokens + 1) - seconds(1), 1e-9) for _ in range(repeats))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.exporters._added_tokens import added_token_problems
+from potstill.exporters._bpe import steps
 from potstill.exporters._byte_level import byte_level_keys, byte_level_problems
 from potstill.exporters._keys import Keys
 from potstill.exporters._networks import INSTEAD
@@ -79,6 +80,11 @@ def vocabulary_keys(tokenizer: Any, rows: int, ends: Sequence[int] = ()) -> Keys
 
 def _backend(tokenizer: Any) -> dict[str, Any]:
     return json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "is_fast", False) else {}
+
+
+def composes(tokenizer: Any) -> bool:
+    """Whether the tokenizer brings text to Unicode's NFC first, which llama.cpp leaves to its caller."""
+    return steps(_backend(tokenizer).get("normalizer")) == [{"type": "NFC"}]
 
 
 def _falls_back(backend: Mapping[str, Any]) -> bool:

@@ -39,7 +39,7 @@ class Gguf(Exporter, kind="gguf"):
     name: str = Field(default="", description="the model's name in the file; default: recipe and stage, or the base model")
 
     def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
-        types = self._types(quantised)
+        types = self.types_of(quantised)
         found = network_problems(config)
         if "q4_0" in types and not quantised:
             found.append("the gguf exporter's types name 'q4_0' but the model is not quantised; quantise it, or drop 'q4_0'")
@@ -55,9 +55,18 @@ class Gguf(Exporter, kind="gguf"):
     def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
         types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
         types["q4_0"] = types[self.embeddings]
-        return {_file_name(type, quantised): types[type] for type in self._types(quantised)}
+        return {_file_name(type, quantised): types[type] for type in self.types_of(quantised)}
 
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+        keys, types = self.keys(model, tokenizer, name), self.types_of(bool(packed))
+        return [self.write_file(model, packed, type, keys, folder / _file_name(type, bool(packed))) for type in types]
+
+    def keys(self, model: Any, tokenizer: Any, name: str) -> Keys:
+        """What a file says of its model besides the weights.
+
+        Raises:
+            UserError: answers end at more tokens than a file can name.
+        """
         ends = end_ids(model, tokenizer)
         if len(ends) > MOST_ENDS:
             names = ", ".join(tokenizer.convert_ids_to_tokens(ends))
@@ -65,20 +74,20 @@ class Gguf(Exporter, kind="gguf"):
                 f"answers end at {len(ends)} tokens ({names}) and a gguf file names {MOST_ENDS}; "
                 "name fewer in the eos_token_id of generation_config.json"
             )
-        keys: Keys = {
+        return {
             "general.name": _harmless(self.name or name or Path(model.config._name_or_path).name or model.config.model_type),
             **network_keys(model.config),
             **vocabulary_keys(tokenizer, model.config.vocab_size, ends),
         }
-        types = self._types(bool(packed))
-        return [self._write_file(model, packed, type, keys, folder / _file_name(type, bool(packed))) for type in types]
 
-    def _types(self, quantised: bool) -> tuple[Type, ...]:
+    def types_of(self, quantised: bool) -> tuple[Type, ...]:
+        """Types of the files that are written of a model."""
         if self.types == "auto":
             return ("q4_0",) if quantised else ("f16",)
         return tuple(dict.fromkeys(self.types))
 
-    def _write_file(self, model: Any, packed: Mapping[str, Any], type: Type, keys: Keys, path: Path) -> Path:
+    def write_file(self, model: Any, packed: Mapping[str, Any], type: Type, keys: Keys, path: Path) -> Path:
+        """Write one file whose keys are these."""
         from gguf import GGUFWriter
 
         found = tensors(model, packed if type == "q4_0" else {}, type, self.embeddings)

@@ -1,15 +1,18 @@
-"""What is measured of a model. One file per metric; five shapes of metric, by what each needs to see."""
+"""What is measured of a model. One file per metric; six shapes of metric, by what each needs to see."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from potstill.core.component import Component, discover
 from potstill.core.types import Abstain, Example
+
+if TYPE_CHECKING:
+    from potstill.edges.assisted import Drafting
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,29 @@ class ModelMetric(Metric):
     def problems(self, config: Any) -> list[str]:
         """Why a model cannot be measured, as far as its transformers config tells, each naming the field to change."""
         return []
+
+
+class DraftMetric(Metric):
+    """Scores how the model does as its teacher's draft model, of some rows; measured of every model but the teacher."""
+
+    needs_teacher: ClassVar[bool] = True
+
+    drafts: int = Field(default=4, ge=1, description="tokens that the model writes before the teacher looks")
+    rows: int = Field(default=16, ge=1, description="the first so many test rows are answered")
+    new_tokens: int = Field(default=64, ge=2, description="longest answer")
+    seed: int = Field(default=12, ge=0, description="of sampling")
+
+    def settings(self) -> tuple[int, ...]:
+        """Equal where two metrics are scored from the same answers."""
+        return self.drafts, self.rows, self.new_tokens, self.seed
+
+    def tokens(self) -> int:
+        """Tokens that the teacher decodes one by one, with and without drafts."""
+        return 2 * self.rows * self.new_tokens
+
+    @abstractmethod
+    def of(self, drafting: "Drafting") -> float | Abstain:
+        """The score of one answer."""
 
 
 discover(__name__, __path__)

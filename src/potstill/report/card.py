@@ -10,6 +10,7 @@ from potstill.report.html import OUTCOMES, visible
 from potstill.report.markdown import code as _code
 from potstill.report.markdown import inline as _inline
 from potstill.report.ship import ShippedFile, shipped_files
+from potstill.report.tools import MODELFILE, tools
 from potstill.report.verified import section
 from potstill.scorers.language import UNKNOWN
 from potstill.study.records import NO_SANDBOX
@@ -77,7 +78,7 @@ def model_card(
     parts += _shown(report, row)
     parts += ["## Results", "", *_table(report, metrics, model_row), "", _of_the_intervals(report), ""]
     parts += section(verified) if verified is not None else []
-    parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load)]
+    parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load, MODELFILE in (files or ()))]
     parts += ["## How it was made", "", *_how_made(report, row, made, base), ""]
     parts += ["## Licence", "", _licence(license, base or made.get("start"), made.get("teacher")), ""]
     return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
@@ -140,11 +141,13 @@ def _of_the_intervals(report: Mapping[str, Any]) -> str:
     return f"95% intervals in brackets: paired bootstrap over {drawn}, Student's t over seeds, {resamples}."
 
 
-def _how_to_run(report: Mapping[str, Any], files: Sequence[ShippedFile], path: str, how_to_load: str | None) -> Iterator[str]:
-    """llama.cpp for GGUF files, transformers for the folder; the latter alone where no file is known."""
+def _how_to_run(
+    report: Mapping[str, Any], files: Sequence[ShippedFile], path: str, how_to_load: str | None, modelfile: bool
+) -> Iterator[str]:
+    """People's programs for GGUF files, transformers for the folder; the latter alone where no file is known."""
     ggufs = [file for file in files if file.name.endswith(".gguf")]
     if ggufs:
-        yield from ("With llama.cpp:", "", "```sh", *(f"{file.command}  # {size(file.bytes)}" for file in ggufs), "```", "")
+        yield from tools(ggufs, modelfile=modelfile)
     if how_to_load:
         yield from (how_to_load, "")
     elif not files or len(ggufs) < len(files):

@@ -37,3 +37,9 @@ def _named(run: Path, name: str) -> Artifact:
         has = f"(it has: {', '.join(models)})"
         raise UserError(f"{run}: '{name}' is not finished, or its manifest is damaged; run the recipe again {has}")
     raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
+
+
+def talks_in_turns(artifact: Artifact) -> bool:
+    """Whether the model was trained on more than single questions."""
+    data = artifact.stage.get("data") or {}
+    return bool(data.get("messages"))

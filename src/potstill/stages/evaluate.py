@@ -25,7 +25,7 @@ from potstill.edges.models import (
     positions_of,
     shared_vocabulary,
 )
-from potstill.metrics import Metric, ModelMetric, SampledMetric, TokenMetric
+from potstill.metrics import DraftMetric, Metric, ModelMetric, SampledMetric, TokenMetric
 from potstill.metrics.decode_speed import DecodeSpeed
 from potstill.metrics.exact_match import ExactMatch
 from potstill.metrics.kl_to_teacher import KLToTeacher
@@ -295,6 +295,8 @@ class Evaluate(DataStage, kind="evaluate"):
             seconds += answer_seconds(said or probe, rows, drawn * asked, decoded) if drawn else 0.0
             seconds += probe.scored_seconds(asked * rows.tokens, asked * rows.response) if scored else 0.0
             seconds += beside.scored_seconds(asked * rows.tokens, asked * rows.response) if beside is not None else 0.0
+            drafted = sum(metric.tokens() for metric in self.metrics if isinstance(metric, DraftMetric))
+            seconds += beside.alone_seconds(drafted) if beside is not None and row is not held else 0.0
             total += outlook.seeds_of(row.model) * seconds
         return total
 
@@ -363,6 +365,7 @@ class Evaluate(DataStage, kind="evaluate"):
                     teacher = Beside()  # let go of before the next one comes
                     teacher, loaded = Beside(load_model(against[number])), against[number]
                 kept = [m for m in metrics if not (m.needs_teacher and row.name in untaken)]
+                kept = [m for m in kept if not (isinstance(m, DraftMetric) and row is teacher_row)]
                 watch = partial(work.progress.update, what="answers", model=row.name)
                 got = measure(place, kept, asked, read[place.where], teacher, spoken.tokens[number], watch)
                 write_json(files[number], asdict(got))

@@ -16,10 +16,13 @@ from potstill.edges.machine import resting_memory
 from potstill.edges.models import load_stored, load_tokenizer, positions_of
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
+from potstill.exporters.modelfile import modelfile
 from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import packed_of
 from potstill.report.card import model_card
-from potstill.report.verified import figures_in_words
+from potstill.report.ship import shipped_files
+from potstill.report.tools import MODELFILE, how_to_run
+from potstill.report.verified import figures_in_words, section
 from potstill.stages.base import Context, Stage
 from potstill.stages.cost import left_over
 from potstill.stages.lineage import places, trained_as
@@ -45,9 +48,8 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
-    # 5: opens its files in their runtime; 4: its card tells of rounding; 3: its card names its files; 2: dtype as stored, only
-    # q4_0 of a quantised model
-    version: ClassVar[int] = 5
+    # 6: opens its files in their runtime; a Modelfile, and lines for people's programs; 4: its card tells of rounding
+    version: ClassVar[int] = 6
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
@@ -136,7 +138,12 @@ class Export(Stage, kind="export"):
             if twice:
                 raise UserError(f"{name}: two of its formats write {twice[0]}; leave one out, or give it other types")
             written += files
+        ggufs = sorted((f for f in written if f.parent == folder and f.suffix == ".gguf"), key=lambda f: f.stat().st_size)
+        if ggufs:
+            write_text(folder / MODELFILE, modelfile(model, tokenizer, [file.name for file in ggufs]))
+            written.append(folder / MODELFILE)
         verified = self._verified(context, model, tokenizer, written, bool(packed))
+        beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
         if report is not None:
             row = next(row for row in report["rows"] if row["model"] == str(self.model))
             stored = str(next(model.parameters()).dtype).removeprefix("torch.")
@@ -144,10 +151,13 @@ class Export(Stage, kind="export"):
             for exporter in self.formats:
                 held |= exporter.holds(stored, quantised=bool(packed))
             note = " ".join(filter(None, (_note(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
-            beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
             write_text(
                 folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside, verified=verified)
             )
+        elif ggufs:
+            shipped = shipped_files({file.name: beside[file.name] for file in ggufs})
+            text = how_to_run(shipped, modelfile=True)
+            write_text(folder / "README.md", "\n".join([text.rstrip("\n"), "", *section(verified), ""]))
         return {
             "files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written},
             "verified": verified,

@@ -17,7 +17,7 @@ from potstill.quant.packed import packed_of
 from potstill.scorers.programs import judged_by
 from potstill.stages.lineage import Place
 from potstill.stages.readers import Rendered
-from potstill.stages.scores import add_sampled, answer_scores, spoken, text_scores
+from potstill.stages.scores import add_drafted, add_sampled, answer_scores, spoken, text_scores
 
 
 class Decoding(Settings):
@@ -127,6 +127,7 @@ def measure(
     scored = text_scores(metrics, said[:rows], accepted)
     prompts = [prompt for prompt, _ in read.pairs]
     samples = add_sampled(scored, metrics, speaker, renderer, prompts, accepted, decoding.max_new_tokens, watch)
+    add_drafted(scored, metrics, speaker, teacher.model, prompts, renderer.stop_ids, watch)
     scores = scored.scores
     measures = {str(m.kind): m for m in metrics if isinstance(m, TokenMetric)}
     if measures:

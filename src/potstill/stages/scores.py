@@ -8,9 +8,10 @@ from typing import Any
 
 from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Renderer
+from potstill.edges.assisted import Drafting, draft_answer
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
-from potstill.metrics import AnswerMetric, Judged, Metric, SampledMetric, TextMetric
+from potstill.metrics import AnswerMetric, DraftMetric, Judged, Metric, SampledMetric, TextMetric
 
 
 def answer_scores(
@@ -71,6 +72,44 @@ def text_scores(metrics: Sequence[Metric], answers: Sequence[str], accepted: Seq
 def spoken(renderer: Renderer, texts: Sequence[str]) -> list[str]:
     """Answers in one form: llama.cpp does not normalise, Qwen2's tokenizer does."""
     return [unicodedata.normalize("NFC", renderer.said(text)) for text in texts]
+
+
+def add_drafted(
+    scored: Scored,
+    metrics: Sequence[Metric],
+    model: Any,
+    teacher: Any,
+    prompts: Sequence[list[int]],
+    stop_ids: Sequence[int],
+    watch: Callable[[int, int], None],
+) -> None:
+    """Add to `scored` how the model does as its teacher's draft model, on the first rows; the others are abstained from.
+
+    Raises:
+        UserError: the two have other vocabularies, or too few positions.
+    """
+    made: dict[tuple[int, ...], list[Drafting]] = {}
+    for metric in metrics:
+        if not isinstance(metric, DraftMetric):
+            continue
+        asked = prompts[: metric.rows]
+        if metric.settings() not in made:
+            found = made[metric.settings()] = []
+            for number, prompt in enumerate(asked):
+                watch(number, len(asked))
+                found.append(
+                    draft_answer(
+                        model,
+                        teacher,
+                        prompt,
+                        drafts=metric.drafts,
+                        new_tokens=metric.new_tokens,
+                        seed=metric.seed + number,
+                        stop_ids=stop_ids,
+                    )
+                )
+        rest = [Judged(Abstain("not among the rows that are drafted"))] * (len(prompts) - len(asked))
+        scored.add(metric, [*(Judged(metric.of(one)) for one in made[metric.settings()]), *rest])
 
 
 def add_sampled(

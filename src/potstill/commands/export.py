@@ -1,0 +1,64 @@
+"""A finished model of a run in another format, without a recipe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.core.artifact import Artifact
+from potstill.core.component import suggest
+from potstill.core.errors import UserError
+from potstill.core.progress import Progress
+from potstill.edges.models import PACKED
+from potstill.exporters import Exporter
+from potstill.exporters.web import FOLDER
+from potstill.report.ship import how_to_run
+from potstill.run.folder import artifacts_of, find_run
+from potstill.run.models import pick, talks_in_turns
+from potstill.run.runner import run_stage
+from potstill.stages.export import Export
+
+
+def export(target: str, kinds: Sequence[str], out: Path | None, wllama: str, progress: Progress) -> Artifact:
+    """Write the model that `RUN[:MODEL]` names in these formats; the same again does nothing.
+
+    Args:
+        out: the folder; default: `exports/RUN-MODEL`.
+        wllama: where wllama lies, for a web page.
+
+    Raises:
+        UserError: no such model or format, or a format refuses the model.
+    """
+    for kind in kinds:
+        if kind not in Exporter.kinds:
+            raise UserError(
+                f"--to {kind}: no such format{suggest(kind, Exporter.kinds)} (there are: {', '.join(Exporter.kinds)})"
+            )
+    if wllama and "web" not in kinds:
+        raise UserError("--wllama is for --to web; leave it out")
+    artifact = pick(_smallest(target))
+    fields: dict[str, dict[str, Any]] = {"web": {"wllama": wllama, "remember": talks_in_turns(artifact)}}
+    formats: Any = tuple(Exporter.parse({"kind": kind, **fields.get(kind, {})}) for kind in dict.fromkeys(kinds))
+    name = artifact.name.partition("@")[0]
+    folder = out or Path("exports") / f"{artifact.recipe or 'model'}-{name}"
+    return run_stage(Export(model=f"path:{artifact.folder.resolve()}", formats=formats), folder, progress=progress)
+
+
+def _smallest(target: str) -> str:
+    """`RUN` as `RUN:MODEL` with the run's last four-bit model, where it has one."""
+    folder, _, name = target.partition(":")
+    four_bit = [ident for ident, artifact in artifacts_of(find_run(folder)).items() if PACKED in (artifact.files or {})]
+    return f"{folder}:{four_bit[-1].partition('@')[0]}" if four_bit and not name else target
+
+
+def next_steps(made: Artifact) -> list[str]:
+    """What was written, and the command that runs each."""
+    lines = [str(made.folder)]
+    for name in made.summary["files"]:
+        command = how_to_run(str(made.folder / name))
+        lines += [f"  {command}"] if command else []
+    if any(name == f"{FOLDER}/index.html" for name in made.summary["files"]):
+        size = sum(size for name, (size, _) in made.summary["files"].items() if name.startswith(f"{FOLDER}/"))
+        lines.append(
+            f"  python -m http.server --bind 127.0.0.1 -d {made.folder / FOLDER}  # {size / 1e6:.0f} MB, http://127.0.0.1:8000"
+        )
+    return lines
