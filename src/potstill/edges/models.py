@@ -38,7 +38,7 @@ from potstill.edges.vocabulary import (
     own_tokens,
     shared_vocabulary,
 )
-from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
+from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, is_quantised, stored_in, weight_files
 
 MASKED = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen")  # older files hold their causal masks
 PLAIN = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
@@ -62,6 +62,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "device",
     "form_of",
     "head_width",
+    "is_quantised",
     "linears_in",
     "load_head",
     "load_model",

@@ -105,6 +105,11 @@ def stored_in(files: list[Path]) -> dict[str, Stored]:
     return found
 
 
+def is_quantised(where: str) -> bool:
+    """Whether codes lie beside a model's weights."""
+    return where.startswith("path:") and (Path(where.removeprefix("path:")).expanduser() / PACKED).is_file()
+
+
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     """What identifies a model's content: file hashes for a folder or a GGUF file, the commit for a hub name.
 

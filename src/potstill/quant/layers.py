@@ -67,9 +67,9 @@ def quantise_model(
     *,
     method: Literal["gptq", "rtn"] = "gptq",
     group: int = 32,
-    damping: float = 0.01,
-    clip_search: bool = False,
     on_layer: Callable[[str, int, int, float | None], None] = lambda name, i, n, error: None,
+    shift: float | None = None,
+    **settings: Any,
 ) -> Quantised:
     """Round every linear layer inside the decoder blocks, in place, first block first; embeddings and head stay.
 
@@ -106,7 +106,7 @@ def quantise_model(
                         on_layer(name, done, len(layers), None)
                         continue
                     try:
-                        packed, error = _round(weight_OI, hessian_II, method, group, damping, clip_search)
+                        packed, error = _round(weight_OI, hessian_II, method, group, settings)
                     except UserError as problem:
                         raise UserError(f"{name}: {problem}") from problem
                     weight_OI.copy_(packed.dequantise())
@@ -118,14 +118,14 @@ def quantise_model(
 
 
 def _round(
-    weight_OI: Tensor, hessian_II: Tensor, method: str, group: int, damping: float, clip_search: bool
+    weight_OI: Tensor, hessian_II: Tensor, method: str, group: int, settings: dict[str, Any]
 ) -> tuple[Packed, LayerError]:
     weight_OI = weight_OI.to(hessian_II.device)
-    nearest = round_to_nearest(weight_OI, group, clip_search=clip_search)
+    nearest = round_to_nearest(weight_OI, group, bits=settings.get("bits", 4))
     rtn, dead = output_error(weight_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
     if method == "rtn":
         return nearest.cpu(), LayerError(None, rtn, dead_columns=dead, vanished=_vanished(weight_OI, nearest))
-    solved = solve(weight_OI, hessian_II, group=group, damping=damping, clip_search=clip_search)
+    solved = solve(weight_OI, hessian_II, group=group, **settings)
     error = LayerError(
         gptq=output_error(weight_OI, solved.packed, hessian_II),
         rtn=rtn,
@@ -272,9 +272,11 @@ def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Any]], batches: Seque
         for run, batch in zip(runs, batches, strict=True):
             with suppress(_Enough):
                 run()
-            mask_BT = batch["attention_mask"]
-            x_BTI = heard.pop().reshape(*mask_BT.shape, -1)  # OPT lays the rows of a batch end to end
+            weight_BT = batch.get("weight", batch["attention_mask"])
+            x_BTI = heard.pop().reshape(*weight_BT.shape, -1)  # OPT lays the rows of a batch end to end
             hessian = hessian or Hessian(x_BTI.shape[-1])
-            hessian.add(x_BTI[mask_BT.to(x_BTI.device, torch.bool)])
+            counts_BT = weight_BT.to(x_BTI.device) > 0
+            weights = weight_BT.to(x_BTI.device)[counts_BT] if "weight" in batch else None
+            hessian.add(x_BTI[counts_BT], weights)
     assert hessian is not None
     return hessian.sum_II

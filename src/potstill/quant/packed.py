@@ -17,22 +17,29 @@ class Packed:
     """A symmetric group-wise quantised matrix: weight[o, i] = scale[o, i // group] · code[o, i].
 
     Attributes:
-        codes_OI: int8 in −8 … 7, shape [out, in].
+        codes_OI: int8 in −8 … 7, or −128 … 127 of eight bits, shape [out, in].
         scales_OG: float16, shape [out, in / group]; fixed in float16 before the codes were solved for.
         group: columns that share a scale.
+        bits: 4 or 8.
     """
 
     codes_OI: Tensor
     scales_OG: Tensor
     group: int
+    bits: int = 4
 
     def dequantise(self) -> Tensor:
-        """float32 [out, in], exact: a float16 times a 4-bit integer fits in a float32."""
+        """float32 [out, in], exact: a float16 times an 8-bit integer fits in a float32."""
         return self.codes_OI.to(torch.float32) * self.scales_OG.to(torch.float32).repeat_interleave(self.group, dim=1)
 
     def cpu(self) -> "Packed":
         """The same matrix in main memory."""
-        return Packed(self.codes_OI.cpu(), self.scales_OG.cpu(), self.group)
+        return Packed(self.codes_OI.cpu(), self.scales_OG.cpu(), self.group, self.bits)
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """The lowest and the highest code."""
+    return -(1 << bits - 1), (1 << bits - 1) - 1
 
 
 def pack_nibbles(codes_OI: Tensor) -> Tensor:
