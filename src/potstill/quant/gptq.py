@@ -19,6 +19,10 @@ WORDS = {4: "four", 8: "eight"}
 CHUNK = 1024  # rows whose products are summed in their own float32, before float64 adds them up
 
 
+class NotDivisible(ValueError):
+    """A width that does not divide into groups."""
+
+
 class Hessian:
     """H = Σ x xᵀ over all input rows x of one layer, up to a constant the Hessian of its squared output error.
 
@@ -62,13 +66,13 @@ def group_scales(
         importance_I: what a search multiplies squared errors with, by input: the Hessian's diagonal; default: 1.
 
     Raises:
-        ValueError: the width does not divide into groups.
+        NotDivisible: the width does not divide into groups.
         UserError: the weights are not finite, or larger than 8 times float16's largest number, 65,504.
     """
     weight_OI = weight_OI.detach()
     outputs, inputs = weight_OI.shape
     if inputs % group:
-        raise ValueError(f"a width of {inputs} does not divide into groups of {group}; keep this layer at full precision")
+        raise NotDivisible(f"a width of {inputs} does not divide into groups of {group}; keep this layer at full precision")
     if not torch.isfinite(weight_OI).all():
         raise UserError("the weights hold NaN or infinity; quantise a checkpoint from before the training diverged")
     lowest, _ = code_range(bits)
@@ -98,7 +102,7 @@ def round_to_nearest(weight_OI: Tensor, group: int = 32, *, bits: int = 4, clip_
     """The control: GPTQ's scales, every weight rounded alone, code = clamp(round(w / scale), −8, 7).
 
     Raises:
-        ValueError, UserError: as `group_scales`.
+        NotDivisible, UserError: as `group_scales`.
     """
     scales_OG = group_scales(weight_OI, group, bits=bits, clip_search=clip_search)
     codes_OI = _round(weight_OI.detach().double(), _spread(scales_OG, group), bits)
@@ -164,7 +168,7 @@ def solve(
         sweeps: most passes of `descend` over all columns.
 
     Raises:
-        ValueError: the width does not divide into groups.
+        NotDivisible: the width does not divide into groups.
         UserError: weights or Hessian are not finite, weights too large, or no damping up to 10⁴·λ makes H positive definite.
     """
     assert hessian_II.shape == (weight_OI.shape[1], weight_OI.shape[1])

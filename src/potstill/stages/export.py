@@ -11,6 +11,7 @@ from potstill.core.artifact import MANIFEST, Artifact, Makes, file_hash, write_t
 from potstill.core.errors import Problem, UserError
 from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
+from potstill.edges.codes import bits_in
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import load_stored, load_tokenizer
 from potstill.exporters import Exporter
@@ -50,11 +51,11 @@ class Export(Stage, kind="export"):
             yield Problem("model", str(error), repr(str(self.model)))
             return
         yield from self._study_problems(outlook)
-        twice = self._written_twice(quantised=found is not None and found.quantised)
+        twice = self._written_twice(quantised=found.bits if found is not None else 0)
         if twice:
             yield Problem("formats", f"two of them write {twice[0]}; leave one out, or give it other types")
         if found is not None and tokenizer is not None:
-            refused = self.refusals(found.config, tokenizer, quantised=found.quantised)
+            refused = self.refusals(found.config, tokenizer, quantised=found.bits)
             yield from (Problem("formats", rule) for rule in refused)
 
     def _study_problems(self, outlook: Outlook) -> Iterator[Problem]:
@@ -66,7 +67,7 @@ class Export(Stage, kind="export"):
                 "study", f"{self.study} does not measure {self.model}, so its card would have no figures", str(self.study)
             )
 
-    def _written_twice(self, *, quantised: bool) -> list[str]:
+    def _written_twice(self, *, quantised: int) -> list[str]:
         """Files that two of the formats would write."""
         names = [name for exporter in self.formats for name in exporter.holds("float32", quantised=quantised)]
         return sorted({name for name in names if names.count(name) > 1})
@@ -76,14 +77,14 @@ class Export(Stage, kind="export"):
         if found is None:
             return Cost()
         parameters = found.size.parameters
-        written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.quantised else 0)
+        written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.bits else 0)
         memory = round(resting_memory() + left_over(found.size) + 8 * parameters)
         return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
 
     def closing(self, summary: dict[str, Any]) -> str:
         return ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
 
-    def refusals(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+    def refusals(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
         """Why the formats would refuse a model, all of them, as far as its config and tokenizer tell."""
         found = [exporter.problems(config, tokenizer, quantised=quantised) for exporter in self.formats]
         return list(dict.fromkeys(problem for problems in found for problem in problems))
@@ -97,7 +98,8 @@ class Export(Stage, kind="export"):
         model, tokenizer = load_stored(where), load_tokenizer(where)
         _as_trained(context, self.model, tokenizer)
         packed = packed_of(model, where)
-        refused = self.refusals(model.config, tokenizer, quantised=bool(packed))
+        bits = bits_in(packed)
+        refused = self.refusals(model.config, tokenizer, quantised=bits)
         if refused:
             raise UserError("\n".join(f"{name}: {rule}" for rule in refused))
         written: list[Path] = []
@@ -112,8 +114,8 @@ class Export(Stage, kind="export"):
             stored = str(next(model.parameters()).dtype).removeprefix("torch.")
             held: dict[str, str] = {}
             for exporter in self.formats:
-                held |= exporter.holds(stored, quantised=bool(packed))
-            note = " ".join(filter(None, (_note(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
+                held |= exporter.holds(stored, quantised=bits)
+            note = " ".join(filter(None, (_note(row["seeds"], written, bits), _rounded(stored, held, bits))))
             beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside))
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
@@ -165,10 +167,11 @@ def _name_of(where: str) -> str:
     return " ".join(part for part in (artifact.recipe, artifact.name.partition("@")[0]) if part) or folder.name
 
 
+_BITS = {4: "four-bit", 8: "eight-bit"}
 _EXACT = {"float32": {"float32"}, "bfloat16": {"bfloat16", "float32"}, "float16": {"float16", "float32"}}
 
 
-def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
+def _rounded(stored: str, held: dict[str, str], quantised: int) -> str:
     """What the card says of files whose type does not hold the measured weights exactly; "" where all do.
 
     Args:
@@ -180,19 +183,19 @@ def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
             by_type.setdefault(type, []).append(f"`{name}`")
     if not by_type:
         return ""
-    which = "The weights that are not four-bit were" if quantised else "The weights were"
+    which = f"The weights that are not {_BITS[quantised]} were" if quantised else "The weights were"
     types = "; ".join(f"to {type} in {', '.join(names)}" for type, names in by_type.items())
     return f"{which} rounded from {stored}: {types}. The figures below are of the model before that rounding."
 
 
-def _note(seeds: list[Any], written: list[Path], quantised: bool) -> str:
+def _note(seeds: list[Any], written: list[Path], quantised: int) -> str:
     """What the card says of these very files."""
     files = [path.name for path in written if path.suffix in (".gguf", ".safetensors")]
     weights_line = f"Weights: {', '.join(f'`{name}`' for name in files)}"
     weights_line += f", of seed {seeds[0]}." if len(seeds) > 1 else "."
-    wide = [f"`{name}`" for name in files if "q4_0." not in name]
+    wide = [f"`{name}`" for name in files if "q4_0." not in name and "q8_0." not in name]
     if quantised and wide:
-        weights_line += f" This is a model of four-bit weights, which stand in a wider type in {', '.join(wide)}."
+        weights_line += f" This is a model of {_BITS[quantised]} weights, which stand in a wider type in {', '.join(wide)}."
     if len(seeds) > 1:
         weights_line += f" The figures below are means over the seeds {', '.join(map(str, seeds))}."
     return weights_line

@@ -56,11 +56,12 @@ class Heal(Distill, kind="heal"):
             student = outlook.model(self.student)
         except UserError:  # said at its own field
             return
-        if student is not None and not student.quantised:
+        if student is not None and not student.bits:
             yield Problem("student", _QUANTISED, repr(str(self.student)))
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
-        return made_from(outlook.model(self.student), quantised=True)
+        found = outlook.model(self.student)
+        return made_from(found, bits=found.bits) if found is not None else None
 
     def dropout(self) -> bool:
         return False  # what is to be won back is smaller than its noise

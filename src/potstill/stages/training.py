@@ -308,7 +308,7 @@ class TrainingStage(DataStage):
             )
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
-        return made_from(started(outlook.model(self.learner()[1]), self.init), quantised=False)
+        return made_from(started(outlook.model(self.learner()[1]), self.init), bits=0)
 
     def cost(self, outlook: Outlook) -> Cost:
         found = self.prospect(outlook)
