@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.stages.filters import Filters as Filters
     from potstill.stages.generate import Generate as Generate
     from potstill.stages.grpo import GRPO as GRPO
+    from potstill.stages.heal import Heal as Heal
     from potstill.stages.measure import Decoding as Decoding
     from potstill.stages.minillm import MiniLLM as MiniLLM
     from potstill.stages.pretrain import Pretrain as Pretrain
@@ -120,6 +121,7 @@ _WHERE = {
     "MiniLLM": "potstill.stages.minillm",
     "Generate": "potstill.stages.generate",
     "GRPO": "potstill.stages.grpo",
+    "Heal": "potstill.stages.heal",
     "Filters": "potstill.stages.filters",
     "OpenAI": "potstill.rollouts.api",
     "Sampling": "potstill.data.rollout",

@@ -10,7 +10,7 @@ from tiny_export import QWEN2_REGEX, ROWS, TEMPLATE, split_then_bytes, train_tok
 from potstill.core.errors import UserError
 from potstill.exporters import Exporter
 from potstill.exporters._rope import row_order
-from potstill.exporters._tensors import q4_0_bytes
+from potstill.exporters._tensors import q4_0_bytes, q8_0_bytes
 from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
 from potstill.exporters.gguf import Gguf
 from potstill.quant.gptq import round_to_nearest
@@ -143,6 +143,17 @@ def test_q4_0_bytes_are_the_codes_and_scales_bit_for_bit(group: int) -> None:
     blocks = q4_0_bytes(packed, "layer")
     assert blocks.shape == (48, 256 // 32 * 18)
     assert torch.equal(torch.from_numpy(gguf.dequantize(blocks, Q4_0)), packed.dequantise())
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_q8_0_bytes_are_the_codes_and_scales_bit_for_bit(group: int) -> None:
+    weight = torch.randn(48, 256, generator=torch.Generator().manual_seed(0))
+    weight[0] = 0
+    packed = round_to_nearest(weight, group, bits=8)
+    assert (int(packed.codes_OI.min()), packed.scales_OG.dtype) == (-128, torch.float16)
+    blocks = q8_0_bytes(packed, "layer")
+    assert blocks.shape == (48, 256 // 32 * 34)
+    assert torch.equal(torch.from_numpy(gguf.dequantize(blocks, Q8_0)), packed.dequantise())
 
 
 def test_a_q4_0_block_by_hand() -> None:

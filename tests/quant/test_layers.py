@@ -5,6 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from potstill.core.errors import UserError
+from potstill.edges.codes import check_codes
+from potstill.quant.finished import Finished
 from potstill.quant.gptq import Hessian
 from potstill.quant.layers import quantise_model
 
@@ -175,4 +177,95 @@ def test_errors_name_the_layer_or_the_remedy() -> None:
     model = tiny_model("qwen2")
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj: the weights hold NaN"):
+        quantise_model(model, batches(16))
+
+
+# Going on where a killed run was
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(tmp_path) -> None:
+    def killed_in_the_second_block(name: str, i: int, n: int, error: float | None) -> None:
+        if i == n - 2:
+            raise Killed
+
+    rows, whole = batches(24, 30), tiny_model("qwen2")
+    expected = quantise_model(whole, rows)
+    finished = Finished(tmp_path / "blocks")
+    with pytest.raises(Killed):
+        quantise_model(tiny_model("qwen2"), rows, finished=finished, on_layer=killed_in_the_second_block)
+    assert finished.read(0) is not None
+    assert finished.read(1) is None
+    heard: list[str] = []
+    again = tiny_model("qwen2")
+    result = quantise_model(again, rows, finished=finished, on_layer=lambda name, i, n, error: heard.append(name))
+    assert len(heard) == 8  # one line for the block that was there
+    assert (result.errors, list(result.packed)) == (expected.errors, list(expected.packed))
+    for name, matrix in expected.packed.items():
+        assert torch.equal(result.packed[name].codes_OI, matrix.codes_OI)
+        assert torch.equal(result.packed[name].scales_OG, matrix.scales_OG)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("file", ["block-0000.safetensors", "block-0000.json"])
+def test_a_damaged_block_is_solved_again(tmp_path, file: str) -> None:
+    finished, rows = Finished(tmp_path), batches(24)
+    expected = quantise_model(tiny_model("qwen2"), rows, finished=finished)
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[:-9])
+    assert finished.read(0) is None
+    assert quantise_model(tiny_model("qwen2"), rows, finished=finished).errors == expected.errors
+
+
+# What counts, and what else is rounded
+
+
+def test_a_position_of_weight_two_counts_as_two_rows() -> None:
+    once, twice = Hessian(3), Hessian(3)
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    once.add(torch.cat([x, x[1:2]]))
+    twice.add(x, torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    assert torch.allclose(once.sum_II, twice.sum_II)
+
+
+def test_a_position_without_weight_is_not_seen() -> None:
+    rows = batches(24)
+    rows[0]["weight"] = torch.ones(4, 24)
+    rows[0]["weight"][:, 20:] = 0
+    first = "model.layers.0.self_attn.q_proj"
+    cut = [{name: values[:, :20] for name, values in batches(24)[0].items()}]
+    seen = [quantise_model(tiny_model("qwen2"), batch).packed[first].codes_OI for batch in (rows, cut, batches(24))]
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
+def test_embeddings_and_head_are_rounded_to_eight_bits_where_asked_for(family: str, tied: bool) -> None:
+    model = tiny_model(family, tied=tied)
+    before = copy.deepcopy(model.state_dict())
+    result = quantise_model(model, batches(24), embeddings=True)
+    ends = {name: matrix for name, matrix in result.packed.items() if matrix.bits == 8}
+    assert len(ends) == (1 if tied else 2)
+    check_codes(model, result.packed)
+    for name, matrix in ends.items():
+        was, now = before[f"{name}.weight"], model.state_dict()[f"{name}.weight"]
+        assert torch.equal(now, matrix.dequantise())
+        assert not torch.equal(now, was)
+        assert (now - was).abs().max() <= matrix.scales_OG.float().abs().max()
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) is tied
+
+
+def test_eight_bits_are_far_nearer_than_four() -> None:
+    errors = {bits: quantise_model(tiny_model("llama"), batches(24, 24), bits=bits).errors for bits in (4, 8)}
+    assert all(error.gptq < 0.02 * errors[4][name].gptq for name, error in errors[8].items())
+
+
+def test_inputs_that_are_not_finite_name_the_layer() -> None:
+    model = tiny_model("qwen2")
+    model.model.layers[1].input_layernorm.weight.data[0] = torch.nan
+    with pytest.raises(UserError, match=r"model\.layers\.1\.self_attn\.q_proj: its calibration inputs hold NaN or infinity"):
         quantise_model(model, batches(16))

@@ -38,7 +38,7 @@ from potstill.edges.vocabulary import (
     own_tokens,
     shared_vocabulary,
 )
-from potstill.edges.weights import PACKED, Stored, bytes_of, content_id, header_of, stored_in, weight_files
+from potstill.edges.weights import PACKED, Stored, bits_of, bytes_of, content_id, header_of, stored_in, weight_files
 
 MASKED = ("gpt2", "gpt_neo", "gpt_neox", "gptj", "codegen")  # older files hold their causal masks
 PLAIN = ("F64", "F32", "F16", "BF16")  # as safetensors spells them
@@ -48,6 +48,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "Model",
     "Size",
     "Tokenizer",
+    "bits_of",
     "blocks_name",
     "blocks_of",
     "bytes_of",
@@ -66,6 +67,7 @@ __all__ = [  # what lies in the rooms beside is asked for here as well
     "load_head",
     "load_model",
     "load_tokenizer",
+    "matrices_in",
     "other_tokens",
     "own_tokens",
     "per_layer",
@@ -648,6 +650,13 @@ def linears_in(module: Any) -> dict[str, Any]:
     from transformers.pytorch_utils import Conv1D
 
     return {name: inner for name, inner in module.named_modules() if isinstance(inner, nn.Linear | Conv1D)}
+
+
+def matrices_in(model: Model) -> dict[str, Any]:
+    """A model's linear layers, its head among them, and its token embedding, by name."""
+    embedding = model.get_input_embeddings()
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    return {name: embedding, **linears_in(model)}
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,15 @@ def stored_in(files: list[Path]) -> dict[str, Stored]:
     return found
 
 
+def bits_of(where: str) -> int:
+    """Of the codes beside a model's weights, of its linear layers where embeddings have others; 0 where there are none."""
+    file = Path(where.removeprefix("path:")).expanduser() / PACKED
+    if not where.startswith("path:") or not file.is_file():
+        return 0
+    stored = {entry["dtype"] for name, entry in header_of(file).items() if name.endswith(".codes")}
+    return 4 if "U8" in stored else 8  # of four bits two lie in a byte
+
+
 def content_id(where: str, hashes: dict[str, Any] | None = None) -> str:
     """What identifies a model's content: file hashes for a folder or a GGUF file, the commit for a hub name.
 

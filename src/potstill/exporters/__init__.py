@@ -8,23 +8,23 @@ from typing import Any
 
 from potstill.core.component import Component, discover
 from potstill.core.errors import UserError
-from potstill.edges.codes import check_codes
+from potstill.edges.codes import bits_in, check_codes
 
 
 class Exporter(Component):
     """Writes one model into a folder, in a format that other programs load."""
 
-    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+    def problems(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
         """Why `write` would refuse a model, as far as its config and tokenizer tell; empty where they tell nothing.
 
         Args:
             config: the transformers config of the model.
             tokenizer: its tokenizer.
-            quantised: whether the model will come with four-bit codes.
+            quantised: bits of the codes that the model will come with; 0: it comes with none.
         """
         return []
 
-    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+    def holds(self, stored: str, *, quantised: int) -> dict[str, str]:
         """The files of weights that `write` will make, by name, and the type that its matrices have in each.
 
         Args:
@@ -46,7 +46,7 @@ class Exporter(Component):
             UserError: `problems` finds some; weights are NaN or infinite, not what the codes stand for, or outside the
                 format's range.
         """
-        problems = self.problems(model.config, tokenizer, quantised=bool(packed))
+        problems = self.problems(model.config, tokenizer, quantised=bits_in(packed))
         if problems:
             raise UserError("\n".join(problems))
         check_finite(model)

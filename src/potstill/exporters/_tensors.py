@@ -38,7 +38,9 @@ def tensors(model: Any, packed: Mapping[str, Any], type: str, embeddings: str) -
         rows = row_order(name, config, architecture)
         matrix = packed.get(name.removesuffix(".weight"))
         if matrix is not None:
-            written.append((new_name, rows(q4_0_bytes(matrix, name)), GGMLQuantizationType.Q4_0))
+            four = matrix.bits == 4
+            raw = GGMLQuantizationType.Q4_0 if four else GGMLQuantizationType.Q8_0
+            written.append((new_name, rows((q4_0_bytes if four else q8_0_bytes)(matrix, name)), raw))
             continue
         as_linear = parameter.T if name in transposed else parameter
         values = network.stored(name, rows(as_linear.detach().float().cpu().contiguous().numpy()), config)
@@ -47,7 +49,7 @@ def tensors(model: Any, packed: Mapping[str, Any], type: str, embeddings: str) -
             written.append((new_name, values, GGMLQuantizationType.F32))
             continue
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused
-            wanted = embeddings if is_embedding and type == "q4_0" else type
+            wanted = (embeddings if is_embedding else "f16") if packed else type
             raw = GGMLQuantizationType.F16
             if wanted == "bf16" or (wanted == "q8_0" and values.shape[-1] % BLOCK == 0):
                 raw = GGMLQuantizationType[wanted.upper()]
@@ -76,11 +78,27 @@ def q4_0_bytes(matrix: Any, name: str) -> Any:
     """
     import numpy as np
 
-    if matrix.group % BLOCK:
-        raise UserError(f"Q4_0 stores groups of {BLOCK}, and '{name}' has {matrix.group}; quantise with group = {BLOCK}")
     outputs, inputs = matrix.codes_OI.shape
+    scales_OBJ = _scale_bytes(matrix, "Q4_0", name)
     stored_OBK = (matrix.codes_OI.cpu().numpy() + 8).astype(np.uint8).reshape(outputs, inputs // BLOCK, BLOCK)
     nibbles_OBJ = stored_OBK[..., : BLOCK // 2] | (stored_OBK[..., BLOCK // 2 :] << 4)
-    scales_OB = np.repeat(matrix.scales_OG.cpu().numpy().astype("<f2"), matrix.group // BLOCK, axis=1)
-    scales_OBJ = scales_OB[..., None].view(np.uint8)
     return np.concatenate([scales_OBJ, nibbles_OBJ], axis=-1).reshape(outputs, -1)
+
+
+def q8_0_bytes(matrix: Any, name: str) -> Any:
+    """A `quant.Packed` of 8 bits as the bytes of Q8_0, uint8 [out, in / 32 · 34]: d in float16, then 32 codes in int8."""
+    import numpy as np
+
+    outputs, inputs = matrix.codes_OI.shape
+    codes_OBJ = matrix.codes_OI.cpu().contiguous().numpy().view(np.uint8).reshape(outputs, inputs // BLOCK, BLOCK)
+    return np.concatenate([_scale_bytes(matrix, "Q8_0", name), codes_OBJ], axis=-1).reshape(outputs, -1)
+
+
+def _scale_bytes(matrix: Any, format: str, name: str) -> Any:
+    """uint8 [out, in / 32, 2]: each block's scale."""
+    import numpy as np
+
+    if matrix.group % BLOCK:
+        raise UserError(f"{format} stores groups of {BLOCK}, and '{name}' has {matrix.group}; quantise with group = {BLOCK}")
+    scales_OB = np.repeat(matrix.scales_OG.cpu().numpy().astype("<f2"), matrix.group // BLOCK, axis=1)
+    return scales_OB[..., None].view(np.uint8)

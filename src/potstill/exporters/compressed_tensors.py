@@ -22,16 +22,15 @@ class CompressedTensors(Exporter, kind="compressed_tensors"):
     rounds. Weights that are not four-bit are stored in 16 bits where these hold them exactly, else in float32.
     """
 
-    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
-        if not quantised:
-            return [
-                "the compressed_tensors exporter writes four-bit weights, and the model is not quantised; quantise it first"
-            ]
+    def problems(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
+        if quantised != _BITS:
+            is_not = f"is quantised to {quantised} bits; export 'gguf'" if quantised else "is not quantised; quantise it first"
+            return [f"the compressed_tensors exporter writes four-bit weights, and the model {is_not}"]
         if config.model_type == "gpt2":
             return ["the compressed_tensors exporter knows linear layers, not GPT-2's transposed ones; export 'safetensors'"]
         return []
 
-    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+    def holds(self, stored: str, *, quantised: int) -> dict[str, str]:
         return {f"{FOLDER}/model.safetensors": "float32"}
 
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
@@ -39,6 +38,7 @@ class CompressedTensors(Exporter, kind="compressed_tensors"):
 
         into = folder / FOLDER
         into.mkdir()
+        packed = {layer: matrix for layer, matrix in packed.items() if matrix.bits == _BITS}  # embeddings may have more
         groups = {matrix.group for matrix in packed.values()}
         if len(groups) > 1:
             raise UserError(f"its layers have groups of {sorted(groups)} columns, and compressed_tensors is written with one")

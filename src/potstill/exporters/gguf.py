@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from potstill.core.errors import UserError
+from potstill.edges.codes import bits_in
 from potstill.exporters import Exporter
 from potstill.exporters._ends import end_ids
 from potstill.exporters._keys import Keys, write_keys
@@ -20,46 +21,52 @@ from potstill.exporters._vocabulary import MOST_ENDS, vocabulary_keys, vocabular
 
 Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 _FILE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}  # llama.cpp's numbers, for people and tools
+_PACKED: dict[int, Type] = {4: "q4_0", 8: "q8_0"}  # by bits
 
 
 class Gguf(Exporter, kind="gguf"):
-    """Writes `model-f16.gguf`, or `model-q4_0.gguf` of a quantised model.
+    """Writes `model-f16.gguf`, or `model-q4_0.gguf` of a quantised model, `model-q8_0.gguf` of one of 8 bits.
 
-    The q4_0 file repacks the solver's codes and scales bit for bit and quantises nothing again; layers that were kept at
-    full precision are f16 in it. Norms and biases are f32 in every file. Other types of a quantised model hold its four-bit
+    That file repacks the solver's codes and scales bit for bit and quantises nothing again; layers that were kept at
+    full precision are f16 in it. Norms and biases are f32 in every file. Other types of a quantised model hold its quantised
     weights too, and say so in their name (`model-q4_0-as-f16.gguf`): for full precision export the model that was quantised.
-    q8_0 rounds every matrix to 8 bits as llama.cpp's own quantiser does, f16 where a width does not divide by 32.
+    Of a model that is not quantised q8_0 rounds every matrix to 8 bits as llama.cpp's own quantiser does, f16 where a width does
+    not divide by 32.
     Qwen 2 and 3, Llama, Mistral, Gemma 3 (text), SmolLM 3 and GPT-2.
     """
 
     types: Literal["auto"] | tuple[Type, ...] = Field(
-        default="auto", description="of the weights, a file each; auto: q4_0 of a quantised model, else f16"
+        default="auto", description="of the weights, a file each; auto: q4_0 or q8_0 of a quantised model, else f16"
     )
-    embeddings: Literal["f16", "q8_0"] = Field(default="f16", description="embeddings and head of the q4_0 file")
+    embeddings: Literal["f16", "q8_0"] = Field(
+        default="f16", description="embeddings and head of a quantised model's file, where they were not quantised with it"
+    )
     name: str = Field(default="", description="the model's name in the file; default: recipe and stage, or the base model")
 
-    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+    def problems(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
         types = self.types_of(quantised)
         found = network_problems(config)
-        if "q4_0" in types and not quantised:
-            found.append("the gguf exporter's types name 'q4_0' but the model is not quantised; quantise it, or drop 'q4_0'")
-        if "q8_0" in types and quantised:
+        if "q4_0" in types and quantised != 4:
+            is_not = f"is quantised to {quantised} bits" if quantised else "is not quantised"
+            found.append(f"the gguf exporter's types name 'q4_0' but the model {is_not}; quantise it to 4 bits, or drop 'q4_0'")
+        if "q8_0" in types and quantised == 4:
             found.append(
                 "the gguf exporter's types name 'q8_0', which would round four-bit weights a second time; export the model "
                 "that was quantised, or use 'q4_0'"
             )
-        if "q4_0" in types and self.embeddings == "q8_0" and config.hidden_size % BLOCK:
+        if quantised and self.embeddings == "q8_0" and config.hidden_size % BLOCK:
             found.append(f"embeddings = 'q8_0' needs a width divisible by {BLOCK}, not {config.hidden_size}; use 'f16'")
         return found + vocabulary_problems(tokenizer, config.vocab_size)
 
-    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+    def holds(self, stored: str, *, quantised: int) -> dict[str, str]:
         types = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "q8_0": "q8_0"}
-        types["q4_0"] = types[self.embeddings]
-        return {_file_name(type, quantised): types[type] for type in self.types_of(quantised)}
+        if quantised:
+            types[_PACKED[quantised]] = types[self.embeddings]
+        return {_file_name(type, quantised): types.get(type, type) for type in self.types_of(quantised)}
 
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
-        keys, types = self.keys(model, tokenizer, name), self.types_of(bool(packed))
-        return [self.write_file(model, packed, type, keys, folder / _file_name(type, bool(packed))) for type in types]
+        keys, bits = self.keys(model, tokenizer, name), bits_in(packed)
+        return [self.write_file(model, packed, type, keys, folder / _file_name(type, bits)) for type in self.types_of(bits)]
 
     def keys(self, model: Any, tokenizer: Any, name: str) -> Keys:
         """What a file says of its model besides the weights.
@@ -80,17 +87,17 @@ class Gguf(Exporter, kind="gguf"):
             **vocabulary_keys(tokenizer, model.config.vocab_size, ends),
         }
 
-    def types_of(self, quantised: bool) -> tuple[Type, ...]:
-        """Types of the files that are written of a model."""
+    def types_of(self, quantised: int) -> tuple[Type, ...]:
+        """Types of the files that are written of a model whose codes have so many bits; 0: it has none."""
         if self.types == "auto":
-            return ("q4_0",) if quantised else ("f16",)
+            return (_PACKED[quantised] if quantised else "f16",)
         return tuple(dict.fromkeys(self.types))
 
     def write_file(self, model: Any, packed: Mapping[str, Any], type: Type, keys: Keys, path: Path) -> Path:
         """Write one file whose keys are these."""
         from gguf import GGUFWriter
 
-        found = tensors(model, packed if type == "q4_0" else {}, type, self.embeddings)
+        found = tensors(model, packed if type == _PACKED.get(bits_in(packed)) else {}, type, self.embeddings)
         writer = GGUFWriter(path, architecture_of(model.config))
         write_keys(writer, keys | {"general.file_type": _FILE_TYPES[type], "general.quantization_version": 2})
         for name, bytes_or_floats, raw_type in found:
@@ -114,5 +121,6 @@ def _harmless(name: str) -> str:
     return re.sub(r"(?i)(phi)-?(?=3)|(modern)-(?=bert)", lambda match: f"{match[1] or match[2]} ", name)
 
 
-def _file_name(type: Type, quantised: bool) -> str:
-    return f"model-q4_0-as-{type}.gguf" if quantised and type != "q4_0" else f"model-{type}.gguf"
+def _file_name(type: Type, quantised: int) -> str:
+    exact = _PACKED.get(quantised)
+    return f"model-{type}.gguf" if exact in (None, type) else f"model-{exact}-as-{type}.gguf"

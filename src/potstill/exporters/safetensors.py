@@ -23,7 +23,7 @@ class Safetensors(Exporter, kind="safetensors"):
         default="auto", description="of the weights; auto: as the model is stored"
     )
 
-    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+    def problems(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
         if not quantised or self.dtype in ("auto", "float32"):
             return []
         return [
@@ -31,7 +31,7 @@ class Safetensors(Exporter, kind="safetensors"):
             "use 'auto' or 'float32', or export 'gguf' for a small file"
         ]
 
-    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+    def holds(self, stored: str, *, quantised: int) -> dict[str, str]:
         return {"model.safetensors": stored if self.dtype == "auto" else self.dtype}
 
     def write_files(self, model: Any, tokenizer: Any, packed: Mapping[str, Any], folder: Path, name: str) -> list[Path]:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from potstill.core.errors import UserError
 from potstill.data.pieces import pieces_of
+from potstill.edges.codes import bits_in
 from potstill.edges.tokens import beginning, control_tokens
 from potstill.exporters import Exporter
 from potstill.exporters._vocabulary import composes
@@ -26,17 +27,17 @@ _MOST_BYTES = 2**31 - 1  # of a file that browsers hold in one piece
 class Web(Exporter, kind="web"):
     """Writes the folder `web/`, which any file server serves: `python -m http.server -d web`. It asks nobody else for anything.
 
-    A page in English and Spanish, the model (four-bit when quantised, else float16) and wllama, which npm fetches once. It
+    A page in English and Spanish, the model (quantised as it is, else float16) and wllama, which npm fetches once. It
     runs in one thread, for which no header is needed. Prompts are written as in training; control tokens go by private names
     in its model file, so that no text that a reader types can spell one, and that file is for the page alone.
     """
 
     wllama: str = Field(default="", description="wllama's archive or folder, see `npm pack`; default: npm fetches it once")
-    embeddings: Literal["f16", "q8_0"] = Field(default="f16", description="embeddings and head of a four-bit model")
+    embeddings: Literal["f16", "q8_0"] = Field(default="f16", description="embeddings and head of a quantised model")
     positions: int = Field(default=2048, ge=64, description="of the conversation, prompt and answers; the model's at most")
     remember: bool = Field(default=True, description="earlier turns are part of a prompt unless the reader says otherwise")
 
-    def problems(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+    def problems(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
         found = self._gguf().problems(config, tokenizer, quantised=quantised)
         if not tokenizer.chat_template:
             found.append("the web exporter needs a chat template, and the tokenizer has none; export a model trained to answer")
@@ -47,7 +48,7 @@ class Web(Exporter, kind="web"):
             )
         return found + [problem for problem in [wllama_problem(self.wllama)] if problem]
 
-    def holds(self, stored: str, *, quantised: bool) -> dict[str, str]:
+    def holds(self, stored: str, *, quantised: int) -> dict[str, str]:
         (held,) = self._gguf().holds(stored, quantised=quantised).values()
         return {f"{FOLDER}/model.bin": held}
 
@@ -58,14 +59,14 @@ class Web(Exporter, kind="web"):
         names = {text: chr(_FIRST_NAME + i) for i, text in enumerate(control_tokens(tokenizer))}
         file = into / "model.bin"
         gguf = self._gguf()
-        keys = gguf.keys(model, tokenizer, name)
-        gguf.write_file(model, packed, gguf.types_of(bool(packed))[0], _with_private_names(keys, names), file)
+        keys, type = gguf.keys(model, tokenizer, name), gguf.types_of(bits_in(packed))[0]
+        gguf.write_file(model, packed, type, _with_private_names(keys, names), file)
         if file.stat().st_size > _MOST_BYTES:
             raise UserError(
                 f"the model is {file.stat().st_size / 1e9:.1f} GB, and browsers hold at most 2 GB; use a smaller one"
             )
         told = self._told(model, tokenizer, names) | {"name": keys["general.name"], "bytes": file.stat().st_size}
-        told |= {"type": "q4_0" if packed else "f16", "wllama": VERSION}
+        told |= {"type": type, "wllama": VERSION}
         (into / "model.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
         for file_name, content in (library | _page()).items():
             (into / file_name).write_bytes(content)

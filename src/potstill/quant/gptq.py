@@ -5,82 +5,108 @@ arXiv:2210.17323. Shape suffixes: O outputs, I inputs, G groups of inputs, N row
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.quant.packed import Packed
+from potstill.quant.descent import descend
+from potstill.quant.packed import Packed, code_range
 
-LOWEST, HIGHEST = -8, 7
 CLIP_FACTORS = [1 - step / 40 for step in range(17)]  # the first is no clipping at all, so that a search never loses to none
+WORDS = {4: "four", 8: "eight"}
+CHUNK = 1024  # rows whose products are summed in their own float32, before float64 adds them up
+
+
+class NotDivisible(ValueError):
+    """A width that does not divide into groups."""
 
 
 class Hessian:
     """H = Σ x xᵀ over all input rows x of one layer, up to a constant the Hessian of its squared output error.
 
-    In float64: 10⁵ rows summed in float32 leave too few digits for the inverse.
+    Products of up to `CHUNK` rows are summed in float32, which is several times as fast, and these sums in float64: 10⁵ rows
+    summed in float32 alone leave too few digits for the inverse. Rows in float64 stay in it.
     """
 
     def __init__(self, width: int) -> None:
         self.sum_II = torch.zeros(width, width, dtype=torch.float64)
         self.rows = 0
 
-    def add(self, x: Tensor) -> None:
-        """Add every row of x, shaped [..., in]; the sum follows x to its device."""
-        device = "cpu" if x.device.type == "mps" else x.device  # Apple's GPUs know no float64
-        x_NI = x.detach().reshape(-1, x.shape[-1]).to(device).double()
-        self.sum_II = self.sum_II.to(device).addmm_(x_NI.T, x_NI)
+    def add(self, x: Tensor, weights: Tensor | None = None) -> None:
+        """Add every row of x, shaped [..., in]; the sum follows x to its device.
+
+        Args:
+            weights: how often each row counts, one number a row; default: once.
+        """
+        device = torch.device("cpu") if x.device.type == "mps" else x.device  # Apple's GPUs know no float64
+        x_NI = x.detach().reshape(-1, x.shape[-1]).to(device)
+        x_NI = x_NI.to(torch.promote_types(x_NI.dtype, torch.float32))
+        if weights is not None:
+            x_NI = x_NI * weights.to(x_NI).reshape(-1, 1).sqrt()
+        if self.sum_II.device != device:
+            self.sum_II = self.sum_II.to(device)
+        for part_CI in x_NI.split(CHUNK):
+            self.sum_II += part_CI.T @ part_CI
         self.rows += x_NI.shape[0]
 
 
-def group_scales(weight_OI: Tensor, group: int, *, clip_search: bool = False) -> Tensor:
-    """float16 scales [out, in / group] that map each group's largest magnitude to −8.
+def group_scales(
+    weight_OI: Tensor, group: int, *, bits: int = 4, clip_search: bool = False, importance_I: Tensor | None = None
+) -> Tensor:
+    """float16 scales [out, in / group] that map each group's largest magnitude to the lowest code, −8 of four bits.
 
     scale = −w* / 8, where w* is the group's entry of largest magnitude, so a scale is negative where w* is
     positive: the side that needs it gets the eighth step. With `clip_search`, of 17 shrunken scales the one of
     least squared rounding error is taken, group by group. A group of zeros has scale 0, as has one too small for
     float16.
 
+    Args:
+        importance_I: what a search multiplies squared errors with, by input: the Hessian's diagonal; default: 1.
+
     Raises:
-        ValueError: the width does not divide into groups.
+        NotDivisible: the width does not divide into groups.
         UserError: the weights are not finite, or larger than 8 times float16's largest number, 65,504.
     """
     weight_OI = weight_OI.detach()
     outputs, inputs = weight_OI.shape
     if inputs % group:
-        raise ValueError(f"a width of {inputs} does not divide into groups of {group}; keep this layer at full precision")
+        raise NotDivisible(f"a width of {inputs} does not divide into groups of {group}; keep this layer at full precision")
     if not torch.isfinite(weight_OI).all():
         raise UserError("the weights hold NaN or infinity; quantise a checkpoint from before the training diverged")
+    lowest, _ = code_range(bits)
     weight_OGK = weight_OI.double().reshape(outputs, inputs // group, group)
     peak_OG = weight_OGK.gather(-1, weight_OGK.abs().argmax(-1, keepdim=True)).squeeze(-1)
-    best_OG = (peak_OG / LOWEST).to(torch.float16)
+    best_OG = (peak_OG / lowest).to(torch.float16)
     if best_OG.isinf().any():
+        most = int(-lowest * torch.finfo(torch.float16).max)
         raise UserError(
-            f"a weight of {float(peak_OG.abs().max()):,.0f} needs a scale that float16 cannot hold; four bits reach 524,032 "
-            "at most: leave this model unquantised"
+            f"a weight of {float(peak_OG.abs().max()):,.0f} needs a scale that float16 cannot hold; {WORDS[bits]} bits reach "
+            f"{most:,} at most: leave this model unquantised"
         )
     if not clip_search:
         return best_OG
+    importance_GK = 1.0 if importance_I is None else importance_I.to(weight_OGK).reshape(-1, group)
     least_OG = torch.full_like(peak_OG, torch.inf)
     for factor in CLIP_FACTORS:
-        scale_OG = (factor * peak_OG / LOWEST).to(torch.float16)
+        scale_OG = (factor * peak_OG / lowest).to(torch.float16)
         scale_OGK = scale_OG.double()[..., None]
-        error_OG = (weight_OGK - scale_OGK * _round(weight_OGK, scale_OGK)).square().sum(-1)
+        error_OG = ((weight_OGK - scale_OGK * _round(weight_OGK, scale_OGK, bits)).square() * importance_GK).sum(-1)
         best_OG = torch.where(error_OG < least_OG, scale_OG, best_OG)
         least_OG = torch.minimum(error_OG, least_OG)
     return best_OG
 
 
-def round_to_nearest(weight_OI: Tensor, group: int = 32, *, clip_search: bool = False) -> Packed:
+def round_to_nearest(weight_OI: Tensor, group: int = 32, *, bits: int = 4, clip_search: bool = False) -> Packed:
     """The control: GPTQ's scales, every weight rounded alone, code = clamp(round(w / scale), −8, 7).
 
     Raises:
-        ValueError, UserError: as `group_scales`.
+        NotDivisible, UserError: as `group_scales`.
     """
-    scales_OG = group_scales(weight_OI, group, clip_search=clip_search)
-    codes_OI = _round(weight_OI.detach().double(), _spread(scales_OG, group))
-    return Packed(codes_OI.to(torch.int8), scales_OG, group)
+    scales_OG = group_scales(weight_OI, group, bits=bits, clip_search=clip_search)
+    codes_OI = _round(weight_OI.detach().double(), _spread(scales_OG, group), bits)
+    return Packed(codes_OI.to(torch.int8), scales_OG, group, bits)
 
 
 @dataclass(frozen=True)
@@ -100,27 +126,22 @@ class Solved:
     rounded_rows: int
 
 
-def gptq(
-    weight_OI: Tensor,
-    hessian_II: Tensor,
-    *,
-    group: int = 32,
-    damping: float = 0.01,
-    block: int = 128,
-    clip_search: bool = False,
-) -> Packed:
+def gptq(weight_OI: Tensor, hessian_II: Tensor, **settings: Any) -> Packed:
     """The codes of `solve`, whose arguments and errors it has."""
-    return solve(weight_OI, hessian_II, group=group, damping=damping, block=block, clip_search=clip_search).packed
+    return solve(weight_OI, hessian_II, **settings).packed
 
 
 def solve(
     weight_OI: Tensor,
     hessian_II: Tensor,
     *,
+    bits: int = 4,
     group: int = 32,
     damping: float = 0.01,
     block: int = 128,
     clip_search: bool = False,
+    by_activation: bool = True,
+    sweeps: int = 0,
 ) -> Solved:
     """Codes that nearly minimise tr((W − Q) H (W − Q)ᵀ), column by column, and no row worse than rounding to nearest.
 
@@ -131,38 +152,61 @@ def solve(
 
     Columns beyond the present block of `block` receive their share in one product at its end, which changes speed
     and nothing else. Unlike the paper, scales are fixed in float16 before the solve, so that the file holds exactly
-    what was solved for; columns are taken in their stored order; and because the method is greedy, each output row whose
-    error on the calibration rows (H undamped) is not smaller than that of rounding to nearest is rounded to nearest.
+    what was solved for; and because the method is greedy, each output row whose error on the calibration rows (H
+    undamped) is not smaller than that of rounding to nearest is rounded to nearest. Where `sweeps` allow, `descend`
+    then improves codes and scales, with the same promise.
 
     Args:
         weight_OI: the layer's matrix, any float type; solved in float64 on the Hessian's device.
         hessian_II: `Hessian.sum_II`; its scale does not matter.
+        bits: 4 or 8.
         group: columns that share a scale.
         damping: λ, as a share of the mean of H's diagonal.
-        clip_search: see `group_scales`.
+        clip_search: see `group_scales`; errors count by H's diagonal.
+        by_activation: take the columns of the largest inputs first, while most columns are left to make up for their
+            errors; codes stay in the stored order, and so do the groups.
+        sweeps: most passes of `descend` over all columns.
 
     Raises:
-        ValueError: the width does not divide into groups.
+        NotDivisible: the width does not divide into groups.
         UserError: weights or Hessian are not finite, weights too large, or no damping up to 10⁴·λ makes H positive definite.
     """
     assert hessian_II.shape == (weight_OI.shape[1], weight_OI.shape[1])
     weight_OI = weight_OI.detach().to(hessian_II.device, torch.float64)
-    scales_OG = group_scales(weight_OI, group, clip_search=clip_search)
+    damped_II, upper_II, damped = _inverse_cholesky(hessian_II, damping, by_activation)
+    importance_I = hessian_II.diagonal()
+    scales_OG = group_scales(weight_OI, group, bits=bits, clip_search=clip_search, importance_I=importance_I)
     scales_OI = _spread(scales_OG, group)
-    upper_II, damped = _inverse_cholesky(hessian_II, damping)
-    solved_OI = _column_by_column(weight_OI.clone(), scales_OI, upper_II, block)
-    nearest_OI = _round(weight_OI, scales_OI)
-    better_O = _surely_better(weight_OI - scales_OI * solved_OI, weight_OI - scales_OI * nearest_OI, hessian_II)
+    order_I = _order(hessian_II) if by_activation else slice(None)
+    solved_OI = torch.empty_like(weight_OI)
+    solved_OI[:, order_I] = _column_by_column(weight_OI[:, order_I].clone(), scales_OI[:, order_I], upper_II, block, bits)
+    nearest_OI = _round(weight_OI, scales_OI, bits)
+    better_O = surely_better(weight_OI - scales_OI * solved_OI, weight_OI - scales_OI * nearest_OI, hessian_II)
     codes_OI = torch.where(better_O[:, None], solved_OI, nearest_OI)
+    packed = Packed(codes_OI.to(torch.int8), scales_OG, group, bits)
+    if sweeps:
+        improved = descend(weight_OI, packed, damped_II, sweeps)
+        keep_O = surely_better(weight_OI - improved.dequantise(), weight_OI - packed.dequantise(), hessian_II)
+        packed = Packed(
+            torch.where(keep_O[:, None], improved.codes_OI, packed.codes_OI),
+            torch.where(keep_O[:, None], improved.scales_OG, packed.scales_OG),
+            group,
+            bits,
+        )
     return Solved(
-        packed=Packed(codes_OI.to(torch.int8), scales_OG, group),
+        packed=packed,
         damping=damped,
         dead_columns=int((hessian_II.diagonal() == 0).sum()),
         rounded_rows=int((~better_O & (solved_OI != nearest_OI).any(1)).sum()),
     )
 
 
-def _column_by_column(weight_OI: Tensor, scales_OI: Tensor, upper_II: Tensor, block: int) -> Tensor:
+def _order(hessian_II: Tensor) -> Tensor:
+    """Columns by falling diagonal of H, equal ones as they stand."""
+    return hessian_II.diagonal().argsort(descending=True, stable=True)
+
+
+def _column_by_column(weight_OI: Tensor, scales_OI: Tensor, upper_II: Tensor, block: int, bits: int = 4) -> Tensor:
     """Codes, as float64; the weights are used up."""
     codes_OI = torch.zeros_like(weight_OI)
     for start in range(0, weight_OI.shape[1], block):
@@ -171,7 +215,7 @@ def _column_by_column(weight_OI: Tensor, scales_OI: Tensor, upper_II: Tensor, bl
         errors_OB = torch.zeros_like(work_OB)
         for i in range(work_OB.shape[1]):
             scale_O = scales_OI[:, start + i]
-            code_O = _round(work_OB[:, i], scale_O)
+            code_O = _round(work_OB[:, i], scale_O, bits)
             codes_OI[:, start + i] = code_O
             errors_OB[:, i] = (work_OB[:, i] - scale_O * code_O) / upper_BB[i, i]
             work_OB[:, i + 1 :].addr_(errors_OB[:, i], upper_BB[i, i + 1 :], alpha=-1)
@@ -179,7 +223,7 @@ def _column_by_column(weight_OI: Tensor, scales_OI: Tensor, upper_II: Tensor, bl
     return codes_OI
 
 
-def _surely_better(one_OI: Tensor, other_OI: Tensor, hessian_II: Tensor) -> Tensor:
+def surely_better(one_OI: Tensor, other_OI: Tensor, hessian_II: Tensor) -> Tensor:
     """Rows of which E H Eᵀ is smaller for `one` than for `other` by more than float64 can have got wrong."""
     unsure_O = 0.0
     for error_OI in (one_OI, other_OI):
@@ -208,15 +252,19 @@ def _spread(scales_OG: Tensor, group: int) -> Tensor:
     return scales_OG.double().repeat_interleave(group, dim=1)
 
 
-def _round(weight: Tensor, scale: Tensor) -> Tensor:
+def _round(weight: Tensor, scale: Tensor, bits: int = 4) -> Tensor:
     steps = torch.where(scale == 0, 0.0, weight / torch.where(scale == 0, 1.0, scale))
-    return steps.round().clamp(LOWEST, HIGHEST)
+    return steps.round().clamp(*code_range(bits))
 
 
-def _inverse_cholesky(hessian_II: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Upper U with UᵀU = (H + λ·mean(diag H)·1)⁻¹, and λ: the damping, raised tenfold while H stays indefinite."""
+def _inverse_cholesky(hessian_II: Tensor, damping: float, by_activation: bool = False) -> tuple[Tensor, Tensor, float]:
+    """H + λ·mean(diag H)·1 in the stored order; upper U with UᵀU its inverse, in the order of solving; and λ.
+
+    λ is the damping, raised tenfold while H stays indefinite.
+    """
     if not torch.isfinite(hessian_II).all():
         raise UserError("GPTQ: the layer's calibration inputs hold NaN or infinity; check that the model's loss is finite")
+    order_I = _order(hessian_II) if by_activation else slice(None)
     hessian_II = hessian_II.to(torch.float64, copy=True)
     diagonal_I = hessian_II.diagonal()
     dead_I = diagonal_I == 0
@@ -225,12 +273,13 @@ def _inverse_cholesky(hessian_II: Tensor, damping: float) -> tuple[Tensor, float
     diagonal_I[dead_I] = mean
     for raised in (damping * 10**attempt for attempt in range(5)):
         damped_II = hessian_II + torch.eye(len(hessian_II)).to(hessian_II) * (raised * mean)
-        lower_II, failed = torch.linalg.cholesky_ex(damped_II)
+        taken_II = damped_II[order_I][:, order_I]
+        lower_II, failed = torch.linalg.cholesky_ex(taken_II)
         if failed:
             continue
         upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
         if not failed:
-            return upper_II, raised
+            return damped_II, upper_II, raised
     raise UserError(
         f"GPTQ: the Hessian of {len(hessian_II)} inputs is not positive definite, even with damping {damping * 10**4:g}; "
         "calibrate on more rows, raise the damping, or use the method 'rtn'"

@@ -1,8 +1,7 @@
 """Walking a language model's blocks and rounding every linear layer on the inputs it will really see."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -12,48 +11,15 @@ from torch import Tensor, nn
 from potstill.core.errors import UserError
 from potstill.edges.codes import weight_of
 from potstill.edges.experts import refuse_experts
-from potstill.edges.models import blocks_of, linears_in, skeleton, states_of
-from potstill.quant.gptq import Hessian, output_error, round_to_nearest, solve
+from potstill.edges.models import blocks_of, linears_in, matrices_in, skeleton, states_of
+from potstill.quant.finished import Finished, LayerError, Quantised
+from potstill.quant.gptq import Hessian, NotDivisible, output_error, round_to_nearest, solve
 from potstill.quant.packed import Packed
 
 Batch = dict[str, Tensor]
+EMBEDDING_GROUP = 32  # a block of GGUF's Q8_0
+OnLayer = Callable[[str, int, int, float | None], None]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class LayerError:
-    """How one layer was rounded.
-
-    Attributes:
-        gptq: `output_error` of the solver's codes; None where rounding to nearest was asked for.
-        rtn: `output_error` of rounding to nearest, on the same Hessian.
-        damping: λ that the solver used; None without it.
-        dead_columns: inputs that were zero in every calibration row.
-        rounded_rows: outputs for which the solver was no better than rounding, which was taken.
-        vanished: whether weights that were not zero all became zero.
-    """
-
-    gptq: float | None
-    rtn: float
-    damping: float | None = None
-    dead_columns: int = 0
-    rounded_rows: int = 0
-    vanished: bool = False
-
-
-@dataclass
-class Quantised:
-    """What `quantise_model` did, by the layers' names.
-
-    Attributes:
-        packed: the quantised matrices, [out, in], in main memory.
-        errors: relative output error of each quantised layer.
-        kept: layers left at full precision: their width does not divide into groups, or no batch reached them.
-    """
-
-    packed: dict[str, Packed] = field(default_factory=dict)
-    errors: dict[str, LayerError] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
 
 
 class _Enough(Exception):
@@ -66,12 +32,14 @@ def quantise_model(
     batches: Sequence[Batch],
     *,
     method: Literal["gptq", "rtn"] = "gptq",
+    bits: int = 4,
     group: int = 32,
-    damping: float = 0.01,
-    clip_search: bool = False,
-    on_layer: Callable[[str, int, int, float | None], None] = lambda name, i, n, error: None,
+    embeddings: bool = False,
+    finished: Finished | None = None,
+    on_layer: OnLayer = lambda name, i, n, error: None,
+    **settings: Any,
 ) -> Quantised:
-    """Round every linear layer inside the decoder blocks, in place, first block first; embeddings and head stay.
+    """Round every linear layer inside the decoder blocks, in place, first block first; the head stays, unless asked for.
 
     Layers that read the same tensor (q, k, v; then o; then gate, up; then down) are solved together, after all
     layers before them hold their rounded weights, so each one meets the inputs that it will meet in use. A block is
@@ -79,53 +47,114 @@ def quantise_model(
 
     Args:
         model: a transformers causal language model; becomes float32.
-        batches: `input_ids` and `attention_mask`, both [B, T], padded on the right; padding enters no Hessian.
+        batches: `input_ids` and `attention_mask`, both [B, T], padded on the right; padding enters no Hessian. `weight`, of
+            the same shape, says how much each position counts; default: all alike.
         method: "rtn" rounds to nearest; its errors are measured on its own inputs.
+        embeddings: round embeddings and head to the nearest of 8 bits, before anything else.
+        finished: where each block's codes are kept once it is solved; those that are there already are taken as they are.
         on_layer: called with (name, index from 1, number of layers, its relative output error or None where kept).
+        settings: of `solve`.
 
     Raises:
-        UserError: a mixture of experts, no decoder blocks where they are looked for, no batches, or a layer that `gptq` cannot
-            solve; names it.
+        UserError: a mixture of experts, no decoder blocks where they are looked for, no batches, inputs that are not finite, or
+            a layer that `gptq` cannot solve; names it.
     """
     check_layers(model)
     model.float()  # codes times scales are exact in float32 and in nothing smaller
     blocks = blocks_of(model)
     names = {module: name for name, module in model.named_modules()}
     layers = {module: names[module] for block in blocks for module in linears_in(block).values()}
-    result, done = Quantised(), 0
+    result = Quantised(round_embeddings(model) if embeddings else {})
+    rounding = partial(_round, method=method, bits=bits, group=group, settings=settings)
     with _evaluating(model):
         hidden, others = _block_inputs(model, blocks, batches)
-        for block, arguments in zip(blocks, others, strict=True):
+        for number, (block, arguments) in enumerate(zip(blocks, others, strict=True)):
             runs = [partial(block, x_BTD, *args, **kw) for x_BTD, (args, kw) in zip(hidden, arguments, strict=True)]
-            for shared in _sharing_inputs(block, runs[0]):
-                hessian_II = _hessian(shared[0], runs, batches)
-                for layer in shared:
-                    name, weight_OI, done = layers[layer], weight_of(layer), done + 1
-                    if weight_OI.shape[1] % group:
-                        result.kept.append(name)
-                        on_layer(name, done, len(layers), None)
-                        continue
-                    try:
-                        packed, error = _round(weight_OI, hessian_II, method, group, damping, clip_search)
-                    except UserError as problem:
-                        raise UserError(f"{name}: {problem}") from problem
-                    weight_OI.copy_(packed.dequantise())
-                    result.packed[name], result.errors[name] = packed, error
-                    on_layer(name, done, len(layers), error.rtn if error.gptq is None else error.gptq)
+            before, here = len(result.errors) + len(result.kept), {layers[m]: m for m in linears_in(block).values()}
+            known = finished.read(number) if finished is not None else None
+            if known is not None:
+                for name, packed in known.packed.items():
+                    weight_of(here[name]).copy_(packed.dequantise())
+                on_layer([*here][-1], before + len(here), len(layers), None)
+            else:
+                heard = partial(_counted, on_layer, before, len(layers))
+                known = _solved(block, runs, batches, layers, rounding, heard)
+                if finished is not None:
+                    finished.write(number, known)
+            result.add(known)
             hidden = [states_of(run()) for run in runs]
     result.kept += [name for name in layers.values() if name not in result.packed and name not in result.kept]
     return result
 
 
+def _counted(
+    on_layer: Callable[[str, int, int, float | None], None],
+    before: int,
+    total: int,
+    name: str,
+    number: int,
+    error: float | None,
+) -> None:
+    on_layer(name, before + number, total, error)
+
+
+def _solved(
+    block: nn.Module,
+    runs: Sequence[Callable[[], Any]],
+    batches: Sequence[Batch],
+    names: Mapping[nn.Module, str],
+    rounding: Callable[[Tensor, Tensor], tuple[Packed, LayerError]],
+    on_layer: Callable[[str, int, float | None], None],
+) -> Quantised:
+    """One block's layers, rounded in place, those that share inputs together."""
+    made, done = Quantised(), 0
+    for shared in _sharing_inputs(block, runs[0]):
+        hessian_II = _hessian(shared[0], names[shared[0]], runs, batches)
+        for layer in shared:
+            name, weight_OI, done = names[layer], weight_of(layer), done + 1
+            try:
+                packed, error = rounding(weight_OI, hessian_II)
+            except NotDivisible:
+                made.kept.append(name)
+                on_layer(name, done, None)
+                continue
+            except UserError as problem:
+                raise UserError(f"{name}: {problem}") from problem
+            weight_OI.copy_(packed.dequantise())
+            made.packed[name], made.errors[name] = packed, error
+            on_layer(name, done, error.rtn if error.gptq is None else error.gptq)
+    return made
+
+
+def round_embeddings(model: Any) -> dict[str, Packed]:
+    """The token embedding and an output head of its own, in place, to the nearest of 8 bits in groups of 32, by their names.
+
+    Raises:
+        UserError: their width does not divide.
+    """
+    made: dict[str, Packed] = {}
+    ends, weights = (model.get_input_embeddings(), model.get_output_embeddings()), []
+    for name, layer in matrices_in(model).items():
+        if layer not in ends or any(layer.weight is weight for weight in weights):  # a tied head is rounded as the embedding
+            continue
+        try:
+            made[name] = round_to_nearest(layer.weight, EMBEDDING_GROUP, bits=8).cpu()
+        except (UserError, NotDivisible) as problem:
+            raise UserError(f"{name}: {problem}") from problem
+        layer.weight.copy_(made[name].dequantise())
+        weights.append(layer.weight)
+    return made
+
+
 def _round(
-    weight_OI: Tensor, hessian_II: Tensor, method: str, group: int, damping: float, clip_search: bool
+    weight_OI: Tensor, hessian_II: Tensor, *, method: str, bits: int, group: int, settings: dict[str, Any]
 ) -> tuple[Packed, LayerError]:
     weight_OI = weight_OI.to(hessian_II.device)
-    nearest = round_to_nearest(weight_OI, group, clip_search=clip_search)
+    nearest = round_to_nearest(weight_OI, group, bits=bits)
     rtn, dead = output_error(weight_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
     if method == "rtn":
         return nearest.cpu(), LayerError(None, rtn, dead_columns=dead, vanished=_vanished(weight_OI, nearest))
-    solved = solve(weight_OI, hessian_II, group=group, damping=damping, clip_search=clip_search)
+    solved = solve(weight_OI, hessian_II, bits=bits, group=group, **settings)
     error = LayerError(
         gptq=output_error(weight_OI, solved.packed, hessian_II),
         rtn=rtn,
@@ -259,8 +288,12 @@ def _sharing_inputs(block: nn.Module, run: Callable[[], Any]) -> list[list[nn.Mo
     return sets
 
 
-def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Any]], batches: Sequence[Batch]) -> Tensor:
-    """H of this layer's input, over every position that is not padding."""
+def _hessian(layer: nn.Module, name: str, runs: Sequence[Callable[[], Any]], batches: Sequence[Batch]) -> Tensor:
+    """H of this layer's input, over every position that is not padding.
+
+    Raises:
+        UserError: an input is not finite.
+    """
     heard: list[Tensor] = []
 
     def hear(layer: nn.Module, x_BTI: Tensor) -> None:
@@ -272,9 +305,13 @@ def _hessian(layer: nn.Module, runs: Sequence[Callable[[], Any]], batches: Seque
         for run, batch in zip(runs, batches, strict=True):
             with suppress(_Enough):
                 run()
-            mask_BT = batch["attention_mask"]
-            x_BTI = heard.pop().reshape(*mask_BT.shape, -1)  # OPT lays the rows of a batch end to end
+            weight_BT = batch.get("weight", batch["attention_mask"])
+            x_BTI = heard.pop().reshape(*weight_BT.shape, -1)  # OPT lays the rows of a batch end to end
             hessian = hessian or Hessian(x_BTI.shape[-1])
-            hessian.add(x_BTI[mask_BT.to(x_BTI.device, torch.bool)])
+            counts_BT = weight_BT.to(x_BTI.device) > 0
+            weights = weight_BT.to(x_BTI.device)[counts_BT] if "weight" in batch else None
+            hessian.add(x_BTI[counts_BT], weights)
     assert hessian is not None
+    if not torch.isfinite(hessian.sum_II).all():
+        raise UserError(f"{name}: its calibration inputs hold NaN or infinity; check that the model's loss is finite")
     return hessian.sum_II

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,22 +18,29 @@ class Packed:
     """A symmetric group-wise quantised matrix: weight[o, i] = scale[o, i // group] · code[o, i].
 
     Attributes:
-        codes_OI: int8 in −8 … 7, shape [out, in].
+        codes_OI: int8 in −8 … 7, or −128 … 127 of eight bits, shape [out, in].
         scales_OG: float16, shape [out, in / group]; fixed in float16 before the codes were solved for.
         group: columns that share a scale.
+        bits: 4 or 8.
     """
 
     codes_OI: Tensor
     scales_OG: Tensor
     group: int
+    bits: int = 4
 
     def dequantise(self) -> Tensor:
-        """float32 [out, in], exact: a float16 times a 4-bit integer fits in a float32."""
+        """float32 [out, in], exact: a float16 times an 8-bit integer fits in a float32."""
         return self.codes_OI.to(torch.float32) * self.scales_OG.to(torch.float32).repeat_interleave(self.group, dim=1)
 
     def cpu(self) -> "Packed":
         """The same matrix in main memory."""
-        return Packed(self.codes_OI.cpu(), self.scales_OG.cpu(), self.group)
+        return Packed(self.codes_OI.cpu(), self.scales_OG.cpu(), self.group, self.bits)
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """The lowest and the highest code."""
+    return -(1 << bits - 1), (1 << bits - 1) - 1
 
 
 def pack_nibbles(codes_OI: Tensor) -> Tensor:
@@ -48,10 +56,10 @@ def unpack_nibbles(bytes_OJ: Tensor) -> Tensor:
 
 
 def save_packed(packed: Mapping[str, Packed], path: Path) -> None:
-    """Write every matrix to one safetensors file: `<name>.codes` in nibbles, `<name>.scales` in float16."""
+    """Write every matrix to one safetensors file: `<name>.codes`, of four bits in nibbles, and `<name>.scales` in float16."""
     from safetensors.torch import save_file
 
-    tensors = {f"{name}.codes": pack_nibbles(matrix.codes_OI).contiguous() for name, matrix in packed.items()}
+    tensors = {f"{name}.codes": _stored(matrix).contiguous() for name, matrix in packed.items()}
     tensors |= {f"{name}.scales": matrix.scales_OG.contiguous() for name, matrix in packed.items()}
     groups = {f"{name}.group": str(matrix.group) for name, matrix in packed.items()}
     save_file(tensors, path, metadata=groups or {"empty": "true"})  # safetensors cannot read back a header of nothing
@@ -68,12 +76,20 @@ def load_packed(path: Path) -> dict[str, Packed]:
     try:
         with safe_open(path, framework="pt") as file:
             groups = {key.removesuffix(".group"): int(group) for key, group in file.metadata().items() if key != "empty"}
-            return {
-                name: Packed(unpack_nibbles(file.get_tensor(f"{name}.codes")), file.get_tensor(f"{name}.scales"), group)
-                for name, group in sorted(groups.items())
-            }
+            return {name: _packed(file, name, group) for name, group in sorted(groups.items())}
     except (SafetensorError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: not the codes of a quantised model ({error}); quantise the model again") from error
+
+
+def _stored(matrix: Packed) -> Tensor:
+    return pack_nibbles(matrix.codes_OI) if matrix.bits == 4 else matrix.codes_OI
+
+
+def _packed(file: Any, name: str, group: int) -> Packed:
+    codes, scales_OG = file.get_tensor(f"{name}.codes"), file.get_tensor(f"{name}.scales")
+    if codes.dtype == torch.int8:
+        return Packed(codes, scales_OG, group, 8)
+    return Packed(unpack_nibbles(codes), scales_OG, group)
 
 
 def packed_of(model: Model, where: str) -> dict[str, Packed]:

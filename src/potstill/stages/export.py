@@ -11,6 +11,7 @@ from potstill.core.artifact import MANIFEST, Artifact, Makes, file_hash, write_j
 from potstill.core.errors import Problem, UserError
 from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
+from potstill.edges.codes import bits_in
 from potstill.edges.llamacpp import runtime_problem
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import load_stored, load_tokenizer, positions_of
@@ -68,14 +69,14 @@ class Export(Stage, kind="export"):
             yield Problem("model", str(error), repr(str(self.model)))
             return
         trouble = runtime_problem() if self.verify == "always" else None
-        if trouble is not None and any(name.endswith(".gguf") for name in self._holds(quantised=False)):
+        if trouble is not None and any(name.endswith(".gguf") for name in self._holds(quantised=0)):
             yield Problem("verify", f"{trouble}, or set it to 'auto'", "'always'")
         yield from self._study_problems(outlook)
-        twice = self._written_twice(quantised=found is not None and found.quantised)
+        twice = self._written_twice(quantised=found.bits if found is not None else 0)
         if twice:
             yield Problem("formats", f"two of them write {twice[0]}; leave one out, or give it other types")
         if found is not None and tokenizer is not None:
-            refused = self.refusals(found.config, tokenizer, quantised=found.quantised)
+            refused = self.refusals(found.config, tokenizer, quantised=found.bits)
             yield from (Problem("formats", rule) for rule in refused)
 
     def _study_problems(self, outlook: Outlook) -> Iterator[Problem]:
@@ -87,12 +88,12 @@ class Export(Stage, kind="export"):
                 "study", f"{self.study} does not measure {self.model}, so its card would have no figures", str(self.study)
             )
 
-    def _written_twice(self, *, quantised: bool) -> list[str]:
+    def _written_twice(self, *, quantised: int) -> list[str]:
         """Files that two of the formats would write."""
         names = self._holds(quantised=quantised)
         return sorted({name for name in names if names.count(name) > 1})
 
-    def _holds(self, *, quantised: bool) -> list[str]:
+    def _holds(self, *, quantised: int) -> list[str]:
         """The files of weights that the formats will make."""
         return [name for exporter in self.formats for name in exporter.holds("float32", quantised=quantised)]
 
@@ -101,7 +102,7 @@ class Export(Stage, kind="export"):
         if found is None:
             return Cost()
         parameters = found.size.parameters
-        written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.quantised else 0)
+        written = 4 * parameters + 2 * parameters + (round(0.6 * found.size.body) if found.bits else 0)
         opened = 0 if self.verify == "never" else 4 * parameters  # each file in turn, beside the model
         memory = round(resting_memory() + left_over(found.size) + 8 * parameters + opened)
         return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
@@ -114,7 +115,7 @@ class Export(Stage, kind="export"):
         told += [f"not verified: {', '.join(left_out)} ({next(iter(left_out.values()))})"] if left_out else []
         return "; ".join([names, *told])
 
-    def refusals(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
+    def refusals(self, config: Any, tokenizer: Any, *, quantised: int) -> list[str]:
         """Why the formats would refuse a model, all of them, as far as its config and tokenizer tell."""
         found = [exporter.problems(config, tokenizer, quantised=quantised) for exporter in self.formats]
         return list(dict.fromkeys(problem for problems in found for problem in problems))
@@ -128,7 +129,8 @@ class Export(Stage, kind="export"):
         model, tokenizer = load_stored(where), load_tokenizer(where)
         _as_trained(context, self.model, tokenizer)
         packed = packed_of(model, where)
-        refused = self.refusals(model.config, tokenizer, quantised=bool(packed))
+        bits = bits_in(packed)
+        refused = self.refusals(model.config, tokenizer, quantised=bits)
         if refused:
             raise UserError("\n".join(f"{name}: {rule}" for rule in refused))
         written: list[Path] = []
@@ -149,8 +151,8 @@ class Export(Stage, kind="export"):
             stored = str(next(model.parameters()).dtype).removeprefix("torch.")
             held: dict[str, str] = {}
             for exporter in self.formats:
-                held |= exporter.holds(stored, quantised=bool(packed))
-            note = " ".join(filter(None, (_note(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
+                held |= exporter.holds(stored, quantised=bits)
+            note = " ".join(filter(None, (_note(row["seeds"], written, bits), _rounded(stored, held, bits))))
             write_text(
                 folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside, verified=verified)
             )
@@ -226,10 +228,11 @@ def _name_of(where: str) -> str:
     return " ".join(part for part in (artifact.recipe, artifact.name.partition("@")[0]) if part) or folder.name
 
 
+_BITS = {4: "four-bit", 8: "eight-bit"}
 _EXACT = {"float32": {"float32"}, "bfloat16": {"bfloat16", "float32"}, "float16": {"float16", "float32"}}
 
 
-def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
+def _rounded(stored: str, held: dict[str, str], quantised: int) -> str:
     """What the card says of files whose type does not hold the measured weights exactly; "" where all do.
 
     Args:
@@ -241,19 +244,19 @@ def _rounded(stored: str, held: dict[str, str], quantised: bool) -> str:
             by_type.setdefault(type, []).append(f"`{name}`")
     if not by_type:
         return ""
-    which = "The weights that are not four-bit were" if quantised else "The weights were"
+    which = f"The weights that are not {_BITS[quantised]} were" if quantised else "The weights were"
     types = "; ".join(f"to {type} in {', '.join(names)}" for type, names in by_type.items())
     return f"{which} rounded from {stored}: {types}. The figures below are of the model before that rounding."
 
 
-def _note(seeds: list[Any], written: list[Path], quantised: bool) -> str:
+def _note(seeds: list[Any], written: list[Path], quantised: int) -> str:
     """What the card says of these very files."""
     files = [path.name for path in written if path.suffix in (".gguf", ".safetensors")]
     weights_line = f"Weights: {', '.join(f'`{name}`' for name in files)}"
     weights_line += f", of seed {seeds[0]}." if len(seeds) > 1 else "."
-    wide = [f"`{name}`" for name in files if "q4_0." not in name]
+    wide = [f"`{name}`" for name in files if "q4_0." not in name and "q8_0." not in name]
     if quantised and wide:
-        weights_line += f" This is a model of four-bit weights, which stand in a wider type in {', '.join(wide)}."
+        weights_line += f" This is a model of {_BITS[quantised]} weights, which stand in a wider type in {', '.join(wide)}."
     if len(seeds) > 1:
         weights_line += f" The figures below are means over the seeds {', '.join(map(str, seeds))}."
     return weights_line

@@ -154,7 +154,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
             sweeps.setdefault(sweep["stage"], {"name": name, "role": role, **sweep})
         if "bits_per_weight" in summary:
             keys = ("method", "layers", "kept", "bits_per_weight", "calibration_tokens")
-            quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys}})
+            quantization.append({"stage": artifact.name, **{key: summary[key] for key in keys if key in summary}})
     made = {
         "curves": curves,
         "data": data,

@@ -12,7 +12,7 @@ from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts, Renderer, template_problems
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import Size, config_of, size_of, weight_problems
+from potstill.edges.models import Size, bits_of, config_of, size_of, weight_problems
 from potstill.edges.packed import check_exact
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.sources import Source
@@ -34,14 +34,14 @@ class Prospect:
         size: its parameters.
         tokenizer: gives its tokenizer; None where it cannot be had yet.
         where: `path:…` or `hf:…` of a model that is there; "" of one to be made.
-        quantised: whether it holds four-bit layers.
+        bits: of the weights of its quantised layers; 0 where it has none.
     """
 
     config: Any
     size: Size
     tokenizer: Callable[[], Any | None] = lambda: None
     where: str = ""
-    quantised: bool = False
+    bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def there(where: str) -> Prospect:
     tokenizer = _Loaded(where)
     tokenizer()  # or a stage would find out after hours that there is none
     check_exact(config)
-    return Prospect(config, size_of(config), tokenizer, where)
+    return Prospect(config, size_of(config), tokenizer, where, bits_of(where))
 
 
 def made_from(found: Prospect | None, **changed: Any) -> Prospect | None:

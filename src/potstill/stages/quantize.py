@@ -1,6 +1,7 @@
-"""Four-bit weights."""
+"""Weights of four or eight bits."""
 
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -8,11 +9,12 @@ from pydantic import Field, field_validator
 
 from potstill.core.errors import Problem, UserError
 from potstill.data.prompts import Renderer
-from potstill.data.store import Counts, instruction_pairs
+from potstill.data.store import Counts, Pair, instruction_pairs
 from potstill.edges.codes import weight_of
 from potstill.edges.machine import float64_rate, resting_memory
 from potstill.edges.models import PACKED, linears_in, load_model, load_tokenizer, save_dequantised, skeleton, stored_dtype
-from potstill.quant.layers import LayerError, quantise_model, width_problems
+from potstill.quant.finished import Finished, LayerError
+from potstill.quant.layers import EMBEDDING_GROUP, Batch, quantise_model, width_problems
 from potstill.quant.packed import save_packed
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import left_over
@@ -24,21 +26,34 @@ PASSES = 5  # of a block: one for each set of layers that share inputs, and one 
 
 
 class Quantize(DataStage, kind="quantize"):
-    """Quantise all linear layers but the head to 4 bits: GPTQ (Frantar et al., arXiv:2210.17323), or rounding as its control.
+    """Quantise all linear layers but the head to 4 or 8 bits: GPTQ (Frantar et al., arXiv:2210.17323), or rounding alone.
 
     Calibrated on training rows that went through the chat template, never on evaluation rows. The artifact holds the codes
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
 
-    version: ClassVar[int] = 4  # 4: a dtype that `rest` names is obeyed; 3: what is not quantised in bf16
+    version: ClassVar[int] = 5  # 5: by activation, scales by the Hessian, sweeps; 4: a dtype that `rest` names is obeyed
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
+    bits: Literal[4, 8] = Field(default=4, description="of a weight")
     group: int = Field(
-        default=32, description="weights that share a scale; a multiple of 32, so that GGUF's Q4_0 holds them exactly"
+        default=32, description="weights that share a scale; a multiple of 32, so that GGUF's Q4_0 and Q8_0 hold them exactly"
     )
     damping: float = Field(default=0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
-    clip_search: bool = Field(default=False, description="search each group's scale for the least squared error")
+    clip_search: bool = Field(
+        default=True,
+        description="gptq: search each group's first scale for the least error, inputs counted as large as they are",
+    )
+    sweeps: int = Field(
+        default=4, ge=0, description="gptq: passes that set each scale and each code to its best value given all others"
+    )
+    response_weight: float = Field(
+        default=1.0, gt=0, description="how much a position that predicts a response token counts, one of the prompt being 1"
+    )
+    embeddings: Literal["keep", "8bit"] = Field(
+        default="keep", description="embeddings and head: as `rest` says, or rounded to 8 bits, which GGUF's Q8_0 holds exactly"
+    )
     rest: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto",
         description="dtype of what is not quantised, which may round it; auto: as the model is stored, but bf16 for float32 "
@@ -65,9 +80,12 @@ class Quantize(DataStage, kind="quantize"):
             return
         if found is not None:
             yield from (Problem("group", rule) for rule in width_problems(found.config, self.group))
+            if self.embeddings != "keep" and found.size.hidden % EMBEDDING_GROUP:
+                rule = f"a width of {found.size.hidden} does not divide into groups of {EMBEDDING_GROUP}; leave it out"
+                yield Problem("embeddings", rule, repr(self.embeddings))
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
-        return made_from(outlook.model(self.model), quantised=True)
+        return made_from(outlook.model(self.model), bits=self.bits)
 
     def cost(self, outlook: Outlook) -> Cost:
         found = outlook.model(self.model)
@@ -84,17 +102,20 @@ class Quantize(DataStage, kind="quantize"):
             memory_bytes=round(
                 resting_memory() + left_over(size) + 8 * size.parameters + 24 * size.body / blocks + 8 * tokens * size.hidden
             ),
-            output_bytes=round(size.body * (4 + 16 / self.group) / 8) + 4 * size.parameters,
+            output_bytes=round(size.body * (self.bits + 16 / self.group) / 8) + 4 * size.parameters,
             less_memory="lower rows",
             rows=(rows,),
         )
 
     def _solving(self, model: Prospect) -> float:
-        """Seconds of the solver: in float64, per layer an inverse of its Hessian and an update of its rows for each column."""
+        """Seconds of the solver: in float64, per layer an inverse of its Hessian, and an update of its rows for each column.
+
+        A sweep updates them once more.
+        """
         if self.method == "rtn":
             return 0.0
         shapes = [weight_of(layer).shape for layer in linears_in(skeleton(model.config).base_model).values()]
-        products = sum(6 * inputs**3 + 4 * outputs * inputs**2 for outputs, inputs in shapes)
+        products = sum(6 * inputs**3 + (4 + 2 * self.sweeps) * outputs * inputs**2 for outputs, inputs in shapes)
         return products / float64_rate()
 
     def closing(self, summary: dict[str, Any]) -> str:
@@ -110,37 +131,30 @@ class Quantize(DataStage, kind="quantize"):
         return named.get(self.rest, torch.bfloat16 if stored == torch.float32 else stored)
 
     def run(self, context: Context) -> dict[str, Any]:
-        import torch
-
         work, where = context.work, context.where(self.model)
         model, tokenizer = load_model(where), load_tokenizer(where)
         renderer = Renderer(tokenizer, self.prompts)
         rows = sample_rows(self.data, "train", self.rows)
-        pairs = [[*prompt, *response] for prompt, response in instruction_pairs(rows, renderer, Counts())]
+        pairs = list(instruction_pairs(rows, renderer, Counts()))
         if not pairs:
             raise UserError(f"{work.name}: no training row fits prompts.max_tokens to calibrate on")
-        pairs.sort(key=len)
-        batches = []
-        for begin in range(0, len(pairs), 16):
-            batch = pairs[begin : begin + 16]
-            ids_BT = torch.zeros((len(batch), len(batch[-1])), dtype=torch.long)
-            mask_BT = torch.zeros_like(ids_BT)
-            for b, ids in enumerate(batch):
-                ids_BT[b, : len(ids)] = torch.tensor(ids)
-                mask_BT[b, : len(ids)] = 1
-            batches.append({"input_ids": ids_BT.to(model.device), "attention_mask": mask_BT.to(model.device)})
+        finished = Finished(work.folder / "blocks")
         result = quantise_model(
             model,
-            batches,
+            batches_of(pairs, self.response_weight, model.device),
             method=self.method,
+            bits=self.bits,
             group=self.group,
+            embeddings=self.embeddings == "8bit",
+            finished=finished,
+            on_layer=lambda name, i, n, error: work.progress.update(
+                i, n, "layer", error=f"{error:.1e}" if error is not None else "kept"
+            ),
             damping=self.damping,
             clip_search=self.clip_search,
-            on_layer=lambda name, i, n, error: work.progress.update(
-                i + 1, n, "layer", error=f"{error:.1e}" if error is not None else "kept"
-            ),
+            sweeps=self.sweeps,
         )
-        if not result.packed:
+        if not result.errors:
             raise UserError(
                 f"{work.name}: no layer was quantised ({len(result.kept)} kept); calibrate on more rows, or set group"
             )
@@ -148,7 +162,10 @@ class Quantize(DataStage, kind="quantize"):
         rest, exact = self._rest(where), self.rest == "auto"
         save_dequantised(model, tokenizer, work.folder, renderer.stop_ids, quantised, rest, exact)
         save_packed(result.packed, work.folder / PACKED)
-        notes = notes_on(result.errors, self.damping)
+        shutil.rmtree(finished.folder)
+        tokens = sum(len(prompt) + len(response) for prompt, response in pairs)
+        widest = max(result.packed[name].codes_OI.shape[1] for name in result.errors)
+        notes = [*notes_on(result.errors, self.damping), *_too_few(tokens, widest)]
         for note in notes:
             work.note(note)
         return {
@@ -159,9 +176,36 @@ class Quantize(DataStage, kind="quantize"):
             "notes": notes,
             "quantised_parameters": sum(packed.codes_OI.numel() for packed in result.packed.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "bits_per_weight": 4 + 16 / self.group,
-            "calibration_tokens": sum(map(len, pairs)),
+            "bits_per_weight": self.bits + 16 / self.group,
+            "calibration_tokens": tokens,
         }
+
+
+def batches_of(pairs: Sequence[Pair], response_weight: float, device: Any, size: int = 16) -> list[Batch]:
+    """Rows of like length side by side, padded on the right, and how much each of their positions counts."""
+    import torch
+
+    batches = []
+    rows = sorted(pairs, key=lambda pair: len(pair[0]) + len(pair[1]))
+    for begin in range(0, len(rows), size):
+        batch = [(len(prompt), torch.tensor([*prompt, *response])) for prompt, response in rows[begin : begin + size]]
+        ids_BT = torch.zeros((len(batch), len(batch[-1][1])), dtype=torch.long)
+        mask_BT, weight_BT = torch.zeros_like(ids_BT), torch.zeros(ids_BT.shape)
+        for b, (prompt, ids) in enumerate(batch):
+            ids_BT[b, : len(ids)], mask_BT[b, : len(ids)], weight_BT[b, : len(ids)] = ids, 1, 1
+            weight_BT[b, max(prompt - 1, 0) : len(ids) - 1] = response_weight  # the last token predicts nothing
+        made = {"input_ids": ids_BT, "attention_mask": mask_BT} | ({"weight": weight_BT} if response_weight != 1 else {})
+        batches.append({name: values.to(device) for name, values in made.items()})
+    return batches
+
+
+def _too_few(tokens: int, widest: int) -> Iterator[str]:
+    """A calibration whose Hessians cannot have full rank, in a figure."""
+    if tokens < widest:
+        yield (
+            f"{tokens:,} calibration tokens for inputs up to {widest:,} wide: the Hessians rest on damping, and what they do "
+            "not see is left to chance; calibrate on more rows"
+        )
 
 
 def _layer(name: str, error: LayerError) -> dict[str, Any]:

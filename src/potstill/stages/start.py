@@ -100,13 +100,13 @@ class Student:
 
     Attributes:
         keep: the layers that it has of the model that was loaded.
-        merge: makes it a plain model once training has ended.
+        merge: makes it a plain model once training has ended; what it returns, `TrainingStage.write` is given.
         cut: what decided which parts of a larger model it is; empty where nothing was cut, or no rows decided.
         layers: those that it has of the model that was cut first, and how many that one has; see `layers_of`.
     """
 
     model: Model
-    merge: Callable[[], None]
+    merge: Callable[[], Any]
     cut: dict[str, Any]
     keep: tuple[int, ...]
     layers: dict[str, Any] = field(default_factory=dict)

@@ -215,6 +215,18 @@ class TrainingStage(DataStage):
         """What each step reads; None: the store's rows."""
         return None
 
+    def begun(self, context: Context, student: Student) -> Student:
+        """The student as it trains, made of the one that was loaded."""
+        return student
+
+    def write(self, context: Context, model: Model, merged: Any, tokenizer: Tokenizer, stop_ids: list[int]) -> None:
+        """Save the trained model into the work folder.
+
+        Args:
+            merged: what the student's `merge` gave.
+        """
+        save_model(model, tokenizer, context.work.folder, stop_ids, dtype=self.saved_in())
+
     def rows_aside(self, work: Work) -> dict[int, str]:
         """Numbers of training rows that fit and must not be learned from, and why."""
         return {}
@@ -296,7 +308,7 @@ class TrainingStage(DataStage):
             )
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
-        return made_from(started(outlook.model(self.learner()[1]), self.init), quantised=False)
+        return made_from(started(outlook.model(self.learner()[1]), self.init), bits=0)
 
     def cost(self, outlook: Outlook) -> Cost:
         found = self.prospect(outlook)
@@ -373,6 +385,7 @@ class TrainingStage(DataStage):
             self.seed,
             calibration(work, self.data, renderer, self.init, config_of(where), self.optim.precision),
         )
+        student = self.begun(context, student)
         student = replace(student, layers=layers_of(context, start, student.keep, config_of(where)))
         model = student.model
         check_vocabulary(model, tokenizer, work.name)
@@ -393,10 +406,10 @@ class TrainingStage(DataStage):
             dropout=self.dropout(),
         )
         trained_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        student.merge()
+        merged = student.merge()
         with full_model(model) as plain:
             if plain is not None:
-                save_model(plain, tokenizer, work.folder, renderer.stop_ids, dtype=self.saved_in())
+                self.write(context, plain, merged, tokenizer, renderer.stop_ids)
         taught_by = self.taught_by()
         teacher = str(taught_by) if taught_by is not None else self.data.teacher()
         cut = in_words(self.init) if self.init is not None else already_cut(context, start)
@@ -465,7 +478,9 @@ def layers_of(context: Context, ref: ModelRef, keep: Sequence[int], config: Any)
         keep: the layers of it that stay.
     """
     count = config.num_hidden_layers
-    before = summary_of(context, ref).get("layers", {"keep": list(range(count)), "of": count})
+    before = summary_of(context, ref).get("layers")
+    if not isinstance(before, dict):  # nothing was cut, or it is a list of how each layer was rounded
+        before = {"keep": list(range(count)), "of": count}
     return {"keep": [before["keep"][layer] for layer in keep], "of": before["of"]}
 
 

@@ -47,7 +47,10 @@ def _of_roles(study: Study) -> list[Question]:
         source = source_of(study, row)
         if source is not None:
             asked.append(Question("four_bits", "4 bits against full precision", row, source))
+    asked += [_pair(row, other) for row in quantized for other in quantized if began_as(row, other)]  # healed and not
     for row in quantized:
+        if row.trained:  # healed: what it gained over rounding is not GPTQ's alone
+            continue
         rivals = [other for other in rtn if of_one_model(study, other, row)]
         asked += [Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other) for other in rivals[:1]]
     asked += [

@@ -1,0 +1,97 @@
+"""Distillation into a quantised student."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from potstill.core.errors import Problem, UserError
+from potstill.edges import ranks
+from potstill.edges.models import PACKED, Model, save_dequantised, stored_dtype
+from potstill.edges.vocabulary import Tokenizer
+from potstill.losses.objective import Objective
+from potstill.quant.grid import Trains, put_on_grid
+from potstill.quant.packed import Packed, packed_of, save_packed
+from potstill.stages.base import Context
+from potstill.stages.distill import Distill
+from potstill.stages.outlook import Outlook, Prospect, made_from
+from potstill.stages.start import Student
+from potstill.stages.training import summary_of
+from potstill.train.loop import Optim
+
+_QUANTISED = "is not quantised; name a `quantize` stage, or the folder of one"
+
+
+class Heal(Distill, kind="heal"):
+    """Win back what quantising cost: distil into the quantised student while its weights stay on the grid.
+
+    The teacher is the student's full-precision self, or that one's own teacher. What trains is the scales, rounded to float16
+    at every step, with norms and biases; or the codes; or both, by straight-through estimators. The artifact is like that of
+    `quantize`: codes, scales and the weights that they stand for, which agree bit for bit.
+    """
+
+    version: ClassVar[int] = 1
+
+    trains: Trains = Field(
+        default="scales", description="scales: of the groups, with norms and biases; codes: these alone; both"
+    )
+    ratio: float = Field(default=1.0, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
+    optim: Optim = Optim(lr=1e-3, epochs=0.15, warmup=0.1)
+
+    @model_validator(mode="after")
+    def _stays_on_the_grid(self) -> "Heal":
+        for field in ("init", "adapter", "hidden_states"):
+            if getattr(self, field) is not None:
+                raise ValueError(f"{field} would take the weights off the grid; leave it out")
+        if self.save_dtype != "auto":
+            raise ValueError(f"save_dtype = '{self.save_dtype}' cannot hold quantised weights exactly; leave it out")
+        return self
+
+    def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        yield from super().problems(outlook)
+        if ranks.several():
+            yield Problem("trains", "a quantised model is healed in one process alone; leave out --processes")
+        try:
+            student = outlook.model(self.student)
+        except UserError:  # said at its own field
+            return
+        if student is not None and not student.bits:
+            yield Problem("student", _QUANTISED, repr(str(self.student)))
+
+    def prospect(self, outlook: Outlook) -> Prospect | None:
+        found = outlook.model(self.student)
+        return made_from(found, bits=found.bits) if found is not None else None
+
+    def dropout(self) -> bool:
+        return False  # what is to be won back is smaller than its noise
+
+    def begun(self, context: Context, student: Student) -> Student:
+        where = context.where(self.student)
+        if ranks.several():
+            raise UserError(f"{context.work.name}: a quantised model is healed in one process alone")
+        packed = packed_of(student.model, where)
+        if not packed:
+            raise UserError(f"{context.work.name}: student {self.student} {_QUANTISED}")
+        return replace(student, merge=put_on_grid(student.model, packed, self.trains))
+
+    def write(self, context: Context, model: Model, merged: Any, tokenizer: Tokenizer, stop_ids: list[int]) -> None:
+        import torch
+
+        packed: dict[str, Packed] = merged
+        stored = stored_dtype(context.where(self.student), rest=True)
+        rest = torch.bfloat16 if stored in (None, torch.float32) else stored
+        quantised = {f"{name}.weight" for name in packed}
+        save_dequantised(model, tokenizer, context.work.folder, stop_ids, quantised, rest, exact=True)
+        save_packed(packed, context.work.folder / PACKED)
+
+    def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
+        before = summary_of(context, self.student)
+        kept = ("made_from", "kept", "bits_per_weight", "quantised_parameters", "calibration_tokens")
+        return {
+            **super().facts(context, tokenizer, objective),
+            **{key: before[key] for key in kept if key in before},
+            "method": f"{before.get('method', 'packed')}, healed",
+            "layers": [],  # their errors are not what was minimised
+            "healed": str(self.student),
+        }

@@ -1,0 +1,97 @@
+"""Healing: the student learns, its weights stay on the grid, and what is saved is what was trained."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_parts import save_pair, write_rows
+
+from potstill.core.artifact import Artifact
+from potstill.core.errors import RecipeError
+from potstill.edges.models import load_model
+from potstill.quant.packed import load_packed, packed_of
+from potstill.recipe.parse import parse_recipe
+from potstill.run.runner import run_recipe
+
+OPTIM = {"steps": 12, "batch_size": 8, "lr": 5e-3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heal")
+    save_pair(folder, student=32, teacher=32)
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+def recipe(root: Path, *stages: dict[str, Any]) -> Any:
+    data = {"kind": "jsonl", "path": str(root / "rows.jsonl"), "language": "en", "splits": {"validation": 0.2, "test": 0.3}}
+    prompts = {"max_tokens": 128, "max_prompt_tokens": 96}
+    four = {"name": "four", "kind": "quantize", "model": f"path:{root}/student", "method": "rtn", "rows": 8}
+    return parse_recipe({"name": "heal", "data": data, "prompts": prompts, "stage": [four, *stages]})
+
+
+def heal(root: Path, **more: Any) -> dict[str, Any]:
+    kl = {"times": 1, "rows": 12, "metrics": ["kl_to_teacher"]}
+    taught = {"student": "stage:four", "teacher": f"path:{root}/student", "signal": "live"}
+    return {"name": "healed", "kind": "heal", **taught, "optim": OPTIM, "validation": kl, **more}
+
+
+def divergences(made: Artifact) -> list[float]:
+    lines = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["validation_kl_to_teacher"] for line in lines if "validation_kl_to_teacher" in line]
+
+
+@pytest.mark.parametrize("trains", ["scales", "codes", "both"])
+def test_what_trains_moves_and_all_stays_exact(root: Path, tmp_path: Path, trains: str) -> None:
+    made = run_recipe(recipe(root, heal(root, trains=trains)), tmp_path)
+    before, after = (load_packed(made[name].folder / "packed.safetensors") for name in ("four", "healed"))
+    assert before.keys() == after.keys()
+    moved = {
+        "scales": any(not torch.equal(before[name].scales_OG, after[name].scales_OG) for name in before),
+        "codes": any(not torch.equal(before[name].codes_OI, after[name].codes_OI) for name in before),
+    }
+    assert moved == {"scales": trains != "codes", "codes": trains != "scales"}
+    where = f"path:{made['healed'].folder}"
+    assert packed_of(load_model(where), where).keys() == before.keys()  # codes and weights agree bit for bit
+    for name, matrix in after.items():
+        assert matrix.scales_OG.dtype == torch.float16
+        assert -8 <= int(matrix.codes_OI.min()) <= int(matrix.codes_OI.max()) <= 7, name
+    first, last = divergences(made["healed"])
+    assert trains != "scales" or last < 0.9 * first  # on validation rows
+
+
+def test_what_is_no_part_of_the_grid_stays_or_is_a_norm_or_bias(root: Path, tmp_path: Path) -> None:
+    made = run_recipe(recipe(root, heal(root)), tmp_path)
+    before, after = (load_file(made[name].folder / "model.safetensors") for name in ("four", "healed"))
+    packed = load_packed(made["four"].folder / "packed.safetensors")
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert changed - {f"{name}.weight" for name in packed} == {name for name in before if before[name].ndim == 1}
+    assert after["model.embed_tokens.weight"].dtype == before["model.embed_tokens.weight"].dtype
+
+
+def test_the_record_says_what_it_came_from(root: Path, tmp_path: Path) -> None:
+    made = run_recipe(recipe(root, heal(root)), tmp_path)["healed"]
+    assert made.summary["made_from"] == f"path:{root}/student"
+    assert made.summary["trained"]["start"] == "stage:four"
+    assert made.summary["trained"]["steps"] == OPTIM["steps"]
+    assert (made.summary["method"], made.summary["bits_per_weight"]) == ("rtn, healed", 4.5)
+
+
+def test_a_student_off_the_grid_is_refused_before_anything_runs(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is not quantised; name a `quantize` stage"):
+        run_recipe(recipe(root, heal(root, student=f"path:{root}/student")), tmp_path)
+    assert not list(tmp_path.glob("artifacts/healed*"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"init": {"kind": "layers", "keep": [0]}}, {"adapter": {"r": 2}}, {"save_dtype": "bf16"}],
+    ids=str,
+)
+def test_what_would_leave_the_grid_is_refused(root: Path, more: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"off the grid|cannot hold quantised weights exactly"):
+        recipe(root, heal(root, **more))
