@@ -30,8 +30,8 @@ class Gguf(Exporter, kind="gguf"):
     That file repacks the solver's codes and scales bit for bit and quantises nothing again; layers that were kept at
     full precision are f16 in it. Norms and biases are f32 in every file. Other types of a quantised model hold its quantised
     weights too, and say so in their name (`model-q4_0-as-f16.gguf`): for full precision export the model that was quantised.
-    q8_0 of a model that is not quantised rounds every matrix as llama.cpp's own quantiser does, f16 where a width does not divide
-    by 32.
+    q8_0 of a model that is not quantised rounds every matrix as llama.cpp's own quantiser does, f16 where a width does not
+    divide by 32.
     Qwen 2 and 3, Llama, Mistral, Gemma 3 (text), SmolLM 3 and GPT-2.
     """
 
