@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -13,6 +13,7 @@ from potstill import __version__
 from potstill.core.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
+    from potstill.core.artifact import Artifact
     from potstill.recipe.header import Recipe
     from potstill.sandbox.grader import Grade
 
@@ -68,7 +69,7 @@ def _without_sandbox(context: click.Context, parameter: click.Parameter, unsafe:
     programs.use(lambda: Grader(choose("none")))
 
 
-GRPO_RECIPE = "real/grpo-smollm2"  # the shipped recipe that the quickstart names at its end
+GRPO_RECIPE = "small/grpo-primer"  # the shipped recipe that the quickstart names at its end
 UNSAFE_OPTION = click.option(
     "--unsafe-no-sandbox",
     is_flag=True,
@@ -142,9 +143,9 @@ def quickstart(overrides: tuple[str, ...], out: Path | None, processes: int, qui
     from potstill.recipe.parse import load_recipe
 
     _spread(processes)
-    _run(lambda: load_recipe(shipped("quickstart.toml"), overrides), out, quiet, as_json)
-    if not (quiet or as_json):
-        _say_reasoning()
+    done = _run(lambda: load_recipe(shipped("quickstart.toml"), overrides), out, quiet, as_json)
+    if done and not (quiet or as_json):
+        _say_next(done)
 
 
 @main.command()
@@ -583,7 +584,8 @@ def _spread(processes: int) -> None:
         sys.exit(status)
 
 
-def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json: bool) -> None:
+def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json: bool) -> "Mapping[str, Artifact]":
+    """What was made, by stage; nothing in a process that is not the first."""
     import shlex
 
     from potstill.core.progress import Progress
@@ -597,7 +599,7 @@ def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json:
         progress = Progress("quiet" if quiet else "auto")
         done = run_recipe(found, folder, progress=progress, command=command, stopper=click.get_current_context().obj)
     if not ranks.first():
-        return
+        return {}
     if any(artifact.makes == "report" for artifact in done.values()):
         _show_report(folder, as_json)
     elif as_json:
@@ -605,15 +607,23 @@ def _run(recipe: "Callable[[], Recipe]", out: Path | None, quiet: bool, as_json:
     else:
         for ident, artifact in done.items():
             click.echo(f"{ident:<14} {artifact.folder}")
+    return done
 
 
-def _say_reasoning() -> None:
-    """What the quickstart leaves out, and why it cannot be had where no sandbox is safe."""
-    from potstill.edges import ranks
+def _say_next(done: "Mapping[str, Artifact]") -> None:
+    """How to use what the quickstart made; what it leaves out, and why that cannot be had where no sandbox is safe."""
+    import shlex
+
+    from potstill.edges.llamacpp import runtime_problem
     from potstill.scorers import programs
 
-    if not ranks.first():
-        return
+    exports = [artifact for artifact in done.values() if artifact.makes == "export"]
+    files = [artifact.folder / name for artifact in exports for name in artifact.summary["files"] if name.endswith(".gguf")]
+    for file in files:
+        absent = runtime_problem()
+        click.echo(f"next: talk to the 4-bit file: potstill chat {shlex.quote(str(file))}" + (f" ({absent})" if absent else ""))
+        run = shlex.quote(str(file.parent.parent.parent))
+        click.echo(f"next: compare its models side by side on a page: potstill serve {run}")
     click.echo(f"next: reasoning by GRPO, judged by programs that run: potstill run {GRPO_RECIPE} (docs/grpo.md)")
     try:
         programs.sandbox()

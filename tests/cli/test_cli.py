@@ -467,7 +467,7 @@ def test_the_quickstart_names_what_comes_next_and_says_where_no_sandbox_is_safe(
 
     try:
         programs.use(none)
-        cli._say_reasoning()
+        cli._say_next({})
     finally:
         programs.use(None)
     first, second = capsys.readouterr().out.splitlines()
