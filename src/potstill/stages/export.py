@@ -19,7 +19,6 @@ from potstill.exporters.modelfile import modelfile
 from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import packed_of
 from potstill.report.card import model_card
-from potstill.report.ship import shipped_files
 from potstill.report.tools import MODELFILE, how_to_run
 from potstill.stages.base import Context, Stage
 from potstill.stages.cost import left_over
@@ -122,9 +121,8 @@ class Export(Stage, kind="export"):
                 held |= exporter.holds(stored, quantised=bool(packed))
             note = " ".join(filter(None, (_note(row["seeds"], written, bool(packed)), _rounded(stored, held, bool(packed)))))
             write_text(folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside))
-        elif ggufs:
-            shipped = shipped_files({file.name: beside[file.name] for file in ggufs})
-            write_text(folder / "README.md", how_to_run(shipped, modelfile=True))
+        elif told := how_to_run(beside):
+            write_text(folder / "README.md", told)
         return {"files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written}}
 
     def _report(self, context: Context) -> dict[str, Any] | None:
