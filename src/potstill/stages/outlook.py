@@ -12,7 +12,7 @@ from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts, Renderer, template_problems
 from potstill.data.store import Counts, instruction_pairs
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import Size, config_of, size_of, weight_problems
+from potstill.edges.models import PACKED, Size, config_of, size_of, weight_problems
 from potstill.edges.packed import check_exact
 from potstill.edges.vocabulary import load_tokenizer
 from potstill.sources import Source
@@ -315,7 +315,9 @@ def there(where: str) -> Prospect:
     tokenizer = _Loaded(where)
     tokenizer()  # or a stage would find out after hours that there is none
     check_exact(config)
-    return Prospect(config, size_of(config), tokenizer, where)
+    folder = Path(where.removeprefix("path:")).expanduser()
+    quantised = where.startswith("path:") and (folder / PACKED).is_file()
+    return Prospect(config, size_of(config), tokenizer, where, quantised=quantised)
 
 
 def made_from(found: Prospect | None, **changed: Any) -> Prospect | None:
