@@ -1,6 +1,7 @@
 """A web export, opened in a browser: prompts are those of training, it asks nobody else, text stays text."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,6 +163,19 @@ def test_it_speaks_spanish_and_fits_a_phone(page: Page) -> None:
     assert page.value(overflowing) == 0
     page.value("document.getElementById('language').click()")
     page.resize(1280, 800)
+
+
+@needs_chromium
+def test_half_a_model_is_told_and_not_answered_from(page: Page, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "web")
+    whole = (folder / "model.bin").read_bytes()
+    (tmp_path / "web" / "model.bin").write_bytes(whole[: len(whole) // 2])
+    with file_server(tmp_path / "web") as url, file_server(folder) as home:
+        page.call("Page.navigate", url=url)
+        page.wait("document.getElementById('state')?.textContent.includes('model.bin is missing here or not whole')")
+        assert page.value("document.getElementById('send').disabled")
+        page.call("Page.navigate", url=home)
+        page.wait("document.body?.dataset.loadedMs")
 
 
 def test_the_model_file_spells_no_control_token(folder: Path) -> None:

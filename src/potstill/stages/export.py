@@ -82,7 +82,7 @@ class Export(Stage, kind="export"):
         return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
 
     def closing(self, summary: dict[str, Any]) -> str:
-        return ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
+        return ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf", "index.html")))
 
     def refusals(self, config: Any, tokenizer: Any, *, quantised: bool) -> list[str]:
         """Why the formats would refuse a model, all of them, as far as its config and tokenizer tell."""
