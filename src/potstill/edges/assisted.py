@@ -109,7 +109,7 @@ def _watched(teacher: Model) -> Iterator[list[tuple[int, int]]]:
     looks: list[tuple[int, int]] = []
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        places = kwargs.get("position_ids", kwargs.get("cache_position"))  # older releases give the latter
+        places: Any = kwargs.get("position_ids", kwargs.get("cache_position"))  # older releases give the latter
         whole = int(places.flatten()[-1]) + 1
         drafted = kwargs["logits_to_keep"] - 1
         looks.append((whole - drafted, drafted))
