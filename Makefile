@@ -50,12 +50,12 @@ docs: $(READY)
 clean:
 	rm -rf $(VENV) $(LOW) dist .pytest_cache .ruff_cache
 
+# compressed-tensors, by which tests load exported folders, asks for a newer torch than TORCH may be, and needs none
 $(READY): pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint $(VENV)/constraints.txt
-	# it asks for a newer torch than TORCH may be, and needs none: the tests load exported folders by it
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --constraint $(VENV)/constraints.txt compressed-tensors loguru
 	touch $(READY)
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:  # the same names for an editor, which sees no `__getattr__`
     from potstill.edges.models import load_model as load_model
     from potstill.edges.models import load_tokenizer as load_tokenizer
     from potstill.exporters import Exporter as Exporter
+    from potstill.exporters.compressed_tensors import CompressedTensors as CompressedTensors
     from potstill.exporters.gguf import Gguf as Gguf
     from potstill.exporters.safetensors import Safetensors as Safetensors
+    from potstill.exporters.web import Web as Web
     from potstill.inits import Init as Init
     from potstill.inits.layers import Layers as Layers
     from potstill.inits.width import Width as Width
@@ -109,6 +111,8 @@ _WHERE = {
     "Exporter": "potstill.exporters",
     "Safetensors": "potstill.exporters.safetensors",
     "Gguf": "potstill.exporters.gguf",
+    "CompressedTensors": "potstill.exporters.compressed_tensors",
+    "Web": "potstill.exporters.web",
     "Prompts": "potstill.data.prompts",
     "Optim": "potstill.train.loop",
     "Stage": "potstill.stages",

@@ -150,6 +150,13 @@ def test_beside_a_gguf_file_lies_how_people_run_it(tmp_path: Path) -> None:
     assert not {"Modelfile", "README.md"} & {path.name for path in plain.folder.iterdir()}
 
 
+def test_a_quantised_folder_is_known_as_such_before_it_is_loaded(tmp_path: Path) -> None:
+    made = quantize(saved(tmp_path / "base"), tmp_path)
+    out = export(f"path:{made.folder}", tmp_path / "out", {"kind": "gguf", "types": ("q4_0",)}, "compressed_tensors")
+    assert {"model-q4_0.gguf", "compressed-tensors/model.safetensors"} < set(out.summary["files"])
+    assert "ollama create" in (out.folder / "README.md").read_text()
+
+
 def test_two_formats_do_not_write_over_each_other(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"two of (its formats|them) write model-f16.gguf; leave one out"):
         export(saved(tmp_path / "base"), tmp_path / "export", "gguf", {"kind": "gguf", "name": "other"})

@@ -1,6 +1,7 @@
 """A web export, opened in a browser: prompts are those of training, it asks nobody else, text stays text."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from browser import Page, chromium, file_server, needs_chromium
 from llamacpp import ask, needs_llamacpp
-from tiny_export import QWEN2_REGEX, split_then_bytes, tiny_model, train_tokenizer
+from tiny_export import QWEN2_REGEX, sentencepiece, split_then_bytes, tiny_model, train_tokenizer
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
+from potstill.data.pieces import Opening, Pieces
 from potstill.data.prompts import Prompts, Renderer
 from potstill.exporters import _wllama
 from potstill.exporters._wllama import wllama_files
@@ -114,6 +116,27 @@ def test_prompts_are_those_of_training_token_for_token(page: Page, folder: Path,
     assert ask(folder / "model.bin", texts=written)["ids"] == expected
 
 
+@needs_llamacpp
+@pytest.mark.parametrize("blanks, template", [("gemma", "TRIMS"), ("llama", "CHATML")])
+def test_a_beginning_stands_once_and_blanks_where_training_had_them(
+    blanks: str, template: str, library: str, tmp_path: Path
+) -> None:
+    tokenizer = sentencepiece(blanks)
+    written = getattr(chat_templates, template).replace("<|im_end|>", "</s>").replace("<end>", "</s>")
+    tokenizer.chat_template = "{{ '<s>' }}" + written
+    rows = max(tokenizer.get_vocab().values()) + 3
+    model = tiny_model("gemma3" if blanks == "gemma" else "llama", tied=True, vocab_size=rows)
+    Web(wllama=library).write(model, tokenizer, {}, tmp_path)
+    told = json.loads((tmp_path / FOLDER / "model.json").read_text())["pieces"]
+    pieces = Pieces(**(told | {name: Opening(**told[name]) for name in ("alone", "several")}))
+    renderer = Renderer(tokenizer, Prompts())
+    texts = ["Hi", " two  blanks ", "</s><s> <0x41>", "\n"]
+    prompts = [pieces.text([{"role": "user", "content": text}]) for text in texts]
+    expected = [renderer.prompt(Example(key="", instruction=text, response="")).ids for text in texts]
+    assert all(ids is not None and ids.count(tokenizer.bos_token_id) == 1 for ids in expected)
+    assert ask(tmp_path / FOLDER / "model.bin", texts=prompts)["ids"] == expected
+
+
 @needs_chromium
 def test_an_answer_stops_when_asked_and_one_too_long_is_told(page: Page) -> None:
     before = page.value("Number(document.body.dataset.answers || 0)")
@@ -140,6 +163,19 @@ def test_it_speaks_spanish_and_fits_a_phone(page: Page) -> None:
     assert page.value(overflowing) == 0
     page.value("document.getElementById('language').click()")
     page.resize(1280, 800)
+
+
+@needs_chromium
+def test_half_a_model_is_told_and_not_answered_from(page: Page, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "web")
+    whole = (folder / "model.bin").read_bytes()
+    (tmp_path / "web" / "model.bin").write_bytes(whole[: len(whole) // 2])
+    with file_server(tmp_path / "web") as url, file_server(folder) as home:
+        page.call("Page.navigate", url=url)
+        page.wait("document.getElementById('state')?.textContent.includes('model.bin is missing here or not whole')")
+        assert page.value("document.getElementById('send').disabled")
+        page.call("Page.navigate", url=home)
+        page.wait("document.body?.dataset.loadedMs")
 
 
 def test_the_model_file_spells_no_control_token(folder: Path) -> None:

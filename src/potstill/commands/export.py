@@ -40,7 +40,8 @@ def export(target: str, kinds: Sequence[str], out: Path | None, wllama: str, pro
     formats: Any = tuple(Exporter.parse({"kind": kind, **fields.get(kind, {})}) for kind in dict.fromkeys(kinds))
     name = artifact.name.partition("@")[0]
     folder = out or Path("exports") / f"{artifact.recipe or 'model'}-{name}"
-    return run_stage(Export(model=f"path:{artifact.folder.resolve()}", formats=formats), folder, progress=progress)
+    model: Any = f"path:{artifact.folder.resolve()}"
+    return run_stage(Export(model=model, formats=formats), folder, progress=progress)
 
 
 def _smallest(target: str) -> str:

@@ -109,7 +109,8 @@ def _watched(teacher: Model) -> Iterator[list[tuple[int, int]]]:
     looks: list[tuple[int, int]] = []
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        whole = int(kwargs["position_ids"][0, -1]) + 1
+        places: Any = kwargs.get("position_ids", kwargs.get("cache_position"))  # older releases give the latter
+        whole = int(places.flatten()[-1]) + 1
         drafted = kwargs["logits_to_keep"] - 1
         looks.append((whole - drafted, drafted))
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from potstill.core.errors import UserError
@@ -10,7 +11,7 @@ from potstill.report.html import OUTCOMES, visible
 from potstill.report.markdown import code as _code
 from potstill.report.markdown import inline as _inline
 from potstill.report.ship import ShippedFile, shipped_files
-from potstill.report.tools import MODELFILE, tools
+from potstill.report.tools import tools
 from potstill.report.verified import section
 from potstill.scorers.language import UNKNOWN
 from potstill.study.records import NO_SANDBOX
@@ -78,7 +79,7 @@ def model_card(
     parts += _shown(report, row)
     parts += ["## Results", "", *_table(report, metrics, model_row), "", _of_the_intervals(report), ""]
     parts += section(verified) if verified is not None else []
-    parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load, MODELFILE in (files or ()))]
+    parts += ["## How to run", "", *_how_to_run(report, beside, path, how_to_load, files or {})]
     parts += ["## How it was made", "", *_how_made(report, row, made, base), ""]
     parts += ["## Licence", "", _licence(license, base or made.get("start"), made.get("teacher")), ""]
     return "\n".join(parts).encode("utf-8", "replace").decode("utf-8")
@@ -142,20 +143,21 @@ def _of_the_intervals(report: Mapping[str, Any]) -> str:
 
 
 def _how_to_run(
-    report: Mapping[str, Any], files: Sequence[ShippedFile], path: str, how_to_load: str | None, modelfile: bool
+    report: Mapping[str, Any], weights: Sequence[ShippedFile], path: str, how_to_load: str | None, files: Mapping[str, int]
 ) -> Iterator[str]:
-    """People's programs for GGUF files, transformers for the folder; the latter alone where no file is known."""
-    ggufs = [file for file in files if file.name.endswith(".gguf")]
-    if ggufs:
-        yield from tools(ggufs, modelfile=modelfile)
+    """People's programs for GGUF files and pages, transformers for a folder; the latter alone where no file is known."""
+    yield from tools(files or {file.name: file.bytes for file in weights})
+    loadable = [file for file in weights if not file.name.endswith(".gguf")]
     if how_to_load:
         yield from (how_to_load, "")
-    elif not files or len(ggufs) < len(files):
+    elif not weights or loadable:
         asked = next((example["prompt"] for example in report["examples"] if len(example["prompt"]) <= 200), "Hello")
         # JSON's text is Python's too; a row's own tags and fences stay text wherever the card is shown
         question = json.dumps(visible(asked), ensure_ascii=False).replace("<", "\\u003c").replace("`", "\\u0060")
         most = report["decoding"].get("max_new_tokens") or 256
-        code = _LOAD.format(path=path, max_new_tokens=most, question=question)
+        folders = {str(PurePath(file.name).parent) for file in loadable}
+        inner = "" if "." in folders or not folders else min(folders)
+        code = _LOAD.format(path=f"{path}/{inner}" if inner else path, max_new_tokens=most, question=question)
         yield from ("With transformers:", "", f"```python\n{code}```", "")
 
 

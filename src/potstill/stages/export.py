@@ -21,7 +21,6 @@ from potstill.exporters.modelfile import modelfile
 from potstill.exporters.safetensors import Safetensors
 from potstill.quant.packed import packed_of
 from potstill.report.card import model_card
-from potstill.report.ship import shipped_files
 from potstill.report.tools import MODELFILE, how_to_run
 from potstill.report.verified import figures_in_words, section
 from potstill.stages.base import Context, Stage
@@ -108,7 +107,7 @@ class Export(Stage, kind="export"):
         return Cost(parameters=parameters, memory_bytes=memory, output_bytes=written)
 
     def closing(self, summary: dict[str, Any]) -> str:
-        names = ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf")))
+        names = ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf", "index.html")))
         record = summary["verified"]
         left_out = record["not_verified"]
         told = [f"verified: {figures_in_words(one)}" for one in record["files"] if one["file"].endswith(".gguf")]
@@ -156,10 +155,8 @@ class Export(Stage, kind="export"):
             write_text(
                 folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside, verified=verified)
             )
-        elif ggufs:
-            shipped = shipped_files({file.name: beside[file.name] for file in ggufs})
-            text = how_to_run(shipped, modelfile=True)
-            write_text(folder / "README.md", "\n".join([text.rstrip("\n"), "", *section(verified), ""]))
+        elif told := how_to_run(beside):
+            write_text(folder / "README.md", "\n".join([told.rstrip("\n"), "", *section(verified), ""]))
         return {
             "files": {str(file.relative_to(folder)): [file.stat().st_size, file_hash(file)] for file in written},
             "verified": verified,

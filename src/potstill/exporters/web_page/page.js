@@ -11,6 +11,7 @@ const WORDS = {
     speed: (n, rate, first) => `${n} tokens, ${rate.toFixed(1)} tokens/s, first after ${first.toFixed(1)} s`,
     long: "That no longer fits into the model. Start a new chat, or ask for less.",
     failed: (why) => `The model could not be loaded: ${why}. A current Chrome, Edge or Firefox can run it.`,
+    missing: (file) => `The file ${file} is missing here or not whole. Copy the folder again.`,
     broke: (why) => `The answer broke off: ${why}`, other: "Español", code: "ES",
   },
   es: {
@@ -22,6 +23,7 @@ const WORDS = {
     speed: (n, rate, first) => `${n} tokens, ${rate.toFixed(1).replace(".", ",")} tokens/s, primero a los ${first.toFixed(1).replace(".", ",")} s`,
     long: "Eso ya no cabe en el modelo. Empieza un chat nuevo o pide menos.",
     failed: (why) => `No se pudo cargar el modelo: ${why}. Un Chrome, Edge o Firefox actual puede ejecutarlo.`,
+    missing: (file) => `El archivo ${file} falta aquí o no está completo. Vuelve a copiar la carpeta.`,
     broke: (why) => `La respuesta se cortó: ${why}`, other: "English", code: "EN",
   },
 };
@@ -93,9 +95,17 @@ function translate() {
   $("speed").textContent = measured ? w.speed(...measured) : "";
 }
 
+class Missing extends Error {}
+
+/** A file of this folder. */
+async function file(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Missing(name);
+  return answer;
+}
+
 async function modelBlob() {
-  const answer = await fetch("model.bin");
-  if (!answer.ok) throw new Error(`model.bin: ${answer.status}`);
+  const answer = await file("model.bin");
   const parts = [], reader = answer.body.getReader();
   $("bar").hidden = false;
   for (let have = 0; ; ) {
@@ -105,13 +115,15 @@ async function modelBlob() {
     have += value.length;
     $("done").style.width = `${Math.min(100, (100 * have) / config.bytes)}%`;
   }
-  return new Blob(parts);
+  const blob = new Blob(parts);
+  if (blob.size !== config.bytes) throw new Missing("model.bin"); // llama.cpp would answer nonsense from half a file
+  return blob;
 }
 
 async function load() {
   try {
     const began = performance.now();
-    config = await (await fetch("model.json")).json();
+    config = await (await file("model.json")).json();
     $("name").textContent = document.title = config.name;
     $("remember").checked = config.remember;
     translate();
@@ -129,7 +141,8 @@ async function load() {
   } catch (error) {
     state = "";
     $("bar").hidden = true;
-    $("state").textContent = words().failed(error.message || error);
+    const why = error.message || error;
+    $("state").textContent = error instanceof Missing ? words().missing(why) : words().failed(why);
   }
   translate();
 }
