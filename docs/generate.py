@@ -45,7 +45,7 @@ def page() -> str:
             parts += ["### Fields of every stage", table(every_stage)]
             parts += [
                 "### Fields of every stage that reads rows",
-                "All but `best`, `export` and `report`.",
+                "All but `best`, `device`, `export` and `report`.",
                 table(every_data_stage),
             ]
             shared = every_stage + every_data_stage

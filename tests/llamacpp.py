@@ -24,7 +24,7 @@ def ask(
     spelt: Sequence[list[int]] = (),
 ) -> dict[str, Any]:
     """`answers_of` as a dict: `logp` by token id, `ids`, `texts`, `answers` (greedy text and why it ended), `props`."""
-    asked = {"continued": prompts, "words": words} if words else {"prompts": prompts}
+    asked: dict[str, Any] = {"continued": prompts, "words": words} if words else {"prompts": prompts}
     found = runtime.answers_of(file, texts=texts, spelt=spelt, **asked)
     logp = [{id: value for id, value in enumerate(logp_V.tolist()) if not math.isnan(value)} for logp_V in found.logp_V]
     answers = [list(written) for written in found.written]

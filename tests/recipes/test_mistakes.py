@@ -23,7 +23,7 @@ SOURCES = (
     "bugnet, codeforces_cots, csv, debugbench, dolly, gsm8k, hub, jsonl, mbpp, parquet, primer, programs, quixbugs, squad, "
     "stage, stdlib"
 )
-STAGES = "best, cache, cut, distill, evaluate, export, generate, grpo, heal, minillm, pretrain, quantize, report, sft"
+STAGES = "best, cache, cut, device, distill, evaluate, export, generate, grpo, heal, minillm, pretrain, quantize, report, sft"
 
 
 def message(toml: str, *overrides: str) -> str:

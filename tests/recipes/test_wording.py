@@ -145,9 +145,9 @@ def test_a_wrong_value_in_the_header_is_told_in_our_words():
 def test_one_wrong_value_of_a_field_that_takes_this_or_that_is_one_problem():
     table, _ = table_for("exporter", Exporter.kinds["gguf"])
     for value, place, rule in (
-        (5, "out.formats[0].types", "must be 'auto' or a list of f32, f16, q4_0"),
-        ("f16", "out.formats[0].types", "must be 'auto' or a list of f32, f16, q4_0"),
-        (["f61"], "out.formats[0].types[0]", "must be one of f32, f16, q4_0; did you mean 'f16'?"),
+        (5, "out.formats[0].types", "must be 'auto' or a list of f32, f16, bf16, q8_0, q4_0"),
+        ("f16", "out.formats[0].types", "must be 'auto' or a list of f32, f16, bf16, q8_0, q4_0"),
+        (["f61"], "out.formats[0].types[0]", "must be one of f32, f16, bf16, q8_0, q4_0; did you mean 'f16'?"),
     ):
         table["stage"][1]["formats"][0]["types"] = value
         assert [(problem.place, problem.rule) for problem in problems(table)] == [(place, rule)]

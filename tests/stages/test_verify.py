@@ -20,7 +20,7 @@ from potstill.edges.models import save_model
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
-from potstill.stages.verified import VERIFIED
+from potstill.stages.verified import VERIFIED, passages_for
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
 
@@ -201,6 +201,19 @@ def test_what_cannot_be_verified_is_one_clear_error(made: dict[str, Any], tmp_pa
     ):
         done = command(target)
         assert (done.exit_code, rule in done.stderr) == (2, True), done.stderr
+
+
+def test_passages_fit_the_fewest_positions_and_are_asked_evenly() -> None:
+    tokenizer = chat_tokenizer()
+    for positions in (8, 64, None):
+        passages = passages_for(None, tokenizer, positions)
+        assert passages.of == "4 built-in texts"
+        for count in (1, 7, 24):
+            chosen = passages.chosen(count)
+            assert sum(len(places) for _, places in chosen) == min(count, 16 if positions == 8 else count)
+            for ids, places in chosen:
+                assert len(ids) <= (positions or 10**6)
+                assert all(0 < place < len(ids) for place in places)
 
 
 def test_the_card_holds_one_verification_and_names_what_failed() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.edges.hub import cached_models
+from potstill.edges.llamacpp import PACKAGE as RUNTIME
+from potstill.edges.llamacpp import runtime_problem
 from potstill.edges.machine import PACKAGES, bf16_instructions
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def findings() -> list[dict[str, Any]]:
     for name, module, purpose, remedy in OPTIONAL:
         there = importlib.util.find_spec(module) is not None
         found = version(name) if there else f"missing, only for {purpose}"
-        add(name, True if there else None, found, f"pip install {remedy}")
+        trouble = runtime_problem() if there and name == RUNTIME else None
+        add(name, True if there and not trouble else None, trouble or found, f"pip install {remedy}")
     return rows + sandboxes()
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Target:
         model: its artifact; None: it was not made here.
         damaged: files that are not as they were written.
         note: what a reader must know of what was not looked at.
+        keeps: whether the result is written beside the files: they are an export, and all of it.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Target:
     model: Artifact | None = None
     damaged: dict[str, str] = field(default_factory=dict)
     note: str = ""
+    keeps: bool = False
 
 
 def targets_of(target: str, against: str | None) -> list[Target]:
@@ -46,6 +48,9 @@ def targets_of(target: str, against: str | None) -> list[Target]:
         UserError: nothing is there, nothing in it can be verified, or the model that it was made from is gone.
     """
     path = Path(target).expanduser()
+    if path.is_file() and (path.parent / MANIFEST).is_file():
+        export = _of_export(Artifact.load(path.parent), against)
+        return [replace(export, names=[path.name], keeps=False)]
     if path.is_file():
         note = "no manifest lies beside it, so only the runtime was asked: bits that flipped before cannot be seen"
         return [Target(path.parent, [path.name], against or f"path:{path}", note=note)]
@@ -81,10 +86,9 @@ def _of_export(artifact: Artifact, against: str | None) -> Target:
     if artifact.makes != "export":
         raise UserError(f"{artifact.folder}: holds what the stage '{artifact.name}' made, and not an export; name an export")
     folder, listed = artifact.folder, artifact.summary["files"]
-    names = [name for name in [*exported_in(folder), *listed] if name.endswith(".gguf") or name in exported_in(folder)]
     broken = damage(folder, listed)
-    names += [name for name in broken if name.endswith(".safetensors")]
-    target = Target(folder, list(dict.fromkeys(names)), "", damaged=broken)
+    lost = [name for name in broken if name.endswith((".gguf", ".safetensors"))]  # of which no file need be left
+    target = Target(folder, list(dict.fromkeys([*exported_in(folder), *lost])), "", damaged=broken, keeps=True)
     if against:
         target.reference, target.model = against, _made_here(against)
         return target
@@ -142,7 +146,7 @@ def verify(target: Target, positions: int, progress: Progress) -> dict[str, Any]
         )
     record["created"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     record |= {"folder": str(target.folder)} | ({"note": target.note} if target.note else {})
-    if (target.folder / MANIFEST).is_file():
+    if target.keeps:
         write_json(target.folder / VERIFIED, {key: value for key, value in record.items() if key != "folder"})
         card = target.folder / "README.md"
         if card.is_file():

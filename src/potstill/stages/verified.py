@@ -156,7 +156,8 @@ def passages_for(model: Artifact | None, tokenizer: Tokenizer, positions: int | 
         positions: that the model has; None: nothing bounds them.
     """
     room = positions or 2**31
-    built_in = [(prompt, answer[: room - len(prompt)]) for prompt, answer in _built_in(tokenizer) if len(prompt) + 2 <= room]
+    cut = max(1, room // 2)  # of a model with very few positions
+    built_in = [(prompt[:cut], answer[: room - min(cut, len(prompt))]) for prompt, answer in _built_in(tokenizer)]
     named = f"{len(built_in)} built-in texts"
     trained = trained_as(as_chosen(model)) if model is not None else None
     for split in ("validation", "test", "train") if trained is not None else ():
