@@ -396,15 +396,16 @@ def serve(
     Only programs of this machine can ask unless --host says otherwise. Ctrl-C ends it: answers on their way get ten seconds.
     """
     with click.get_current_context().obj.deaf():  # signals are the server's own
-        from potstill.serve.running import Address, check_installed, key_of
+        from potstill.serve.installed import check_installed
 
         check_installed()
-        key = key_of(key_file, key_env)
 
         from potstill.serve.app import Limits
+        from potstill.serve.running import Address, key_of
         from potstill.serve.running import serve as serve_until_stopped
         from potstill.serve.shelf import Opening
 
+        key = key_of(key_file, key_env)
         opening = Opening(engine, context, streams, *([threads] if threads is not None else []))
         compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
         limits = Limits(max_tokens, max_body, queue)

@@ -1,5 +1,6 @@
 """Bad requests, foreign pages, keys, full queues: the right status, at once, and the server goes on."""
 
+import asyncio
 import json
 import socket
 import time
@@ -170,3 +171,26 @@ def test_an_answer_stops_when_its_client_goes(site):
             assert len(passes) == done < 6000
     finally:
         hook.remove()
+
+
+def test_a_stop_cuts_what_does_not_end_and_takes_nothing_more(pair, site):
+    with serving(pair, opened=site.opened, limits=Limits(max_tokens=8000)) as stopping:
+        stopping.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        sock = begin(stopping, LONG)
+        stopping.state.stopping = "the server is stopping"
+        status, raw, _ = stopping.post(CHAT, GOOD)
+        assert (status, json.loads(raw)["error"]["code"]) == (503, "stopping")
+        assert stopping.health()[1]["status"] == "stopping"
+        asyncio.run_coroutine_threadsafe(_cut(stopping.state), stopping.loop).result(10)
+        told = b""
+        while more := sock.recv(1 << 16):
+            told += more
+            if told.endswith(b"0\r\n\r\n"):
+                break
+        sock.close()
+        assert b'"code": "stopping"' in told  # OpenAI's client raises it
+        assert b"[DONE]" not in told
+
+
+async def _cut(state):
+    state.cut()
