@@ -10,8 +10,8 @@ its answer, and one sends in turn what must be refused: broken JSON, bytes that 
 body, an unknown model, a page of another site. Then the server is asked to stop in the middle of an answer.
 
 Printed: answers, tokens per second of all streams together, time to the first token, the statuses of the refusals, memory and
-threads of the server (llama.cpp's process included) after five seconds and at the end, and how it ended. It fails where a
-status is another than it should be, an answer is broken, or the server does not end with 0.
+threads of the server (llama.cpp's process included) after a third of the time and at the end, and how it ended. It fails where
+a status is another than it should be, an answer is broken, or the server does not end with 0.
 """
 
 import argparse
@@ -33,7 +33,6 @@ from _bench import facts
 
 QUESTIONS = ["Write a program that prints {}.", "What is {} plus 7?", "Tell me about the number {}.", "¿Cuánto es {} por 3?"]
 CHAT = "/v1/chat/completions"
-WARM_S = 5.0
 
 
 class Load:
@@ -170,18 +169,18 @@ def measure(server: "subprocess.Popen[str]", lines: list[str], asked: argparse.N
     begun = time.perf_counter()
     for thread in threads:
         thread.start()
-    time.sleep(min(WARM_S, seconds / 2))
+    time.sleep(seconds / 3)
     early = resources(server.pid)
     time.sleep(max(0.0, begun + seconds - time.perf_counter()))
     taken, pieces, late = time.perf_counter() - begun, load.pieces, resources(server.pid)
     load.over.set()
     for thread in threads:
         thread.join(120)
-    last = threading.Thread(target=load.streaming, args=(1,))
-    load.over.clear()
+    final = Load(port, load.model, asked.max_tokens)  # its answer may be cut
+    last = threading.Thread(target=final.streaming, args=(1,))
     last.start()
     time.sleep(0.5)
-    load.over.set()
+    final.over.set()
     server.send_signal(signal.SIGTERM)
     last.join(60)
     code = server.wait(60)

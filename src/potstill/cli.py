@@ -368,7 +368,7 @@ def chat(target: str, temperature: float, max_new_tokens: int, question: str | N
     show_default=True,
     help="auto: llama.cpp where it is installed and the run exported a file of the model.",
 )
-@click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens of a prompt and its answer.")
+@click.option("--context", type=click.IntRange(16), default=2048, show_default=True, help="Tokens of a prompt and its answer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer, in tokens.")
 @click.option("--streams", type=click.IntRange(1, 256), default=4, show_default=True, help="Answers written at once.")
 @click.option("--queue", type=click.IntRange(0, 10_000), default=32, show_default=True, help="Requests that may wait.")
