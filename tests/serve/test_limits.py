@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from serving import serving
+from serving import offer, serving
 
 from potstill.serve.app import Limits
 from potstill.serve.shelf import Opening
@@ -124,6 +124,16 @@ def test_a_key_is_asked_for_where_there_is_one(pair, site):
             assert locked.send("GET", path, headers={"Authorization": "Bearer correct-horse"})[0] == 200
         assert locked.post(CHAT, GOOD)[0] == locked.post("/playground/ask", GOOD)[0] == 401
         assert locked.send("GET", "/")[0] == locked.send("GET", "/healthz")[0] == 200
+
+
+def test_a_model_whose_files_are_gone_is_said_and_the_others_answer(pair, site, tmp_path):
+    gone = offer(tmp_path / "gone", "gone")
+    with serving([*pair, gone], opened=site.opened) as known:
+        known.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        status, raw, _ = known.post(CHAT, {**GOOD, "model": "gone"})
+        assert (status, json.loads(raw)["error"]["code"]) == (503, "model_unavailable")
+        assert f"gone cannot be opened: {tmp_path / 'gone'}: no such file or folder" in json.loads(raw)["error"]["message"]
+        assert known.post(CHAT, GOOD)[0] == known.health()[0] == 200
 
 
 def begin(site, value):

@@ -283,6 +283,7 @@ class Shelf:
     async def _open(self, offer: Offer) -> None:
         async with self._turn:
             with _unavailable(offer):
+                await asyncio.to_thread(checked, offer)
                 await self._make_room(offer, self.opening.file_of(offer))
                 self.open[offer.id] = await asyncio.to_thread(open_offer, offer, self.opening)
 
@@ -291,8 +292,9 @@ class Shelf:
 
         async with self._turn:
             with _unavailable(offer):
+                await asyncio.to_thread(checked, offer)
                 await self._make_room(offer, None)
-                self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, checked(offer).where))
+                self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, offer.where))
 
     async def _make_room(self, offer: Offer, file: Path | None) -> None:
         """Close models that nobody uses, the one unused for longest first, until another fits.
