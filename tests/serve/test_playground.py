@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browser import needs_chromium, tab
+from chromium import needs_chromium, tab
 from serving import offer, serving
 
 from potstill.serve.engine import End, Piece

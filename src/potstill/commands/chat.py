@@ -87,7 +87,7 @@ def _of_run(target: str, temperature: float) -> Iterator[_Voice]:
     where = f"path:{Path(artifact.folder)}"
     prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))
     title = f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters)"
-    yield _by_torch(where, title, prompts, _talks_in_turns(artifact) and prompts.format == "chat", temperature)
+    yield _by_torch(where, title, prompts, talks_in_turns(artifact) and prompts.format == "chat", temperature)
 
 
 def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperature: float) -> _Voice:
@@ -156,7 +156,7 @@ def _spoken(pieces: Generator[str, None, None], *, may_stop: bool) -> str:
     return said
 
 
-def _talks_in_turns(artifact: Artifact) -> bool:
+def talks_in_turns(artifact: Artifact) -> bool:
     """Whether the model was trained on more than single questions."""
     data = artifact.stage.get("data") or {}
     return bool(data.get("messages"))
