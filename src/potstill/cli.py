@@ -403,7 +403,7 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
     show_default=True,
     help="auto: llama.cpp where it is installed and the run exported a file of the model.",
 )
-@click.option("--context", type=click.IntRange(16), default=4096, show_default=True, help="Tokens of a prompt and its answer.")
+@click.option("--context", type=click.IntRange(16), default=2048, show_default=True, help="Tokens of a prompt and its answer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer, in tokens.")
 @click.option("--streams", type=click.IntRange(1, 256), default=4, show_default=True, help="Answers written at once.")
 @click.option("--queue", type=click.IntRange(0, 10_000), default=32, show_default=True, help="Requests that may wait.")
@@ -431,15 +431,16 @@ def serve(
     Only programs of this machine can ask unless --host says otherwise. Ctrl-C ends it: answers on their way get ten seconds.
     """
     with click.get_current_context().obj.deaf():  # signals are the server's own
-        from potstill.serve.running import Address, check_installed, key_of
+        from potstill.serve.installed import check_installed
 
         check_installed()
-        key = key_of(key_file, key_env)
 
         from potstill.serve.app import Limits
+        from potstill.serve.running import Address, key_of
         from potstill.serve.running import serve as serve_until_stopped
         from potstill.serve.shelf import Opening
 
+        key = key_of(key_file, key_env)
         opening = Opening(engine, context, streams, *([threads] if threads is not None else []))
         compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
         limits = Limits(max_tokens, max_body, queue)

@@ -17,7 +17,7 @@ from potstill.recipe.parse import load_recipe
 from potstill.sandbox.grader import Grader
 from potstill.scorers import programs
 
-VERBS = ("quickstart", "show", "check", "plan", "run", "compare", "list", "report", "chat", "doctor", "sandbox")
+VERBS = ("quickstart", "show", "check", "plan", "run", "compare", "list", "report", "chat", "serve", "doctor", "sandbox")
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 LIBRARIES = ("transformers", "tokenizers", "datasets", "huggingface_hub", "peft")
 

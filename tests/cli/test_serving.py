@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 
 import pytest
@@ -88,17 +87,13 @@ def test_a_key_file_that_everybody_can_read_is_refused(finished, tmp_path):
     assert key_of(file, None) == "correct-horse"
 
 
-def test_without_its_packages_serving_says_what_to_install(finished):
-    program = (
-        "import sys, importlib.util as u; real = u.find_spec\n"
-        "u.find_spec = lambda name, *more: None if name == 'uvicorn' else real(name, *more)\n"
-        f"from potstill.cli import main; main(['serve', {str(finished.out)!r}])"
-    )
-    path = os.pathsep.join(part for part in sys.path if part)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    assert (done.returncode, done.stderr) == (2, "error: serving needs uvicorn; pip install 'potstill[serve]'\n")
+def test_without_its_packages_serving_says_what_to_install(finished, monkeypatch):
+    from potstill.serve import installed
+
+    found = installed.find_spec
+    monkeypatch.setattr(installed, "find_spec", lambda name: None if name == "uvicorn" else found(name))
+    result = call("serve", str(finished.out))
+    assert (result.exit_code, result.output) == (2, "error: serving needs uvicorn; pip install 'potstill[serve]'\n")
 
 
 def test_a_file_is_chatted_with_by_llamacpp(finished, tmp_path):
@@ -110,7 +105,6 @@ def test_a_file_is_chatted_with_by_llamacpp(finished, tmp_path):
     (file,) = Gguf(types=("f32",)).write(load_model(where), load_tokenizer(where), {}, tmp_path, name="tiny")
     result = call("chat", str(file), "--prompt", "What is 1 plus 1?", "--max-new-tokens", "8")
     assert (result.exit_code, len(result.output) > 1) == (0, True)
-    assert threading.active_count() < 50
     file.write_bytes(file.read_bytes()[:20_000])
     assert call("chat", str(file), "--prompt", "x").exit_code == 2
     assert call("chat", str(tmp_path / "none.gguf")).exit_code == 2

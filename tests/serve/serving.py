@@ -27,6 +27,7 @@ class Site:
     port: int
     state: State
     opened: Opened
+    loop: asyncio.AbstractEventLoop
 
     @property
     def url(self) -> str:
@@ -83,13 +84,19 @@ def serving(
     state = State(shelf, limits or Limits(max_tokens=8000), offers[0].id, [one.id for one in offers], teacher)
     config = uvicorn.Config(application(state, key=key, names=names), port=0, log_level="error", lifespan="off", ws="none")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    loops = list[asyncio.AbstractEventLoop]()
+
+    async def work() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve()
+
+    thread = threading.Thread(target=lambda: asyncio.run(work()))
     thread.start()
     try:
         while not server.started:
             time.sleep(0.01)
         (listening,) = server.servers[0].sockets
-        yield Site(listening.getsockname()[1], state, opened)
+        yield Site(listening.getsockname()[1], state, opened, loops[0])
     finally:
         server.should_exit = True
         thread.join(20)

@@ -71,12 +71,12 @@ def test_a_file_that_is_cut_short_is_one_clear_error(filed, tmp_path):
 
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(filed[0].file.read_bytes()[:60_000])
-    with pytest.raises(UserError, match="llama.cpp does not take it"):
+    with pytest.raises(UserError, match=r"llama\.cpp does not take it"):
         open_offer(replace(filed[0], file=cut), Opening("llama.cpp", context=256, threads=1))
 
 
 def test_llamacpp_is_asked_for_and_there_is_no_file(filed):
-    with pytest.raises(UserError, match=r"no .gguf file of teacher; add a stage of kind 'export'"):
+    with pytest.raises(UserError, match=r"no \.gguf file of teacher; add a stage of kind 'export'"):
         Opening("llama.cpp").file_of(filed[1])
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 OPTIONAL = (
     ("peft", "peft", "low-rank adapters (adapter = {…})", "'potstill[lora]'"),
     ("xllamacpp", "xllamacpp", "running GGUF files in Python (llama.cpp)", "'potstill[device]'"),
+    ("uvicorn", "uvicorn", "potstill serve", "'potstill[serve]'"),
     ("tensorboard", "tensorboard", "log = ['tensorboard']", "'potstill[tensorboard]'"),
 )
 

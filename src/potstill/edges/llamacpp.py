@@ -315,6 +315,7 @@ def _server(file: str, opening: Opening) -> Any:
     params.warmup, params.fit_params, params.n_gpu_layers, params.verbosity = opening.warmup, False, 0, 3
     params.hostnames, params.port, params.api_keys = [opening.host], opening.port, list(opening.keys)
     params.ui, params.endpoint_slots = False, False
+    params.cache_ram_mib = 0  # else it keeps earlier prompts in up to 8 GiB, which looks like a leak
     if opening.alias:
         params.model_alias = {opening.alias}
     if opening.draft:

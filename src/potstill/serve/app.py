@@ -116,6 +116,9 @@ def application(state: State, *, key: str = "", names: Sequence[str] = ()) -> Gu
         refusal = Refusal(error.status_code, f"{request.method} {request.url.path[:100]}: {error.detail.lower()}")
         return JSONResponse(refusal.body(), error.status_code, headers=error.headers)
 
+    async def failed(request: Request, error: Exception) -> Response:  # the library prints its traceback
+        return JSONResponse(Refusal(500, f"the server failed: {type(error).__name__}", "internal_error").body(), 500)
+
     posts: dict[str, Handler] = {"/v1/chat/completions": _chat, "/v1/completions": _text, "/playground/ask": _ask}
     app = Starlette(
         routes=[
@@ -126,7 +129,7 @@ def application(state: State, *, key: str = "", names: Sequence[str] = ()) -> Gu
             Route("/playground/models", compared),
             *(Route(path, _Posted(state, handler), methods=["POST"]) for path, handler in posts.items()),
         ],
-        exception_handlers={HTTPException: wrong},
+        exception_handlers={HTTPException: wrong, Exception: failed},
     )
     return Guard(app, key=key, names=names, most_bytes=state.limits.body_bytes)
 
@@ -307,7 +310,7 @@ async def _begun(
         try:
             prompt, tag = await asyncio.to_thread(prompt_of, opened)
         except UserError as error:
-            raise Refusal(400, str(error), "invalid_value", "messages") from None
+            raise Refusal(400, str(error), "invalid_value") from None
         room = opened.room(prompt, most, state.limits.max_tokens)
         yield opened, Answer(opened.engine, prompt, _wish(asked, room), stops, tag)
 

@@ -8,16 +8,15 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.serve.app import Limits, State, application
+from potstill.serve.installed import check_installed
 from potstill.serve.offers import offers_of, picked
 from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
 
-INSTALL = "pip install 'potstill[serve]'"
 GRACE_S = 10.0  # for answers on their way, when the server is asked to stop
 CONNECTIONS = 512
 STOPPING = "the server is stopping"
@@ -86,17 +85,6 @@ def key_of(file: Path | None, variable: str | None) -> str:
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(f"{where}: a key has at least 8 printable ASCII characters without spaces")
     return key
-
-
-def check_installed() -> None:
-    """Refuse to begin without the packages.
-
-    Raises:
-        UserError: which are missing, and the remedy.
-    """
-    missing = [name for name in ("starlette", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise UserError(f"serving needs {' and '.join(missing)}; {INSTALL}")
 
 
 def serve(

@@ -36,7 +36,7 @@ class Opening:
     """
 
     engine: EngineName = "auto"
-    context: int = 4096
+    context: int = 2048
     streams: int = 4
     threads: int = max(1, (os.cpu_count() or 2) - 1)
 
@@ -72,6 +72,7 @@ class Opened:
     engine: Engine
     file_bytes: int
     used: int = 0  # requests that hold it now
+    _longest: int | None = None  # characters of a token
     _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are not for several threads at once
 
     def prompt(self, example: Example) -> tuple[list[int], str]:
@@ -80,6 +81,7 @@ class Opened:
         Raises:
             UserError: the model's form cannot hold it.
         """
+        self._check_length(sum(len(turn.content) for turn in example.history) + len(example.instruction))
         with self._lock:
             found = self.renderer.prompt(example)
             if found.ids is None:
@@ -88,9 +90,28 @@ class Opened:
 
     def text(self, text: str) -> list[int]:
         """The tokens of a text without a template, begun as the tokenizer begins texts; it spells no control token."""
+        self._check_length(len(text))
         with self._lock:
             marks = tokens.Unspellable(self.tokenizer, tokens.control_tokens(self.tokenizer))
             return tokens.begun(self.tokenizer, marks.encode(text))
+
+    def _check_length(self, characters: int) -> None:
+        """Refuse what cannot fit before it is cut into tokens, which takes seconds.
+
+        Raises:
+            Refusal: 400, with the figures.
+        """
+        if self._longest is None:
+            self._longest = max(map(len, self.tokenizer.get_vocab()))
+        most = self.engine.positions * self._longest
+        if characters > most:
+            raise Refusal(
+                400,
+                f"this model's context is {self.engine.positions:,} tokens, which spell at most {most:,} characters; "
+                f"the prompt has {characters:,}; shorten it",
+                "context_length_exceeded",
+                "messages",
+            )
 
     def room(self, prompt: Sequence[int], asked: int | None, most: int) -> int:
         """Tokens that the answer may have.
@@ -262,6 +283,7 @@ class Shelf:
     async def _open(self, offer: Offer) -> None:
         async with self._turn:
             with _unavailable(offer):
+                await asyncio.to_thread(checked, offer)
                 await self._make_room(offer, self.opening.file_of(offer))
                 self.open[offer.id] = await asyncio.to_thread(open_offer, offer, self.opening)
 
@@ -270,8 +292,9 @@ class Shelf:
 
         async with self._turn:
             with _unavailable(offer):
+                await asyncio.to_thread(checked, offer)
                 await self._make_room(offer, None)
-                self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, checked(offer).where))
+                self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, offer.where))
 
     async def _make_room(self, offer: Offer, file: Path | None) -> None:
         """Close models that nobody uses, the one unused for longest first, until another fits.

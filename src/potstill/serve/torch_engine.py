@@ -16,6 +16,7 @@ from potstill.edges.spelling import Spelling
 from potstill.serve.engine import End, Piece, Say
 
 STOPPED = "the server is stopping"
+READ_TOKENS = 2048  # of prompts that are read in one pass, padding included
 
 
 @dataclass(eq=False)
@@ -68,7 +69,7 @@ class _Group:
 
 
 class TorchEngine:
-    """An `Engine` whose thread reads each prompt when it comes and then continues all rows in one pass.
+    """An `Engine` whose thread reads prompts when they come and continues all rows in one pass.
 
     Rows of a cache that others cannot join (see `in_rooms`) take their steps in turn. An answer does not depend on the others,
     to rounding. A failing pass ends the answers that were in it and no others.
@@ -90,6 +91,7 @@ class TorchEngine:
         self._vocab = max(tokenizer.get_vocab().values()) + 1  # rows beyond pad the output layer
         self._inbox: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._groups: list[_Group] = []
+        self._waiting: list[_Row] = []
         self._guard = threading.Lock()  # a forward pass of ours, or one that scores
         self._trouble = ""
         self._thread = threading.Thread(target=self._work, name="potstill-torch", daemon=True)
@@ -146,7 +148,7 @@ class TorchEngine:
             raise
         finally:
             self._trouble = self._trouble or STOPPED
-            waiting = [row for group in self._groups for row in group.rows]
+            waiting = [row for group in self._groups for row in group.rows] + self._waiting
             while not self._inbox.empty():
                 row = self._inbox.get()
                 waiting += [row] if row is not None else []
@@ -154,35 +156,56 @@ class TorchEngine:
                 row.end("failed", self._trouble)
 
     def _admit(self) -> bool:
-        """Let in what has come; wait for something while there is nothing to do. Whether to go on."""
+        """Let some of what has come in, so that others go on in between; wait while there is nothing. Whether to go on."""
         while True:
+            idle = not (self._groups or self._waiting)
             try:
-                row = self._inbox.get(block=not self._groups)
+                row = self._inbox.get(block=idle)
             except queue.Empty:
-                return True
+                break
             if row is None:
                 return False
-            if not row.gone:
-                with self._guard:
-                    self._read(row)
+            self._waiting.append(row)
+        rows = self._next_rows()
+        if rows:
+            with self._guard:
+                self._read(rows)
+        return True
 
-    def _read(self, row: _Row) -> None:
+    def _next_rows(self) -> list[_Row]:
+        """Of those that wait the first, and the next ones that can be read beside it."""
+        self._waiting = [row for row in self._waiting if not row.gone]
+        count = longest = 0
+        for row in self._waiting:
+            longest = max(longest, len(row.prompt))
+            if count and (count + 1) * longest > READ_TOKENS:
+                break
+            count += 1
+        rows, self._waiting = self._waiting[:count], self._waiting[count:]
+        return rows
+
+    def _read(self, rows: list[_Row]) -> None:
+        """Read prompts together, and let their rows join those on their way where they can."""
         from potstill.edges.decoding import Batch
 
         try:
-            batch = Batch(self.model, [row.prompt])
-            group = next((group for group in self._groups if group.batch.joins and batch.joins), None)
-            if group is None:
-                self._groups.append(_Group(batch, [row]))
-                return
+            batch = Batch(self.model, [row.prompt for row in rows])
         except Exception as error:
-            row.end("failed", _in_words(error))
+            if len(rows) == 1:
+                rows[0].end("failed", _in_words(error))
+                return
+            for row in rows:  # one of them is at fault
+                self._read([row])
             return
-        with self._failing(group, [row]):
-            count = len(group.rows)
-            group.batch.pick([*range(count), 0])  # a place, which the new row takes
-            group.batch.join(batch, [count], [0])
-            group.rows.append(row)
+        group = next((group for group in self._groups if group.batch.joins and batch.joins), None)
+        if group is None:
+            self._groups.append(_Group(batch, rows))
+            return
+        with self._failing(group, rows):
+            begin = len(group.rows)
+            group.batch.pick([*range(begin), *([0] * len(rows))])  # places, which the new rows take
+            group.batch.join(batch, [*range(begin, begin + len(rows))], [*range(len(rows))])
+            group.rows = [*group.rows, *rows]
 
     def _advance(self, group: _Group) -> None:
         """One token for each of its rows, and the rows that have ended leave."""
@@ -191,12 +214,14 @@ class TorchEngine:
         with self._failing(group):
             drawn = [self._draw(row, group.batch.logits_BV[b : b + 1]) for b, row in enumerate(group.rows)]
             kept = [b for b, row in enumerate(group.rows) if not row.gone]
-            if kept and len(kept) < len(group.rows):
+            if not kept:
+                group.rows = []
+                return
+            if group.batch.moves and len(kept) < len(group.rows):
                 group.batch.pick(kept)
-            group.rows = [group.rows[b] for b in kept]
-            if kept:
-                token_B = torch.tensor([drawn[b] for b in kept], device=self.model.device)
-                group.batch.step(token_B, torch.ones(len(kept), dtype=torch.bool, device=self.model.device))
+                group.rows, drawn = [group.rows[b] for b in kept], [drawn[b] for b in kept]
+            live_B = torch.tensor([not row.gone for row in group.rows], device=self.model.device)
+            group.batch.step(torch.tensor(drawn, device=self.model.device), live_B)
 
     def _draw(self, row: _Row, logits_1V: Any) -> int:
         """The row's next token, said; any, where the row is gone."""

@@ -1,11 +1,12 @@
 """Bad requests, foreign pages, keys, full queues: the right status, at once, and the server goes on."""
 
+import asyncio
 import json
 import socket
 import time
 
 import pytest
-from serving import serving
+from serving import offer, serving
 
 from potstill.serve.app import Limits
 from potstill.serve.shelf import Opening
@@ -125,6 +126,16 @@ def test_a_key_is_asked_for_where_there_is_one(pair, site):
         assert locked.send("GET", "/")[0] == locked.send("GET", "/healthz")[0] == 200
 
 
+def test_a_model_whose_files_are_gone_is_said_and_the_others_answer(pair, site, tmp_path):
+    gone = offer(tmp_path / "gone", "gone")
+    with serving([*pair, gone], opened=site.opened) as known:
+        known.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        status, raw, _ = known.post(CHAT, {**GOOD, "model": "gone"})
+        assert (status, json.loads(raw)["error"]["code"]) == (503, "model_unavailable")
+        assert f"gone cannot be opened: {tmp_path / 'gone'}: no such file or folder" in json.loads(raw)["error"]["message"]
+        assert known.post(CHAT, GOOD)[0] == known.health()[0] == 200
+
+
 def begin(site, value):
     """A request on its way; the connection, once the first bytes of its answer are there."""
     sock = socket.create_connection(("127.0.0.1", site.port), 20)
@@ -170,3 +181,26 @@ def test_an_answer_stops_when_its_client_goes(site):
             assert len(passes) == done < 6000
     finally:
         hook.remove()
+
+
+def test_a_stop_cuts_what_does_not_end_and_takes_nothing_more(pair, site):
+    with serving(pair, opened=site.opened, limits=Limits(max_tokens=8000)) as stopping:
+        stopping.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        sock = begin(stopping, LONG)
+        stopping.state.stopping = "the server is stopping"
+        status, raw, _ = stopping.post(CHAT, GOOD)
+        assert (status, json.loads(raw)["error"]["code"]) == (503, "stopping")
+        assert stopping.health()[1]["status"] == "stopping"
+        asyncio.run_coroutine_threadsafe(_cut(stopping.state), stopping.loop).result(10)
+        told = b""
+        while more := sock.recv(1 << 16):
+            told += more
+            if told.endswith(b"0\r\n\r\n"):
+                break
+        sock.close()
+        assert b'"code": "stopping"' in told  # OpenAI's client raises it
+        assert b"[DONE]" not in told
+
+
+async def _cut(state):
+    state.cut()

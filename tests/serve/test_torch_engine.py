@@ -1,0 +1,81 @@
+"""Answers that are continued together are those that each would have been alone."""
+
+import threading
+
+import pytest
+
+from potstill.edges.llamacpp_stream import Wish
+from potstill.serve.engine import End
+from potstill.serve.torch_engine import TorchEngine
+
+PROMPTS = [[5, 6, 7], [40, 41], [9, 8, 7, 6, 5, 4], [33] * 12, [60, 61, 62]]
+
+
+def answers(engine, seeds):
+    """What the engine says to all prompts when they come at once."""
+    ended = [threading.Event() for _ in PROMPTS]
+    found: list[list[int]] = [[] for _ in PROMPTS]
+    said: list[End] = []
+
+    def hear(n, what):
+        if isinstance(what, End):
+            said.append(what)
+            ended[n].set()
+        else:
+            found[n] += what.ids
+
+    for n, prompt in enumerate(PROMPTS):
+        engine.begin(prompt, Wish(8 + 4 * n, temperature=1.0, seed=seeds[n]), lambda what, n=n: hear(n, what))
+    assert all(event.wait(30) for event in ended)
+    return found, said
+
+
+def one_by_one(engine, seeds):
+    found = []
+    for n, prompt in enumerate(PROMPTS):
+        ids, end = [], threading.Event()
+        engine.begin(
+            prompt,
+            Wish(8 + 4 * n, temperature=1.0, seed=seeds[n]),
+            lambda what, ids=ids, end=end: end.set() if isinstance(what, End) else ids.extend(what.ids),
+        )
+        assert end.wait(30)
+        found.append(ids)
+    return found
+
+
+@pytest.fixture
+def engine(pair):
+    from potstill.edges.models import load_model, load_tokenizer
+
+    where = pair[0].where
+    made = TorchEngine(load_model(where), load_tokenizer(where), stop_ids=[1], hidden=frozenset([1]), most=8, positions=256)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("joins, moves", [(True, True), (False, True), (False, False)])
+def test_together_and_alone_are_the_same(engine, monkeypatch, joins, moves):
+    """Also of caches that other rows cannot join, and of those whose rows cannot be picked."""
+    from potstill.edges import decoding
+
+    real = decoding.in_rooms
+    monkeypatch.setattr(decoding, "in_rooms", lambda cache, config: real(cache, config) and joins)
+    monkeypatch.setattr(decoding, "can_be_reordered", lambda cache: moves)
+    alone = one_by_one(engine, range(5))
+    together, said = answers(engine, range(5))
+    assert together == alone
+    assert len({len(ids) for ids in alone}) > 2
+    assert {end.reason for end in said} <= {"stop", "length"}
+
+
+def test_what_fails_ends_its_own_answer_alone(engine):
+    good, bad = threading.Event(), []
+    done = threading.Event()
+    engine.begin([5, 6], Wish(200), lambda what: good.set() if isinstance(what, End) and what.reason != "failed" else None)
+    engine.begin([10**6], Wish(4), lambda what: (bad.append(what), done.set()))
+    assert done.wait(30)
+    assert good.wait(30)
+    assert bad[0].reason == "failed"
+    assert "IndexError" in bad[0].why
+    assert engine.trouble() == ""
