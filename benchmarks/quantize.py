@@ -22,13 +22,14 @@ from typing import Any
 from _bench import Memory, add_output, facts, hand_over, in_turn, runner, shown, spread, table
 from _models import SHAPES, build, real_model
 
-WAYS: dict[str, dict[str, Any]] = {  # each has what stands above it, but for the first two
+WAYS: dict[str, dict[str, Any]] = {  # from the fourth on each has what stands above it
     "rounding": {"method": "rtn"},
     "ggml Q4_0": {},
-    "GPTQ": {"by_activation": False, "clip_search": False, "sweeps": 0},
-    "+ by activation": {"by_activation": True, "clip_search": False, "sweeps": 0},
-    "+ scale search": {"by_activation": True, "clip_search": True, "sweeps": 0},
-    "+ sweeps": {"by_activation": True, "clip_search": True, "sweeps": 4},
+    "GPTQ": {"by_activation": False, "sweeps": 0, "make_up": 0.0},
+    "by activation": {"sweeps": 0, "make_up": 0.0},
+    "and sweeps": {"sweeps": 4, "make_up": 0.0},
+    "and making up": {"sweeps": 4},
+    "and scale search": {"sweeps": 4, "clip_search": True},
 }
 
 

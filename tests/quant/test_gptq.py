@@ -356,11 +356,9 @@ def test_nothing_quantised_is_saved_as_nothing(tmp_path) -> None:
 def test_wanted_weights_are_the_least_squares_of_the_outputs_of_full_precision() -> None:
     """Independent oracle: regress the outputs that were wanted on the inputs there are."""
     random = torch.Generator().manual_seed(0)
-    exact_NI = torch.randn(400, 12, generator=random, dtype=torch.float64)
-    seen_NI = exact_NI + 0.2 * torch.randn(400, 12, generator=random, dtype=torch.float64) @ torch.randn(
-        12, 12, dtype=torch.float64
-    )
-    weight_OI = torch.randn(5, 12, generator=random, dtype=torch.float64)
+    exact_NI, noise_NI = (torch.randn(400, 12, generator=random).double() for _ in range(2))
+    seen_NI = exact_NI + 0.2 * noise_NI @ torch.randn(12, 12, generator=random).double()
+    weight_OI = torch.randn(5, 12, generator=random).double()
     drift = Hessian(12)
     drift.add(seen_NI, y=exact_NI - seen_NI)
     found = wanted_weights(weight_OI, seen_NI.T @ seen_NI, drift.sum_II, 1e-12, 1.0)

@@ -100,13 +100,11 @@ class Quantize(DataStage, kind="quantize"):
         tokens = min(self.rows, rows.kept) * rows.tokens
         blocks = max(1, found.config.num_hidden_layers)
         probe = outlook.probe(found.config, rows)
+        passes = PASSES * (2 if self.method == "gptq" and self.make_up else 1)
         return Cost(
             parameters=size.parameters,
             tokens=round(tokens),
-            seconds=PASSES * (2 if self.method == "gptq" and self.make_up else 1) * probe.forward_seconds(tokens)
-            + self._solving(found)
-            if probe is not None
-            else None,
+            seconds=passes * probe.forward_seconds(tokens) + self._solving(found) if probe is not None else None,
             memory_bytes=round(
                 resting_memory() + left_over(size) + 8 * size.parameters + 24 * size.body / blocks + 8 * tokens * size.hidden
             ),
