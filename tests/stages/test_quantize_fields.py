@@ -70,8 +70,8 @@ def test_embeddings_that_do_not_divide_are_refused_before_the_cost(root: Path, t
 
 
 def test_positions_that_predict_a_response_count_more() -> None:
-    (batch,) = batches_of([((5, 6, 7), (8, 9)), ((1,), (2,))], 3.0, "cpu")
+    (batch,) = batches_of([([5, 6, 7], [8, 9]), ([1], [2])], 3.0, "cpu")
     assert batch["input_ids"].tolist() == [[1, 2, 0, 0, 0], [5, 6, 7, 8, 9]]
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
     assert batch["weight"].tolist() == [[3, 1, 0, 0, 0], [1, 1, 3, 3, 1]]
-    assert "weight" not in batches_of([((5,), (8,))], 1.0, "cpu")[0]
+    assert "weight" not in batches_of([([5], [8])], 1.0, "cpu")[0]

@@ -201,7 +201,8 @@ def solve(
 
 def _better_rows(one: Packed, other: Packed, wanted_OI: Tensor, hessian_II: Tensor) -> tuple[Packed, Tensor]:
     """The rows of `one` that are surely better, else those of `other`; and which are of `other`."""
-    better_O = surely_better(*(wanted_OI - packed.dequantise().to(wanted_OI) for packed in (one, other)), hessian_II)
+    off_one_OI, off_other_OI = (wanted_OI - packed.dequantise().to(wanted_OI) for packed in (one, other))
+    better_O = surely_better(off_one_OI, off_other_OI, hessian_II)
     codes_OI = torch.where(better_O[:, None], one.codes_OI, other.codes_OI)
     scales_OG = torch.where(better_O[:, None], one.scales_OG, other.scales_OG)
     return Packed(codes_OI, scales_OG, one.group, one.bits), ~better_O
