@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_parts import save_pair, write_rows
 from tiny_rewards import tiny_rewards
 
 import potstill
 from potstill.commands.plan import estimate
 from potstill.core.artifact import Artifact
+from potstill.edges.models import PACKED, load_model, load_tokenizer, save_model
+from potstill.quant.layers import quantise_model
+from potstill.quant.packed import save_packed
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.stages import Stage
@@ -38,7 +42,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
     save_pair(folder)
     write_rows(folder / "rows.jsonl")
+    save_quantised(folder)
     return folder
+
+
+def save_quantised(root: Path) -> None:
+    """The student with those layers in four bits whose width divides into groups, in the folder `four`."""
+    model, tokenizer = load_model(f"path:{root}/student"), load_tokenizer(f"path:{root}/student")
+    rows = [{"input_ids": torch.arange(8)[None], "attention_mask": torch.ones(1, 8, dtype=torch.long)}]
+    packed = quantise_model(model, rows, method="rtn").packed
+    save_model(model, tokenizer, root / "four")
+    save_packed(packed, root / "four" / PACKED)
 
 
 def fields(root: Path, kind: str) -> dict[str, Any]:
@@ -58,6 +72,7 @@ def fields(root: Path, kind: str) -> dict[str, Any]:
             "validation": VALIDATION,
         },
     }
+    models["heal"] = {"student": f"path:{root}/four", "teacher": f"path:{root}/teacher", "validation": VALIDATION}
     taught = {"student": f"path:{root}/student", "teacher": f"path:{root}/teacher", "validation": VALIDATION}
     return {"name": "it", "kind": kind, "optim": OPTIM, **models.get(kind, taught)}
 

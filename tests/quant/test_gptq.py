@@ -15,6 +15,7 @@ from potstill.quant.gptq import (
     output_error,
     round_to_nearest,
     solve,
+    wanted_weights,
 )
 from potstill.quant.packed import Packed, load_packed, pack_nibbles, save_packed, unpack_nibbles
 
@@ -347,3 +348,26 @@ def test_saved_matrices_come_back_equal(tmp_path) -> None:
 def test_nothing_quantised_is_saved_as_nothing(tmp_path) -> None:
     save_packed({}, tmp_path / "packed.safetensors")
     assert load_packed(tmp_path / "packed.safetensors") == {}
+
+
+# Making up for the errors before a layer
+
+
+def test_wanted_weights_are_the_least_squares_of_the_outputs_of_full_precision() -> None:
+    """Independent oracle: regress the outputs that were wanted on the inputs there are."""
+    random = torch.Generator().manual_seed(0)
+    exact_NI, noise_NI = (torch.randn(400, 12, generator=random).double() for _ in range(2))
+    seen_NI = exact_NI + 0.2 * noise_NI @ torch.randn(12, 12, generator=random).double()
+    weight_OI = torch.randn(5, 12, generator=random).double()
+    drift = Hessian(12)
+    drift.add(seen_NI, y=exact_NI - seen_NI)
+    found = wanted_weights(weight_OI, seen_NI.T @ seen_NI, drift.sum_II, 1e-12, 1.0)
+    expected = torch.linalg.lstsq(seen_NI, exact_NI @ weight_OI.T).solution.T
+    assert torch.allclose(found, expected, atol=1e-7)
+    half = wanted_weights(weight_OI, seen_NI.T @ seen_NI, drift.sum_II, 1e-12, 0.5)
+    assert torch.allclose(half, (weight_OI + expected) / 2, atol=1e-7)
+
+
+def test_where_nothing_drifted_the_weights_themselves_are_wanted() -> None:
+    weight, hessian = correlated_layer(16)
+    assert torch.equal(wanted_weights(weight, hessian, torch.zeros_like(hessian), 0.01, 1.0), weight.double())

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from potstill.quant.gptq import round_to_nearest
-from potstill.quant.grid import GridLinear
+from potstill.quant.grid import GridLinear, Trains
 
 
-def layer_on_grid(trains: str, bits: int = 4) -> GridLinear:
+def layer_on_grid(trains: Trains, bits: int = 4) -> GridLinear:
     torch.manual_seed(0)
     layer = nn.Linear(64, 6)
     packed = round_to_nearest(layer.weight, 32, bits=bits)
@@ -21,7 +21,7 @@ def loss_of(weight_OI: torch.Tensor, x_NI: torch.Tensor, y_NO: torch.Tensor) -> 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("trains", ["scales", "codes"])
-def test_straight_through_gradients_are_those_of_the_unrounded_function(trains: str, bits: int) -> None:
+def test_straight_through_gradients_are_those_of_the_unrounded_function(trains: Trains, bits: int) -> None:
     """Independent oracle: central differences of scale₀·factor·(code₀ + span·shift), which nothing rounds."""
     on_grid, x, y = layer_on_grid(trains, bits), torch.randn(9, 64).double(), torch.randn(9, 6).double()
     loss_of(on_grid._weight(), x, y).backward()
@@ -55,7 +55,7 @@ def test_a_code_at_the_end_of_its_range_is_pulled_back_and_pushed_no_further() -
 
 
 @pytest.mark.parametrize("trains", ["scales", "codes", "both"])
-def test_what_reads_is_what_is_packed_bit_for_bit(trains: str) -> None:
+def test_what_reads_is_what_is_packed_bit_for_bit(trains: Trains) -> None:
     on_grid = layer_on_grid(trains).float()
     with torch.no_grad():
         on_grid.factors.mul_(1 + 0.1 * torch.randn_like(on_grid.factors))

@@ -114,7 +114,7 @@ def test_layers_are_solved_on_the_inputs_of_the_quantised_model() -> None:
     model = tiny_model("qwen2")
     original = copy.deepcopy(model)
     rows = batches(24, 30)
-    result = quantise_model(model, rows)
+    result = quantise_model(model, rows, make_up=0)
     layers, originals = layers_of(model), layers_of(original)
     hessians = {name: Hessian(layer.in_features) for name, layer in layers.items()}
     for name, layer in layers.items():
@@ -134,7 +134,7 @@ def test_padding_enters_no_hessian(family: str) -> None:
     plain = quantise_model(tiny_model(family), batches(20, 9))
     padded = quantise_model(tiny_model(family), batches(20, 9, pad_to=33))
     for name, error in plain.errors.items():
-        assert padded.errors[name].rtn == pytest.approx(error.rtn, rel=1e-4)
+        assert padded.errors[name].rtn == pytest.approx(error.rtn, rel=1e-3)
     # the first set of layers sees no rounding before it, so nothing can have tipped over a half
     first = next(iter(plain.packed))
     assert torch.equal(plain.packed[first].codes_OI, padded.packed[first].codes_OI)
@@ -269,3 +269,16 @@ def test_inputs_that_are_not_finite_name_the_layer() -> None:
     model.model.layers[1].input_layernorm.weight.data[0] = torch.nan
     with pytest.raises(UserError, match=r"model\.layers\.1\.self_attn\.q_proj: its calibration inputs hold NaN or infinity"):
         quantise_model(model, batches(16))
+
+
+def test_making_up_for_earlier_errors_brings_the_model_nearer() -> None:
+    """The outputs of the model of full precision, on rows that calibrated nothing."""
+    unseen = batches(40)[0]["input_ids"]
+    off = {}
+    for share in (0.0, 0.5):
+        model = tiny_model("llama")
+        quantise_model(model, batches(48, 48, 48, 48, rows=16), make_up=share)
+        with torch.no_grad():
+            p, q = (F.log_softmax(m(unseen).logits.double(), -1) for m in (tiny_model("llama"), model))
+        off[share] = float((p.exp() * (p - q)).sum(-1).mean())
+    assert off[0.5] < off[0.0]

@@ -1,20 +1,30 @@
 """Healing: the student learns, its weights stay on the grid, and what is saved is what was trained."""
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_parts import save_pair, write_rows
+from tiny_parts import rows, save_pair, write_rows
 
 from potstill.core.artifact import Artifact
-from potstill.core.errors import RecipeError
-from potstill.edges.models import load_model
+from potstill.core.errors import Interrupted, RecipeError
+from potstill.core.types import Example
+from potstill.data.prompts import Prompts, Renderer
+from potstill.data.store import Counts, TokenStore, instruction_pairs
+from potstill.edges.codes import weight_of
+from potstill.edges.models import linears_in, load_model, load_tokenizer
+from potstill.losses.cross_entropy import CrossEntropy
+from potstill.quant.gptq import round_to_nearest
+from potstill.quant.grid import put_on_grid
 from potstill.quant.packed import load_packed, packed_of
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
+from potstill.train.loop import Optim, fit
+from potstill.train.work import Work
 
 OPTIM = {"steps": 12, "batch_size": 8, "lr": 5e-3}
 
@@ -27,10 +37,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(root: Path, *stages: dict[str, Any]) -> Any:
+def recipe(root: Path, *stages: dict[str, Any], **more: Any) -> Any:
     data = {"kind": "jsonl", "path": str(root / "rows.jsonl"), "language": "en", "splits": {"validation": 0.2, "test": 0.3}}
     prompts = {"max_tokens": 128, "max_prompt_tokens": 96}
-    four = {"name": "four", "kind": "quantize", "model": f"path:{root}/student", "method": "rtn", "rows": 8}
+    four = {"name": "four", "kind": "quantize", "model": f"path:{root}/student", "method": "rtn", "rows": 8, **more}
     return parse_recipe({"name": "heal", "data": data, "prompts": prompts, "stage": [four, *stages]})
 
 
@@ -73,12 +83,53 @@ def test_what_is_no_part_of_the_grid_stays_or_is_a_norm_or_bias(root: Path, tmp_
     assert after["model.embed_tokens.weight"].dtype == before["model.embed_tokens.weight"].dtype
 
 
+def test_embeddings_of_eight_bits_stay_as_they_are(root: Path, tmp_path: Path) -> None:
+    made = run_recipe(recipe(root, heal(root), embeddings="8bit"), tmp_path)
+    before, after = (load_packed(made[name].folder / "packed.safetensors")["model.embed_tokens"] for name in ("four", "healed"))
+    assert after.bits == 8
+    assert torch.equal(before.codes_OI, after.codes_OI)
+    where = f"path:{made['healed'].folder}"
+    assert "model.embed_tokens" in packed_of(load_model(where), where)
+
+
 def test_the_record_says_what_it_came_from(root: Path, tmp_path: Path) -> None:
     made = run_recipe(recipe(root, heal(root)), tmp_path)["healed"]
     assert made.summary["made_from"] == f"path:{root}/student"
     assert made.summary["trained"]["start"] == "stage:four"
     assert made.summary["trained"]["steps"] == OPTIM["steps"]
     assert (made.summary["method"], made.summary["bits_per_weight"]) == ("rtn, healed", 4.5)
+
+
+def test_stopped_and_run_again_it_ends_with_the_same_bits(root: Path, tmp_path: Path) -> None:
+    """Interrupted at every third step, against straight through: codes, scales, norms and biases."""
+    examples = [Example(str(i), row["instruction"], row["response"]) for i, row in enumerate(rows(30))]
+    renderer = Renderer(load_tokenizer(f"path:{root}/student"), Prompts())
+    store = TokenStore.write(tmp_path / "store", instruction_pairs(examples, renderer, Counts()), Counts(), "here")
+    settings = Optim(steps=8, batch_size=4, lr=3e-2)
+
+    def begun() -> tuple[Any, Any]:
+        model = load_model(f"path:{root}/student")
+        layers = {name: layer for name, layer in linears_in(model).items() if name != "lm_head"}
+        packed = {name: round_to_nearest(weight_of(layer), 32) for name, layer in layers.items()}
+        return model, put_on_grid(model, packed, "both")
+
+    straight, off = begun()
+    fit(straight, store, CrossEntropy(), settings, Work(tmp_path / "straight", "straight"), seed=1)
+    expected = off()
+    while True:
+        model, off = begun()
+        calls = count(1)
+        work = Work(tmp_path / "broken", "broken", stop_requested=lambda calls=calls: next(calls) == 3)
+        try:
+            fit(model, store, CrossEntropy(), settings, work, seed=1)
+            break
+        except Interrupted:
+            continue
+    for name, matrix in off().items():
+        assert torch.equal(matrix.codes_OI, expected[name].codes_OI)
+        assert torch.equal(matrix.scales_OG, expected[name].scales_OG)
+    for ours, theirs in zip(model.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_student_off_the_grid_is_refused_before_anything_runs(root: Path, tmp_path: Path) -> None:

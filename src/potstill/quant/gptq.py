@@ -4,6 +4,7 @@ Frantar et al., *GPTQ: Accurate Post-Training Quantization for Generative Pre-tr
 arXiv:2210.17323. Shape suffixes: O outputs, I inputs, G groups of inputs, N rows of calibration data.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,21 +35,24 @@ class Hessian:
         self.sum_II = torch.zeros(width, width, dtype=torch.float64)
         self.rows = 0
 
-    def add(self, x: Tensor, weights: Tensor | None = None) -> None:
+    def add(self, x: Tensor, weights: Tensor | None = None, y: Tensor | None = None) -> None:
         """Add every row of x, shaped [..., in]; the sum follows x to its device.
 
         Args:
             weights: how often each row counts, one number a row; default: once.
+            y: of x's shape: x yᵀ is summed in place of x xᵀ.
         """
         device = torch.device("cpu") if x.device.type == "mps" else x.device  # Apple's GPUs know no float64
         x_NI = x.detach().reshape(-1, x.shape[-1]).to(device)
         x_NI = x_NI.to(torch.promote_types(x_NI.dtype, torch.float32))
+        y_NI = x_NI if y is None else y.detach().reshape(x_NI.shape).to(x_NI)
         if weights is not None:
-            x_NI = x_NI * weights.to(x_NI).reshape(-1, 1).sqrt()
+            root_N1 = weights.to(x_NI).reshape(-1, 1).sqrt()
+            x_NI, y_NI = x_NI * root_N1, y_NI * root_N1
         if self.sum_II.device != device:
             self.sum_II = self.sum_II.to(device)
-        for part_CI in x_NI.split(CHUNK):
-            self.sum_II += part_CI.T @ part_CI
+        for x_CI, y_CI in zip(x_NI.split(CHUNK), y_NI.split(CHUNK), strict=True):
+            self.sum_II += x_CI.T @ y_CI
         self.rows += x_NI.shape[0]
 
 
@@ -142,6 +146,7 @@ def solve(
     clip_search: bool = False,
     by_activation: bool = True,
     sweeps: int = 0,
+    wanted_OI: Tensor | None = None,
 ) -> Solved:
     """Codes that nearly minimise tr((W − Q) H (W − Q)ᵀ), column by column, and no row worse than rounding to nearest.
 
@@ -153,7 +158,7 @@ def solve(
     Columns beyond the present block of `block` receive their share in one product at its end, which changes speed
     and nothing else. Unlike the paper, scales are fixed in float16 before the solve, so that the file holds exactly
     what was solved for; and because the method is greedy, each output row whose error on the calibration rows (H
-    undamped) is not smaller than that of rounding to nearest is rounded to nearest. Where `sweeps` allow, `descend`
+    undamped) is not smaller than that of `round_to_nearest` is taken from there. Where `sweeps` allow, `descend`
     then improves codes and scales, with the same promise.
 
     Args:
@@ -166,6 +171,7 @@ def solve(
         by_activation: take the columns of the largest inputs first, while most columns are left to make up for their
             errors; codes stay in the stored order, and so do the groups.
         sweeps: most passes of `descend` over all columns.
+        wanted_OI: what is solved for, see `wanted_weights`; default: the matrix itself.
 
     Raises:
         NotDivisible: the width does not divide into groups.
@@ -173,32 +179,53 @@ def solve(
     """
     assert hessian_II.shape == (weight_OI.shape[1], weight_OI.shape[1])
     weight_OI = weight_OI.detach().to(hessian_II.device, torch.float64)
+    wanted_OI = weight_OI if wanted_OI is None else wanted_OI
     damped_II, upper_II, damped = _inverse_cholesky(hessian_II, damping, by_activation)
     importance_I = hessian_II.diagonal()
-    scales_OG = group_scales(weight_OI, group, bits=bits, clip_search=clip_search, importance_I=importance_I)
+    scales_OG = group_scales(wanted_OI, group, bits=bits, clip_search=clip_search, importance_I=importance_I)
     scales_OI = _spread(scales_OG, group)
     order_I = _order(hessian_II) if by_activation else slice(None)
-    solved_OI = torch.empty_like(weight_OI)
-    solved_OI[:, order_I] = _column_by_column(weight_OI[:, order_I].clone(), scales_OI[:, order_I], upper_II, block, bits)
-    nearest_OI = _round(weight_OI, scales_OI, bits)
-    better_O = surely_better(weight_OI - scales_OI * solved_OI, weight_OI - scales_OI * nearest_OI, hessian_II)
-    codes_OI = torch.where(better_O[:, None], solved_OI, nearest_OI)
-    packed = Packed(codes_OI.to(torch.int8), scales_OG, group, bits)
+    codes_OI = torch.empty_like(weight_OI)
+    codes_OI[:, order_I] = _column_by_column(wanted_OI[:, order_I].clone(), scales_OI[:, order_I], upper_II, block, bits)
+    solved, nearest = Packed(codes_OI.to(torch.int8), scales_OG, group, bits), round_to_nearest(weight_OI, group, bits=bits)
+    packed, rounded_O = _better_rows(solved, nearest, wanted_OI, hessian_II)
     if sweeps:
-        improved = descend(weight_OI, packed, damped_II, sweeps)
-        keep_O = surely_better(weight_OI - improved.dequantise(), weight_OI - packed.dequantise(), hessian_II)
-        packed = Packed(
-            torch.where(keep_O[:, None], improved.codes_OI, packed.codes_OI),
-            torch.where(keep_O[:, None], improved.scales_OG, packed.scales_OG),
-            group,
-            bits,
-        )
+        packed, _ = _better_rows(descend(wanted_OI, packed, damped_II, sweeps), packed, wanted_OI, hessian_II)
     return Solved(
         packed=packed,
         damping=damped,
         dead_columns=int((hessian_II.diagonal() == 0).sum()),
-        rounded_rows=int((~better_O & (solved_OI != nearest_OI).any(1)).sum()),
+        rounded_rows=int((rounded_O & (solved.codes_OI != nearest.codes_OI).any(1)).sum()),
     )
+
+
+def _better_rows(one: Packed, other: Packed, wanted_OI: Tensor, hessian_II: Tensor) -> tuple[Packed, Tensor]:
+    """The rows of `one` that are surely better, else those of `other`; and which are of `other`."""
+    off_one_OI, off_other_OI = (wanted_OI - packed.dequantise().to(wanted_OI) for packed in (one, other))
+    better_O = surely_better(off_one_OI, off_other_OI, hessian_II)
+    codes_OI = torch.where(better_O[:, None], one.codes_OI, other.codes_OI)
+    scales_OG = torch.where(better_O[:, None], one.scales_OG, other.scales_OG)
+    return Packed(codes_OI, scales_OG, one.group, one.bits), ~better_O
+
+
+def wanted_weights(weight_OI: Tensor, hessian_II: Tensor, drift_II: Tensor, damping: float, share: float) -> Tensor:
+    """Weights that give, on the inputs there are, the outputs that the inputs of full precision had; float64 [out, in].
+
+    With X the layer's inputs in the model of full precision and X̃ those behind quantised layers, the least squares of
+    X̃ W'ᵀ = X Wᵀ are W' = W + W Dᵀ H⁻¹, D = X̃ᵀ(X − X̃): what codes are solved for then makes up for the errors before them.
+    The idea is that of GPTAQ (Li et al., arXiv:2504.02692), which spreads the same difference column by column.
+
+    Args:
+        drift_II: D.
+        damping: of H, as in `solve`.
+        share: of the difference; D is an estimate from few rows, and all of it is no better than a part.
+    """
+    weight_OI = weight_OI.detach().to(hessian_II.device, torch.float64)
+    for _, damped_II in _dampings(hessian_II, damping):
+        lower_II, failed = torch.linalg.cholesky_ex(damped_II)
+        if not failed:
+            return weight_OI + share * torch.cholesky_solve(drift_II @ weight_OI.T, lower_II).T
+    raise _indefinite(hessian_II, damping)
 
 
 def _order(hessian_II: Tensor) -> Tensor:
@@ -262,9 +289,21 @@ def _inverse_cholesky(hessian_II: Tensor, damping: float, by_activation: bool = 
 
     λ is the damping, raised tenfold while H stays indefinite.
     """
+    order_I = _order(hessian_II) if by_activation else slice(None)
+    for raised, damped_II in _dampings(hessian_II, damping):
+        lower_II, failed = torch.linalg.cholesky_ex(damped_II[order_I][:, order_I])
+        if failed:
+            continue
+        upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
+        if not failed:
+            return damped_II, upper_II, raised
+    raise _indefinite(hessian_II, damping)
+
+
+def _dampings(hessian_II: Tensor, damping: float) -> Iterator[tuple[float, Tensor]]:
+    """λ and H + λ·mean(diag H)·1, of the damping and of up to 10⁴ times as much."""
     if not torch.isfinite(hessian_II).all():
         raise UserError("GPTQ: the layer's calibration inputs hold NaN or infinity; check that the model's loss is finite")
-    order_I = _order(hessian_II) if by_activation else slice(None)
     hessian_II = hessian_II.to(torch.float64, copy=True)
     diagonal_I = hessian_II.diagonal()
     dead_I = diagonal_I == 0
@@ -272,15 +311,11 @@ def _inverse_cholesky(hessian_II: Tensor, damping: float, by_activation: bool = 
     # H is positive semidefinite, so the rest of a dead column is zero too: any positive entry leaves it on its own.
     diagonal_I[dead_I] = mean
     for raised in (damping * 10**attempt for attempt in range(5)):
-        damped_II = hessian_II + torch.eye(len(hessian_II)).to(hessian_II) * (raised * mean)
-        taken_II = damped_II[order_I][:, order_I]
-        lower_II, failed = torch.linalg.cholesky_ex(taken_II)
-        if failed:
-            continue
-        upper_II, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower_II), upper=True)
-        if not failed:
-            return damped_II, upper_II, raised
-    raise UserError(
+        yield raised, hessian_II + torch.eye(len(hessian_II)).to(hessian_II) * (raised * mean)
+
+
+def _indefinite(hessian_II: Tensor, damping: float) -> UserError:
+    return UserError(
         f"GPTQ: the Hessian of {len(hessian_II)} inputs is not positive definite, even with damping {damping * 10**4:g}; "
         "calibrate on more rows, raise the damping, or use the method 'rtn'"
     )

@@ -117,13 +117,14 @@ def put_on_grid(model: Any, packed: Mapping[str, Packed], trains: Trains) -> Cal
     """
     for parameter in model.parameters():
         parameter.requires_grad_(trains != "codes" and parameter.ndim < 2)
-    layers = linears_in(model)
-    for name, matrix in packed.items():
-        _put(model, name, GridLinear(layers[name], matrix, trains))
+    head = model.get_output_embeddings()
+    layers = {name: layer for name, layer in linears_in(model).items() if layer is not head and name in packed}
+    for name, layer in layers.items():
+        _put(model, name, GridLinear(layer, packed[name], trains))
 
     def off() -> dict[str, Packed]:
-        made: dict[str, Packed] = {}
-        for name in packed:
+        made = dict(packed)  # embeddings and head stay as they are
+        for name in layers:
             on_grid = model.get_submodule(name)
             layer, made[name] = on_grid.layer[0], on_grid.packed().cpu()
             with torch.no_grad():

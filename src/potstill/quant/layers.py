@@ -1,7 +1,9 @@
 """Walking a language model's blocks and rounding every linear layer on the inputs it will really see."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from potstill.edges.codes import weight_of
 from potstill.edges.experts import refuse_experts
 from potstill.edges.models import blocks_of, linears_in, matrices_in, skeleton, states_of
 from potstill.quant.finished import Finished, LayerError, Quantised
-from potstill.quant.gptq import Hessian, NotDivisible, output_error, round_to_nearest, solve
+from potstill.quant.gptq import Hessian, NotDivisible, output_error, round_to_nearest, solve, wanted_weights
 from potstill.quant.packed import Packed
 
 Batch = dict[str, Tensor]
@@ -34,6 +36,7 @@ def quantise_model(
     method: Literal["gptq", "rtn"] = "gptq",
     bits: int = 4,
     group: int = 32,
+    make_up: float = 0.5,
     embeddings: bool = False,
     finished: Finished | None = None,
     on_layer: OnLayer = lambda name, i, n, error: None,
@@ -50,6 +53,8 @@ def quantise_model(
         batches: `input_ids` and `attention_mask`, both [B, T], padded on the right; padding enters no Hessian. `weight`, of
             the same shape, says how much each position counts; default: all alike.
         method: "rtn" rounds to nearest; its errors are measured on its own inputs.
+        make_up: share of the errors of all layers before that a layer's codes make up for, see `wanted_weights`; at 0 the model
+            of full precision need not run beside the quantised one.
         embeddings: round embeddings and head to the nearest of 8 bits, before anything else.
         finished: where each block's codes are kept once it is solved; those that are there already are taken as they are.
         on_layer: called with (name, index from 1, number of layers, its relative output error or None where kept).
@@ -64,12 +69,18 @@ def quantise_model(
     blocks = blocks_of(model)
     names = {module: name for name, module in model.named_modules()}
     layers = {module: names[module] for block in blocks for module in linears_in(block).values()}
-    result = Quantised(round_embeddings(model) if embeddings else {})
-    rounding = partial(_round, method=method, bits=bits, group=group, settings=settings)
+    rounding = partial(_round, method=method, bits=bits, group=group, make_up=make_up, settings=settings)
+    drifts = method == "gptq" and make_up > 0
     with _evaluating(model):
         hidden, others = _block_inputs(model, blocks, batches)
+        exact = list(hidden)  # what the model of full precision would have; follows the same path until something is rounded
+        result = Quantised()
+        if embeddings:
+            result.packed |= round_embeddings(model)
+            hidden, _ = _block_inputs(model, blocks, batches)
         for number, (block, arguments) in enumerate(zip(blocks, others, strict=True)):
-            runs = [partial(block, x_BTD, *args, **kw) for x_BTD, (args, kw) in zip(hidden, arguments, strict=True)]
+            runs = _runs(block, hidden, arguments)
+            whole = copy.deepcopy(block) if drifts else block
             before, here = len(result.errors) + len(result.kept), {layers[m]: m for m in linears_in(block).values()}
             known = finished.read(number) if finished is not None else None
             if known is not None:
@@ -77,11 +88,13 @@ def quantise_model(
                     weight_of(here[name]).copy_(packed.dequantise())
                 on_layer([*here][-1], before + len(here), len(layers), None)
             else:
-                heard = partial(_counted, on_layer, before, len(layers))
-                known = _solved(block, runs, batches, layers, rounding, heard)
+                inputs = _Inputs(block, runs, batches, whole, _runs(whole, exact, arguments) if drifts else None)
+                known = _solved(inputs, layers, rounding, partial(_counted, on_layer, before, len(layers)))
                 if finished is not None:
                     finished.write(number, known)
             result.add(known)
+            if drifts:
+                exact = [states_of(run()) for run in _runs(whole, exact, arguments)]
             hidden = [states_of(run()) for run in runs]
     result.kept += [name for name in layers.values() if name not in result.packed and name not in result.kept]
     return result
@@ -98,22 +111,40 @@ def _counted(
     on_layer(name, before + number, total, error)
 
 
+def _runs(block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Arguments]) -> list[Callable[[], Any]]:
+    return [partial(block, x_BTD, *args, **kw) for x_BTD, (args, kw) in zip(hidden, arguments, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A block and what it reads.
+
+    Attributes:
+        runs: of the block on each batch, behind quantised layers.
+        whole, exact: the block and its runs in the model of full precision; None where nobody asks for the difference.
+    """
+
+    block: nn.Module
+    runs: Sequence[Callable[[], Any]]
+    batches: Sequence[Batch]
+    whole: nn.Module
+    exact: Sequence[Callable[[], Any]] | None
+
+
 def _solved(
-    block: nn.Module,
-    runs: Sequence[Callable[[], Any]],
-    batches: Sequence[Batch],
+    inputs: _Inputs,
     names: Mapping[nn.Module, str],
-    rounding: Callable[[Tensor, Tensor], tuple[Packed, LayerError]],
+    rounding: Callable[[Tensor, Tensor, Tensor | None], tuple[Packed, LayerError]],
     on_layer: Callable[[str, int, float | None], None],
 ) -> Quantised:
     """One block's layers, rounded in place, those that share inputs together."""
     made, done = Quantised(), 0
-    for shared in _sharing_inputs(block, runs[0]):
-        hessian_II = _hessian(shared[0], names[shared[0]], runs, batches)
+    for shared in _sharing_inputs(inputs.block, inputs.runs[0]):
+        hessian_II, drift_II = _sums(inputs, shared[0], names[shared[0]])
         for layer in shared:
             name, weight_OI, done = names[layer], weight_of(layer), done + 1
             try:
-                packed, error = rounding(weight_OI, hessian_II)
+                packed, error = rounding(weight_OI, hessian_II, drift_II)
             except NotDivisible:
                 made.kept.append(name)
                 on_layer(name, done, None)
@@ -147,16 +178,28 @@ def round_embeddings(model: Any) -> dict[str, Packed]:
 
 
 def _round(
-    weight_OI: Tensor, hessian_II: Tensor, *, method: str, bits: int, group: int, settings: dict[str, Any]
+    weight_OI: Tensor,
+    hessian_II: Tensor,
+    drift_II: Tensor | None,
+    *,
+    method: str,
+    bits: int,
+    group: int,
+    make_up: float,
+    settings: dict[str, Any],
 ) -> tuple[Packed, LayerError]:
+    """Errors are those of the outputs that are wanted, which are the layer's own where nothing is to be made up for."""
     weight_OI = weight_OI.to(hessian_II.device)
     nearest = round_to_nearest(weight_OI, group, bits=bits)
-    rtn, dead = output_error(weight_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
+    wanted_OI = weight_OI
+    if drift_II is not None:
+        wanted_OI = wanted_weights(weight_OI, hessian_II, drift_II, settings.get("damping", 0.01), make_up)
+    rtn, dead = output_error(wanted_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
     if method == "rtn":
         return nearest.cpu(), LayerError(None, rtn, dead_columns=dead, vanished=_vanished(weight_OI, nearest))
-    solved = solve(weight_OI, hessian_II, bits=bits, group=group, **settings)
+    solved = solve(weight_OI, hessian_II, bits=bits, group=group, wanted_OI=wanted_OI.double(), **settings)
     error = LayerError(
-        gptq=output_error(weight_OI, solved.packed, hessian_II),
+        gptq=output_error(wanted_OI, solved.packed, hessian_II),
         rtn=rtn,
         damping=solved.damping,
         dead_columns=solved.dead_columns,
@@ -288,30 +331,43 @@ def _sharing_inputs(block: nn.Module, run: Callable[[], Any]) -> list[list[nn.Mo
     return sets
 
 
-def _hessian(layer: nn.Module, name: str, runs: Sequence[Callable[[], Any]], batches: Sequence[Batch]) -> Tensor:
-    """H of this layer's input, over every position that is not padding.
+def _sums(inputs: _Inputs, layer: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """H of this layer's input over every position that is not padding, and X̃ᵀ(X − X̃) where it is asked for.
 
     Raises:
         UserError: an input is not finite.
     """
+    exact_layer = dict(inputs.whole.named_modules())[next(n for n, m in inputs.block.named_modules() if m is layer)]
+    sums: tuple[Hessian, Hessian] | None = None
+    for number, (run, batch) in enumerate(zip(inputs.runs, inputs.batches, strict=True)):
+        x_NI, weights = _positions(_heard(layer, run), batch)
+        hessian, drift = sums = sums or (Hessian(x_NI.shape[-1]), Hessian(x_NI.shape[-1]))
+        hessian.add(x_NI, weights)
+        if inputs.exact is not None:
+            exact_NI, _ = _positions(_heard(exact_layer, inputs.exact[number]), batch)
+            drift.add(x_NI, weights, exact_NI - x_NI)
+    assert sums is not None
+    if not torch.isfinite(sums[0].sum_II).all():
+        raise UserError(f"{name}: its calibration inputs hold NaN or infinity; check that the model's loss is finite")
+    return sums[0].sum_II, sums[1].sum_II if inputs.exact is not None else None
+
+
+def _heard(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What the layer reads, and no more of the block is run."""
     heard: list[Tensor] = []
 
-    def hear(layer: nn.Module, x_BTI: Tensor) -> None:
-        heard.append(x_BTI)
+    def hear(_: nn.Module, x: Tensor) -> None:
+        heard.append(x)
         raise _Enough
 
-    hessian: Hessian | None = None
-    with _hearing([layer], hear):
-        for run, batch in zip(runs, batches, strict=True):
-            with suppress(_Enough):
-                run()
-            weight_BT = batch.get("weight", batch["attention_mask"])
-            x_BTI = heard.pop().reshape(*weight_BT.shape, -1)  # OPT lays the rows of a batch end to end
-            hessian = hessian or Hessian(x_BTI.shape[-1])
-            counts_BT = weight_BT.to(x_BTI.device) > 0
-            weights = weight_BT.to(x_BTI.device)[counts_BT] if "weight" in batch else None
-            hessian.add(x_BTI[counts_BT], weights)
-    assert hessian is not None
-    if not torch.isfinite(hessian.sum_II).all():
-        raise UserError(f"{name}: its calibration inputs hold NaN or infinity; check that the model's loss is finite")
-    return hessian.sum_II
+    with _hearing([layer], hear), suppress(_Enough):
+        run()
+    return heard[0]
+
+
+def _positions(x: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    """The inputs [N, in] of positions that count, and how much each does; None: alike."""
+    weight_BT = batch.get("weight", batch["attention_mask"]).to(x.device)
+    x_BTI = x.reshape(*weight_BT.shape, -1)  # OPT lays the rows of a batch end to end
+    counts_BT = weight_BT > 0
+    return x_BTI[counts_BT], weight_BT[counts_BT] if "weight" in batch else None

@@ -32,7 +32,7 @@ class Quantize(DataStage, kind="quantize"):
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
 
-    version: ClassVar[int] = 5  # 5: by activation, scales by the Hessian, sweeps; 4: a dtype that `rest` names is obeyed
+    version: ClassVar[int] = 5  # 5: by activation, earlier errors made up for, sweeps; 4: a dtype that `rest` names is obeyed
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
@@ -41,9 +41,14 @@ class Quantize(DataStage, kind="quantize"):
         default=32, description="weights that share a scale; a multiple of 32, so that GGUF's Q4_0 and Q8_0 hold them exactly"
     )
     damping: float = Field(default=0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
+    make_up: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="gptq: share of what all layers before did wrong that a layer makes up for; at 0 half the passes are saved",
+    )
     clip_search: bool = Field(
-        default=True,
-        description="gptq: search each group's first scale for the least error, inputs counted as large as they are",
+        default=False, description="gptq: search each group's first scale for the least error, by the inputs' size"
     )
     sweeps: int = Field(
         default=4, ge=0, description="gptq: passes that set each scale and each code to its best value given all others"
@@ -95,10 +100,11 @@ class Quantize(DataStage, kind="quantize"):
         tokens = min(self.rows, rows.kept) * rows.tokens
         blocks = max(1, found.config.num_hidden_layers)
         probe = outlook.probe(found.config, rows)
+        passes = PASSES * (2 if self.method == "gptq" and self.make_up else 1)
         return Cost(
             parameters=size.parameters,
             tokens=round(tokens),
-            seconds=PASSES * probe.forward_seconds(tokens) + self._solving(found) if probe is not None else None,
+            seconds=passes * probe.forward_seconds(tokens) + self._solving(found) if probe is not None else None,
             memory_bytes=round(
                 resting_memory() + left_over(size) + 8 * size.parameters + 24 * size.body / blocks + 8 * tokens * size.hidden
             ),
@@ -145,6 +151,7 @@ class Quantize(DataStage, kind="quantize"):
             method=self.method,
             bits=self.bits,
             group=self.group,
+            make_up=self.make_up,
             embeddings=self.embeddings == "8bit",
             finished=finished,
             on_layer=lambda name, i, n, error: work.progress.update(
