@@ -126,7 +126,7 @@ def main() -> None:
     \b
     First:       potstill quickstart
     Your own:    potstill show quickstart > mine.toml, then check, plan and run mine.toml
-    Afterwards:  potstill report RUN, potstill chat RUN
+    Afterwards:  potstill report RUN, potstill chat RUN, potstill serve RUN
     """
 
 
