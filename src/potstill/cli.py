@@ -127,7 +127,7 @@ def main() -> None:
     \b
     First:       potstill quickstart
     Your own:    potstill show quickstart > mine.toml, then check, plan and run mine.toml
-    Afterwards:  potstill report RUN, potstill chat RUN, potstill verify RUN
+    Afterwards:  potstill report RUN, then chat, serve, verify or export
     """
 
 

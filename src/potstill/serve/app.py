@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from potstill.core.errors import UserError
@@ -397,11 +398,17 @@ async def _tinted(state: State, opened: Opened, answer: Answer, said: str, examp
     return {"tint": {"pieces": found.pieces, "mean": round(found.mean, 4), "note": found.note}}
 
 
-def _tint(opened: Opened, answer: Answer, said: str, example: Example, teacher: str, ours: Any, theirs: Any) -> tint.Tint:
+@cache
+def _tokenizer(where: str) -> Any:
     from potstill.edges.models import load_tokenizer
+
+    return load_tokenizer(where)
+
+
+def _tint(opened: Opened, answer: Answer, said: str, example: Example, teacher: str, ours: Any, theirs: Any) -> tint.Tint:
     from potstill.edges.sampling import hidden_tokens
 
-    vocab, note = tint.compared(opened.tokenizer, load_tokenizer(teacher), opened.offer.prompts, example)
+    vocab, note = tint.compared(opened.tokenizer, _tokenizer(teacher), opened.offer.prompts, example)
     ids = tint.tokens_of(opened.tokenizer, answer.ids, answer.all_known, said)
     if max(ids) >= vocab:
         raise UserError("the answer has a token that the teacher does not know")

@@ -72,6 +72,7 @@ class Opened:
     engine: Engine
     file_bytes: int
     used: int = 0  # requests that hold it now
+    _plain: tokens.Unspellable | None = None
     _longest: int | None = None  # characters of a token
     _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are not for several threads at once
 
@@ -92,8 +93,9 @@ class Opened:
         """The tokens of a text without a template, begun as the tokenizer begins texts; it spells no control token."""
         self._check_length(len(text))
         with self._lock:
-            marks = tokens.Unspellable(self.tokenizer, tokens.control_tokens(self.tokenizer))
-            return tokens.begun(self.tokenizer, marks.encode(text))
+            if self._plain is None:
+                self._plain = tokens.Unspellable(self.tokenizer, tokens.control_tokens(self.tokenizer))
+            return tokens.begun(self.tokenizer, self._plain.encode(text))
 
     def _check_length(self, characters: int) -> None:
         """Refuse what cannot fit before it is cut into tokens, which takes seconds.
