@@ -386,21 +386,21 @@ def on_device(report: Report) -> str:
     with _figure(_WIDTH, 3.3, 1, 2) as (figure, axes):
         for axis, (what, of, label) in zip(axes, panels, strict=True):
             places = [of(one) for one in files]
-            shifts = _apart([(place, values[one["name"]]) for place, one in zip(places, files, strict=True)])
+            shifts = _above_or_below([(place, values[one["name"]]) for place, one in zip(places, files, strict=True)])
             for one, x, shift in zip(files, places, shifts, strict=True):
                 marker = _SHAPES.get(one["type"], "D")
                 axis.plot([x], [values[one["name"]]], marker, color=colour(one["role"]), markersize=7, markeredgecolor=PAGE)
-                where = {"xytext": (8, shift), "textcoords": "offset points", "va": "center"}
+                where = {"xytext": (0, shift), "textcoords": "offset points", "va": "center", "ha": "center"}
                 axis.annotate(
                     _short(f"{one['name']} {one['type']}"), (x, values[one["name"]]), color=INK, fontsize=8.5, **where
                 )
             axis.set_xscale("log")
             low, high = min(places), max(places)
-            axis.set_xlim(low / 1.15, high * max(1.9, (high / low) ** 0.6))
+            axis.set_xlim(low / 1.5, high * 1.5)
             ticks = _size_ticks(low, high)
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
-            axis.margins(y=0.2)
+            axis.margins(y=0.35)
             axis.set_xlabel(label)
             axis.set_title(f"{_short(primary['title'])} against {what}", loc="left")
             axis.grid(axis="y")
@@ -418,12 +418,11 @@ def _fastest(one: Mapping[str, Any]) -> float:
 _SHAPES = {"f32": "^", "f16": "o", "bf16": "o", "q8_0": "s", "q4_0": "v"}
 
 
-def _apart(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Vertical shifts, in points, that keep labels of points of one height and near places apart."""
-    shifts: list[float] = []
-    for n, (x, y) in enumerate(points):
-        near = [m for m in range(n) if points[m][1] == y and 0.4 < points[m][0] / x < 2.5]
-        shifts.append(11.0 * ((len(near) + 1) // 2) * (1 if len(near) % 2 else -1) if near else 0.0)
+def _above_or_below(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Vertical shifts, in points, of labels over or under their points: neighbours of one height take turns."""
+    shifts = [0.0] * len(points)
+    for n, at in enumerate(sorted(range(len(points)), key=lambda at: (points[at][1], points[at][0]))):
+        shifts[at] = (11.0, -12.0, 22.0, -23.0)[n % 4]
     return shifts
 
 
