@@ -56,6 +56,17 @@ def test_epochs(bench, tmp_path):
     assert len(json.loads(saved.read_text())["rounds"]) == 2
 
 
+def test_quantisers(bench):
+    ways = ("rounding", "ggml Q4_0", "and making up")
+    found = bench("quantize.py", "--quick", "--ways", *ways)
+    assert found.keys() >= FACTS | {"model", "rows", "draws", "ways"}
+    assert [*found["ways"]] == [*ways]
+    for figures in found["ways"].values():
+        assert in_order(figures["kl"])
+        assert 0 <= figures["same_first"]["min"] <= 1
+    assert found["ways"]["and making up"]["kl"]["max"] < found["ways"]["rounding"]["kl"]["min"]
+
+
 def test_rollouts(bench, tmp_path):
     rows, saved = tmp_path / "rows.jsonl", tmp_path / "found.json"
     rows.write_text("".join(json.dumps(row) + "\n" for row in ROWS))

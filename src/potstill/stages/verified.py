@@ -215,7 +215,8 @@ def full_precision(artifact: Artifact | None) -> str:
     """Where a model lies as it was before it was quantised; "" of one that was not, or where nothing says so."""
     where = ""
     while artifact is not None and (artifact.folder / PACKED).is_file():
-        scheme, _, target = str(artifact.stage.get("model", "")).partition(":")
+        before = artifact.stage.get("model") or artifact.stage.get("student", "")  # of one that was healed, its student
+        scheme, _, target = str(before).partition(":")
         if scheme == "stage":
             made = ancestry(artifact)
             prints = [one for name, one in artifact.parents.items() if name.partition("@")[0] == target]
