@@ -372,7 +372,7 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
 
     Ends with 0 when every file passes, with 1 when one fails or could not be opened for want of llama.cpp, with 2 on bad input.
     """
-    from potstill.commands.verify import print_record, targets_of
+    from potstill.commands.verify import passed, print_record, targets_of
     from potstill.commands.verify import verify as verified
     from potstill.core.progress import Progress
 
@@ -384,7 +384,7 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
             print_record(records[-1])
     if as_json:
         click.echo(json.dumps(records, indent=2, ensure_ascii=False))
-    if any(record["not_verified"] or not record["passed"] for record in records):
+    if not all(passed(record) for record in records):
         sys.exit(1)
 
 

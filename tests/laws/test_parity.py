@@ -59,6 +59,12 @@ def test_known_differences_are_named_and_others_count() -> None:
     assert verdict("f16", compare_ids(["</s>"], [[1]], [[2]]), near) == ""
 
 
+def test_nothing_excuses_a_models_own_control_token() -> None:
+    """Of Llama `</s>` is the end: a file that spells it letter by letter is wrong."""
+    found = compare_ids(["</s>a"], [[2, 5]], [[40, 41, 5]], own=["<s>", "</s>"])
+    assert (found.differ, found.known) == (("</s>a",), {})
+
+
 @pytest.mark.parametrize("type", [*LIMITS, "q4_k"])
 def test_the_limit_grows_with_what_rounding_itself_cost_and_nan_fails(type: str) -> None:
     none = compare_ids([], [], [])

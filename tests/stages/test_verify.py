@@ -13,14 +13,15 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 import potstill
 from potstill.cli import main
+from potstill.commands.verify import passed
 from potstill.core.artifact import Artifact, Hashes
 from potstill.core.errors import UserError
 from potstill.edges import llamacpp
-from potstill.edges.models import save_model
+from potstill.edges.models import load_stored, load_tokenizer, save_model
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
-from potstill.stages.verified import VERIFIED, passages_for
+from potstill.stages.verified import VERIFIED, Passages, Reference, passages_for, verify_files
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
 
@@ -117,6 +118,53 @@ def test_a_flipped_bit_and_a_missing_file_are_found_before_the_runtime_is_asked(
         "model-f16.gguf": False,
         "model-q8_0.gguf": False,
     }
+
+
+@needs_llamacpp
+def test_what_does_not_show_in_distributions_fails_a_file(made: dict[str, Any], tmp_path: Path) -> None:
+    """Another template, or an end of answers that is not named: next tokens are right, and answers wrong."""
+    where = f"path:{made['tuned'].folder}"
+    model, tokenizer = load_stored(where), load_tokenizer(where)
+    Gguf(types=("f32",)).write(model, tokenizer, {}, tmp_path)
+
+    def why() -> str:
+        ours = Reference(model, tokenizer, passages_for(made["tuned"], tokenizer, 64), "ours")
+        (one,) = verify_files(tmp_path, ["model-f32.gguf"], ours, positions=4)["files"]
+        assert one["kl"] < 1e-6
+        assert one["passed"] == (one["why"] == "")
+        return one["why"]
+
+    assert why() == ""
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("a")]
+    assert why() == "it does not name 'a' as an end of answers"
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    tokenizer.chat_template += " "
+    assert why() == "its chat template is not the model's"
+
+
+@needs_llamacpp
+def test_another_model_than_it_was_made_from_leaves_the_record_alone(made: dict[str, Any], tmp_path: Path) -> None:
+    before = (made["narrow"].folder / VERIFIED).read_bytes()
+    done = command(made["narrow"].folder, "--against", save(tmp_path / "other", seed=3))
+    assert done.exit_code == 1
+    assert "its own record stays as it is" in " ".join(done.stdout.split())
+    assert (made["narrow"].folder / VERIFIED).read_bytes() == before
+
+
+def test_damage_in_a_folder_fails_and_what_is_not_opened_is_named(made: dict[str, Any]) -> None:
+    where = f"path:{made['tuned'].folder}"  # nothing of it is asked
+    ours = Reference(load_stored(where), load_tokenizer(where), Passages([], [], ""), "ours")
+    record = verify_files(made["narrow"].folder, ["web/model.bin"], ours, damaged={"web/model.bin": "is missing"})
+    assert not record["passed"]
+    record = verify_files(made["narrow"].folder, ["web/model.bin"], ours)
+    assert list(record["not_verified"]) == ["web/model.bin"]
+    assert not passed(record), "nothing was opened"
+
+
+def test_a_file_that_is_no_weights_cannot_be_verified(made: dict[str, Any]) -> None:
+    done = command(made["narrow"].folder / "README.md")
+    assert done.exit_code == 2
+    assert "holds no weights that can be verified" in done.stderr
 
 
 @needs_llamacpp

@@ -16,7 +16,17 @@ from potstill.edges.models import load_stored, load_tokenizer, positions_of
 from potstill.report.verified import figures_in_words, with_section
 from potstill.run.folder import RUN, artifacts_of, find_run
 from potstill.stages.lineage import ancestry, as_chosen, trained_as
-from potstill.stages.verified import VERIFIED, Reference, damage, exported_in, full_precision, passages_for, verify_files
+from potstill.stages.verified import (
+    IN_FOLDERS,
+    VERIFIED,
+    Reference,
+    damage,
+    exported_in,
+    full_precision,
+    passages_for,
+    verify_files,
+    weights_among,
+)
 
 
 @dataclass
@@ -50,6 +60,8 @@ def targets_of(target: str, against: str | None) -> list[Target]:
     path = Path(target).expanduser()
     if path.is_file() and (path.parent / MANIFEST).is_file():
         export = _of_export(Artifact.load(path.parent), against)
+        if path.name not in export.names:
+            raise UserError(f"{path}: holds no weights that can be verified; the export has {', '.join(export.names)}")
         return [replace(export, names=[path.name], keeps=False)]
     if path.is_file():
         note = "no manifest lies beside it, so only the runtime was asked: bits that flipped before cannot be seen"
@@ -87,10 +99,16 @@ def _of_export(artifact: Artifact, against: str | None) -> Target:
         raise UserError(f"{artifact.folder}: holds what the stage '{artifact.name}' made, and not an export; name an export")
     folder, listed = artifact.folder, artifact.summary["files"]
     broken = damage(folder, listed)
-    lost = [name for name in broken if name.endswith((".gguf", ".safetensors"))]  # of which no file need be left
-    target = Target(folder, list(dict.fromkeys([*exported_in(folder), *lost])), "", damaged=broken, keeps=True)
+    apart = [name for name in weights_among(listed) if "/" in name]
+    names = list(dict.fromkeys([*exported_in(folder), *broken, *apart]))
+    if not names:
+        raise UserError(f"{folder}: the export holds no weights that can be verified")
+    target = Target(folder, names, "", damaged=broken, keeps=True)
     if against:
         target.reference, target.model = against, _made_here(against)
+        target.keeps = _made_from(artifact, against, target.model)
+        if not target.keeps:
+            target.note = f"{against} is not what it was made from, as far as its manifest says: its own record stays as it is"
         return target
     scheme, _, name = str(artifact.stage["model"]).partition(":")
     if scheme != "stage":
@@ -104,6 +122,15 @@ def _of_export(artifact: Artifact, against: str | None) -> Target:
     target.model = found[0]
     target.reference = f"path:{found[0].folder}"
     return target
+
+
+def _made_from(export: Artifact, reference: str, model: Artifact | None) -> bool:
+    """Whether an export was made from this very model."""
+    scheme, _, name = str(export.stage["model"]).partition(":")
+    if scheme == "stage":
+        return model is not None and model.fingerprint in export.parents.values()
+    there, _, other = reference.partition(":")
+    return scheme == there and (name == other or (scheme == "path" and Path(name).resolve() == Path(other).resolve()))
 
 
 def _made_here(reference: str) -> Artifact | None:
@@ -152,6 +179,11 @@ def verify(target: Target, positions: int, progress: Progress) -> dict[str, Any]
         if card.is_file():
             write_text(card, with_section(card.read_text(encoding="utf-8"), record))
     return record
+
+
+def passed(record: dict[str, Any]) -> bool:
+    """Whether every file that a runtime of ours opens was opened, at least one, and answers as the model."""
+    return bool(record["files"]) and record["passed"] and set(record["not_verified"].values()) <= {IN_FOLDERS}
 
 
 def print_record(record: dict[str, Any]) -> None:

@@ -348,7 +348,8 @@ def _answer(server: Any, question: dict[str, Any], say: Callable[..., None]) -> 
         told = found["top_logprobs"]
         logp_V = array("f", [float("nan")]) * (1 + max(entry["id"] for entry in told))
         for entry in told:
-            logp_V[entry["id"]] = entry["logprob"]
+            if entry["logprob"] is not None:  # JSON has no NaN
+                logp_V[entry["id"]] = entry["logprob"]
         say(logp=base64.b64encode(logp_V.tobytes()).decode())
     asked = [{"content": text, "add_special": True, "parse_special": True} for text in question["texts"]]
     ids = [post("/tokenize", body)["tokens"] for body in asked]

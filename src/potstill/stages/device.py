@@ -14,6 +14,7 @@ from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
+from potstill.edges.models import positions_of
 from potstill.stages.base import Context, Stage
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ExportRef
@@ -38,7 +39,7 @@ class Device(Stage, kind="device"):
     Each file is opened in a process of its own, all files in turn before any is opened again (A B A B), so that what else the
     machine does meets all of them. Latency: seconds to the first token and tokens per second after it, for each number of
     threads and length of the prompt, by the clock of who asks. Memory: what the process holds beyond the library itself, and
-    the file. The median of `repeats` is shown, all of them are kept.
+    the file; of several numbers of threads the largest. The median of `repeats` is shown, all of them are kept.
     """
 
     makes: ClassVar[Makes] = "measurement"
@@ -60,9 +61,27 @@ class Device(Stage, kind="device"):
                 yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
         for place, ref in enumerate(self.exports):
             export = outlook.stages.get(ref.target) if ref.scheme == "stage" else None
-            holds = [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=False)]
+            yield from self._too_long(outlook, export)
+            holds = [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=0)]
             if holds and not any(name.endswith(".gguf") for name in holds):
                 yield Problem(f"exports[{place}]", f"{ref} writes no GGUF file; add 'gguf' to its formats", str(ref))
+
+    def _too_long(self, outlook: Outlook, export: Any) -> Iterator[Problem]:
+        """A prompt and its answer that a model has no positions for: llama.cpp would refuse it after all training."""
+        try:
+            found = outlook.model(export.model) if export is not None else None
+        except (UserError, AttributeError):  # said at its own stage
+            return
+        limit = positions_of(found.config) if found is not None else None
+        longest = max(self.contexts, default=0) + self.new_tokens + _SPARE
+        if limit is not None and longest > limit:
+            room = limit - self.new_tokens - _SPARE
+            yield Problem(
+                "contexts",
+                f"a prompt of {max(self.contexts)} and {self.new_tokens} new tokens need {longest} positions, and "
+                f"{export.model} has {limit}; " + (f"use at most {room}" if room > 0 else "lower new_tokens"),
+                str(list(self.contexts)),
+            )
 
     def cost(self, outlook: Outlook) -> Cost:
         asked = sum(context + self.new_tokens for context in self.contexts)
@@ -108,7 +127,7 @@ class Device(Stage, kind="device"):
                 for prompt in prompts:
                     timing = timed(server, prompt, self.new_tokens)
                     found.latency.setdefault((threads, len(prompt)), []).append((timing.first_s, timing.tokens_per_s))
-                found.resident.append(server.resident())
+                found.resident.setdefault(threads, []).append(server.resident())
         except Refused as error:
             raise UserError(f"{file.path}: llama.cpp gave no answer: {error}") from error
 
@@ -118,7 +137,7 @@ class _Measured:
 
     def __init__(self) -> None:
         self.latency: dict[tuple[int, int], list[tuple[float, float]]] = {}
-        self.resident: list[int] = []
+        self.resident: dict[int, list[int]] = {}  # by threads
 
     def figures(self, file: _File) -> dict[str, Any]:
         latency = [
@@ -138,7 +157,11 @@ class _Measured:
             "file": file.path.name,
             "type": type_of(file.path),
             "latency": latency,
-            "memory": {"file_bytes": file.path.stat().st_size, "resident_bytes": round(median(self.resident))},
+            "memory": {
+                "file_bytes": file.path.stat().st_size,
+                "resident_bytes": round(max(median(each) for each in self.resident.values())),
+            },
+            "all_resident_bytes": {str(threads): each for threads, each in self.resident.items()},
         }
 
 

@@ -30,6 +30,7 @@ from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
 from potstill.stages.verified import (
+    IN_FOLDERS,
     VERIFIED,
     Reference,
     exported_in,
@@ -37,6 +38,7 @@ from potstill.stages.verified import (
     passages_for,
     unverified,
     verify_files,
+    weights_among,
 )
 
 
@@ -169,19 +171,21 @@ class Export(Stage, kind="export"):
             UserError: a file does not answer as the model does.
         """
         folder, work = context.work.folder, context.work
-        names = [path.name for path in written if path.suffix == ".gguf"]
-        if self.verify == "always":
-            names = exported_in(folder)
+        every = weights_among(str(path.relative_to(folder)) for path in written)
+        apart = [name for name in every if "/" in name]
+        names = exported_in(folder) if self.verify == "always" else [name for name in every if name.endswith(".gguf")]
         trouble = "the recipe says verify = 'never'" if self.verify == "never" else runtime_problem()
-        if not names or (trouble is not None and all(name.endswith(".gguf") for name in names)):
-            record = unverified(names, trouble or "")
+        if trouble is not None and all(name.endswith(".gguf") for name in names):
+            record = unverified([*names, *apart], trouble)
+        elif not names:
+            record = unverified(apart, IN_FOLDERS)
         else:
             artifact = places(context, self.model)[0].artifact
             own = load_tokenizer(context.where(self.model))  # rows as they were trained, by the template as it was then
             passages = passages_for(artifact, own, positions_of(model.config))
             ours = Reference(model, tokenizer, passages, str(self.model), full_precision(artifact) if quantised else "")
             heard = lambda done, total, name: work.progress.update(done, total, "position", file=name)  # noqa: E731
-            record = verify_files(folder, names, ours, heard=heard)
+            record = verify_files(folder, [*names, *apart], ours, heard=heard)
         for name, why in record["not_verified"].items():
             work.note(f"{name} is not verified: {why}")
         failed = [f"{one['file']}: {one['why']}" for one in record["files"] if not one["passed"]]

@@ -42,7 +42,14 @@ class Report(Stage, kind="report"):
         exports = [context.artifacts(ref)[0] for ref in self.exports]
         device = context.artifacts(self.device)[0] if self.device is not None else None
         report = report_from(context.artifacts(self.study)[0].folder, exports, device)
-        self._check(exports, [row["model"] for row in report["rows"]], context.work.name)
+        measured = [row["model"] for row in report["rows"]]
+        self._check(exports, measured, context.work.name)
+        timed = device.summary["files"] if device is not None else ()
+        if others := [one["model"] for one in timed if one["model"] not in measured]:
+            raise UserError(
+                f"{context.work.name}: {self.device} measured files of {', '.join(others)}, and {self.study} no such model; "
+                "add a row for it, or leave its export out of the device stage"
+            )
         write_report(report, context.work.folder)
         return {"verdicts": [verdict["sentence"] for verdict in report["verdicts"]]}
 

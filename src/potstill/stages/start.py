@@ -43,7 +43,7 @@ def started(model: Prospect | None, init: Init | None) -> Prospect | None:
     if model is None or init is None:
         return model
     config = init.shape(model.config)
-    return made_from(model, config=config, size=size_of(config), quantised=False)
+    return made_from(model, config=config, size=size_of(config), bits=0)
 
 
 def start_problems(

@@ -1,6 +1,6 @@
 """Exported files opened in their runtime and compared with the model that they were made from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +32,14 @@ from potstill.edges.models import (
 )
 from potstill.edges.sampling import generate
 from potstill.edges.tokens import begun, control_tokens, encode
+from potstill.exporters._ends import end_ids
 from potstill.sources import Source
 from potstill.stages.lineage import ancestry, as_chosen, trained_as
 from potstill.study.parity import compare_ids, distance, limit, verdict
 
 VERIFIED = "verify.json"  # beside the files
 FEW, POSITIONS = 24, 48  # positions that an export looks at, and `potstill verify` by default
+IN_FOLDERS = "files in a folder of their own are for other programs, and are not opened"
 _ROWS = 4
 _ANSWER = 64  # tokens of an answer that positions are chosen from
 _WORDS = 40  # tokens of the greedy text
@@ -105,10 +107,29 @@ class Reference:
         return as_dtype(self.model, torch.float32).eval()
 
     def logp_PV(self, count: int) -> np.ndarray:
-        """Its log-probabilities at so many places of the passages, computed once."""
+        """Its log-probabilities at so many places of the passages, computed once.
+
+        Raises:
+            UserError: they are not numbers.
+        """
         if count not in self._known:
-            self._known[count] = logp_at(self._exact, self.passages.chosen(count))
+            found_PV = logp_at(self._exact, self.passages.chosen(count))
+            if np.isnan(found_PV).any():
+                raise UserError(
+                    f"{self.named}: its own logits are not numbers, so nothing can be compared with it; choose another"
+                )
+            self._known[count] = found_PV
         return self._known[count]
+
+    @cached_property
+    def control(self) -> list[str]:
+        """Its tokenizer's control tokens."""
+        return list(control_tokens(self.tokenizer))
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer, as a file must name them."""
+        return end_ids(self.model, self.tokenizer)
 
     @cached_property
     def greedy(self) -> str:
@@ -206,9 +227,9 @@ def _built_in(tokenizer: Tokenizer) -> list[Pair]:
     return [(ids[: len(ids) // 3 + 1], ids[len(ids) // 3 + 1 :]) for ids in rows]
 
 
-def _own_texts(tokenizer: Tokenizer) -> list[str]:
+def _own_texts(control: Sequence[str]) -> list[str]:
     """Texts around the first of a tokenizer's own control tokens."""
-    return [f"{token}a {token} b\n" for token in list(control_tokens(tokenizer))[:4]]
+    return [f"{token}a {token} b\n" for token in control[:4]]
 
 
 def full_precision(artifact: Artifact | None) -> str:
@@ -254,6 +275,11 @@ def exported_in(folder: Path) -> list[str]:
     return [*(path.name for path in plain), *ggufs]
 
 
+def weights_among(names: Iterable[str]) -> list[str]:
+    """Those of an export's files that hold weights, wherever they lie."""
+    return [name for name in names if name.endswith((".gguf", ".safetensors", ".bin"))]
+
+
 def verify_files(
     folder: Path,
     names: Sequence[str],
@@ -277,12 +303,14 @@ def verify_files(
     found, left_out = [], {}
     for name in names:
         broken = dict(damaged or {})
-        if not name.endswith(".gguf"):  # config and tokenizer are read with the weights
-            broken = {one: why for one, why in broken.items() if not one.endswith(".gguf")}
-        told = name if name in broken or name.endswith(".gguf") else next(iter(broken), "")
+        # config and tokenizer are read with the weights of a folder
+        beside = [one for one in broken if "/" not in one and one.endswith((".json", ".jinja", ".model", ".safetensors"))]
+        told = name if name in broken or name.endswith(".gguf") else next(iter(beside), "")
         if told in broken:
             why = broken[told] if told == name else f"{told} {broken[told]}"
             found.append({"file": name, "passed": False, "why": why})
+        elif "/" in name:
+            left_out[name] = IN_FOLDERS
         elif name.endswith(".gguf") and trouble is not None:
             left_out[name] = trouble
         else:
@@ -302,7 +330,7 @@ def verify_files(
 def _verify(
     folder: Path, name: str, ours: Reference, positions: int, always_own: bool, heard: Callable[[int, int, str], None]
 ) -> dict[str, Any]:
-    chosen, texts = ours.passages.chosen(positions), [*TEXTS, *_own_texts(ours.tokenizer)]
+    chosen, texts = ours.passages.chosen(positions), [*TEXTS, *_own_texts(ours.control)]
     prompt = ours.passages.first
     total, done = sum(len(places) for _, places in chosen), 0
 
@@ -332,10 +360,11 @@ def _verify(
             "passed": False,
             "why": f"its vocabulary has {theirs.logq_PV.shape[1]:,} rows, ours {logp_PV.shape[1]:,}",
         }
-    ids, apart = compare_ids(texts, ours.ids(texts), theirs.ids), distance(logp_PV, theirs.logq_PV)
+    ids = compare_ids(texts, ours.ids(texts), theirs.ids, ours.control)
+    apart, said = distance(logp_PV, theirs.logq_PV), [] if theirs.header is None else _says_otherwise(theirs.header, ours)
     coded = type not in ("f32", "f16", "bf16")
     own = ours.own_kl(positions) if coded and (always_own or verdict(type, ids, apart)) else None
-    why = verdict(type, ids, apart, own)
+    why = verdict(type, ids, apart, own, said)
     return {
         **told,
         "passed": not why,
@@ -357,6 +386,7 @@ class _Theirs:
     logq_PV: np.ndarray
     ids: list[list[int]]
     text: str
+    header: Mapping[str, Any] | None = None  # of a GGUF file
 
 
 def _in_llamacpp(
@@ -366,7 +396,7 @@ def _in_llamacpp(
     prompt: list[int],
     heard: Callable[[], None],
 ) -> _Theirs:
-    gguf_files.read(f"path:{file}", file)  # says in our words what is cut short
+    header = gguf_files.read(f"path:{file}", file).keys  # says in our words what is cut short
     prompts = [ids[:place] for ids, places in chosen for place in places]
     longest = max(map(len, [prompt, *prompts]))
     opening = Opening(context=longest + _WORDS + 8)
@@ -375,7 +405,20 @@ def _in_llamacpp(
     logq_PV = np.full((len(prompts), rows), np.nan, np.float32)
     for row, logp_V in zip(logq_PV, found.logp_V, strict=True):
         row[: len(logp_V)] = logp_V
-    return _Theirs(logq_PV, found.ids, found.written[0][0])
+    return _Theirs(logq_PV, found.ids, found.written[0][0], header)
+
+
+def _says_otherwise(header: Mapping[str, Any], ours: Reference) -> list[str]:
+    """What a file says of the template and of the ends of answers, where it is not the model's: KL does not see it."""
+    found, template = [], ours.tokenizer.chat_template
+    template = template.get("default") if isinstance(template, dict) else template
+    if (header.get("tokenizer.chat_template") or None) != (template or None):
+        found.append("its chat template is not the model's")
+    ends = {header.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")} - {None}
+    if missing := [end for end in ours.ends if end not in ends]:
+        names = ", ".join(repr(token) for token in ours.tokenizer.convert_ids_to_tokens(missing))
+        found.append(f"it does not name {names} as an end of answers")
+    return found
 
 
 def _in_transformers(

@@ -1,6 +1,6 @@
 """Whether a file answers as the model that it was exported from: token ids, distributions position by position, limits."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +50,17 @@ class Distance:
     total: float
 
 
-def compare_ids(texts: Sequence[str], ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> Ids:
-    """Which texts have other ids, those with a known reason apart."""
+def compare_ids(
+    texts: Sequence[str], ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], own: Collection[str] = ()
+) -> Ids:
+    """Which texts have other ids, those with a known reason apart.
+
+    Args:
+        own: control tokens of the model itself, which nothing excuses.
+    """
     apart = [text for text, one, other in zip(texts, ours, theirs, strict=True) if list(one) != list(other)]
-    reasons = {text: next((why for sign, why in KNOWN.items() if sign in text), "") for text in apart}
+    known = {sign: why for sign, why in KNOWN.items() if sign not in own}
+    reasons = {text: next((why for sign, why in known.items() if sign in text), "") for text in apart}
     return Ids(len(texts), tuple(text for text in apart if not reasons[text]), {t: why for t, why in reasons.items() if why})
 
 
@@ -88,9 +95,13 @@ def limit(type: str, own_kl: float | None = None) -> float:
     return fixed if own_kl is None else max(fixed, SHARE * own_kl)
 
 
-def verdict(type: str, ids: Ids, found: Distance, own_kl: float | None = None) -> str:
-    """Why a file fails, in words; "" where it passes."""
-    why = []
+def verdict(type: str, ids: Ids, found: Distance, own_kl: float | None = None, said: Sequence[str] = ()) -> str:
+    """Why a file fails, in words; "" where it passes.
+
+    Args:
+        said: what else is wrong with it.
+    """
+    why = [*said]
     if ids.differ:
         shown = ", ".join(repr(text[:30]) for text in ids.differ[:3])
         why.append(f"token ids of {len(ids.differ)} of {ids.texts} texts differ, such as {shown}")
