@@ -106,11 +106,18 @@ def stored_in(files: list[Path]) -> dict[str, Stored]:
 
 
 def bits_of(where: str) -> int:
-    """Of the codes beside a model's weights, of its linear layers where embeddings have others; 0 where there are none."""
+    """Of the codes beside a model's weights, of its linear layers where embeddings have others; 0 where there are none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     file = Path(where.removeprefix("path:")).expanduser() / PACKED
     if not where.startswith("path:") or not file.is_file():
         return 0
-    stored = {entry["dtype"] for name, entry in header_of(file).items() if name.endswith(".codes")}
+    try:
+        stored = {entry["dtype"] for name, entry in header_of(file).items() if name.endswith(".codes")}
+    except UserError as error:
+        raise UserError(f"{file}: not the codes of a quantised model ({error}); quantise the model again") from error
     return 4 if "U8" in stored else 8  # of four bits two lie in a byte
 
 
