@@ -28,8 +28,8 @@ WAYS: dict[str, dict[str, Any]] = {  # from the fourth on each has what stands a
     "GPTQ": {"by_activation": False, "sweeps": 0, "make_up": 0.0},
     "by activation": {"sweeps": 0, "make_up": 0.0},
     "and sweeps": {"sweeps": 4, "make_up": 0.0},
-    "and making up": {"sweeps": 4},
-    "and scale search": {"sweeps": 4, "clip_search": True},
+    "and making up": {"sweeps": 4, "make_up": 0.5},
+    "and scale search": {"sweeps": 4, "make_up": 0.5, "clip_search": True},
 }
 
 

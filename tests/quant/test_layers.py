@@ -193,15 +193,15 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(tmp_path) -> 
             raise Killed
 
     rows, whole = batches(24, 30), tiny_model("qwen2")
-    expected = quantise_model(whole, rows)
+    expected = quantise_model(whole, rows, make_up=0.5)
     finished = Finished(tmp_path / "blocks")
     with pytest.raises(Killed):
-        quantise_model(tiny_model("qwen2"), rows, finished=finished, on_layer=killed_in_the_second_block)
+        quantise_model(tiny_model("qwen2"), rows, make_up=0.5, finished=finished, on_layer=killed_in_the_second_block)
     assert finished.read(0) is not None
     assert finished.read(1) is None
     heard: list[str] = []
     again = tiny_model("qwen2")
-    result = quantise_model(again, rows, finished=finished, on_layer=lambda name, i, n, error: heard.append(name))
+    result = quantise_model(again, rows, make_up=0.5, finished=finished, on_layer=lambda name, i, n, error: heard.append(name))
     assert len(heard) == 8  # one line for the block that was there
     assert (result.errors, list(result.packed)) == (expected.errors, list(expected.packed))
     for name, matrix in expected.packed.items():

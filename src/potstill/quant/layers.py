@@ -36,7 +36,7 @@ def quantise_model(
     method: Literal["gptq", "rtn"] = "gptq",
     bits: int = 4,
     group: int = 32,
-    make_up: float = 0.5,
+    make_up: float = 0.0,
     embeddings: bool = False,
     finished: Finished | None = None,
     on_layer: OnLayer = lambda name, i, n, error: None,

@@ -42,10 +42,10 @@ class Quantize(DataStage, kind="quantize"):
     )
     damping: float = Field(default=0.01, gt=0, le=1, description="share of the mean diagonal added to the Hessian")
     make_up: float = Field(
-        default=0.5,
+        default=0.0,
         ge=0,
         le=1,
-        description="gptq: share of what all layers before did wrong that a layer makes up for; at 0 half the passes are saved",
+        description="gptq: share of what all layers before did wrong that a layer makes up for; needs many calibration tokens",
     )
     clip_search: bool = Field(
         default=False, description="gptq: search each group's first scale for the least error, by the inputs' size"
