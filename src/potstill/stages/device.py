@@ -68,8 +68,10 @@ class Device(Stage, kind="device"):
 
     def _too_long(self, outlook: Outlook, export: Any) -> Iterator[Problem]:
         """A prompt and its answer that a model has no positions for: llama.cpp would refuse it after all training."""
+        if export is None:
+            return
         try:
-            found = outlook.model(export.model) if export is not None else None
+            found = outlook.model(export.model)
         except (UserError, AttributeError):  # said at its own stage
             return
         limit = positions_of(found.config) if found is not None else None

@@ -1,7 +1,7 @@
 """A model that leaves the house."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.exporters.modelfile import modelfile
 from potstill.exporters.safetensors import Safetensors
-from potstill.quant.packed import packed_of
+from potstill.quant.packed import Packed, packed_of
 from potstill.report.card import model_card
 from potstill.report.tools import MODELFILE, how_to_run
 from potstill.report.verified import figures_in_words, section
@@ -153,6 +153,8 @@ class Export(Stage, kind="export"):
             held: dict[str, str] = {}
             for exporter in self.formats:
                 held |= exporter.holds(stored, quantised=bits)
+            if _all_packed(model, packed):  # what these files hold besides is float32
+                held = {name: type for name, type in held.items() if name not in ("model-q4_0.gguf", "model-q8_0.gguf")}
             note = " ".join(filter(None, (_note(row["seeds"], written, bits), _rounded(stored, held, bits))))
             write_text(
                 folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside, verified=verified)
@@ -231,6 +233,12 @@ def _name_of(where: str) -> str:
 
 _BITS = {4: "four-bit", 8: "eight-bit"}
 _EXACT = {"float32": {"float32"}, "bfloat16": {"bfloat16", "float32"}, "float16": {"float16", "float32"}}
+
+
+def _all_packed(model: Any, packed: Mapping[str, Packed]) -> bool:
+    """Whether every matrix of a model has codes, embeddings among them."""
+    matrices = [name.removesuffix(".weight") for name, parameter in model.named_parameters() if parameter.ndim > 1]
+    return bool(packed) and all(name in packed for name in matrices)
 
 
 def _rounded(stored: str, held: dict[str, str], quantised: int) -> str:

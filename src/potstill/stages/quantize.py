@@ -1,7 +1,7 @@
 """Weights of four or eight bits."""
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from potstill.edges.machine import float64_rate, resting_memory
 from potstill.edges.models import PACKED, linears_in, load_model, load_tokenizer, save_dequantised, skeleton, stored_dtype
 from potstill.quant.finished import Finished, LayerError
 from potstill.quant.layers import EMBEDDING_GROUP, Batch, quantise_model, width_problems
-from potstill.quant.packed import save_packed
+from potstill.quant.packed import Packed, save_packed
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import left_over
 from potstill.stages.outlook import Cost, Outlook, Prospect, made_from
@@ -183,9 +183,15 @@ class Quantize(DataStage, kind="quantize"):
             "notes": notes,
             "quantised_parameters": sum(packed.codes_OI.numel() for packed in result.packed.values()),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "bits_per_weight": self.bits + 16 / self.group,
+            "bits_per_weight": _bits_per_weight(result.packed.values()),
             "calibration_tokens": tokens,
         }
+
+
+def _bits_per_weight(packed: Iterable[Packed]) -> float:
+    """Of all quantised matrices together: codes and float16 scales."""
+    sizes = [(matrix.codes_OI.numel(), matrix.bits + 16 / matrix.group) for matrix in packed]
+    return sum(count * bits for count, bits in sizes) / sum(count for count, _ in sizes)
 
 
 def batches_of(pairs: Sequence[Pair], response_weight: float, device: Any, size: int = 16) -> list[Batch]:
@@ -239,7 +245,7 @@ def notes_on(errors: Mapping[str, LayerError], damping: float) -> list[str]:
         )
     rounded = sum(e.rounded_rows for e in errors.values())
     if rounded:
-        notes.append(f"{rounded:,} outputs are rounded to nearest, because GPTQ was no better on the calibration rows")
+        notes.append(f"{rounded:,} outputs began as rounded to nearest, because GPTQ was no better on the calibration rows")
     vanished = [name for name, e in errors.items() if e.vanished]
     if vanished:
         first = f"'{vanished[0]}'" + (f" and {len(vanished) - 1} more" if len(vanished) > 1 else "")

@@ -7,6 +7,7 @@ from typing import Any
 
 from potstill.core.artifact import PRINT, fingerprint
 from potstill.core.types import Example
+from potstill.edges.models import bits_of
 from potstill.metrics import Metric, ModelMetric, TextMetric, TokenMetric
 from potstill.scorers.language import UNKNOWN
 from potstill.stages.lineage import Place, rollouts
@@ -54,6 +55,7 @@ def study_of(
                 model=str(row.model),
                 made_from=mine[0][0].origin,
                 source=next(iter(_rows_called([mine[0][0].origin], mine[0][0], jobs)), None),
+                bits=bits_of(mine[0][0].where),
                 taught_by=_rows_called([one.teacher for one in records if one.teacher], mine[0][0], jobs),
                 known_rows=known[row.name],
                 parameters=mine[0][1].parameters,

@@ -21,7 +21,7 @@ from potstill.study.doubts import Estimates, floored, picked_by, teacher_not_ahe
 from potstill.study.questions import ABOUT_TEACHER, COMPARED, source_of
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
-from potstill.study.words import joined, plain, reasons
+from potstill.study.words import bits_in_words, joined, plain, reasons
 
 FEW_CLUSTERS = 30
 FEW_SEEDS = 5
@@ -158,7 +158,10 @@ def _of_the_origins(study: Study) -> Iterator[str]:
     """Models whose origin was not measured, and test rows that were no test."""
     for row in study.with_role("quantized", "rtn"):
         if row.made_from and source_of(study, row) is None:
-            yield f"The model that {row.name} was made from ({row.made_from}) was not measured: what 4 bits cost is not known."
+            yield (
+                f"The model that {row.name} was made from ({row.made_from}) was not measured: what {bits_in_words(row.bits)} "
+                "cost is not known."
+            )
     known = [f"{row.name} {row.known_rows:,} of {len(study.examples):,}" for row in study.rows if row.known_rows]
     if known:
         yield f"Test rows were trained on: {', '.join(known)}. The scores of these models say little about new rows."

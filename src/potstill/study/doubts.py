@@ -18,9 +18,10 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
     """What speaks against a claim, in a few words each.
 
     The teacher is not shown better than the control, so there was nothing to teach, or another model than the teacher was
-    measured; both models score near the floor; a model was trained with one seed; the control was not trained like the
-    distilled model, or not on as many answers as the rewarded one; rewards of the form alone rose; the metric is unfit for the
-    rows' language; a model was trained on test rows, or picked by them; programs were judged without a sandbox.
+    measured; both models score near the floor; a model was trained with one seed; a healed model was trained further; the
+    control was not trained like the distilled model, or not on as many answers as the rewarded one; rewards of the form alone
+    rose; the metric is unfit for the rows' language; a model was trained on test rows, or picked by them; programs were judged
+    without a sandbox.
     """
     a, b = study.row(verdict.a), study.row(verdict.b)
     if verdict.metric in study.unfit:
@@ -41,6 +42,8 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
             yield "not at equal tokens"
         if control_in_words(a, b):
             yield "the control was not trained alike"
+    if verdict.key == "four_bits" and a.trained:
+        yield f"{a.name} was trained further than {b.name}"
     if verdict.key == "rl_over_sft" and rolled_apart(a, b):
         yield "not at equal rollouts"
     if verdict.key == "rl_over_sft" and begun_apart(a, b):
@@ -106,7 +109,8 @@ def _one_seed(a: ModelRow, b: ModelRow) -> Iterator[str]:
 
 def trained_once(row: ModelRow) -> bool:
     """Whether the intervals cannot know this student's luck of training; base, start and teacher are given."""
-    return len(row.seeds) == 1 and (row.role in ("kd", "sft", "rl") or (row.role == "other" and row.trained is not None))
+    trained = row.role in ("other", "quantized") and row.trained is not None  # quantised and trained: healed
+    return len(row.seeds) == 1 and (row.role in ("kd", "sft", "rl") or trained)
 
 
 def _value(estimates: Estimates, row: ModelRow | None, metric: str) -> float | None:

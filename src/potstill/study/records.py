@@ -134,6 +134,7 @@ class ModelRow(_Record):
         made_from: what a model was made from without training, as its stage refers to it; empty: nothing, or unknown.
         source: the name of the row that is `made_from`; None: it was not measured. Guessed from the names where `made_from` is
             empty too.
+        bits: of the codes of its quantised layers; 0: it has none, or nobody knows.
         taught_by: names of the rows that taught this model; empty: none of its teachers was measured; None: found by comparing
             `Trained.teacher` with the rows' `model`.
         known_rows: test rows that this model, or one that it was made from or taught by, was trained on.
@@ -167,6 +168,7 @@ class ModelRow(_Record):
     model: str = ""
     made_from: str = ""
     source: str | None = None
+    bits: int = 0
     taught_by: tuple[str, ...] | None = None
     known_rows: int = 0
     parameters: int | None = None

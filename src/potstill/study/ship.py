@@ -10,7 +10,7 @@ from potstill.study.doubts import Estimates, floored
 from potstill.study.questions import COMPARED, source_of
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
-from potstill.study.words import joined
+from potstill.study.words import bits_in_words, joined
 
 TOLERABLE = {"0–100": 5.0, "%": 5.0, "nats/token": 0.1}  # a loss still possible at 4 bits, up to which they are recommended
 
@@ -140,21 +140,22 @@ def _at_four_bits(study: Study, verdicts: Sequence[Verdict], full: ModelRow) -> 
     own = [verdict for verdict in verdicts if verdict.key == "four_bits" and verdict.b == full.name]
     why = ""
     for verdict in own:
-        why, safe = _loss_in_words(study.metric(study.primary), verdict)
+        bits = bits_in_words(study.row(verdict.a).bits)
+        why, safe = _loss_in_words(study.metric(study.primary), verdict, bits)
         if safe:
-            return study.row(verdict.a), f"; at 4 bits it is smaller, and {why}"
+            return study.row(verdict.a), f"; at {bits} it is smaller, and {why}"
     if own:
         return None, f"; at full precision, because {why}"
     others = [row.name for row in study.with_role("quantized") if source_of(study, row) is not full]
     return None, f"; its 4-bit form was not measured ({joined(others)} came from another model)" if others else ""
 
 
-def _loss_in_words(metric: MetricInfo, verdict: Verdict) -> tuple[str, bool]:
-    """What 4 bits cost, and whether that may be shipped."""
+def _loss_in_words(metric: MetricInfo, verdict: Verdict, bits: str) -> tuple[str, bool]:
+    """What `bits`, such as "4 bits", cost, and whether that may be shipped."""
     if verdict.ci is None or verdict.clusters < MIN_CLUSTERS:
-        return "4 bits were compared on too few rows", False
+        return f"{bits} were compared on too few rows", False
     if verdict.verdict == "hurt":
-        return "4 bits hurt", False
+        return f"{bits} hurt", False
     loss = max(0.0, -min(metric.gain(bound) for bound in verdict.ci))
     if verdict.ci == (0, 0) and metric.unit == "%":  # a row is right or wrong: others may differ where none of these does
         loss = unseen(metric, verdict.clusters) or 0.0

@@ -18,7 +18,7 @@ from potstill.study.controls import (
 )
 from potstill.study.questions import COMPARED, Question
 from potstill.study.records import MetricInfo, Study
-from potstill.study.words import joined
+from potstill.study.words import bits_in_words, joined
 
 # of all clusters, and of those in which two models differ; below this a verdict is refused: with 5, all for one side, luck has
 # 2 · 0.5^5 = 6%, as the sign test has it
@@ -164,7 +164,7 @@ _LABELS = {
     "four_bits": {"helped": "no harm", "hurt": "hurt", "not shown": "no loss shown"},
     "teacher_over_sft": {"helped": "ahead", "hurt": "behind", "not shown": "not ahead"},
 }
-_DOING = {"kd_over_sft": "distilling", "sft_over_base": "fine-tuning", "gptq_over_rtn": "GPTQ", "four_bits": "4 bits"}
+_DOING = {"kd_over_sft": "distilling", "sft_over_base": "fine-tuning", "gptq_over_rtn": "GPTQ"}
 _DOING |= {"rl_over_start": "learning from rewards", "sft_over_start": "fine-tuning"}
 
 
@@ -202,6 +202,8 @@ def _difference_in_words(
 
 def _doing(question: Question) -> str:
     """What is judged: of a student cut out of a larger model, the cut as well."""
+    if question.key == "four_bits":
+        return bits_in_words(question.a.bits)
     return "cutting and fine-tuning" if question.cut else _DOING[question.key]
 
 
@@ -227,7 +229,7 @@ def _not_shown_in_words(
     if question.key in _PLAIN:
         return f"Not shown that {question.a.name} and {question.b.name} differ: {found}; {still}."
     if question.key == "four_bits":
-        return f"No loss shown at 4 bits: {found}; {still}."
+        return f"No loss shown at {bits_in_words(question.a.bits)}: {found}; {still}."
     if question.key == "teacher_over_sft":
         return f"Not shown that there was anything to teach: {found}; {still}."
     return f"Not shown that {_doing(question)} helped: {found}; {still}."
