@@ -152,6 +152,42 @@ def test_an_answer_stops_when_asked_and_one_too_long_is_told(page: Page) -> None
 
 
 @needs_chromium
+def test_what_was_stopped_before_a_word_is_no_turn(page: Page) -> None:
+    before = page.value("Number(document.body.dataset.answers || 0)")
+    page.value("document.getElementById('again').click()")
+    page.value(
+        "document.getElementById('question').value = 'Go on'; const form = document.getElementById('form');"
+        "form.requestSubmit(); form.requestSubmit()"
+    )
+    page.wait(f"document.body.dataset.answers == {before + 1}")
+    assert page.value("document.querySelector('#log').lastElementChild.textContent") == " (stopped)"
+    assert page.value("document.getElementById('again').hidden"), "there are no turns to forget"
+    assert answered(page, "Once more")
+    assert not page.value("document.getElementById('again').hidden")
+
+
+@needs_chromium
+def test_tokens_are_counted_as_the_model_counts_them_where_it_is_stopped(page: Page) -> None:
+    """A letter of three bytes is three tokens here, and one piece of text."""
+    page.value("""import("./wllama.js").then(({ Wllama }) => {
+      const own = Wllama.prototype.createCompletion;
+      window.counted = window.pieces = 0;
+      Wllama.prototype.createCompletion = function (asked) {
+        Wllama.prototype.createCompletion = own;
+        const onData = (chunk) => {
+          asked.onData(chunk);
+          window.counted = chunk.timings?.predicted_n ?? window.counted;
+          if (chunk.choices[0]?.text && ++window.pieces === 12) document.getElementById("send").click();
+        };
+        return own.call(this, { ...asked, grammar: `root ::= "${"蒸".repeat(40)}"`, timings_per_token: true, onData });
+      };
+    })""")
+    assert answered(page, "Count").endswith("(stopped)")
+    assert page.value("window.counted") == 36
+    assert page.value("document.getElementById('speed').textContent.split(' ')[0]") == str(page.value("window.counted"))
+
+
+@needs_chromium
 def test_it_speaks_spanish_and_fits_a_phone(page: Page) -> None:
     page.resize(390, 844)
     page.value("document.getElementById('language').click()")

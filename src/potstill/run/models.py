@@ -41,6 +41,6 @@ def _named(run: Path, name: str) -> Artifact:
 
 
 def talks_in_turns(artifact: Artifact) -> bool:
-    """Whether the model was trained on more than single questions; of one picked, quantised or merged: what it was made from."""
+    """Whether the model was trained on more than single questions; of one picked or quantised: what it was made from."""
     data = trained_as(as_chosen(artifact)).stage.get("data") or {}
     return bool(data.get("messages"))
