@@ -52,7 +52,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(library: str, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, ids = tiny_model("qwen2", tied=True, max_position_embeddings=512), torch.arange(40).reshape(2, 20)
+    model, ids = tiny_model("qwen2", tied=True, max_position_embeddings=256), torch.arange(40).reshape(2, 20)
     packed = quantise_model(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]).packed
     into = tmp_path_factory.mktemp("export")
     Web(wllama=library).write(model, tokenizer, packed, into, name="<b>tiny</b>")
@@ -147,7 +147,7 @@ def test_an_answer_stops_when_asked_and_one_too_long_is_told(page: Page) -> None
     assert page.value("document.querySelector('#log').lastElementChild.textContent").endswith(
         ("(stopped)", "(cut: no room left)")
     )
-    assert answered(page, "many words " * 400).startswith("That no longer fits into the model")
+    assert answered(page, "many words " * 60).startswith("That no longer fits into the model")
     assert answered(page, "Once more")
 
 
@@ -193,7 +193,7 @@ def test_it_speaks_spanish_and_fits_a_phone(page: Page) -> None:
     page.value("document.getElementById('language').click()")
     assert page.value("document.documentElement.lang") == "es"
     assert page.value("document.getElementById('send').textContent") == "Enviar"
-    answered(page, "palabra" * 40)
+    answered(page, "palabra" * 20)
     assert page.value("document.documentElement.scrollWidth") == 390
     overflowing = "[...document.querySelectorAll('.turn')].filter(e => e.scrollHeight > e.clientHeight + 1).length"
     assert page.value(overflowing) == 0
