@@ -45,7 +45,7 @@ def test_codes_lie_in_words_as_the_library_packs_them(library: Any) -> None:
 def test_transformers_loads_the_very_weights(family, tied, group, library, build, tokenizer, tmp_path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = build(family, tied=tied, width=128, intermediate_size=256)
+    model = build(family, tied=tied, width=group, intermediate_size=2 * group, num_hidden_layers=2)
     packed = packed_of(model, group)
     CompressedTensors().write(model, tokenizer, packed, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / FOLDER)
@@ -58,7 +58,7 @@ def test_transformers_loads_the_very_weights(family, tied, group, library, build
 
 
 def test_the_file_holds_codes_and_float16_scales_and_is_small(build, tokenizer, tmp_path) -> None:
-    model = build("qwen2", width=128).bfloat16().float()
+    model = build("qwen2").bfloat16().float()
     packed = packed_of(model)
     files = CompressedTensors().write(model, tokenizer, packed, tmp_path)
     assert {tmp_path / FOLDER / name for name in ("config.json", "model.safetensors", "tokenizer.json")} < set(files)

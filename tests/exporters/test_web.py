@@ -52,7 +52,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(library: str, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model, ids = tiny_model("qwen2", tied=True, max_position_embeddings=512), torch.arange(40).reshape(2, 20)
+    model, ids = tiny_model("qwen2", tied=True, max_position_embeddings=256), torch.arange(40).reshape(2, 20)
     packed = quantise_model(model, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]).packed
     into = tmp_path_factory.mktemp("export")
     Web(wllama=library).write(model, tokenizer, packed, into, name="<b>tiny</b>")
@@ -147,8 +147,44 @@ def test_an_answer_stops_when_asked_and_one_too_long_is_told(page: Page) -> None
     assert page.value("document.querySelector('#log').lastElementChild.textContent").endswith(
         ("(stopped)", "(cut: no room left)")
     )
-    assert answered(page, "many words " * 400).startswith("That no longer fits into the model")
+    assert answered(page, "many words " * 60).startswith("That no longer fits into the model")
     assert answered(page, "Once more")
+
+
+@needs_chromium
+def test_what_was_stopped_before_a_word_is_no_turn(page: Page) -> None:
+    before = page.value("Number(document.body.dataset.answers || 0)")
+    page.value("document.getElementById('again').click()")
+    page.value(
+        "document.getElementById('question').value = 'Go on'; const form = document.getElementById('form');"
+        "form.requestSubmit(); form.requestSubmit()"
+    )
+    page.wait(f"document.body.dataset.answers == {before + 1}")
+    assert page.value("document.querySelector('#log').lastElementChild.textContent") == " (stopped)"
+    assert page.value("document.getElementById('again').hidden"), "there are no turns to forget"
+    assert answered(page, "Once more")
+    assert not page.value("document.getElementById('again').hidden")
+
+
+@needs_chromium
+def test_tokens_are_counted_as_the_model_counts_them_where_it_is_stopped(page: Page) -> None:
+    """A letter of three bytes is three tokens here, and one piece of text."""
+    page.value("""import("./wllama.js").then(({ Wllama }) => {
+      const own = Wllama.prototype.createCompletion;
+      window.counted = window.pieces = 0;
+      Wllama.prototype.createCompletion = function (asked) {
+        Wllama.prototype.createCompletion = own;
+        const onData = (chunk) => {
+          asked.onData(chunk);
+          window.counted = chunk.timings?.predicted_n ?? window.counted;
+          if (chunk.choices[0]?.text && ++window.pieces === 12) document.getElementById("send").click();
+        };
+        return own.call(this, { ...asked, grammar: `root ::= "${"蒸".repeat(40)}"`, timings_per_token: true, onData });
+      };
+    })""")
+    assert answered(page, "Count").endswith("(stopped)")
+    assert page.value("window.counted") == 36
+    assert page.value("document.getElementById('speed').textContent.split(' ')[0]") == str(page.value("window.counted"))
 
 
 @needs_chromium
@@ -157,7 +193,7 @@ def test_it_speaks_spanish_and_fits_a_phone(page: Page) -> None:
     page.value("document.getElementById('language').click()")
     assert page.value("document.documentElement.lang") == "es"
     assert page.value("document.getElementById('send').textContent") == "Enviar"
-    answered(page, "palabra" * 40)
+    answered(page, "palabra" * 20)
     assert page.value("document.documentElement.scrollWidth") == 390
     overflowing = "[...document.querySelectorAll('.turn')].filter(e => e.scrollHeight > e.clientHeight + 1).length"
     assert page.value(overflowing) == 0

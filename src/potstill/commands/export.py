@@ -1,5 +1,6 @@
 """A finished model of a run in another format, without a recipe."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from potstill.core.artifact import Artifact
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.core.progress import Progress
-from potstill.edges.models import PACKED
+from potstill.edges.models import bits_of
 from potstill.exporters import Exporter
 from potstill.exporters.web import FOLDER
 from potstill.report.ship import how_to_run
@@ -47,8 +48,11 @@ def export(target: str, kinds: Sequence[str], out: Path | None, wllama: str, pro
 def _smallest(target: str) -> str:
     """`RUN` as `RUN:MODEL` with the run's last four-bit model, where it has one."""
     folder, _, name = target.partition(":")
-    four_bit = [ident for ident, artifact in artifacts_of(find_run(folder)).items() if PACKED in (artifact.files or {})]
-    return f"{folder}:{four_bit[-1].partition('@')[0]}" if four_bit and not name else target
+    if name:
+        return target
+    models = {ident: artifact for ident, artifact in artifacts_of(find_run(folder)).items() if artifact.makes == "model"}
+    four_bit = [ident for ident, artifact in models.items() if bits_of(f"path:{artifact.folder}") == 4]
+    return f"{folder}:{four_bit[-1].partition('@')[0]}" if four_bit else target
 
 
 def next_steps(made: Artifact) -> list[str]:
@@ -58,8 +62,7 @@ def next_steps(made: Artifact) -> list[str]:
         command = how_to_run(str(made.folder / name))
         lines += [f"  {command}"] if command else []
     if any(name == f"{FOLDER}/index.html" for name in made.summary["files"]):
+        where = shlex.quote(str(made.folder / FOLDER))
         size = sum(size for name, (size, _) in made.summary["files"].items() if name.startswith(f"{FOLDER}/"))
-        lines.append(
-            f"  python -m http.server --bind 127.0.0.1 -d {made.folder / FOLDER}  # {size / 1e6:.0f} MB, http://127.0.0.1:8000"
-        )
+        lines.append(f"  python -m http.server --bind 127.0.0.1 -d {where}  # {size / 1e6:.0f} MB, http://127.0.0.1:8000")
     return lines

@@ -1,14 +1,17 @@
 """Speculative decoding by transformers: a small model drafts, its teacher checks several tokens in one pass."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.edges.models import Model
 from potstill.edges.sampling import check_room, plain_defaults
+
+_WARM_UP = 8  # tokens
 
 
 @dataclass(frozen=True)
@@ -16,8 +19,8 @@ class Drafting:
     """What came of one answer.
 
     Attributes:
-        accepted, refused: drafted tokens that the teacher looked at; those after a refused one it did not.
-        passes: of the teacher, each of which gives one token more than it accepts.
+        accepted, refused: drafted tokens that the teacher looked at; neither those after a refused one nor those after the end.
+        passes: of the teacher, each of which gives one token more than it accepts, but for one whose draft ends the answer.
         tokens: of the answer.
         seconds, alone_seconds: with the draft model, and by the teacher without one; prompt included.
         alone_tokens: of the teacher's answer without one.
@@ -46,6 +49,38 @@ def check_draft(student: Model, teacher: Model) -> None:
         )
 
 
+def draft_answers(
+    student: Model,
+    teacher: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    drafts: int,
+    new_tokens: int,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (),
+    watch: Callable[[int, int], None] = lambda done, of: None,
+) -> list[Drafting]:
+    """`draft_answer` of each prompt, with drafts first and without first in turn, after a short answer that is not measured.
+
+    The first passes of a process are slow, and what runs second finds the caches filled: neither way has that for itself.
+
+    Args:
+        seed: of the first prompt; the next has the next one.
+        watch: gets the number of finished answers, and of all.
+
+    Raises:
+        UserError: as `draft_answer`.
+    """
+    answer = partial(draft_answer, student, teacher, drafts=drafts, stop_ids=stop_ids)
+    found: list[Drafting] = []
+    for number, prompt in enumerate(prompts):
+        watch(number, len(prompts))
+        if not found:
+            answer(prompt, new_tokens=min(new_tokens, _WARM_UP))
+        found.append(answer(prompt, new_tokens=new_tokens, seed=seed + number, alone_first=number % 2 == 1))
+    return found
+
+
 def draft_answer(
     student: Model,
     teacher: Model,
@@ -56,12 +91,14 @@ def draft_answer(
     temperature: float = 1.0,
     seed: int = 0,
     stop_ids: Sequence[int] = (),
+    alone_first: bool = False,
 ) -> Drafting:
     """The teacher's sampled answer to a prompt, with the student's drafts and without; text is distributed as the teacher's.
 
     Args:
         drafts: tokens that the student writes before the teacher looks.
         new_tokens: longest answer.
+        alone_first: the answer without drafts is written before the other.
 
     Raises:
         UserError: as `check_draft`; the prompt and the answer do not fit into one of the models.
@@ -83,54 +120,62 @@ def draft_answer(
         "eos_token_id": list(stop_ids) or None,
     }
 
-    def timed(**more: Any) -> tuple[int, float]:
+    def timed(**more: Any) -> tuple[list[int], float]:
         torch.manual_seed(seed)
         begin = time.perf_counter()
-        length = teacher.generate(ids_BT, **arguments, **more).shape[1]
+        text_BT = teacher.generate(ids_BT, **arguments, **more)
         if teacher.device.type == "cuda":
             torch.cuda.synchronize()
-        return length - len(prompt), time.perf_counter() - begin
+        return text_BT[0, len(prompt) :].tolist(), time.perf_counter() - begin
 
+    def drafted() -> tuple[list[int], float]:
+        with _watched(teacher) as looks:
+            done = timed(assistant_model=student)
+        passes.extend(looks)
+        return done
+
+    passes: list[Any] = []
     cuda = [teacher.device] if teacher.device.type == "cuda" else []
     with torch.random.fork_rng(cuda), torch.inference_mode(), plain_defaults(teacher), plain_defaults(student):
         student.generation_config.num_assistant_tokens = drafts
         student.generation_config.num_assistant_tokens_schedule = "constant"
         student.generation_config.assistant_confidence_threshold = 0.0  # or it stops where it is unsure, and drafts less
-        with _watched(teacher) as looks:
-            tokens, seconds = timed(assistant_model=student)
-        alone_tokens, alone_seconds = timed()
-    accepted, refused = _accepted(looks, len(prompt) + tokens)
-    return Drafting(accepted, refused, len(looks), tokens, seconds, alone_tokens, alone_seconds)
+        if alone_first:
+            (alone, alone_seconds), (text, seconds) = timed(), drafted()
+        else:
+            (text, seconds), (alone, alone_seconds) = drafted(), timed()
+    accepted, refused = accepted_of([draft_T.tolist() for draft_T in passes], text)
+    return Drafting(accepted, refused, len(passes), len(text), seconds, len(alone), alone_seconds)
 
 
 @contextmanager
-def _watched(teacher: Model) -> Iterator[list[tuple[int, int]]]:
-    """Of each pass of the teacher while inside: how long the text was, and how many drafted tokens came after it."""
-    looks: list[tuple[int, int]] = []
+def _watched(teacher: Model) -> Iterator[list[Any]]:
+    """The drafted ids [T] of each pass of the teacher while inside, on its device: reading them would wait for it."""
+    drafts: list[Any] = []
 
     def look(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        places: Any = kwargs.get("position_ids", kwargs.get("cache_position"))  # older releases give the latter
-        whole = int(places.flatten()[-1]) + 1
-        drafted = kwargs["logits_to_keep"] - 1
-        looks.append((whole - drafted, drafted))
+        ids_BT, drafted = kwargs["input_ids"], kwargs["logits_to_keep"] - 1
+        drafts.append(ids_BT[0, ids_BT.shape[1] - drafted :])
 
     hook = teacher.register_forward_pre_hook(look, with_kwargs=True)
     try:
-        yield looks
+        yield drafts
     finally:
         hook.remove()
 
 
-def _accepted(looks: Sequence[tuple[int, int]], end: int) -> tuple[int, int]:
-    """Drafted tokens that were accepted, and passes that refused one.
+def accepted_of(drafts: Sequence[Sequence[int]], text: Sequence[int]) -> tuple[int, int]:
+    """Drafted tokens that were accepted, and refused ones, by what was written: what replaces a refused token is another one.
 
     Args:
-        end: length of the finished text.
+        drafts: of each pass of the teacher.
+        text: the whole answer.
     """
-    accepted = refused = 0
-    for (length, drafted), after in zip(looks, [*(length for length, _ in looks[1:]), end], strict=True):
-        kept = min(after - length, drafted)  # one more than the accepted, unless the answer ended within the draft
-        whole = after - length == drafted + 1
-        accepted += drafted if whole else max(kept - 1, 0)
-        refused += 0 if whole else 1
+    accepted = refused = at = 0
+    for draft in drafts:
+        written = text[at : at + len(draft)]
+        same = next((i for i, (ours, theirs) in enumerate(zip(draft, written, strict=False)) if ours != theirs), len(written))
+        accepted += same
+        refused += same < len(written)  # where the answer ends within the draft, nobody looked at the rest
+        at += same + 1  # the token that replaces a refused one, or follows the draft
     return accepted, refused

@@ -1,5 +1,6 @@
 """What is measured of a model. One file per metric; six shapes of metric, by what each needs to see."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,8 +126,25 @@ class DraftMetric(Metric):
         return 2 * self.rows * self.new_tokens
 
     @abstractmethod
-    def of(self, drafting: "Drafting") -> float | Abstain:
-        """The score of one answer."""
+    def scores(self, draftings: Sequence["Drafting"]) -> list[float | Abstain]:
+        """Of each answer; their mean is the figure of all answers together, see `pooled`."""
+
+
+def pooled(above: Sequence[Sequence[float]], below: Sequence[Sequence[float]]) -> list[float]:
+    """Scores of rows whose mean is a ratio of sums over the rows: Σ a / Σ b, or (Σ a · Σ c) / (Σ b · Σ d).
+
+    A mean of the rows' own ratios would weigh short answers most. Row i has R · (1 + Σ (a[i]/ā − 1) − Σ (b[i]/b̄ − 1)), R being
+    the ratio, x̄ a mean over rows, and the sums over the columns `above` and `below`: Taylor's linearisation, on whose spread
+    over rows the ratio's standard error rests (Woodruff, A simple method for approximating the variance of a complicated
+    estimate, 1971). The score of one row may lie outside the scale.
+    """
+    over, under = ([sum(column) / len(column) for column in columns] for columns in (above, below))
+    if not all(over):
+        return [0.0] * len(above[0])
+    ratio = math.prod(over) / math.prod(under)
+    ups = [sum(column[i] / mean - 1 for column, mean in zip(above, over, strict=True)) for i in range(len(above[0]))]
+    downs = [sum(column[i] / mean - 1 for column, mean in zip(below, under, strict=True)) for i in range(len(above[0]))]
+    return [ratio * (1 + up - down) for up, down in zip(ups, downs, strict=True)]
 
 
 discover(__name__, __path__)

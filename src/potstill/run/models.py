@@ -6,6 +6,7 @@ from potstill.core.artifact import Artifact
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.run.folder import find_run, stages_of, whole
+from potstill.stages.lineage import as_chosen, trained_as
 
 
 def pick(target: str) -> Artifact:
@@ -40,6 +41,6 @@ def _named(run: Path, name: str) -> Artifact:
 
 
 def talks_in_turns(artifact: Artifact) -> bool:
-    """Whether the model was trained on more than single questions."""
-    data = artifact.stage.get("data") or {}
+    """Whether the model was trained on more than single questions; of one picked or quantised: what it was made from."""
+    data = trained_as(as_chosen(artifact)).stage.get("data") or {}
     return bool(data.get("messages"))

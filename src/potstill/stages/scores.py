@@ -8,7 +8,7 @@ from typing import Any
 
 from potstill.core.types import Abstain, Example
 from potstill.data.prompts import Renderer
-from potstill.edges.assisted import Drafting, draft_answer
+from potstill.edges.assisted import Drafting, draft_answers
 from potstill.edges.sampling import generate
 from potstill.losses.scoring import token_sums
 from potstill.metrics import AnswerMetric, DraftMetric, Judged, Metric, SampledMetric, TextMetric
@@ -94,22 +94,18 @@ def add_drafted(
             continue
         asked = prompts[: metric.rows]
         if metric.settings() not in made:
-            found = made[metric.settings()] = []
-            for number, prompt in enumerate(asked):
-                watch(number, len(asked))
-                found.append(
-                    draft_answer(
-                        model,
-                        teacher,
-                        prompt,
-                        drafts=metric.drafts,
-                        new_tokens=metric.new_tokens,
-                        seed=metric.seed + number,
-                        stop_ids=stop_ids,
-                    )
-                )
+            made[metric.settings()] = draft_answers(
+                model,
+                teacher,
+                asked,
+                drafts=metric.drafts,
+                new_tokens=metric.new_tokens,
+                seed=metric.seed,
+                stop_ids=stop_ids,
+                watch=watch,
+            )
         rest = [Judged(Abstain("not among the rows that are drafted"))] * (len(prompts) - len(asked))
-        scored.add(metric, [*(Judged(metric.of(one)) for one in made[metric.settings()]), *rest])
+        scored.add(metric, [*map(Judged, metric.scores(made[metric.settings()])), *rest])
 
 
 def add_sampled(

@@ -158,26 +158,24 @@ async function answer(question) {
   measured = null;
   translate();
   const began = performance.now();
-  let text = "", count = 0, first = 0, reason = "", timings = null;
+  let text = "", first = 0, reason = "";
   try {
     await model.createCompletion({
       prompt: promptOf(asked), stream: true, temperature: 0, max_tokens: config.positions, abortSignal: running.signal,
+      timings_per_token: true, // pieces of text are fewer than tokens, of which several make one letter
       onData: (chunk) => {
         const piece = chunk.choices[0]?.text ?? "";
         if (!first) first = performance.now();
-        if (piece) count += 1;
         text += piece;
         reason = chunk.choices[0]?.finish_reason || reason;
-        timings = chunk.timings || timings;
         const follows = $("log").scrollHeight - $("log").scrollTop - $("log").clientHeight < 60;
         bubble.textContent = text;
         if (follows) $("log").scrollTop = $("log").scrollHeight;
-        const seconds = (performance.now() - first) / 1000;
-        if (seconds > 0.2 && count > 1) measured = [count, (count - 1) / seconds, (first - began) / 1000];
+        const timings = chunk.timings;
+        if (timings?.predicted_n > 1) measured = [timings.predicted_n, timings.predicted_per_second, (first - began) / 1000];
         if (measured) $("speed").textContent = words().speed(...measured);
       },
     });
-    if (timings) measured = [timings.predicted_n, timings.predicted_per_second, (first - began) / 1000];
   } catch (error) {
     if (running.signal.aborted) reason = "stopped";
     // the library's word for a last message that is no UTF-8: the model was cut, or ended, within a letter
@@ -196,7 +194,8 @@ async function answer(question) {
     bubble.append(left);
   }
   if (!text && reason === "broke") bubble.remove();
-  else talk.push({ role: "user", content: question }, { role: "assistant", content: text.trim() });
+  if (text.trim() || !["broke", "stopped"].includes(reason)) // what was said of nothing is no turn
+    talk.push({ role: "user", content: question }, { role: "assistant", content: text.trim() });
   running = null;
   $("again").hidden = turns.length === 0;
   document.body.dataset.answers = Number(document.body.dataset.answers || 0) + 1;
