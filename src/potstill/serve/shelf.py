@@ -52,8 +52,8 @@ class Opening:
                 raise UserError(f"--engine llama.cpp: {problem}")
             if offer.file is None:
                 raise UserError(
-                    f"--engine llama.cpp: the run has no .gguf file of {offer.id}; add a stage of kind 'export' for it, "
-                    "or leave --engine out"
+                    f"--engine llama.cpp: the run has no .gguf file of {offer.id}; add a stage of kind 'export' for it "
+                    "(a file that failed `potstill verify` does not count), or leave --engine out"
                 )
         return offer.file if self.engine != "torch" and problem is None else None
 
@@ -170,8 +170,8 @@ def open_offer(offer: Offer, opening: Opening) -> Opened:
     from potstill.serve.llamacpp_engine import LlamaCppEngine
     from potstill.serve.torch_engine import TorchEngine
 
-    checked(offer)
     file = opening.file_of(offer)
+    checked(offer, file=file is not None)
     tokenizer = load_tokenizer(offer.where)
     renderer = renderer_of(tokenizer, offer.prompts)
     positions = min(opening.context, positions_of(config_of(offer.where)) or opening.context)
@@ -285,8 +285,9 @@ class Shelf:
     async def _open(self, offer: Offer) -> None:
         async with self._turn:
             with _unavailable(offer):
-                await asyncio.to_thread(checked, offer)
-                await self._make_room(offer, self.opening.file_of(offer))
+                file = self.opening.file_of(offer)
+                await asyncio.to_thread(checked, offer, file=file is not None)
+                await self._make_room(offer, file)
                 self.open[offer.id] = await asyncio.to_thread(open_offer, offer, self.opening)
 
     async def _read(self, offer: Offer) -> None:
@@ -294,7 +295,7 @@ class Shelf:
 
         async with self._turn:
             with _unavailable(offer):
-                await asyncio.to_thread(checked, offer)
+                await asyncio.to_thread(checked, offer, file=False)
                 await self._make_room(offer, None)
                 self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, offer.where))
 
