@@ -12,6 +12,7 @@ from typing import Any
 
 from potstill.data.prompts import Prompts
 from potstill.serve.app import Limits, State, application
+from potstill.serve.connections import configuration
 from potstill.serve.offers import Offer
 from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
 
@@ -74,6 +75,7 @@ def serving(
     key: str = "",
     teacher: str = "",
     names: Sequence[str] = (),
+    **connecting: Any,
 ) -> Iterator[Site]:
     """A server while inside; the first offer is the one that it serves."""
     import uvicorn
@@ -82,7 +84,7 @@ def serving(
     opened = opened or open_offer(offers[0], opening)
     shelf = Shelf(offers, opening, opened)
     state = State(shelf, limits or Limits(max_tokens=8000), offers[0].id, [one.id for one in offers], teacher)
-    config = uvicorn.Config(application(state, key=key, names=names), port=0, log_level="error", lifespan="off", ws="none")
+    config = configuration(application(state, key=key, names=names), port=0, **connecting)
     server = uvicorn.Server(config)
     loops = list[asyncio.AbstractEventLoop]()
 

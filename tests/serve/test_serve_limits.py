@@ -1,6 +1,7 @@
 """Bad requests, foreign pages, keys, full queues: the right status, at once, and the server goes on."""
 
 import asyncio
+import http.client
 import json
 import socket
 import time
@@ -204,3 +205,26 @@ def test_a_stop_cuts_what_does_not_end_and_takes_nothing_more(pair, site):
 
 async def _cut(state):
     state.cut()
+
+
+def test_silent_connections_keep_nobody_out(pair, site):
+    with serving(pair, opened=site.opened, connections=5, head_s=0.5) as small:
+        small.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        kept = http.client.HTTPConnection("127.0.0.1", small.port, timeout=10)
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        kept.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")  # a second request that never gets further
+        silent = [socket.create_connection(("127.0.0.1", small.port), 10) for _ in range(5)]
+        for sock in silent[1:]:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHo")
+        assert [sock.recv(1000) for sock in (*silent, kept.sock)] == [b""] * 6
+        assert small.health()[0] == 200
+        for closing in (*silent, kept):
+            closing.close()
+        body = json.dumps(GOOD).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        with socket.create_connection(("127.0.0.1", small.port), 10) as slow:
+            slow.sendall(head + str(len(body)).encode() + b"\r\n\r\n" + body[:9])
+            time.sleep(0.8)  # a body has a limit of its own
+            slow.sendall(body[9:])
+            assert slow.recv(1000).startswith(b"HTTP/1.1 200")
