@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.data.prompts import Prompts
+from potstill.edges.llamacpp_stream import Wish
 from potstill.serve.app import Limits, State, application
 from potstill.serve.connections import configuration
+from potstill.serve.engine import Answer, Engine
 from potstill.serve.offers import Offer
 from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
 
@@ -63,6 +65,16 @@ class Site:
 
 def offer(folder: Any, id: str, role: str = "kd", **more: Any) -> Offer:
     return Offer(id, id.title(), role, f"path:{folder}", Prompts(), **more)
+
+
+def answered(engine: Engine, prompt: list[int], wish: Wish, **more: Any) -> tuple[list[str], Answer]:
+    """The pieces of one answer, and what is known of it."""
+    answer = Answer(engine, prompt, wish, **more)
+
+    async def work() -> list[str]:
+        return [piece.text async for piece in answer.pieces()]
+
+    return asyncio.run(work()), answer
 
 
 @contextmanager
