@@ -240,7 +240,7 @@ async def _chat(state: State, body: bytes, reply: Reply) -> None:
     def prompt_of(opened: Opened) -> tuple[list[int], str]:
         return opened.prompt(example)
 
-    await _complete(state, reply, asked, Form(True, asked.model), prompt_of)
+    await _complete(state, reply, asked, Form(True, asked.model, asked.wants_usage()), prompt_of)
 
 
 async def _text(state: State, body: bytes, reply: Reply) -> None:
@@ -260,7 +260,7 @@ async def _text(state: State, body: bytes, reply: Reply) -> None:
             raise UserError(f"token ids must lie between 0 and {known - 1:,}")
         return list(prompt), ""  # type: ignore[arg-type]
 
-    await _complete(state, reply, asked, Form(False, asked.model), prompt_of)
+    await _complete(state, reply, asked, Form(False, asked.model, asked.wants_usage()), prompt_of)
 
 
 async def _complete(
@@ -311,8 +311,8 @@ async def _begun(
         try:
             prompt, tag = await asyncio.to_thread(prompt_of, opened)
         except UserError as error:
-            raise Refusal(400, str(error), "invalid_value") from None
-        room = opened.room(prompt, most, state.limits.max_tokens)
+            raise Refusal(400, str(error), "invalid_value", asked.prompted_by) from None
+        room = opened.room(prompt, most, state.limits.max_tokens, asked.prompted_by)
         yield opened, Answer(opened.engine, prompt, _wish(asked, room), stops, tag)
 
 

@@ -90,7 +90,7 @@ class Opened:
         Raises:
             UserError: the model's form cannot hold it.
         """
-        self._check_length(sum(len(turn.content) for turn in example.history) + len(example.instruction))
+        self._check_length(sum(len(turn.content) for turn in example.history) + len(example.instruction), "messages")
         with self.tokenizing():
             found = self.renderer.prompt(example)
             if found.ids is None:
@@ -99,13 +99,13 @@ class Opened:
 
     def text(self, text: str) -> list[int]:
         """The tokens of a text without a template, begun as the tokenizer begins texts; it spells no control token."""
-        self._check_length(len(text))
+        self._check_length(len(text), "prompt")
         with self.tokenizing() as tokenizer:
             if self._plain is None:
                 self._plain = tokens.Unspellable(tokenizer, tokens.control_tokens(tokenizer))
             return tokens.begun(tokenizer, self._plain.encode(text))
 
-    def _check_length(self, characters: int) -> None:
+    def _check_length(self, characters: int, param: str) -> None:
         """Refuse what cannot fit before it is cut into tokens, which takes seconds.
 
         Raises:
@@ -121,17 +121,20 @@ class Opened:
                 f"this model's context is {self.engine.positions:,} tokens, which spell at most {most:,} characters; "
                 f"the prompt has {characters:,}; shorten it",
                 "context_length_exceeded",
-                "messages",
+                param,
             )
 
-    def room(self, prompt: Sequence[int], asked: int | None, most: int) -> int:
+    def room(self, prompt: Sequence[int], asked: int | None, most: int, param: str = "prompt") -> int:
         """Tokens that the answer may have.
+
+        Args:
+            param: the request's field that holds the prompt.
 
         Raises:
             Refusal: 400: they are more than the server allows, or than fit behind the prompt; with the figures.
         """
         if not prompt:
-            raise Refusal(400, "the prompt has no tokens", "invalid_value", "prompt")
+            raise Refusal(400, "the prompt has no tokens", "invalid_value", param)
         if asked is not None and asked > most:
             raise Refusal(
                 400, f"max_tokens = {asked:,} is more than this server allows, {most:,}", "invalid_value", "max_tokens"
@@ -147,7 +150,7 @@ class Opened:
                 + "; shorten the prompt"
                 + (" or max_tokens" if asked is not None else ""),
                 "context_length_exceeded",
-                "messages",
+                param,
             )
         return wanted
 
