@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill.data.prompts import Prompts
+from potstill.edges.llamacpp_stream import Wish
 from potstill.serve.app import Limits, State, application
+from potstill.serve.connections import configuration
+from potstill.serve.engine import Answer, Engine
 from potstill.serve.offers import Offer
 from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
 
@@ -64,6 +67,16 @@ def offer(folder: Any, id: str, role: str = "kd", **more: Any) -> Offer:
     return Offer(id, id.title(), role, f"path:{folder}", Prompts(), **more)
 
 
+def answered(engine: Engine, prompt: list[int], wish: Wish, **more: Any) -> tuple[list[str], Answer]:
+    """The pieces of one answer, and what is known of it."""
+    answer = Answer(engine, prompt, wish, **more)
+
+    async def work() -> list[str]:
+        return [piece.text async for piece in answer.pieces()]
+
+    return asyncio.run(work()), answer
+
+
 @contextmanager
 def serving(
     offers: Sequence[Offer],
@@ -74,6 +87,7 @@ def serving(
     key: str = "",
     teacher: str = "",
     names: Sequence[str] = (),
+    **connecting: Any,
 ) -> Iterator[Site]:
     """A server while inside; the first offer is the one that it serves."""
     import uvicorn
@@ -82,7 +96,7 @@ def serving(
     opened = opened or open_offer(offers[0], opening)
     shelf = Shelf(offers, opening, opened)
     state = State(shelf, limits or Limits(max_tokens=8000), offers[0].id, [one.id for one in offers], teacher)
-    config = uvicorn.Config(application(state, key=key, names=names), port=0, log_level="error", lifespan="off", ws="none")
+    config = configuration(application(state, key=key, names=names), port=0, **connecting)
     server = uvicorn.Server(config)
     loops = list[asyncio.AbstractEventLoop]()
 

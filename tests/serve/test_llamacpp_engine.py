@@ -7,7 +7,7 @@ import time
 from importlib.util import find_spec
 
 import pytest
-from serving import serving
+from serving import answered, serving
 
 from potstill.core.errors import UserError
 from potstill.serve.shelf import Opening
@@ -62,6 +62,28 @@ def test_it_answers_stops_early_and_says_when_its_process_is_gone(filed):
         status, told = site.health()
         assert (status, told["status"]) == (503, "failed")
         assert "llama.cpp ended" in told["unavailable"]["student"]
+
+
+def test_only_the_drawn_tokens_of_an_answer_are_known_without_its_end(filed):
+    from potstill.edges.llamacpp_stream import Wish
+    from potstill.edges.tokens import decode
+    from potstill.serve.shelf import open_offer
+
+    opened = open_offer(filed[0], Opening("llama.cpp", context=512, streams=1, threads=1))
+    prompt, found = opened.text("Peru uses the"), []
+    try:
+        found = [answered(opened.engine, prompt, Wish(8, temperature=10.0, seed=seed)) for seed in range(60)]
+    finally:
+        opened.close()
+    ended = opened.tokenizer.eos_token_id
+    assert all(answer.ids[-1:] != [ended] for _, answer in found)
+    stopped = [answer for _, answer in found if answer.finish == "stop"]
+    whole = [(pieces, answer) for pieces, answer in found if answer.all_known]
+    assert stopped
+    assert 0 < len(whole) < len(found)
+    for pieces, answer in whole:
+        assert len(answer.ids) == answer.count - (answer.finish == "stop")
+        assert decode(opened.tokenizer, answer.ids, {*opened.renderer.stop_ids, ended}) == "".join(pieces)
 
 
 def test_a_file_that_is_cut_short_is_one_clear_error(filed, tmp_path):

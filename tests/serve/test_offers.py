@@ -6,7 +6,7 @@ import pytest
 
 from potstill.core.artifact import Artifact
 from potstill.core.errors import UserError
-from potstill.serve.offers import offers_of, picked
+from potstill.serve.offers import checked, offers_of, picked
 
 PROMPTS = {"format": "chat", "system": "Short."}
 
@@ -78,3 +78,40 @@ def test_a_study_names_its_models_and_how_they_are_asked(run):
     assert picked(found, ["4 bits", "tutor"]) == ["small", "tutor"]
     with pytest.raises(UserError, match="no model 'smal'; did you mean 'small'"):
         picked(found, ["smal"])
+
+
+def test_a_file_that_was_changed_since_its_export_is_not_opened(run):
+    folder, _ = run
+    offer = offers_of(f"{folder}:small")[0]
+    assert checked(offer, file=True) is offer
+    raw = bytearray(offer.file.read_bytes())
+    raw[2] ^= 1
+    offer.file.write_bytes(raw)
+    with pytest.raises(UserError, match=r"phone is damaged: .*model-q4_0\.gguf"):
+        checked(offer, file=True)
+    assert checked(offer, file=False) is offer  # torch reads the model's own files
+
+
+def test_a_file_that_failed_its_verification_is_not_served(run):
+    folder, _ = run
+    (wide,) = folder.glob("artifacts/wide-*")
+    record = {"files": [{"file": "model-f16.gguf", "passed": False, "why": "its vocabulary differs"}]}
+    (wide / "verify.json").write_text(json.dumps(record))
+    assert offers_of(f"{folder}:kd")[0].file.name == "model-f32.gguf"
+    record["files"].append({"file": "model-f32.gguf", "passed": False})
+    (wide / "verify.json").write_text(json.dumps(record))
+    assert offers_of(f"{folder}:kd")[0].file is None
+
+
+def test_no_two_models_have_the_same_id(run):
+    folder, add = run
+    rows = [
+        {"name": "Small", "model": "hf:some/model", "role": "base"},
+        {"name": "Kd 2", "model": "hf:some/other", "role": "base"},
+        {"name": "Distilled", "model": "stage:kd", "role": "kd"},
+        {"name": "4 bits", "model": "stage:small", "role": "quantized"},
+    ]
+    add("study", "evaluate", "evaluation", study=rows)
+    found = offers_of(f"{folder}:kd@2")
+    ids = {offer.id: offer.where.rpartition("/")[2] for offer in found}
+    assert ids == {"kd": "kd@2-1", "small-2": "model", "kd-2": "other", "kd-3": "kd@1-1", "small": "small-1"}

@@ -1,6 +1,7 @@
 """Bad requests, foreign pages, keys, full queues: the right status, at once, and the server goes on."""
 
 import asyncio
+import http.client
 import json
 import socket
 import time
@@ -47,6 +48,18 @@ def changed(**more):
         (changed(stream="yes"), 400, "stream: "),
         (changed(tools=[{"type": "function"}]), 400, "tools is not supported"),
         (changed(logprobs=True), 400, "logprobs is not supported"),
+        (changed(logprobs=0), 400, "logprobs is not supported"),
+        (changed(repetition_penalty=1.2), 400, "repetition_penalty is not supported"),
+        (changed(ignore_eos=True), 400, "ignore_eos is not supported"),
+        (changed(guided_json={"type": "object"}), 400, "guided_json is not supported"),
+        (changed(max_token=5), 400, "max_token is not supported here; did you mean 'max_tokens'"),
+        (changed(messages=[{**GOOD["messages"][0], "name": "Rosa"}]), 400, "messages.0.name is not supported"),
+        (
+            changed(messages=[{"role": "assistant", "tool_calls": [{}]}, GOOD["messages"][0]]),
+            400,
+            "messages.0.tool_calls is not",
+        ),
+        (changed(stream_options={"continuous_usage_stats": True}), 400, "stream_options.continuous_usage_stats is not"),
         (changed(model="x"), 404, "no model 'x'"),
     ],
 )
@@ -58,9 +71,34 @@ def test_a_wrong_body_is_named(site, body, status, words):
 
 
 def test_harmless_fields_of_clients_are_let_through(site):
-    assert (
-        site.post(CHAT, {**GOOD, "n": 1, "user": "me", "presence_penalty": 0, "tools": [], "response_format": None})[0] == 200
-    )
+    neutral = {"n": 1, "presence_penalty": 0.0, "tools": [], "response_format": None, "logprobs": False, "min_tokens": 0}
+    marks = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "prompt_cache_key": "x"}
+    given_back = {"role": "assistant", "content": "Hi", "refusal": None, "annotations": [], "audio": None, "tool_calls": None}
+    turns = [GOOD["messages"][0], given_back, GOOD["messages"][0]]
+    assert site.post(CHAT, {**GOOD, **neutral, **marks, "messages": turns})[0] == 200
+
+
+def test_completions_refuse_what_would_be_left_out_and_name_their_own_field(site):
+    asked = {"model": "student", "prompt": "Peru", "max_tokens": 2}
+    for more, param in (
+        ({"logprobs": 0}, "logprobs"),
+        ({"max_completion_tokens": 9}, "max_completion_tokens"),
+        ({"prompt": "loop sol " * 9000}, "prompt"),
+        ({"prompt": "x " * 99_999}, "prompt"),
+        ({"prompt": [10**6]}, "prompt"),
+    ):
+        status, raw, _ = site.post("/v1/completions", {**asked, **more})
+        assert (status, json.loads(raw)["error"]["param"]) == (400, param)
+
+
+def test_other_chunks_say_that_they_have_no_usage_where_one_has_it(site):
+    for wanted in (True, False):
+        asked = {**GOOD, "stream": True, "stream_options": {"include_usage": wanted, "include_obfuscation": False}}
+        events = site.post(CHAT, asked)[1].decode().split("\n\n")
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events if event and "[DONE]" not in event]
+        found = [chunk.get("usage", "absent") for chunk in chunks]
+        assert found[:-1] == [None if wanted else "absent"] * (len(found) - 1)
+        assert isinstance(found[-1], dict) == wanted
 
 
 def test_other_paths_methods_and_types_are_errors_of_the_same_form(site):
@@ -204,3 +242,26 @@ def test_a_stop_cuts_what_does_not_end_and_takes_nothing_more(pair, site):
 
 async def _cut(state):
     state.cut()
+
+
+def test_silent_connections_keep_nobody_out(pair, site):
+    with serving(pair, opened=site.opened, connections=5, head_s=0.5) as small:
+        small.state.shelf.close = lambda: None  # type: ignore[method-assign]
+        kept = http.client.HTTPConnection("127.0.0.1", small.port, timeout=10)
+        kept.request("GET", "/healthz")
+        assert kept.getresponse().read()
+        kept.sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: local")  # a second request that never gets further
+        silent = [socket.create_connection(("127.0.0.1", small.port), 10) for _ in range(5)]
+        for sock in silent[1:]:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHo")
+        assert [sock.recv(1000) for sock in (*silent, kept.sock)] == [b""] * 6
+        assert small.health()[0] == 200
+        for closing in (*silent, kept):
+            closing.close()
+        body = json.dumps(GOOD).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        with socket.create_connection(("127.0.0.1", small.port), 10) as slow:
+            slow.sendall(head + str(len(body)).encode() + b"\r\n\r\n" + body[:9])
+            time.sleep(0.8)  # a body has a limit of its own
+            slow.sendall(body[9:])
+            assert slow.recv(1000).startswith(b"HTTP/1.1 200")

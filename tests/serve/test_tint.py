@@ -44,3 +44,13 @@ def test_other_tokenizers_are_not_compared(tokenizer):
     with pytest.raises(UserError, match="different tokenizers"):
         tint.compared(tokenizer, other, Prompts(), Example("", "x", "x"))
     assert tint.compared(tokenizer, tokenizer, Prompts(), Example("", "x", "x")) == (len(tokenizer), "")
+
+
+def test_tokens_that_are_not_all_known_are_cut_again_and_that_is_said(tokenizer):
+    from potstill.edges.tokens import encode
+
+    assert tint.tokens_of(tokenizer, [40, 41], True, "other") == ([40, 41], "")
+    found, note = tint.tokens_of(tokenizer, [40, 41], False, "a b")
+    assert (found, note) == (encode(tokenizer, "a b"), "the answer was cut into tokens again")
+    with pytest.raises(UserError, match="the answer is empty"):
+        tint.tokens_of(tokenizer, [], True, "")

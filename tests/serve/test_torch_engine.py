@@ -1,11 +1,14 @@
 """Answers that are continued together are those that each would have been alone."""
 
+import asyncio
 import threading
 
 import pytest
+from serving import answered
 
 from potstill.edges.llamacpp_stream import Wish
-from potstill.serve.engine import End
+from potstill.edges.tokens import decode
+from potstill.serve.engine import Answer, End, EngineFailed
 from potstill.serve.torch_engine import TorchEngine
 
 PROMPTS = [[5, 6, 7], [40, 41], [9, 8, 7, 6, 5, 4], [33] * 12, [60, 61, 62]]
@@ -79,3 +82,59 @@ def test_what_fails_ends_its_own_answer_alone(engine):
     assert bad[0].reason == "failed"
     assert "IndexError" in bad[0].why
     assert engine.trouble() == ""
+
+
+@pytest.fixture
+def stopping(pair):
+    """An engine that a quarter of all tokens stop."""
+    from potstill.edges.models import load_model, load_tokenizer
+
+    model, tokenizer = load_model(pair[0].where), load_tokenizer(pair[0].where)
+    stops = [1, *range(2, len(tokenizer), 4)]
+    made = TorchEngine(model, tokenizer, stop_ids=stops, hidden=frozenset([1]), most=8, positions=256)
+    yield made, tokenizer, frozenset(stops)
+    made.close()
+
+
+def test_the_token_that_ends_an_answer_counts_and_is_not_one_of_its_tokens(stopping):
+    engine, tokenizer, stops = stopping
+    ends, known = set(), set()
+    for seed in range(24):
+        pieces, answer = answered(engine, PROMPTS[0], Wish(6, temperature=3.0, seed=seed))
+        ends.add(answer.finish)
+        known.add(answer.all_known)
+        assert not stops & {*answer.ids}
+        assert len(answer.ids) == answer.count - (answer.finish == "stop")
+        assert decode(tokenizer, answer.ids, {1}) == "".join(pieces)
+        assert answer.all_known == ("\ufffd" not in "".join(pieces))
+    assert ends == {"stop", "length"}
+    assert known == {True, False}  # some spell half a character
+
+
+def test_a_tag_that_the_prompt_opened_waits_until_the_model_has_begun(engine):
+    pieces, _ = answered(engine, PROMPTS[0], Wish(4), opened="<think>")
+    assert (pieces[0], len(pieces) > 1) == ("<think>", True)
+    heard = []
+
+    async def hear(answer):
+        async for piece in answer.pieces():
+            heard.append(piece)
+
+    with pytest.raises(EngineFailed):
+        asyncio.run(hear(Answer(engine, [10**6], Wish(4), opened="<think>")))
+    assert heard == []
+
+
+def test_a_tag_that_nothing_follows_is_still_shown(pair, tokenizer):
+    from potstill.edges.models import load_model
+
+    ids = range(len(tokenizer))
+    engine = TorchEngine(load_model(pair[0].where), tokenizer, stop_ids=ids, hidden=frozenset(), most=1, positions=64)
+    pieces, answer = answered(engine, PROMPTS[0], Wish(4), opened="<think>")
+    engine.close()
+    assert (pieces, answer.ids, answer.count, answer.finish) == (["<think>"], [], 1, "stop")
+
+
+def test_no_two_threads_share_a_tokenizer(site):
+    with site.state.shelf.tokenizer("student") as scoring, site.opened.tokenizing() as prompting:
+        assert len({id(scoring), id(prompting), id(site.opened.engine._tokenizer)}) == 3

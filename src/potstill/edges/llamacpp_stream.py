@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -53,9 +54,9 @@ class Heard:
     Attributes:
         text: "" of tokens that are not shown.
         ids: the tokens that spell it; empty where they are not known, as the server does not tell the first tokens of a
-            character of several.
-        count: tokens drawn so far.
-        end: "stop" or "length" with the last piece.
+            character of several. Not the token that ends an answer.
+        count: tokens drawn so far, of an answer that a token ended with that one.
+        end: "stop", which a token brought, or "length" with the last piece.
     """
 
     text: str
@@ -71,13 +72,22 @@ class TokenStream:
         url: of the server, as `Served` has it.
         key: which the server asks for; "": none.
         hidden: tokens that are not shown.
+        alone: held while the tokenizer is used; of streams that share one.
     """
 
     def __init__(
-        self, url: str, prompt: list[int], wish: Wish, tokenizer: Tokenizer, *, key: str = "", hidden: frozenset[int]
+        self,
+        url: str,
+        prompt: list[int],
+        wish: Wish,
+        tokenizer: Tokenizer,
+        *,
+        key: str = "",
+        hidden: frozenset[int],
+        alone: "threading.Lock | None" = None,
     ) -> None:
         where = urlsplit(url)
-        self._tokenizer, self._hidden = tokenizer, hidden
+        self._tokenizer, self._hidden, self._alone = tokenizer, hidden, alone or threading.Lock()
         self._connection = http.client.HTTPConnection(where.hostname or "127.0.0.1", where.port, timeout=SILENT_S)
         self._body = json.dumps(wish.body(prompt))
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -112,7 +122,7 @@ class TokenStream:
         answer = self._connection.getresponse()
         if answer.status != 200:
             raise Refused(_message(answer.read(20_000)))
-        count = 0
+        count, held = 0, Heard("", ())  # a hidden token, which may be the one that ends the answer
         for line in answer:
             if not line.startswith((b"data:", b"error:")):
                 continue
@@ -120,11 +130,18 @@ class TokenStream:
             if line.startswith(b"error:") or "error" in told:
                 raise Refused(_message(line.partition(b":")[2]))
             if told.get("stop"):
-                yield Heard("", (), told["tokens_predicted"], "length" if told["stop_type"] == "limit" else "stop")
+                ended = told["stop_type"] != "limit"
+                if held.ids and not ended:
+                    yield held
+                yield Heard("", (), told["tokens_predicted"], "stop" if ended else "length")
                 return
-            text, ids = self._spelt(told["content"], told["tokens"], first=count == 0)
+            with self._alone:
+                text, ids = self._spelt(told["content"], told["tokens"], first=count == 0)
             count = told.get("tokens_predicted", count + max(1, len(ids)))
-            if text or ids:
+            if held.ids:
+                yield held
+            held = Heard("", ids if not text and ids[-1:] and ids[-1] in self._hidden else (), count)
+            if text or (ids and not held.ids):
                 yield Heard(text, ids, count)
         if not self._closed:
             raise Refused("the answer broke off")

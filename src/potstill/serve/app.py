@@ -6,7 +6,6 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from potstill.core.errors import UserError
@@ -241,7 +240,7 @@ async def _chat(state: State, body: bytes, reply: Reply) -> None:
     def prompt_of(opened: Opened) -> tuple[list[int], str]:
         return opened.prompt(example)
 
-    await _complete(state, reply, asked, Form(True, asked.model), prompt_of)
+    await _complete(state, reply, asked, Form(True, asked.model, asked.wants_usage()), prompt_of)
 
 
 async def _text(state: State, body: bytes, reply: Reply) -> None:
@@ -255,12 +254,13 @@ async def _text(state: State, body: bytes, reply: Reply) -> None:
     def prompt_of(opened: Opened) -> tuple[list[int], str]:
         if isinstance(prompt, str):
             return opened.text(prompt), ""
-        known = len(opened.tokenizer)
+        with opened.tokenizing() as tokenizer:
+            known = len(tokenizer)
         if any(not 0 <= id < known for id in prompt):  # type: ignore[operator]
             raise UserError(f"token ids must lie between 0 and {known - 1:,}")
         return list(prompt), ""  # type: ignore[arg-type]
 
-    await _complete(state, reply, asked, Form(False, asked.model), prompt_of)
+    await _complete(state, reply, asked, Form(False, asked.model, asked.wants_usage()), prompt_of)
 
 
 async def _complete(
@@ -311,8 +311,8 @@ async def _begun(
         try:
             prompt, tag = await asyncio.to_thread(prompt_of, opened)
         except UserError as error:
-            raise Refusal(400, str(error), "invalid_value") from None
-        room = opened.room(prompt, most, state.limits.max_tokens)
+            raise Refusal(400, str(error), "invalid_value", asked.prompted_by) from None
+        room = opened.room(prompt, most, state.limits.max_tokens, asked.prompted_by)
         yield opened, Answer(opened.engine, prompt, _wish(asked, room), stops, tag)
 
 
@@ -389,8 +389,7 @@ async def _tinted(state: State, opened: Opened, answer: Answer, said: str, examp
         return {"no_tint": "teacher" if state.teacher else "alone"}
     try:
         async with state.shelf.scoring(state.teacher) as teacher, state.shelf.scoring(opened.offer.id) as student:
-            offer = state.shelf.offers[state.teacher]
-            found = await asyncio.to_thread(_tint, opened, answer, said, example, offer.where, student, teacher)
+            found = await asyncio.to_thread(_tint, state, opened, answer, said, example, student, teacher)
     except (Refusal, UserError) as error:
         return {"no_tint": str(error)}
     if answer.opened:
@@ -398,21 +397,17 @@ async def _tinted(state: State, opened: Opened, answer: Answer, said: str, examp
     return {"tint": {"pieces": found.pieces, "mean": round(found.mean, 4), "note": found.note}}
 
 
-@cache
-def _tokenizer(where: str) -> Any:
-    from potstill.edges.models import load_tokenizer
-
-    return load_tokenizer(where)
-
-
-def _tint(opened: Opened, answer: Answer, said: str, example: Example, teacher: str, ours: Any, theirs: Any) -> tint.Tint:
+def _tint(state: State, opened: Opened, answer: Answer, said: str, example: Example, student: Any, teacher: Any) -> tint.Tint:
     from potstill.edges.sampling import hidden_tokens
 
-    vocab, note = tint.compared(opened.tokenizer, _tokenizer(teacher), opened.offer.prompts, example)
-    ids = tint.tokens_of(opened.tokenizer, answer.ids, answer.all_known, said)
+    with state.shelf.tokenizer(state.teacher) as theirs, opened.tokenizing() as ours:
+        vocab, foreign = tint.compared(ours, theirs, opened.offer.prompts, example)
+        ids, cut = tint.tokens_of(ours, answer.ids, answer.all_known, said)
     if max(ids) >= vocab:
         raise UserError("the answer has a token that the teacher does not know")
-    with ours as student, theirs as its_teacher:
-        nats = tint.divergences(student, its_teacher, answer.prompt, ids, vocab)
-    hidden = frozenset(hidden_tokens(opened.tokenizer, opened.renderer.stop_ids))
-    return tint.tint_of(opened.tokenizer, hidden, ids, nats, note)
+    with student as model, teacher as its_teacher:
+        nats = tint.divergences(model, its_teacher, answer.prompt, ids, vocab)
+    note = "; ".join(filter(None, (foreign, cut)))
+    with opened.tokenizing() as ours:
+        hidden = frozenset(hidden_tokens(ours, opened.renderer.stop_ids))
+        return tint.tint_of(ours, hidden, ids, nats, note)

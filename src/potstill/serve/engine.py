@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from potstill.edges.llamacpp_stream import Wish
-from potstill.edges.spelling import Stops
+from potstill.edges.spelling import UNFINISHED, Stops
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that can be shown, and the tokens that spell it; see `Heard` for when they are not known."""
+    """Text that can be shown, and the tokens that spell it; see `Heard` for when they are not known, and which is not one."""
 
     text: str
     ids: tuple[int, ...]
@@ -24,8 +24,8 @@ class End:
     """Why an answer ended.
 
     Attributes:
-        reason: stop, length, or failed.
-        count: tokens drawn.
+        reason: stop, which a token brought; length; or failed.
+        count: tokens drawn, that token included.
         why: of one that failed.
     """
 
@@ -83,10 +83,12 @@ class Answer:
     """One answer on its way.
 
     Attributes:
-        opened: text that comes first: the tag of thinking that the prompt opened.
+        opened: the tag of thinking that the prompt opened; comes before the first text, or at the end of an answer without any,
+            so that nothing is shown before the model has begun.
         finish: "stop" or "length", once it has ended.
-        ids: all of its tokens that are known; `all_known` says whether these are all.
-        count: tokens drawn.
+        ids: its tokens that are known, without the one that ended it.
+        all_known: whether these are all, and spell its text; once it has ended.
+        count: tokens drawn, with the one that ended it.
         first_s: from the request to the first piece; `seconds` to the end.
     """
 
@@ -97,7 +99,7 @@ class Answer:
     opened: str = ""
     finish: str = ""
     ids: list[int] = field(default_factory=list)
-    all_known: bool = True
+    all_known: bool = False
     count: int = 0
     first_s: float = 0.0
     seconds: float = 0.0
@@ -113,11 +115,10 @@ class Answer:
         def say(what: Piece | End) -> None:
             loop.call_soon_threadsafe(heard.put_nowait, what)
 
-        stops, began = Stops(self.stops), time.perf_counter()
+        stops, began, broken = Stops(self.stops), time.perf_counter(), False
+        tag = [Piece(self.opened, (), 0)] if self.opened else []
         stop = self.engine.begin(self.prompt, self.wish, say)
         try:
-            if self.opened:
-                yield Piece(self.opened, (), 0)
             while not stops.met:
                 what = await heard.get()
                 self.seconds = time.perf_counter() - began
@@ -126,13 +127,18 @@ class Answer:
                     if what.reason == "failed":
                         raise EngineFailed(what.why)
                     self.finish = what.reason
+                    self.all_known = not broken and len(self.ids) == self.count - (what.reason == "stop")
                     break
                 self.first_s = self.first_s or self.seconds
-                self.all_known &= bool(what.ids) or not what.text
+                broken |= UNFINISHED in what.text
                 self.ids += what.ids
                 shown = stops.add(what.text)
                 if shown:
+                    while tag:
+                        yield tag.pop()
                     yield Piece(shown, what.ids, what.count)
+            while tag:
+                yield tag.pop()
             rest = stops.end()
             if rest:
                 yield Piece(rest, (), self.count)

@@ -18,6 +18,7 @@ class LlamaCppEngine:
 
     Args:
         file: in GGUF.
+        tokenizer: used by the engine's threads, and by no others.
         hidden: tokens that are not shown.
         most: answers at once; each has its own cache of `positions` keys and values.
         positions: tokens of a prompt and its answer together.
@@ -34,6 +35,7 @@ class LlamaCppEngine:
     ) -> None:
         self.file, self.most, self.positions = file, most, positions
         self._tokenizer, self._hidden = tokenizer, hidden
+        self._alone = threading.Lock()  # streams share the tokenizer
         self._key = secrets.token_urlsafe(24)  # its port is open to every user of the machine
         self._streams: dict[TokenStream, threading.Thread] = {}
         self._closed = False
@@ -47,7 +49,9 @@ class LlamaCppEngine:
 
     def begin(self, prompt: list[int], wish: Wish, say: Say) -> Callable[[], None]:
         """See `Engine`."""
-        stream = TokenStream(self._server.url, prompt, wish, self._tokenizer, key=self._key, hidden=self._hidden)
+        stream = TokenStream(
+            self._server.url, prompt, wish, self._tokenizer, key=self._key, hidden=self._hidden, alone=self._alone
+        )
         thread = threading.Thread(target=self._hear, args=(stream, say), name="potstill-llamacpp", daemon=True)
         self._streams[stream] = thread
         thread.start()

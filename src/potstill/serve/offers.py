@@ -1,7 +1,9 @@
 """Which models a target offers: those of a run and its study, or one file."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from potstill.data.prompts import Prompts
 from potstill.run.folder import artifacts_of, find_run, whole
 from potstill.run.models import pick
 from potstill.stages.lineage import as_chosen
+from potstill.stages.verified import VERIFIED
 
 GGUF = ".gguf"
 FILE_ORDER = ("q4_0", "f16", "bf16", "q8_0", "f32")  # which of a model's own files is served
@@ -32,6 +35,7 @@ class Offer:
         file: of llama.cpp with the same weights; None where there is none.
         parameters: None: not known before it is opened.
         artifact: None: it was not made here.
+        exported: what `file` is of; None: of nothing that was made here.
     """
 
     id: str
@@ -42,6 +46,7 @@ class Offer:
     file: Path | None = None
     parameters: int | None = None
     artifact: Artifact | None = None
+    exported: Artifact | None = None
 
 
 def offers_of(target: str) -> list[Offer]:
@@ -58,6 +63,7 @@ def offers_of(target: str) -> list[Offer]:
     run = find_run(target.partition(":")[0])
     artifacts = artifacts_of(run)
     rows, prompts = _rows(artifacts)
+    reserved = {_title(artifact) for artifact in artifacts.values()}  # a stage's own name is always the stage
     first = _of_artifact(served, _role(served), "", artifacts.values(), prompts)
     found = [first]
     for name, role, ref in rows:
@@ -67,11 +73,14 @@ def offers_of(target: str) -> list[Offer]:
         elif ref.startswith("stage:"):
             continue  # not finished
         else:
-            offer = Offer(_free(_slug(name), found), name, role, ref, prompts)
+            offer = Offer(_free(_slug(name), found, reserved), name, role, ref, prompts)
         if offer.where == first.where:
             found[0] = first = replace(offer, id=first.id)
         elif all(offer.where != other.where for other in found):
+            if any(offer.id == other.id for other in found):  # of two seeds the one that is served has the name
+                offer = replace(offer, id=_free(offer.id, found, reserved))
             found.append(offer)
+    assert len({offer.id for offer in found}) == len(found)
     return found
 
 
@@ -106,15 +115,19 @@ def named(offers: Sequence[Offer], name: str) -> Offer:
     raise UserError(f"no model '{name}'{suggest(name, known)} (there are: {', '.join(known)})")
 
 
-def checked(offer: Offer) -> Offer:
-    """The offer, once its files were compared with what their manifest says.
+def checked(offer: Offer, *, file: bool) -> Offer:
+    """The offer, once its files were compared with what their manifests say.
+
+    Args:
+        file: whether its file for llama.cpp is to be opened, and so is compared too.
 
     Raises:
         UserError: one of them is damaged or gone.
     """
-    if offer.artifact is not None:
-        whole(offer.artifact.folder.parent.parent, offer.artifact)
-    elif offer.where.startswith("path:") and not Path(offer.where.removeprefix("path:")).exists():
+    for artifact in (offer.artifact, offer.exported if file else None):
+        if artifact is not None:
+            whole(artifact.folder.parent.parent, artifact)
+    if offer.artifact is None and offer.where.startswith("path:") and not Path(offer.where.removeprefix("path:")).exists():
         raise UserError(f"{offer.where.removeprefix('path:')}: no such file or folder")
     return offer
 
@@ -128,16 +141,18 @@ def _of_file(file: Path) -> Offer:
 def _of_artifact(artifact: Artifact, role: str, title: str, others: Iterable[Artifact], default: Prompts) -> Offer:
     chosen = as_chosen(artifact)
     own = chosen.stage.get("prompts")
-    name = artifact.name.partition("@")[0]
+    name = _title(artifact)
+    file, exported = _exported(artifact, others) or (None, None)
     return Offer(
         id=name,
         title=title or name,
         role=role,
         where=f"path:{artifact.folder}",
         prompts=Prompts.model_validate(own) if own is not None else default,
-        file=_exported(artifact, others),
+        file=file,
         parameters=artifact.summary.get("parameters"),
         artifact=artifact,
+        exported=exported,
     )
 
 
@@ -145,16 +160,27 @@ def _role(artifact: Artifact) -> str:
     return ROLE_OF.get(as_chosen(artifact).kind, "other")
 
 
-def _exported(artifact: Artifact, others: Iterable[Artifact]) -> Path | None:
-    """A file of llama.cpp that some stage exported of this very model."""
-    files: list[Path] = []
+def _exported(artifact: Artifact, others: Iterable[Artifact]) -> tuple[Path, Artifact] | None:
+    """A file of llama.cpp that some stage exported of this very model, and that did not fail its last verification."""
+    files: list[tuple[Path, Artifact]] = []
     for other in others:
         if other.makes == "export" and artifact.fingerprint in other.parents.values():
             source = str(other.stage.get("model", "")).removeprefix("stage:")
-            if source in (artifact.name, artifact.name.partition("@")[0]):
-                files += [other.folder / name for name in other.files or {} if name.endswith(GGUF) and "-as-" not in name]
+            if source in (artifact.name, _title(artifact)):
+                names = [name for name in other.files or {} if name.endswith(GGUF) and "-as-" not in name]
+                files += [(other.folder / name, other) for name in names if name not in _failed(other)]
     rank = {f"model-{type}{GGUF}": i for i, type in enumerate(FILE_ORDER)}
-    return min((file for file in files if file.is_file()), key=lambda file: rank.get(file.name, len(rank)), default=None)
+    there = [one for one in files if one[0].is_file()]
+    return min(there, key=lambda one: rank.get(one[0].name, len(rank)), default=None)
+
+
+def _failed(export: Artifact) -> set[str]:
+    """Its files that answered otherwise than the model when they were verified last."""
+    try:
+        found = json.loads((export.folder / VERIFIED).read_text(encoding="utf-8"))
+        return {one["file"] for one in found["files"] if not one["passed"]}
+    except (OSError, ValueError, LookupError, TypeError):  # not verified, or the record is damaged and says nothing
+        return set()
 
 
 def _rows(artifacts: dict[str, Artifact]) -> tuple[list[tuple[str, str, str]], Prompts]:
@@ -188,6 +214,6 @@ def _slug(name: str) -> str:
     return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split()) or "model"
 
 
-def _free(slug: str, offers: Sequence[Offer]) -> str:
-    taken = {offer.id for offer in offers}
-    return next(name for name in (slug, *(f"{slug}-{n}" for n in range(2, 99))) if name not in taken)
+def _free(slug: str, offers: Sequence[Offer], reserved: Collection[str] = ()) -> str:
+    taken = {offer.id for offer in offers} | set(reserved)
+    return next(name for name in chain([slug], (f"{slug}-{n}" for n in count(2))) if name not in taken)

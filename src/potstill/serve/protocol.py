@@ -3,10 +3,21 @@
 import json
 import secrets
 import time
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
+from potstill.core.component import suggest
 from potstill.core.types import Example, Turn
 
 MOST_STOPS = 4
@@ -15,7 +26,7 @@ REFUSED = {  # field: values that change nothing
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False, 0),
+    "logprobs": (False,),  # 0 asks for those of the answer's own tokens
     "top_logprobs": (0,),
     "logit_bias": ({},),
     "presence_penalty": (0,),
@@ -26,7 +37,28 @@ REFUSED = {  # field: values that change nothing
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
+    "tool_calls": ([],),
+    "function_call": ("none", "auto"),
+    "repetition_penalty": (1,),
+    "typical_p": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
 }
+IGNORED = (  # fields that change no answer: marks, storing, caching
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "prediction",
+    "include_obfuscation",
+    "cache_control",
+    "annotations",
+)
 
 
 class Refusal(Exception):
@@ -62,18 +94,32 @@ Number = StrictFloat | StrictInt
 Strings = Annotated[list[StrictStr], Field(max_length=MOST_STOPS)]
 
 
-class _Loose(BaseModel):
-    """Fields that are not known are left alone: clients send marks of their own."""
+class _Known(BaseModel):
+    """A field that is not known is refused: it may change the answer. Not so one that changes nothing, or holds null."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_harmless(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = cls.model_fields
+        return {name: one for name, one in value.items() if name in known or not (name in IGNORED or _harmless(name, one))}
 
 
-class TextPart(_Loose):
+def _harmless(name: str, value: Any) -> bool:
+    """Whether a field of `REFUSED` has a value that changes nothing; any field where it is null."""
+    same = (value == one and isinstance(value, bool) == isinstance(one, bool) for one in REFUSED.get(name, ()))
+    return value is None or any(same)
+
+
+class TextPart(_Known):
     type: Literal["text"]
     text: StrictStr
 
 
-class Message(_Loose):
+class Message(_Known):
     role: Literal["system", "developer", "user", "assistant"]
     content: StrictStr | list[TextPart] | None = None
 
@@ -84,11 +130,13 @@ class Message(_Loose):
         return "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Loose):
+class StreamOptions(_Known):
     include_usage: StrictBool = False
 
 
-class _Request(_Loose):
+class _Request(_Known):
+    prompted_by: ClassVar[str]  # the field that holds what the model reads
+
     model: StrictStr
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
     temperature: Annotated[Number, Field(ge=0, le=10)] | None = None
@@ -116,6 +164,7 @@ class _Request(_Loose):
 class ChatRequest(_Request):
     """Of /v1/chat/completions."""
 
+    prompted_by = "messages"
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
 
@@ -126,12 +175,14 @@ class ChatRequest(_Request):
 class TextRequest(_Request):
     """Of /v1/completions."""
 
+    prompted_by = "prompt"
     prompt: StrictStr | list[StrictStr] | list[StrictInt]
 
 
-class AskRequest(_Loose):
+class AskRequest(_Known):
     """Of the playground."""
 
+    prompted_by: ClassVar[str] = "prompt"
     model: StrictStr
     prompt: StrictStr
     temperature: Annotated[Number, Field(ge=0, le=10)] = 0
@@ -146,15 +197,18 @@ def parsed(kind: type[R], body: bytes) -> R:
         Refusal: 400: it is no JSON in UTF-8, or a field is wrong; says which.
     """
     value = json_of(body)
-    for name, harmless in REFUSED.items():
-        if value.get(name) is not None and value[name] not in harmless:
-            raise Refusal(400, f"{name} is not supported here; leave it out", "unsupported_parameter", name)
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
         words = [str(part) for part in first["loc"]]
         place = ".".join(word for word in words if "[" not in word and word not in ("str", "int", "float"))
+        if first["type"] == "extra_forbidden":
+            near = "" if words[-1] in REFUSED else suggest(words[-1], list(kind.model_fields))
+            raise Refusal(
+                400, f"{place[:100]} is not supported here{near}; leave it out", "unsupported_parameter", place[:100]
+            ) from None
         raise Refusal(400, f"{place}: {first['msg'].lower()}", "invalid_value", place or None) from None
 
 
@@ -213,10 +267,12 @@ class Form:
 
     Args:
         chat: of /v1/chat/completions; else of /v1/completions.
+        used: whether a chunk with the usage comes in the end; the others say then that they have none.
     """
 
-    def __init__(self, chat: bool, model: str) -> None:
+    def __init__(self, chat: bool, model: str, used: bool = False) -> None:
         self.chat = chat
+        self._usage = {"usage": None} if used else {}
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -246,7 +302,8 @@ class Form:
         return self._chunk([]) | {"usage": used}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk" if self.chat else "text_completion", "choices": choices}
+        object = "chat.completion.chunk" if self.chat else "text_completion"
+        return {**self._head, "object": object, "choices": choices, **self._usage}
 
     @staticmethod
     def _choice(said: dict[str, Any], finish: str | None) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.serve.app import Limits, State, application
+from potstill.serve.connections import configuration
 from potstill.serve.installed import check_installed
 from potstill.serve.offers import offers_of, picked
 from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
 
 GRACE_S = 10.0  # for answers on their way, when the server is asked to stop
-CONNECTIONS = 512
 STOPPING = "the server is stopping"
 
 
@@ -149,17 +149,8 @@ async def _run(state: State, listening: socket.socket, key: str, names: Sequence
         def capture_signals(self) -> Iterator[None]:
             yield
 
-    config = uvicorn.Config(
-        application(state, key=key, names=names),
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        lifespan="off",
-        ws="none",
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=round(GRACE_S) + 5,
-        limit_concurrency=CONNECTIONS,
-    )
+    app = application(state, key=key, names=names)
+    config = configuration(app, timeout_graceful_shutdown=round(GRACE_S) + 5)
     server = Server(config)
     with _stopped_by_signals(state, server):
         await server.serve(sockets=[listening])

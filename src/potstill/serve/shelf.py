@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -52,8 +53,8 @@ class Opening:
                 raise UserError(f"--engine llama.cpp: {problem}")
             if offer.file is None:
                 raise UserError(
-                    f"--engine llama.cpp: the run has no .gguf file of {offer.id}; add a stage of kind 'export' for it, "
-                    "or leave --engine out"
+                    f"--engine llama.cpp: the run has no .gguf file of {offer.id}; add a stage of kind 'export' for it "
+                    "(a file that failed `potstill verify` does not count), or leave --engine out"
                 )
         return offer.file if self.engine != "torch" and problem is None else None
 
@@ -63,6 +64,7 @@ class Opened:
     """A model that answers.
 
     Attributes:
+        tokenizer: for one thread at once, which holds `tokenizing`; the engine has a copy of its own.
         file_bytes: of its weights on disk, in the form that is served.
     """
 
@@ -74,7 +76,13 @@ class Opened:
     used: int = 0  # requests that hold it now
     _plain: tokens.Unspellable | None = None
     _longest: int | None = None  # characters of a token
-    _lock: threading.Lock = field(default_factory=threading.Lock)  # tokenizers are not for several threads at once
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def tokenizing(self) -> Iterator[Any]:
+        """The tokenizer, which no other thread uses while inside: it keeps settings and caches of its own."""
+        with self._lock:
+            yield self.tokenizer
 
     def prompt(self, example: Example) -> tuple[list[int], str]:
         """A conversation's tokens, as in training, and the tag of thinking that they open.
@@ -82,8 +90,8 @@ class Opened:
         Raises:
             UserError: the model's form cannot hold it.
         """
-        self._check_length(sum(len(turn.content) for turn in example.history) + len(example.instruction))
-        with self._lock:
+        self._check_length(sum(len(turn.content) for turn in example.history) + len(example.instruction), "messages")
+        with self.tokenizing():
             found = self.renderer.prompt(example)
             if found.ids is None:
                 raise UserError(found.reason)
@@ -91,20 +99,21 @@ class Opened:
 
     def text(self, text: str) -> list[int]:
         """The tokens of a text without a template, begun as the tokenizer begins texts; it spells no control token."""
-        self._check_length(len(text))
-        with self._lock:
+        self._check_length(len(text), "prompt")
+        with self.tokenizing() as tokenizer:
             if self._plain is None:
-                self._plain = tokens.Unspellable(self.tokenizer, tokens.control_tokens(self.tokenizer))
-            return tokens.begun(self.tokenizer, self._plain.encode(text))
+                self._plain = tokens.Unspellable(tokenizer, tokens.control_tokens(tokenizer))
+            return tokens.begun(tokenizer, self._plain.encode(text))
 
-    def _check_length(self, characters: int) -> None:
+    def _check_length(self, characters: int, param: str) -> None:
         """Refuse what cannot fit before it is cut into tokens, which takes seconds.
 
         Raises:
             Refusal: 400, with the figures.
         """
         if self._longest is None:
-            self._longest = max(map(len, self.tokenizer.get_vocab()))
+            with self.tokenizing() as tokenizer:
+                self._longest = max(map(len, tokenizer.get_vocab()))
         most = self.engine.positions * self._longest
         if characters > most:
             raise Refusal(
@@ -112,17 +121,20 @@ class Opened:
                 f"this model's context is {self.engine.positions:,} tokens, which spell at most {most:,} characters; "
                 f"the prompt has {characters:,}; shorten it",
                 "context_length_exceeded",
-                "messages",
+                param,
             )
 
-    def room(self, prompt: Sequence[int], asked: int | None, most: int) -> int:
+    def room(self, prompt: Sequence[int], asked: int | None, most: int, param: str = "prompt") -> int:
         """Tokens that the answer may have.
+
+        Args:
+            param: the request's field that holds the prompt.
 
         Raises:
             Refusal: 400: they are more than the server allows, or than fit behind the prompt; with the figures.
         """
         if not prompt:
-            raise Refusal(400, "the prompt has no tokens", "invalid_value", "prompt")
+            raise Refusal(400, "the prompt has no tokens", "invalid_value", param)
         if asked is not None and asked > most:
             raise Refusal(
                 400, f"max_tokens = {asked:,} is more than this server allows, {most:,}", "invalid_value", "max_tokens"
@@ -138,7 +150,7 @@ class Opened:
                 + "; shorten the prompt"
                 + (" or max_tokens" if asked is not None else ""),
                 "context_length_exceeded",
-                "messages",
+                param,
             )
         return wanted
 
@@ -170,20 +182,21 @@ def open_offer(offer: Offer, opening: Opening) -> Opened:
     from potstill.serve.llamacpp_engine import LlamaCppEngine
     from potstill.serve.torch_engine import TorchEngine
 
-    checked(offer)
     file = opening.file_of(offer)
+    checked(offer, file=file is not None)
     tokenizer = load_tokenizer(offer.where)
     renderer = renderer_of(tokenizer, offer.prompts)
     positions = min(opening.context, positions_of(config_of(offer.where)) or opening.context)
     hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
+    own = deepcopy(tokenizer)  # spells answers in other threads
     if file is not None:
         engine: Engine = LlamaCppEngine(
-            file, tokenizer, hidden=hidden, most=opening.streams, positions=positions, threads=opening.threads
+            file, own, hidden=hidden, most=opening.streams, positions=positions, threads=opening.threads
         )
         return Opened(offer, tokenizer, renderer, engine, file.stat().st_size)
     model = load_model(offer.where)
     stops = stops_of(model, tokenizer, renderer.stop_ids)
-    engine = TorchEngine(model, tokenizer, stop_ids=stops, hidden=hidden, most=opening.streams, positions=positions)
+    engine = TorchEngine(model, own, stop_ids=stops, hidden=hidden, most=opening.streams, positions=positions)
     folder = Path(offer.where.removeprefix("path:")).expanduser()
     stored = bytes_of(folder) if offer.where.startswith("path:") else engine.resident_bytes()
     return Opened(offer, tokenizer, renderer, engine, stored)
@@ -207,6 +220,8 @@ class Shelf:
         self.opening, self._served = opening, served
         self.open: dict[str, Opened] = {served.offer.id: served}  # the one used last comes last
         self.weights: dict[str, Weights] = {}
+        self._tokenizers: dict[str, Any] = {}
+        self._tokenizing = threading.Lock()
         self._turn = asyncio.Lock()  # models are opened one after the other, so that memory is counted right
         self._begun: dict[str, asyncio.Task[None]] = {}
 
@@ -256,6 +271,20 @@ class Shelf:
         finally:
             held.used -= 1
 
+    @contextmanager
+    def tokenizer(self, id: str) -> Iterator[Any]:
+        """A model's tokenizer, which no other thread uses while inside, whether the model is open or not.
+
+        Raises:
+            UserError: its files are gone.
+        """
+        from potstill.edges.models import load_tokenizer
+
+        with self._tokenizing:
+            if id not in self._tokenizers:
+                self._tokenizers[id] = load_tokenizer(self.offers[id].where)
+            yield self._tokenizers[id]
+
     def trouble(self) -> dict[str, str]:
         """Of each open model that cannot answer, why."""
         found = {id: opened.engine.trouble() for id, opened in self.open.items()}
@@ -285,8 +314,9 @@ class Shelf:
     async def _open(self, offer: Offer) -> None:
         async with self._turn:
             with _unavailable(offer):
-                await asyncio.to_thread(checked, offer)
-                await self._make_room(offer, self.opening.file_of(offer))
+                file = self.opening.file_of(offer)
+                await asyncio.to_thread(checked, offer, file=file is not None)
+                await self._make_room(offer, file)
                 self.open[offer.id] = await asyncio.to_thread(open_offer, offer, self.opening)
 
     async def _read(self, offer: Offer) -> None:
@@ -294,7 +324,7 @@ class Shelf:
 
         async with self._turn:
             with _unavailable(offer):
-                await asyncio.to_thread(checked, offer)
+                await asyncio.to_thread(checked, offer, file=False)
                 await self._make_room(offer, None)
                 self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, offer.where))
 

@@ -81,8 +81,9 @@ def tint_of(tokenizer: Tokenizer, hidden: frozenset[int], ids: Sequence[int], na
     return Tint(pieces, sum(nats) / len(nats) if nats else 0.0, note)
 
 
-def tokens_of(tokenizer: Tokenizer, ids: Sequence[int], all_known: bool, text: str) -> list[int]:
-    """The tokens of an answer: those that were drawn, or where some are not known those that its text is cut into.
+def tokens_of(tokenizer: Tokenizer, ids: Sequence[int], all_known: bool, text: str) -> tuple[list[int], str]:
+    """The tokens of an answer, without the one that ended it, and a note where they are not those that were drawn: where some
+    of these are not known, the text is cut into tokens again.
 
     Raises:
         UserError: it has none.
@@ -92,4 +93,4 @@ def tokens_of(tokenizer: Tokenizer, ids: Sequence[int], all_known: bool, text: s
     found = list(ids) if all_known else tokens.encode(tokenizer, text)
     if not found:
         raise UserError("the answer is empty")
-    return found
+    return found, "" if all_known else "the answer was cut into tokens again"

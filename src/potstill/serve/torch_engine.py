@@ -28,8 +28,8 @@ class _Row:
     say: Say
     spelling: Spelling
     uniform_N: np.ndarray | None
-    ids: list[int] = field(default_factory=list)
-    told: int = 0  # of its tokens, those that were said
+    ids: list[int] = field(default_factory=list)  # without the one that ends it
+    told: int = 0  # of these, those that were said
     gone: bool = False  # ended, or stopped by who asked
 
     def end(self, reason: str, why: str = "") -> None:
@@ -37,17 +37,17 @@ class _Row:
         if self.gone:
             return
         rest = self.spelling.end()
-        if rest:
+        if rest or self.told < len(self.ids):
             self._tell(rest)
         self.gone = True
-        self.say(End(reason, len(self.ids), why))
+        self.say(End(reason, len(self.ids) + (reason == "stop"), why))
 
     def add(self, token: int, stops: frozenset[int]) -> None:
         """One more token of it."""
-        self.ids.append(token)
         if token in stops:
             self.end("stop")
             return
+        self.ids.append(token)
         text = self.spelling.add(token)
         if text:
             self._tell(text)
@@ -75,6 +75,7 @@ class TorchEngine:
     to rounding. A failing pass ends the answers that were in it and no others.
 
     Args:
+        tokenizer: used by the engine's thread, and by no others.
         stop_ids: tokens that end an answer.
         hidden: tokens that are not shown.
         most: answers at once.
