@@ -23,6 +23,7 @@ from potstill.serve.protocol import Refusal
 EngineName = Literal["auto", "llama.cpp", "torch"]
 UNBOUNDED = 1 << 30  # tokens of a prompt; its length is checked where all figures are known
 SPARE = 1.15  # of the memory that a model needs
+REPACKED = 2.0  # llama.cpp may keep a second form of a file's weights
 
 
 @dataclass(frozen=True)
@@ -171,35 +172,107 @@ class Weights:
         self.model = None
 
 
+@dataclass(frozen=True)
+class Need:
+    """Memory of a model that answers, in bytes.
+
+    Attributes:
+        positions: tokens of a prompt and its answer.
+        cache: keys and values of all answers at once, each of so many tokens.
+    """
+
+    weights: int
+    positions: int
+    cache: int
+
+
+def need_of(offer: Offer, opening: Opening, file: Path | None) -> Need:
+    """What a model takes: by llama.cpp a file as it is and a cache in float16, by torch both in float32.
+
+    Raises:
+        UserError: its config.json cannot be read.
+    """
+    from potstill.edges.models import config_of, positions_of, size_of
+
+    config = config_of(offer.where)
+    positions = min(opening.context, positions_of(config) or opening.context)
+    if file is not None:
+        return Need(file.stat().st_size, positions, keys_and_values(config, positions, 2) * opening.streams)
+    weights = 4 * (offer.parameters or size_of(config).parameters)
+    return Need(weights, positions, keys_and_values(config, positions, 4) * opening.streams)
+
+
+def keys_and_values(config: Any, positions: int, width: int) -> int:
+    """Bytes that a row of so many tokens keeps in all layers; of a layer that looks back through a window those in it.
+
+    Args:
+        width: bytes of a number.
+    """
+    from potstill.edges.models import head_width
+
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 0  # no attention
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    window = min(positions, getattr(config, "sliding_window", None) or positions)
+    kept = (window if "sliding" in kind else positions for kind in kinds if "attention" in kind and "linear" not in kind)
+    return 2 * heads * head_width(config) * width * sum(kept)
+
+
+def _free(file: Path | None) -> int:
+    """Bytes that are free where the model would be: llama.cpp computes on the processor."""
+    import torch
+
+    from potstill.edges.machine import free_memory
+    from potstill.edges.models import device
+
+    return free_memory(torch.device("cpu") if file is not None else device())
+
+
+def _check_fits(offer: Offer, opening: Opening, need: Need, free: int) -> None:
+    """Refuse what cannot fit before it is loaded.
+
+    Raises:
+        UserError: with the figures.
+    """
+    if need.weights + need.cache > free:
+        raise UserError(
+            f"{offer.id} needs {need.weights / 1e9:.1f} GB for its weights and {need.cache / 1e9:.1f} GB for keys and values "
+            f"of {opening.streams:,} answers of {need.positions:,} tokens, and {free / 1e9:.1f} GB are free; lower --streams "
+            "or --context, or end other programs"
+        )
+
+
 def open_offer(offer: Offer, opening: Opening) -> Opened:
     """Load a model and start what computes its answers.
 
     Raises:
-        UserError: its files are damaged or gone, its template loses text, llama.cpp does not take it.
+        UserError: its files are damaged or gone, it does not fit into memory, its template loses text, llama.cpp does not
+            take it.
     """
-    from potstill.edges.models import bytes_of, config_of, load_model, load_tokenizer, positions_of
+    from potstill.edges.hub import files_of
+    from potstill.edges.models import bytes_of, load_model, load_tokenizer
     from potstill.edges.sampling import hidden_tokens, stops_of
     from potstill.serve.llamacpp_engine import LlamaCppEngine
     from potstill.serve.torch_engine import TorchEngine
 
     file = opening.file_of(offer)
     checked(offer, file=file is not None)
+    need = need_of(offer, opening, file)
+    _check_fits(offer, opening, need, _free(file))
     tokenizer = load_tokenizer(offer.where)
     renderer = renderer_of(tokenizer, offer.prompts)
-    positions = min(opening.context, positions_of(config_of(offer.where)) or opening.context)
     hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
     own = deepcopy(tokenizer)  # spells answers in other threads
+    most, positions = opening.streams, need.positions
     if file is not None:
-        engine: Engine = LlamaCppEngine(
-            file, own, hidden=hidden, most=opening.streams, positions=positions, threads=opening.threads
-        )
+        engine: Engine = LlamaCppEngine(file, own, hidden=hidden, most=most, positions=positions, threads=opening.threads)
         return Opened(offer, tokenizer, renderer, engine, file.stat().st_size)
     model = load_model(offer.where)
     stops = stops_of(model, tokenizer, renderer.stop_ids)
-    engine = TorchEngine(model, own, stop_ids=stops, hidden=hidden, most=opening.streams, positions=positions)
-    folder = Path(offer.where.removeprefix("path:")).expanduser()
-    stored = bytes_of(folder) if offer.where.startswith("path:") else engine.resident_bytes()
-    return Opened(offer, tokenizer, renderer, engine, stored)
+    engine = TorchEngine(model, own, stop_ids=stops, hidden=hidden, most=most, positions=positions)
+    path = Path(offer.where.removeprefix("path:")).expanduser() if offer.where.startswith("path:") else files_of(offer.where)
+    return Opened(offer, tokenizer, renderer, engine, bytes_of(path))
 
 
 def renderer_of(tokenizer: Any, prompts: Prompts) -> Renderer:
@@ -235,6 +308,7 @@ class Shelf:
         if id not in self.offers:
             known = ", ".join(self.offers)
             raise Refusal(404, f"no model {id[:100]!r}; there are: {known}", "model_not_found", "model")
+        await self._bury(id)
         while id not in self.open:
             await self._once(f"open {id}", lambda: self._open(self.offers[id]))
         opened = self.open[id] = self.open.pop(id)
@@ -311,6 +385,13 @@ class Shelf:
             task.add_done_callback(ended)
         await asyncio.shield(task)
 
+    async def _bury(self, id: str) -> None:
+        """Close a model that cannot answer any more, once nobody uses it, so that it is opened again; the served one stays."""
+        opened = self.open.get(id)
+        if opened is not None and opened is not self._served and not opened.used and opened.engine.trouble():
+            del self.open[id]
+            await asyncio.to_thread(opened.close)
+
     async def _open(self, offer: Offer) -> None:
         async with self._turn:
             with _unavailable(offer):
@@ -325,29 +406,29 @@ class Shelf:
         async with self._turn:
             with _unavailable(offer):
                 await asyncio.to_thread(checked, offer, file=False)
-                await self._make_room(offer, None)
+                await self._make_room(offer, None, answers=False)
                 self.weights[offer.id] = Weights(await asyncio.to_thread(load_model, offer.where))
 
-    async def _make_room(self, offer: Offer, file: Path | None) -> None:
+    async def _make_room(self, offer: Offer, file: Path | None, *, answers: bool = True) -> None:
         """Close models that nobody uses, the one unused for longest first, until another fits.
+
+        Args:
+            answers: whether the model is to answer, and so keeps keys and values.
 
         Raises:
             Refusal: 503: it does not fit beside those in use.
         """
-        from potstill.edges.machine import free_memory, give_back_memory
-        from potstill.edges.models import config_of, device, size_of
+        from potstill.edges.machine import give_back_memory
 
-        if file is not None:
-            needed = 2.0 * file.stat().st_size
-        else:
-            parameters = offer.parameters or await asyncio.to_thread(lambda: size_of(config_of(offer.where)).parameters)
-            needed = 4.0 * parameters
-        while free_memory(device()) < SPARE * needed:
+        need = await asyncio.to_thread(need_of, offer, self.opening, file)
+        weights = REPACKED * need.weights if file is not None else need.weights
+        needed = SPARE * (weights + need.cache * answers)
+        while _free(file) < needed:
             idle: list[tuple[dict[str, Any], str]] = [(self.weights, id) for id, held in self.weights.items() if not held.used]
             idle += [(self.open, id) for id, held in self.open.items() if not held.used and held is not self._served]
             if not idle:
                 raise Refusal(
-                    503, f"{offer.id} needs {SPARE * needed / 1e9:.1f} GB, and other models in use leave less", "out_of_memory"
+                    503, f"{offer.id} needs {needed / 1e9:.1f} GB, and other models in use leave less", "out_of_memory"
                 )
             where, id = idle[0]
             await asyncio.to_thread(where.pop(id).close)
