@@ -98,12 +98,12 @@ MISTAKES = {
     "no training stage": (
         '{ "kd4.group" = [32, 64] }',
         "sweep.\"kd4.group\"  'kd4' is of kind quantize; what is validated while training can be swept: "
-        "distill, grpo, minillm, sft",
+        "distill, grpo, heal, minillm, sft",
     ),
     "not validated": (
         '{ "base.optim.lr" = [1e-4] }',
         "sweep.\"base.optim.lr\"  'base' is of kind pretrain; what is validated while training can be swept: "
-        "distill, grpo, minillm, sft",
+        "distill, grpo, heal, minillm, sft",
     ),
     "seed": (
         '{ "kd.seed" = [1, 2] }',
