@@ -122,7 +122,7 @@ MISTAKES = {
     ),
     "picked by what": (
         '{ by = "validation_nl" }',
-        "sweep.by = 'validation_nl'  must be one of validation_answer, validation_exact_match, "
+        "sweep.by = 'validation_nl'  must be one of validation_acceptance, validation_answer, validation_exact_match, "
         "validation_kl_on_answers, validation_kl_to_teacher, validation_nll, validation_pass_at_1, validation_pass_at_k, "
         "validation_python_parses, validation_repaired, validation_reverse_kl_on_answers, validation_rouge_l; "
         "did you mean 'validation_nll'?",
