@@ -8,8 +8,10 @@ import pytest
 from tiny_run import call
 
 from potstill.commands.plugins import load
+from potstill.core.errors import UserError
+from potstill.core.types import Example
 from potstill.metrics import Metric
-from potstill.rewards import Reward
+from potstill.rewards import Answered, Reward, values_of
 
 REWARD = """
 from potstill.rewards import Reward
@@ -158,3 +160,13 @@ def test_running_without_a_sandbox_is_said_aloud(family: dict[str, Path], tmp_pa
         assert programs.sandbox() == "none"
     finally:
         programs.use(None)
+
+
+def test_a_reward_of_the_users_own_that_fails_is_named_by_its_line(plugin: Path) -> None:
+    plugin.write_text(REWARD.replace("1 / (1 + len(answer.text.split()))", "answer.text.split()[99]"))
+    load(plugin)
+    answered = Answered(Example("0", "Say hi.", "hi"), "hi", 1, True)
+    with pytest.raises(
+        UserError, match=r"'short' failed with IndexError: list index out of range \(.*mine\.py, line 8\); mend"
+    ):
+        values_of(Reward.kinds["short"](), [answered])

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrets import randbits, token_urlsafe
 from typing import Any
 
+from potstill.core.artifact import MANIFEST, Artifact
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
@@ -19,6 +20,7 @@ from potstill.edges.models import config_of, load_model, load_tokenizer, positio
 from potstill.edges.sampling import hidden_tokens, stream
 from potstill.run.models import pick, talks_in_turns
 from potstill.stages.lineage import as_chosen
+from potstill.stages.verified import damage
 
 CONTEXT = 4096  # tokens, of a file
 LEAVE = ("quit", "exit", ":q", "quit()", "exit()", "/quit", "/exit", "/bye")  # as other programs are left
@@ -74,7 +76,7 @@ def _answered(voice: _Voice, asked: str, history: tuple[Turn, ...], max_new_toke
     example = Example(key="", instruction=asked, response="", history=history)
     prompt = voice.renderer.prompt(example)
     if prompt.ids is None or len(prompt.ids) >= voice.limit:
-        raise UserError(f"that is longer than the model's {voice.limit} positions; start again with less")
+        raise UserError(f"that is longer than the {voice.limit} positions of this conversation; start again with less")
     opened = opened_tag(voice.renderer.text(example, ""))  # the prompt opens the answer's thinking
     room = min(max_new_tokens, voice.limit - len(prompt.ids))
     return opened + _spoken(voice.speak(prompt.ids, room), may_stop=may_stop)
@@ -100,12 +102,27 @@ def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperat
     return _Voice(title, renderer, limit, in_turns, speak)
 
 
+def _check_whole(file: Path) -> None:
+    """Refuse a file that is not as its export wrote it, where the manifest lies beside it.
+
+    Raises:
+        UserError: says in what it differs.
+    """
+    if not (file.parent / MANIFEST).is_file():
+        return
+    listed = Artifact.load(file.parent).summary.get("files", {})
+    broken = damage(file.parent, {file.name: listed[file.name]}) if file.name in listed else {}
+    if broken:
+        raise UserError(f"{file} {broken[file.name]}; export the model again")
+
+
 @contextmanager
 def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
     """A GGUF file with its own chat template, by llama.cpp where that is here."""
     file = Path(target).expanduser()
     if not file.is_file():
         raise UserError(f"{target}: no such file; give a RUN[:MODEL] or the path of a .gguf file")
+    _check_whole(file)
     where = f"path:{file}"
     problem = runtime_problem()
     if problem is not None:

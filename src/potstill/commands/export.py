@@ -13,6 +13,7 @@ from potstill.edges.models import bits_of
 from potstill.exporters import Exporter
 from potstill.exporters.web import FOLDER
 from potstill.report.ship import how_to_run
+from potstill.report.verified import figures_in_words
 from potstill.run.folder import artifacts_of, find_run
 from potstill.run.models import pick, talks_in_turns
 from potstill.run.runner import run_stage
@@ -57,7 +58,8 @@ def _smallest(target: str) -> str:
 
 def next_steps(made: Artifact) -> list[str]:
     """What was written, and the command that runs each."""
-    lines = [str(made.folder)]
+    told = [figures_in_words(one) for one in made.summary["verified"]["files"]]
+    lines = [f"{made.folder}  made from {made.stage['model']}", *(f"  verified: {one}" for one in told)]
     for name in made.summary["files"]:
         command = how_to_run(str(made.folder / name))
         lines += [f"  {command}"] if command else []

@@ -64,8 +64,10 @@ def targets_of(target: str, against: str | None) -> list[Target]:
             raise UserError(f"{path}: holds no weights that can be verified; the export has {', '.join(export.names)}")
         return [replace(export, names=[path.name], keeps=False)]
     if path.is_file():
+        if against:
+            return [Target(path.parent, [path.name], against, _made_here(against))]
         note = "no manifest lies beside it, so only the runtime was asked: bits that flipped before cannot be seen"
-        return [Target(path.parent, [path.name], against or f"path:{path}", note=note)]
+        return [Target(path.parent, [path.name], f"path:{path}", note=note)]
     if (path / MANIFEST).is_file():
         return [_of_export(Artifact.load(path), against)]
     if path.is_dir() and not (path / RUN).is_file():
@@ -84,7 +86,7 @@ def _of_folder(folder: Path, against: str | None) -> list[Target]:
     plain = [name for name in names if not name.endswith(".gguf")]
     note = "the folder has no manifest, so only the runtime was asked: bits that flipped before cannot be seen"
     if against:
-        return [Target(folder, names, against, note=note)]
+        return [Target(folder, names, against, _made_here(against))]
     ggufs = [name for name in names if name not in plain]
     if plain and ggufs:
         note += f"; compared with {plain[0]} beside them"

@@ -1,5 +1,6 @@
 """What an answer is worth. One file per reward; a new file here is a new `kind` in every recipe."""
 
+import traceback
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from potstill.core.component import Component, discover
+from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example
 
 
@@ -44,6 +46,26 @@ class Reward(Component):
     @abstractmethod
     def __call__(self, answers: Sequence[Answered]) -> list[float | Abstain]:
         """Of each answer its value, or why there is none; an abstention leaves its group and is counted, never zero."""
+
+
+def values_of(reward: Reward, answers: Sequence[Answered]) -> list[float | Abstain]:
+    """What a reward says of some answers.
+
+    Raises:
+        UserError: a reward of the user's own failed; names the line.
+    """
+    try:
+        return reward(answers)
+    except UserError:
+        raise
+    except Exception as error:
+        if type(reward).__module__.startswith("potstill."):
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"rewards: '{reward.kind}' failed with {type(error).__name__}: {error} ({last.filename}, line {last.lineno}); mend "
+            "that file, or return Abstain(reason) there. What was learned before is kept as of the last checkpoint"
+        ) from error
 
 
 discover(__name__, __path__)

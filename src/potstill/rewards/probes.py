@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from potstill.core.errors import UserError
 from potstill.core.types import Abstain, Example
-from potstill.rewards import Answered, Reward
+from potstill.rewards import Answered, Reward, values_of
 from potstill.scorers.thoughts import TAGS
 
 _SLACK = 1e-9  # sums of weighted floats
@@ -119,7 +119,7 @@ def beating(rewards: Sequence[Reward], examples: Iterable[Example], tokens: Call
     for example in examples:
         asked = probes(example, longest)
         answers = [_reference(example, tokens), *(_answered(example, probe, tokens) for probe in asked)]
-        values = [reward(answers) for reward in rewards]
+        values = [values_of(reward, answers) for reward in rewards]
         reasons += [value[0].reason for value in values if isinstance(value[0], Abstain)]
         if all(isinstance(value[0], Abstain) for value in values):
             continue

@@ -79,7 +79,9 @@ def key_of(file: Path | None, variable: str | None) -> str:
             raise UserError(f"--key-file {file}: everybody on this machine can read it; chmod 600 {file}")
         where = f"--key-file {file}"
     elif variable is not None:
-        key, where = os.environ.get(variable, "").strip(), f"--key-env {variable}"
+        if variable not in os.environ:
+            raise UserError(f"--key-env {variable}: no such variable is set; export {variable}=$(openssl rand -hex 16)")
+        key, where = os.environ[variable].strip(), f"--key-env {variable}"
     else:
         return ""
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:

@@ -413,7 +413,7 @@ def _says_otherwise(header: Mapping[str, Any], ours: Reference) -> list[str]:
     found, template = [], ours.tokenizer.chat_template
     template = template.get("default") if isinstance(template, dict) else template
     if (header.get("tokenizer.chat_template") or None) != (template or None):
-        found.append("its chat template is not the model's")
+        found.append("its chat template is not the model's: prompts are written otherwise, by the system message or the form")
     ends = {header.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")} - {None}
     if missing := [end for end in ours.ends if end not in ends]:
         names = ", ".join(repr(token) for token in ours.tokenizer.convert_ids_to_tokens(missing))

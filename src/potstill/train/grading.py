@@ -10,7 +10,7 @@ import numpy as np
 
 from potstill.core.errors import UserError
 from potstill.core.types import Abstain
-from potstill.rewards import Answered, Reward
+from potstill.rewards import Answered, Reward, values_of
 
 
 def names_of(rewards: Sequence[Reward]) -> list[str]:
@@ -51,7 +51,7 @@ def graded(rewards: Sequence[Reward], answers: Sequence[Answered]) -> Grades:
     """
     value_AK, reasons = np.full((len(answers), len(rewards)), math.nan), Counter[str]()
     for k, (name, reward) in enumerate(zip(names_of(rewards), rewards, strict=True)):
-        found = reward(answers)
+        found = values_of(reward, answers)
         if len(found) != len(answers):
             raise UserError(f"rewards: '{name}' gave {len(found)} values for {len(answers)} answers; it must give one for each")
         for a, value in enumerate(found):
