@@ -56,7 +56,8 @@ def how_to_run(path: str) -> str:
     if path.endswith(".gguf"):
         return f"llama-cli -m {shlex.quote(path)} -cnv"
     if path.endswith(".safetensors"):
-        return f"python -c {shlex.quote(_ASK.format(folder=json.dumps(str(PurePath(path).parent), ensure_ascii=False)))}"
+        needs = "  # pip install compressed-tensors" if PurePath(path).parent.name == "compressed-tensors" else ""
+        return f"python -c {shlex.quote(_ASK.format(folder=json.dumps(str(PurePath(path).parent), ensure_ascii=False)))}{needs}"
     return ""
 
 

@@ -207,7 +207,7 @@ def parsed(kind: type[R], body: bytes) -> R:
         if first["type"] == "extra_forbidden":
             near = "" if words[-1] in REFUSED else suggest(words[-1], list(kind.model_fields))
             raise Refusal(
-                400, f"{place[:100]} is not supported here{near}; leave it out", "unsupported_parameter", place[:100]
+                400, f"{place[:100]} is not supported here{near or '; leave it out'}", "unsupported_parameter", place[:100]
             ) from None
         raise Refusal(400, f"{place}: {first['msg'].lower()}", "invalid_value", place or None) from None
 

@@ -39,7 +39,7 @@ from potstill.study.parity import compare_ids, distance, limit, verdict
 
 VERIFIED = "verify.json"  # beside the files
 FEW, POSITIONS = 24, 48  # positions that an export looks at, and `potstill verify` by default
-IN_FOLDERS = "files in a folder of their own are for other programs, and are not opened"
+IN_FOLDERS = "it is for other programs, and is not opened; a GGUF file of the same model holds the same weights, and is"
 _ROWS = 4
 _ANSWER = 64  # tokens of an answer that positions are chosen from
 _WORDS = 40  # tokens of the greedy text
