@@ -58,8 +58,9 @@ def _smallest(target: str) -> str:
 
 def next_steps(made: Artifact) -> list[str]:
     """What was written, and the command that runs each."""
-    told = [figures_in_words(one) for one in made.summary["verified"]["files"]]
-    lines = [f"{made.folder}  made from {made.stage['model']}", *(f"  verified: {one}" for one in told)]
+    told = [figures_in_words(one) for one in made.summary.get("verified", {}).get("files", ())]  # an older export has none
+    source = f"  made from {made.stage['model']}" if "model" in made.stage else ""
+    lines = [f"{made.folder}{source}", *(f"  verified: {one}" for one in told)]
     for name in made.summary["files"]:
         command = how_to_run(str(made.folder / name))
         lines += [f"  {command}"] if command else []

@@ -61,6 +61,9 @@ class Address:
         return self.host in ("localhost", "::1") or self.host.startswith("127.")
 
 
+_KEY = "a key has at least 8 printable ASCII characters without spaces"
+
+
 def key_of(file: Path | None, variable: str | None) -> str:
     """The key that requests must carry; "" where none is wanted.
 
@@ -80,12 +83,13 @@ def key_of(file: Path | None, variable: str | None) -> str:
         where = f"--key-file {file}"
     elif variable is not None:
         if variable not in os.environ:
-            raise UserError(f"--key-env {variable}: no such variable is set; export {variable}=$(openssl rand -hex 16)")
+            made = f"export {variable}=$(openssl rand -hex 16)"
+            raise UserError(f"--key-env {variable}: no such variable is set; {_KEY}: {made}")
         key, where = os.environ[variable].strip(), f"--key-env {variable}"
     else:
         return ""
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
-        raise UserError(f"{where}: a key has at least 8 printable ASCII characters without spaces")
+        raise UserError(f"{where}: {_KEY}")
     return key
 
 
