@@ -1,6 +1,5 @@
 """A conversation with a model of a run or with a GGUF file, in the terminal."""
 
-import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.templates import opened_tag
-from potstill.edges.llamacpp import Refused, runtime_problem, served
+from potstill.edges.llamacpp import THREADS, Refused, runtime_problem, served
 from potstill.edges.llamacpp_stream import TokenStream, Wish
 from potstill.edges.models import config_of, load_model, load_tokenizer, positions_of
 from potstill.edges.sampling import hidden_tokens, stream
@@ -132,10 +131,9 @@ def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
     limit = min(positions, CONTEXT)
     renderer = _renderer(tokenizer, Prompts(), limit)
     hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
-    threads = max(1, (os.cpu_count() or 2) - 1)
     with ExitStack() as held:
         try:
-            server = held.enter_context(served(file, context=limit, threads=threads, keys=[key := token_urlsafe(24)]))
+            server = held.enter_context(served(file, context=limit, threads=THREADS, keys=[key := token_urlsafe(24)]))
         except Refused as error:
             raise UserError(f"{file}: llama.cpp does not take it ({error}); export or download it again") from error
 

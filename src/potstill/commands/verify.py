@@ -10,12 +10,11 @@ from typing import Any
 from potstill.core.artifact import MANIFEST, Artifact, write_json, write_text
 from potstill.core.errors import UserError
 from potstill.core.progress import Progress
-from potstill.data.exported import exported_template
-from potstill.data.prompts import Prompts
 from potstill.edges.models import load_stored, load_tokenizer, positions_of
 from potstill.report.verified import figures_in_words, with_section
 from potstill.run.folder import RUN, artifacts_of, find_run
-from potstill.stages.lineage import ancestry, as_chosen, trained_as
+from potstill.stages.export import as_trained
+from potstill.stages.lineage import ancestry
 from potstill.stages.verified import (
     IN_FOLDERS,
     VERIFIED,
@@ -148,10 +147,8 @@ def reference_of(target: Target) -> Reference:
     """
     where, artifact = target.reference, target.model
     model, tokenizer = load_stored(where), load_tokenizer(where)
-    trained = trained_as(as_chosen(artifact)).stage.get("prompts") if artifact is not None else None
     passages = passages_for(artifact, tokenizer, positions_of(model.config))
-    if trained is not None:
-        tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
+    as_trained(artifact, tokenizer)  # after the passages, which are as they were trained
     named = f"{artifact.name} ({artifact.folder})" if artifact is not None else where
     return Reference(model, tokenizer, passages, named, full_precision(artifact))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 PACKAGE = "xllamacpp"
+THREADS = max(1, (os.cpu_count() or 2) - 1)  # what a user's own machine can spare
 OLDEST = (2026, 10)  # the first release of the package that was tried
 INSTALL = "pip install 'potstill[device]'"
 Kv = Literal["f16", "f32"]

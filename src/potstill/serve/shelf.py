@@ -1,7 +1,6 @@
 """Models that are open, as many as fit into memory."""
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
@@ -15,7 +14,7 @@ from potstill.core.types import Example
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.templates import opened_tag
 from potstill.edges import tokens
-from potstill.edges.llamacpp import runtime_problem
+from potstill.edges.llamacpp import THREADS, runtime_problem
 from potstill.serve.engine import Engine
 from potstill.serve.offers import Offer, checked
 from potstill.serve.protocol import Refusal
@@ -40,7 +39,7 @@ class Opening:
     engine: EngineName = "auto"
     context: int = 2048
     streams: int = 4
-    threads: int = max(1, (os.cpu_count() or 2) - 1)
+    threads: int = THREADS
 
     def file_of(self, offer: Offer) -> Path | None:
         """The file that llama.cpp is to open; None: torch computes.

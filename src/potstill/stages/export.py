@@ -25,7 +25,7 @@ from potstill.report.tools import MODELFILE, how_to_run
 from potstill.report.verified import figures_in_words, section
 from potstill.stages.base import Context, Stage
 from potstill.stages.cost import left_over
-from potstill.stages.lineage import places, trained_as
+from potstill.stages.lineage import as_chosen, places, trained_as
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
@@ -128,7 +128,7 @@ class Export(Stage, kind="export"):
         report = self._report(context)
         where = context.where(self.model)
         model, tokenizer = load_stored(where), load_tokenizer(where)
-        _as_trained(context, self.model, tokenizer)
+        as_trained(places(context, self.model)[0].artifact, tokenizer)
         packed = packed_of(model, where)
         bits = bits_in(packed)
         refused = self.refusals(model.config, tokenizer, quantised=bits)
@@ -211,10 +211,9 @@ class Export(Stage, kind="export"):
         return report
 
 
-def _as_trained(context: Context, ref: ModelRef, tokenizer: Any) -> None:
+def as_trained(artifact: Artifact | None, tokenizer: Any) -> None:
     """Give the tokenizer the chat template that writes what the model was trained on; a model not made here keeps its own."""
-    artifact = places(context, ref)[0].artifact
-    trained = trained_as(artifact).stage.get("prompts") if artifact is not None else None
+    trained = trained_as(as_chosen(artifact)).stage.get("prompts") if artifact is not None else None
     if trained is not None:
         tokenizer.chat_template = exported_template(tokenizer, Prompts.model_validate(trained))
 
