@@ -69,15 +69,14 @@ def serving(answer: Callable[[int, dict[str, Any]], Reply | dict[str, Any]], por
                 server.keys.append(self.headers.get("Authorization"))
                 open_now[0] += 1
                 server.most = max(server.most, open_now[0])
-            try:
-                self.reply(answer(number, body))
-            finally:
-                with lock:
-                    open_now[0] -= 1
-
-        def reply(self, found: Reply | dict[str, Any]) -> None:
+            found = answer(number, body)
             reply = found if isinstance(found, Reply) else Reply(found)
             done.wait(reply.delay_s)
+            with lock:
+                open_now[0] -= 1  # before the answer goes out: with it in hand the client may ask again at once
+            self.send(reply)
+
+        def send(self, reply: Reply) -> None:
             data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
             self.send_response(reply.status)
             for name, value in {"Content-Length": str(len(data)), **reply.headers}.items():

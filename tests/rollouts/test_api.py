@@ -70,7 +70,13 @@ def test_samples_lie_beside_each_other_and_have_seeds_of_their_own() -> None:
 
 
 def test_at_most_so_many_requests_are_open() -> None:
-    with serving(lambda n, body: Reply(chat("x"), delay_s=0.02)) as server:
+    three = threading.Barrier(3)
+
+    def answer(n: int, body: dict[str, Any]) -> Reply:
+        three.wait(timeout=30)
+        return Reply(chat("x"), delay_s=0.02)
+
+    with serving(answer) as server:
         ask(engine(server.url, in_flight=3), samples=12, sampling=Sampling())
     assert server.most == 3
 
