@@ -547,7 +547,7 @@ def training_rows(
     noted = Noted()
     pairs = weighted_pairs(noted(rows), renderer, counts, aside)
     if prompts:
-        pairs = ((begin[:1], [*begin[1:], *answer], *more) for begin, answer, *more in pairs)
+        pairs = ((begin[:1], begin[1:] + answer, weight, number) for begin, answer, weight, number in pairs)
     store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
     if ranks.first():
         noted.save(work.folder)
