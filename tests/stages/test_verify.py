@@ -21,7 +21,9 @@ from potstill.edges.models import load_stored, load_tokenizer, save_model
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
-from potstill.stages.verified import VERIFIED, Passages, Reference, passages_for, verify_files
+from potstill.stages.passages import Passages, passages_for
+from potstill.stages.reference import Reference
+from potstill.stages.verified import VERIFIED, verify_files
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
 
@@ -151,13 +153,12 @@ def test_another_model_than_it_was_made_from_leaves_the_record_alone(made: dict[
     assert (made["narrow"].folder / VERIFIED).read_bytes() == before
 
 
-def test_damage_in_a_folder_fails_and_what_is_not_opened_is_named(made: dict[str, Any]) -> None:
+def test_damage_in_a_folder_fails_and_so_does_a_file_that_is_gone(made: dict[str, Any]) -> None:
     where = f"path:{made['tuned'].folder}"  # nothing of it is asked
-    ours = Reference(load_stored(where), load_tokenizer(where), Passages([], [], ""), "ours")
-    record = verify_files(made["narrow"].folder, ["web/model.bin"], ours, damaged={"web/model.bin": "is missing"})
-    assert not record["passed"]
+    ours = Reference(load_stored(where), load_tokenizer(where), Passages([], [([1], [2])], ""), "ours")
+    record = verify_files(made["narrow"].folder, ["web/model.bin"], ours, damaged={"web/page.js": "is missing"})
+    assert [one["why"] for one in record["files"]] == ["web/page.js is missing"]
     record = verify_files(made["narrow"].folder, ["web/model.bin"], ours)
-    assert list(record["not_verified"]) == ["web/model.bin"]
     assert not passed(record), "nothing was opened"
 
 

@@ -17,6 +17,17 @@ def figures_in_words(one: Mapping[str, Any]) -> str:
     return told if one["passed"] else f"{told} FAILED: {one['why']}"
 
 
+def equal_ids(one: Mapping[str, Any]) -> str:
+    """`88 of 88`, of a file that was opened."""
+    return f"{one['texts'] - len(one['differ']) - len(one['known'])} of {one['texts']}"
+
+
+def equal_weights(one: Mapping[str, Any]) -> str:
+    """`272 of 272`, of a file whose weights were compared one by one."""
+    weights = one.get("weights")  # an older record has none
+    return "–" if weights is None else f"{weights['count'] - len(weights['differ'])} of {weights['count']}"
+
+
 def section(record: Mapping[str, Any]) -> Iterator[str]:
     """Lines of Markdown under `TITLE`."""
     yield from (TITLE, "")
@@ -26,8 +37,11 @@ def section(record: Mapping[str, Any]) -> Iterator[str]:
             "distribution of the next token at each position, and the token ids of texts on which tokenizers disagree."
         )
         yield ""
-        yield "| File | Runtime | Result | Mean KL (limit) | Largest KL | Same top token | Positions | Texts with equal ids |"
-        yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"
+        yield (
+            "| File | Runtime | Result | Mean KL (limit) | Largest KL | Same top token | Positions | Texts with equal ids | "
+            "Weights equal to the bit |"
+        )
+        yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"
         yield from (_line(one) for one in record["files"])
         yield ""
     for one in record["files"]:
@@ -56,9 +70,8 @@ def with_section(card: str, record: Mapping[str, Any]) -> str:
 def _line(one: Mapping[str, Any]) -> str:
     cells = [code(one["file"]), one.get("runtime", "–"), "passed" if one["passed"] else "**failed**"]
     if "kl" in one:
-        equal = one["texts"] - len(one["differ"]) - len(one["known"])
         cells += [f"{one['kl']:.1e} ({one['limit']:.1g})", f"{one['kl_max']:.1e}", f"{one['agreement']:.3f}"]
-        cells += [f"{one['positions']}", f"{equal} of {one['texts']}"]
+        cells += [f"{one['positions']}", equal_ids(one), equal_weights(one)]
     else:
-        cells += ["–"] * 5
+        cells += ["–"] * 6
     return f"| {' | '.join(cells)} |"

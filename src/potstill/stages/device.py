@@ -18,7 +18,7 @@ from potstill.edges.models import positions_of
 from potstill.stages.base import Context, Stage
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ExportRef
-from potstill.stages.verified import type_of
+from potstill.stages.runtimes import type_of
 
 MEASURED = "device.json"
 _SPARE = 8  # positions that the runtime may want beside prompt and answer
