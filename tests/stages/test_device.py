@@ -115,5 +115,5 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     told = str(error.value)
     assert "measures in llama.cpp, and llama.cpp is not here; pip install 'potstill[device]'" in told
     assert "device.threads = [0]" in told
-    assert "stage:wide writes no GGUF file; add 'gguf' to its formats" in told
+    assert "stage:wide writes no GGUF file and no page; add 'gguf' to its formats" in told
     assert not list((tmp_path / "run" / "artifacts").iterdir())

@@ -80,6 +80,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         size_quality=Markup(figures.size_quality(report)),
         on_device=Markup(figures.on_device(report)),
         device_lines=device.lines(report["device"], device.qualities(report)),
+        page_lines=device.page_lines(report["device"], device.qualities(report)),
         answering=[row for row in report["rows"] if row["role"] != "rtn" and _answers(report, row)],
         breakdowns=[
             (by, groups[:MOST_GROUPS], len(groups)) for by in ("tag", "language") if len(groups := report["breakdown"][by]) > 1

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from potstill.report.markdown import code, inline
+from potstill.study.records import Study
 
 TITLE = "## Verified"
 
@@ -26,6 +27,33 @@ def equal_weights(one: Mapping[str, Any]) -> str:
     """`272 of 272`, of a file whose weights were compared one by one."""
     weights = one.get("weights")  # an older record has none
     return "–" if weights is None else f"{weights['count'] - len(weights['differ'])} of {weights['count']}"
+
+
+def of_exports(study: Study, records: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One line for each exported file of a study's models: whether it passes, and how far it is from the model.
+
+    Args:
+        records: what `verify.json` beside a model's files holds, by the model; empty: the export is older than that.
+    """
+    lines: list[dict[str, Any]] = []
+    for row in study.rows:
+        if row.model not in records:
+            continue
+        record = records[row.model]
+        of = {"name": row.name, "role": row.role}
+        lines += [{**of, **_figures(one)} for one in record.get("files", ())]
+        left_out = record.get("not_verified", {}) if record else {"": "the export is older than verification; export again"}
+        lines += [{**of, "file": name, "result": "not opened", "why": why} for name, why in left_out.items()]
+    return lines
+
+
+def _figures(one: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"file": one["file"], "result": "passes" if one["passed"] else "fails", "why": one.get("why", "")}
+    found |= {key: one.get(key, "") for key in ("runtime", "type")}
+    if "kl" not in one:
+        return found
+    kept = {key: one[key] for key in ("positions", "kl", "kl_max", "agreement", "limit", "own_kl")}
+    return {**found, **kept, "ids": equal_ids(one), "weights": equal_weights(one)}
 
 
 def section(record: Mapping[str, Any]) -> Iterator[str]:

@@ -33,12 +33,12 @@ class Asked:
     Attributes:
         chosen: places at which distributions are compared.
         prompt: after which a greedy text is written.
-        heard: called after each place.
+        heard: gets how many places more are done.
     """
 
     chosen: Places
     prompt: list[int]
-    heard: Callable[[], None]
+    heard: Callable[[int], None]
 
     @property
     def count(self) -> int:
@@ -166,8 +166,7 @@ class Transformers(Runtime):
         found = Theirs(
             logp_at(model, asked.chosen), texts, ours.ids(texts), ids, greedy(model, tokenizer, asked.prompt), said, weights
         )
-        for _ in range(asked.count):
-            asked.heard()
+        asked.heard(asked.count)
         return found
 
     def _load(self, folder: Path) -> Model:
@@ -244,7 +243,7 @@ def _asked_of_llamacpp(file: Path, texts: Sequence[str], asked: Asked) -> _Told:
     prompts = [ids[:place] for ids, places in asked.chosen for place in places]
     opening = Opening(context=max(map(len, [asked.prompt, *prompts])) + WORDS + 8)
     found = answers_of(
-        file, prompts, texts, continued=[asked.prompt], words=WORDS, opening=opening, reuse=True, heard=asked.heard
+        file, prompts, texts, continued=[asked.prompt], words=WORDS, opening=opening, reuse=True, heard=lambda: asked.heard(1)
     )
     logq_PV = np.full((len(prompts), max(map(len, found.logp_V))), np.nan, np.float32)
     for row, logp_V in zip(logq_PV, found.logp_V, strict=True):

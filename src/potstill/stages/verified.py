@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill.core.artifact import MANIFEST, Artifact, file_hash
+from potstill.core.artifact import MANIFEST, Artifact, file_hash, read_json
 from potstill.core.errors import UserError
 from potstill.edges.llamacpp import Refused
 from potstill.edges.models import PACKED
@@ -133,9 +133,9 @@ def _verify(
     chosen, done = ours.passages.chosen(positions), 0
     total = sum(len(places) for _, places in chosen)
 
-    def count() -> None:
+    def count(more: int) -> None:
         nonlocal done
-        done += 1
+        done += more
         heard(done, total, name)
 
     heard(0, total, name)
@@ -177,6 +177,20 @@ def _judged(type: str, theirs: Theirs, ours: Reference, positions: int, always_o
         "ours": ours.greedy,
         "theirs": theirs.greedy.strip(),
     }
+
+
+def record_beside(export: Artifact) -> dict[str, Any]:
+    """What was found when an export's files were verified last; as the export itself found it where that cannot be read.
+
+    Empty of an export that is older than verification.
+    """
+    try:
+        found = read_json(export.folder / VERIFIED)
+        if all({"file", "passed"} <= one.keys() for one in found["files"]) and isinstance(found["not_verified"], dict):
+            return found
+    except (UserError, AttributeError, LookupError, TypeError):  # people may write beside an export what they like
+        pass
+    return export.summary.get("verified", {})
 
 
 def unverified(names: Sequence[str], why: str) -> dict[str, Any]:

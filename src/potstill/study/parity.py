@@ -68,21 +68,25 @@ def compare_ids(
 def distance(logp_PV: Any, logq_PV: Any) -> Distance:
     """KL and agreement at P positions; NaN in `logq_PV`: the runtime names no such token, which counts as impossible.
 
-    Printed log-probabilities have few digits, so theirs are normalised first; `total` says how far they were from it.
+    Log-probabilities have few digits, printed ones fewer, so both are normalised first; `total` says how far theirs were.
 
     Args:
-        logp_PV: ours, normalised.
+        logp_PV: ours.
         logq_PV: the runtime's, as it prints them.
     """
-    ours_PV = np.maximum(np.asarray(logp_PV, np.float64), LEAST)
+    ours_PV = _normalised(np.asarray(logp_PV, np.float64))
     printed_PV = np.nan_to_num(np.asarray(logq_PV, np.float64), nan=-np.inf)
-    theirs_PV = np.maximum(printed_PV, LEAST)
+    theirs_PV = _normalised(printed_PV)
     sums_P = np.exp(printed_PV).sum(-1)
-    theirs_PV = theirs_PV - np.log(np.exp(theirs_PV).sum(-1, keepdims=True))
     kl_P = (np.exp(ours_PV) * (ours_PV - theirs_PV)).sum(-1)
     same_P = ours_PV.argmax(-1) == theirs_PV.argmax(-1)
     farthest = float(sums_P[np.abs(sums_P - 1).argmax()])
     return Distance(len(kl_P), float(kl_P.mean()), float(kl_P.max()), float(same_P.mean()), farthest)
+
+
+def _normalised(logp_PV: Any) -> Any:
+    logp_PV = np.maximum(logp_PV, LEAST)
+    return logp_PV - np.log(np.exp(logp_PV).sum(-1, keepdims=True))
 
 
 def limit(type: str, own_kl: float | None = None) -> float:
