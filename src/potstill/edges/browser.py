@@ -106,7 +106,7 @@ class Page:
         said: errors and warnings of its console.
     """
 
-    def __init__(self, to_browser: Any, from_browser: int, timeout_s: float) -> None:
+    def __init__(self, to_browser: int, from_browser: int, timeout_s: float) -> None:
         self._to, self._from, self._timeout_s = to_browser, from_browser, timeout_s
         self._number = 0
         self._session: str | None = None
@@ -174,8 +174,9 @@ class Page:
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
-            self._to.write(json.dumps(message).encode() + b"\0")
-            self._to.flush()
+            left = json.dumps(message).encode() + b"\0"
+            while left:
+                left = left[os.write(self._to, left) :]
         except OSError as error:
             raise BrowserFailed("the browser ended") from error
 
@@ -241,16 +242,17 @@ def browsing(program: str, profile: Path, of: type[P] = Page, timeout_s: float =
     )
     for fd in (theirs_in, theirs_out, *given):
         os.close(fd)
-    with os.fdopen(to_browser, "wb") as writing, os.fdopen(from_browser, "rb", buffering=0):
-        page = of(writing, from_browser, _START_S)
-        try:
-            page.version()  # it is there
-            page._timeout_s = timeout_s
-            yield page
-        finally:
-            with suppress(BrowserFailed, subprocess.TimeoutExpired):
-                page.close()
-                process.wait(10)
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # and what it left
-            process.wait()
+    page = of(to_browser, from_browser, _START_S)
+    try:
+        page.version()  # it is there
+        page._timeout_s = timeout_s
+        yield page
+    finally:
+        with suppress(BrowserFailed, subprocess.TimeoutExpired):
+            page.close()
+            process.wait(10)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what it left
+        process.wait()
+        os.close(to_browser)
+        os.close(from_browser)

@@ -13,7 +13,7 @@ from potstill.core.artifact import Makes, write_json
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
-from potstill.edges.browser import PROGRAMS, BrowserFailed, PageTiming, browser_found, measure_page
+from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, measure_page
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
 from potstill.edges.models import positions_of
@@ -211,7 +211,7 @@ class _TimedPage:
     def __init__(self, page: _File, tokens: int, browser: str) -> None:
         self.page, self._tokens = page, tokens
         self._program = None if browser == "none" else browser_found("" if browser == "auto" else browser)
-        self._why = "browser = 'none'" if browser == "none" else f"no browser is here; install {PROGRAMS[0]}"
+        self._why = "browser = 'none'" if browser == "none" else "no browser is here; install chromium"
         self._timings: list[PageTiming] = []
 
     def measure(self, *, must: bool) -> None:
