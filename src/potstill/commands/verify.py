@@ -9,6 +9,7 @@ from typing import Any
 
 from potstill.core.artifact import MANIFEST, Artifact, write_json, write_text
 from potstill.core.errors import UserError
+from potstill.core.numbers import scientific
 from potstill.core.progress import Progress
 from potstill.edges.compressed import is_compressed
 from potstill.edges.models import load_stored, load_tokenizer, positions_of
@@ -200,7 +201,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"{mark} {figures_in_words(one)}", style
         if "kl" not in one:
             continue
-        yield f"  {one['type']} in {one['runtime']}: limit {one['limit']:.1g}, largest KL {one['kl_max']:.1e}", ""
+        yield f"  {one['type']} in {one['runtime']}: limit {one['limit']:.1g}, largest KL {scientific(one['kl_max'])}", ""
         yield f"  {one['positions']} positions of {record['rows']}; {equal_ids(one)} tricky texts have equal ids", ""
         if one["weights"] is not None:
             yield f"  {equal_weights(one)} weights are the model's bit for bit", ""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
+from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, scientific, size
 from potstill.report import device, figures
 from potstill.study.budget import VALIDATED
 
@@ -99,6 +99,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         cell=lambda row, metric: _cell(row, metric),
         change=lambda verdict: _change(verdict, metrics),
         number=number,
+        scientific=scientific,
         MARKS=MARKS,
         BADGES=BADGES,
         OUTCOMES=OUTCOMES,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from potstill.core.numbers import scientific
 from potstill.report.markdown import code, inline
 from potstill.study.records import Study
 
@@ -14,7 +15,7 @@ def figures_in_words(one: Mapping[str, Any]) -> str:
     """`model-f16.gguf KL 1.3e-06, top-1 1.000`, or why the file fails."""
     if "kl" not in one:
         return f"{one['file']} FAILED: {one['why']}"
-    told = f"{one['file']} KL {one['kl']:.1e}, top-1 {one['agreement']:.3f}"
+    told = f"{one['file']} KL {scientific(one['kl'])}, top-1 {one['agreement']:.3f}"
     return told if one["passed"] else f"{told} FAILED: {one['why']}"
 
 
@@ -98,7 +99,7 @@ def with_section(card: str, record: Mapping[str, Any]) -> str:
 def _line(one: Mapping[str, Any]) -> str:
     cells = [code(one["file"]), one.get("runtime", "–"), "passed" if one["passed"] else "**failed**"]
     if "kl" in one:
-        cells += [f"{one['kl']:.1e} ({one['limit']:.1g})", f"{one['kl_max']:.1e}", f"{one['agreement']:.3f}"]
+        cells += [f"{scientific(one['kl'])} ({one['limit']:.1g})", scientific(one["kl_max"]), f"{one['agreement']:.3f}"]
         cells += [f"{one['positions']}", equal_ids(one), equal_weights(one)]
     else:
         cells += ["–"] * 6
