@@ -38,6 +38,7 @@ class Reference:
     named: str
     full: str = ""
     _known: dict[int, np.ndarray] = field(default_factory=dict)
+    _own_kl: dict[int, float] = field(default_factory=dict)
 
     @cached_property
     def _exact(self) -> Model:
@@ -87,7 +88,9 @@ class Reference:
         """What rounding itself cost, in KL at the same positions; None where nothing is known of the model before it."""
         if not self.full:
             return None
-        return distance(logp_at(self._full, self.passages.chosen(count)), self.logp_PV(count)).kl
+        if count not in self._own_kl:
+            self._own_kl[count] = distance(logp_at(self._full, self.passages.chosen(count)), self.logp_PV(count)).kl
+        return self._own_kl[count]
 
 
 def logp_at(model: Model, chosen: Places) -> np.ndarray:
