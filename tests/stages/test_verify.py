@@ -199,6 +199,14 @@ def test_another_models_file_and_another_cut_of_text_fail(made: dict[str, Any], 
     assert "texts differ, such as" in " ".join(done.stdout.split())
 
 
+def test_a_folder_of_a_smaller_model_fails_and_is_not_asked(made: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(300)
+    save_model(tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id), tokenizer, tmp_path / "small")
+    done = command(tmp_path / "small", "--against", f"path:{made['tuned'].folder}")
+    assert done.exit_code == 1
+    assert "cannot be opened: its vocabulary has 300 rows, and our rows have the token" in " ".join(done.stdout.split())
+
+
 @pytest.fixture
 def broken() -> Iterator[Any]:
     class Broken(Gguf, kind="broken_of_the_law"):

@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from potstill.core.artifact import read_json
+from potstill.core.errors import UserError
 from potstill.data.tricky import TEXTS
 from potstill.edges import gguf_files
 from potstill.edges.compressed import is_compressed, load_compressed, loader_problem, loader_version
 from potstill.edges.llamacpp import Opening, answers_of, runtime_problem, runtime_version
 from potstill.edges.machine import versions
-from potstill.edges.models import Model, Tokenizer, load_model, load_tokenizer, stored_dtype
+from potstill.edges.models import Model, Tokenizer, load_model, load_tokenizer, positions_of, stored_dtype
 from potstill.edges.tokens import Unspellable, beginning, control_tokens
 from potstill.exporters import compressed_tensors
 from potstill.exporters.web import PAGE_FILES, prompt_parts
@@ -159,6 +160,7 @@ class Transformers(Runtime):
 
     def ask(self, file: Path, ours: Reference, asked: Asked) -> Theirs:
         model, tokenizer = self._load(file.parent), load_tokenizer(f"path:{file.parent}")
+        _refuse_smaller(model, asked)
         texts = [*TEXTS, *around(ours.control)]
         ids = [list(tokenizer(text).input_ids) for text in texts]
         weights = compared(ours.model, model, self.type_of(file))
@@ -249,6 +251,16 @@ def _asked_of_llamacpp(file: Path, texts: Sequence[str], asked: Asked) -> _Told:
     for row, logp_V in zip(logq_PV, found.logp_V, strict=True):
         row[: len(logp_V)] = logp_V
     return _Told(logq_PV, found.ids, found.written[0][0], header)
+
+
+def _refuse_smaller(model: Model, asked: Asked) -> None:
+    """Refuse a model that cannot be asked, because it has too few tokens or positions."""
+    rows, positions = model.get_input_embeddings().weight.shape[0], positions_of(model.config)
+    asked_ids = [asked.prompt, *(ids for ids, _ in asked.chosen)]
+    if (most := max(max(ids) for ids in asked_ids)) >= rows:
+        raise UserError(f"its vocabulary has {rows:,} rows, and our rows have the token {most:,}")
+    if positions is not None and (longest := max(map(len, asked_ids))) > positions:
+        raise UserError(f"it has {positions:,} positions, and our rows up to {longest:,}")
 
 
 _OTHER_TEMPLATE = "its chat template is not the model's: prompts are written otherwise, by the system message or the form"
