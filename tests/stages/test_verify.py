@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
 from potstill.stages.passages import Passages, passages_for
 from potstill.stages.reference import Reference
-from potstill.stages.verified import VERIFIED, verify_files
+from potstill.stages.verified import VERIFIED, record_beside, verify_files
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
 
@@ -160,6 +161,18 @@ def test_damage_in_a_folder_fails_and_so_does_a_file_that_is_gone(made: dict[str
     assert [one["why"] for one in record["files"]] == ["web/page.js is missing"]
     record = verify_files(made["narrow"].folder, ["web/model.bin"], ours)
     assert not passed(record), "nothing was opened"
+
+
+def test_the_last_verification_is_what_a_report_reads_and_a_damaged_one_is_none(made: dict[str, Any], tmp_path: Path) -> None:
+    export = replace(made["narrow"], folder=tmp_path)
+    at_first = export.summary["verified"]
+    assert record_beside(export) == at_first
+    later = {"files": [{"file": "model-q4_0.gguf", "passed": False, "why": "is missing"}], "not_verified": {}}
+    (tmp_path / VERIFIED).write_text(json.dumps(later))
+    assert record_beside(export) == later
+    for damaged in ("", "[]", '{"files": [1], "not_verified": {}}', '{"files": [{}], "not_verified": {}}', '{"files": []}'):
+        (tmp_path / VERIFIED).write_text(damaged)
+        assert record_beside(export) == at_first
 
 
 def test_a_file_that_is_no_weights_cannot_be_verified(made: dict[str, Any]) -> None:
