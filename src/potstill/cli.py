@@ -366,11 +366,12 @@ def chat(target: str, temperature: float, max_new_tokens: int, question: str | N
 def verify(target: str, against: str | None, positions: int, quiet: bool, as_json: bool) -> None:
     """Open exported files in their runtime and compare them with the model that they were made from.
 
-    GGUF files are opened in llama.cpp (pip install 'potstill[device]'), safetensors in transformers. Compared are the token ids
-    of 80 tricky texts, and the whole distribution of the next token, position by position; a greedy text is shown. The result
-    goes into the export's verify.json and on its card.
+    GGUF files and a page's model are opened in llama.cpp (pip install 'potstill[device]'), safetensors in transformers, packed
+    ones by compressed-tensors (pip install compressed-tensors). Compared are the token ids of 80 tricky texts, and the whole
+    distribution of the next token, position by position; in transformers every weight; a greedy text is shown. The result goes
+    into the export's verify.json and on its card.
 
-    Ends with 0 when every file passes, with 1 when one fails or could not be opened for want of llama.cpp, with 2 on bad input.
+    Ends with 0 when every file passes, with 1 when one fails or was not opened for want of its runtime, with 2 on bad input.
     """
     from potstill.commands.verify import passed, print_record, targets_of
     from potstill.commands.verify import verify as verified

@@ -22,6 +22,9 @@ from potstill.exporters import _wllama
 from potstill.exporters._wllama import wllama_files
 from potstill.exporters.web import FOLDER, Web
 from potstill.quant.layers import quantise_model
+from potstill.stages.passages import passages_for
+from potstill.stages.reference import Reference
+from potstill.stages.verified import exported_in, verify_files
 
 HOSTILE = [
     "What is 2 + 2?",
@@ -135,6 +138,34 @@ def test_a_beginning_stands_once_and_blanks_where_training_had_them(
     expected = [renderer.prompt(Example(key="", instruction=text, response="")).ids for text in texts]
     assert all(ids is not None and ids.count(tokenizer.bos_token_id) == 1 for ids in expected)
     assert ask(tmp_path / FOLDER / "model.bin", texts=prompts)["ids"] == expected
+
+
+@needs_llamacpp
+@pytest.mark.parametrize("blanks", ["gemma", "llama", "never", "bytes"])
+def test_a_page_is_verified_as_what_it_is_whatever_its_tokenizer(blanks: str, library: str, tmp_path: Path) -> None:
+    """Control tokens by their private names, what spells them as text; another template is another page."""
+    if blanks == "bytes":
+        tokenizer = train_tokenizer(split_then_bytes(QWEN2_REGEX))
+        tokenizer.chat_template = chat_templates.OWN_SYSTEM
+    else:
+        tokenizer = sentencepiece(blanks)
+        tokenizer.chat_template = "{{ '<s>' }}" + chat_templates.CHATML.replace("<|im_end|>", "</s>")
+    rows = max(tokenizer.get_vocab().values()) + 3
+    model = tiny_model("qwen2" if blanks == "bytes" else "llama", tied=True, vocab_size=rows, max_position_embeddings=256)
+    Web(wllama=library).write(model, tokenizer, {}, tmp_path)
+    names = exported_in(tmp_path)
+    assert names == [f"{FOLDER}/model.bin"]
+
+    def why() -> str:
+        ours = Reference(model, tokenizer, passages_for(None, tokenizer, 200), "ours")
+        (one,) = verify_files(tmp_path, names, ours, positions=2)["files"]
+        assert one["kl"] < 1e-4
+        return one["why"]
+
+    assert why() == ""
+    tokenizer.chat_template = tokenizer.chat_template.replace("user", "asker")
+    tokenizer.chat_template = tokenizer.chat_template.replace("add_generation_prompt %}", "add_generation_prompt %} ")
+    assert why().startswith("model.json: its chat template is not the model's")
 
 
 @needs_chromium

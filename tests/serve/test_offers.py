@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from potstill.core.artifact import Artifact
+from potstill.core.artifact import Artifact, file_hash
 from potstill.core.errors import UserError
 from potstill.serve.offers import checked, offers_of, picked
 
@@ -117,3 +117,23 @@ def test_no_two_models_have_the_same_id(run):
     found = offers_of(f"{folder}:kd@2")
     ids = {offer.id: offer.where.rpartition("/")[2] for offer in found}
     assert ids == {"kd": "kd@2-1", "small-2": "model", "kd-2": "other", "kd-3": "kd@1-1", "small": "small-1"}
+
+
+def test_a_file_that_differs_from_the_manifest_beside_it_is_not_served(tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "model.gguf").write_bytes(b"GGUF and more")
+    listed = {"model.gguf": [13, file_hash(work / "model.gguf")]}
+    Artifact(tmp_path / "out", "export", "export", "export", "print", summary={"files": listed}).commit(work)
+    file = tmp_path / "out" / "model.gguf"
+    (offer,) = offers_of(str(file))
+    assert checked(offer, file=True) is offer
+    file.write_bytes(b"GGUF and mora")
+    for by_llamacpp in (True, False):
+        with pytest.raises(UserError, match=r"model\.gguf has the right size and another content.*export the model again"):
+            checked(offer, file=by_llamacpp)
+    file.write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="has 4 bytes instead of 13"):
+        checked(offer, file=True)
+    (tmp_path / "out" / "artifact.json").unlink()
+    assert checked(offer, file=True) is offer, "nothing says what it was"

@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import needs_chromium
 from llamacpp import needs_llamacpp
 from rich.console import Console
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 from potstill.core.errors import UserError
+from potstill.edges import browser as browser_edge
 from potstill.edges import llamacpp
 from potstill.edges.models import save_model
+from potstill.exporters import _wllama
 from potstill.recipe.parse import parse_recipe
 from potstill.report.figures import on_device
 from potstill.report.html import render_html
 from potstill.report.table import print_table
-from potstill.run.runner import run_recipe
+from potstill.run.runner import run_recipe, run_stage
+from potstill.stages.device import Device
 
 HOSTILE = "4-bit <script>"
 
@@ -115,5 +119,49 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     told = str(error.value)
     assert "measures in llama.cpp, and llama.cpp is not here; pip install 'potstill[device]'" in told
     assert "device.threads = [0]" in told
-    assert "stage:wide writes no GGUF file; add 'gguf' to its formats" in told
+    assert "stage:wide writes no GGUF file and no page; add 'gguf' to its formats" in told
     assert not list((tmp_path / "run" / "artifacts").iterdir())
+
+
+@pytest.fixture(scope="module")
+def without_browser(root: Path) -> dict[str, Any]:
+    """A finished run whose only export is a page, on a machine without a browser."""
+    try:
+        wllama = str(_wllama._packed())
+    except UserError as error:
+        pytest.skip(f"no wllama here: {error}")
+    made = table(root, exports=["stage:narrow"], repeats=1)
+    made["stage"] = [stage for stage in made["stage"] if stage["name"] != "wide"]
+    made["stage"][2]["formats"] = [{"kind": "web", "wllama": wllama}]
+    made["stage"][-1]["exports"] = ["stage:narrow"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(browser_edge, "PROGRAMS", ())
+        return run_recipe(parse_recipe(made), root / "page-run")
+
+
+def test_without_a_browser_a_pages_line_says_so(without_browser: dict[str, Any]) -> None:
+    assert [one["why"] for one in without_browser["device"].summary["pages"]] == ["no browser is here; install chromium"]
+    page = (without_browser["report"].folder / "report.html").read_text(encoding="utf-8")
+    assert "not measured: no browser is here; install chromium" in page
+    assert "not opened" in page, "its export was told to verify nothing"
+
+
+@needs_chromium
+def test_a_page_is_measured_in_a_browser(without_browser: dict[str, Any], tmp_path: Path) -> None:
+    narrow = without_browser["narrow"]
+    stage = Device(name="device", exports=(narrow,), new_tokens=6, repeats=2)
+    (made,) = run_stage(stage, tmp_path / "device").summary["pages"]
+    assert (made["type"], made["tokens"]) == ("q4_0", 6)
+    assert made["folder_bytes"] == sum(path.stat().st_size for path in (narrow.folder / "web").iterdir())
+    for key in ("load_s", "first_s", "tokens_per_s"):
+        assert len(made[f"all_{key}"]) == 2
+        assert min(made[f"all_{key}"]) > 0
+    assert "Chrom" in made["browser"]
+
+
+def test_a_browser_that_is_named_must_be_there_and_measure(without_browser: dict[str, Any], tmp_path: Path) -> None:
+    stage = Device(name="device", exports=(without_browser["narrow"],), repeats=1, browser="no-such-browser")
+    with pytest.raises(UserError, match="'no-such-browser' is no program on PATH; install it, or leave it to 'auto'"):
+        run_stage(stage, tmp_path / "absent")
+    with pytest.raises(UserError, match="did not measure the page: the browser ended"):
+        run_stage(stage.model_copy(update={"browser": "true"}), tmp_path / "true")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from potstill.edges.models import load_stored, load_tokenizer, save_model
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
-from potstill.stages.verified import VERIFIED, Passages, Reference, passages_for, verify_files
+from potstill.stages.passages import Passages, passages_for
+from potstill.stages.reference import Reference
+from potstill.stages.verified import VERIFIED, record_beside, verify_files
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
 
@@ -151,14 +154,25 @@ def test_another_model_than_it_was_made_from_leaves_the_record_alone(made: dict[
     assert (made["narrow"].folder / VERIFIED).read_bytes() == before
 
 
-def test_damage_in_a_folder_fails_and_what_is_not_opened_is_named(made: dict[str, Any]) -> None:
+def test_damage_in_a_folder_fails_and_so_does_a_file_that_is_gone(made: dict[str, Any]) -> None:
     where = f"path:{made['tuned'].folder}"  # nothing of it is asked
-    ours = Reference(load_stored(where), load_tokenizer(where), Passages([], [], ""), "ours")
-    record = verify_files(made["narrow"].folder, ["web/model.bin"], ours, damaged={"web/model.bin": "is missing"})
-    assert not record["passed"]
+    ours = Reference(load_stored(where), load_tokenizer(where), Passages([], [([1], [2])], ""), "ours")
+    record = verify_files(made["narrow"].folder, ["web/model.bin"], ours, damaged={"web/page.js": "is missing"})
+    assert [one["why"] for one in record["files"]] == ["web/page.js is missing"]
     record = verify_files(made["narrow"].folder, ["web/model.bin"], ours)
-    assert list(record["not_verified"]) == ["web/model.bin"]
     assert not passed(record), "nothing was opened"
+
+
+def test_the_last_verification_is_what_a_report_reads_and_a_damaged_one_is_none(made: dict[str, Any], tmp_path: Path) -> None:
+    export = replace(made["narrow"], folder=tmp_path)
+    at_first = export.summary["verified"]
+    assert record_beside(export) == at_first
+    later = {"files": [{"file": "model-q4_0.gguf", "passed": False, "why": "is missing"}], "not_verified": {}}
+    (tmp_path / VERIFIED).write_text(json.dumps(later))
+    assert record_beside(export) == later
+    for damaged in ("", "[]", '{"files": [1], "not_verified": {}}', '{"files": [{}], "not_verified": {}}', '{"files": []}'):
+        (tmp_path / VERIFIED).write_text(damaged)
+        assert record_beside(export) == at_first
 
 
 def test_a_file_that_is_no_weights_cannot_be_verified(made: dict[str, Any]) -> None:
@@ -196,6 +210,14 @@ def test_another_models_file_and_another_cut_of_text_fail(made: dict[str, Any], 
     done = command(made["wide"].folder / "model-f16.gguf", "--against", f"path:{tmp_path / 'cut'}")
     assert done.exit_code == 1
     assert "texts differ, such as" in " ".join(done.stdout.split())
+
+
+def test_a_folder_of_a_smaller_model_fails_and_is_not_asked(made: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(300)
+    save_model(tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id), tokenizer, tmp_path / "small")
+    done = command(tmp_path / "small", "--against", f"path:{made['tuned'].folder}")
+    assert done.exit_code == 1
+    assert "cannot be opened: its vocabulary has 300 rows, and our rows have the token" in " ".join(done.stdout.split())
 
 
 @pytest.fixture

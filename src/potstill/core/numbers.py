@@ -62,6 +62,11 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def scientific(value: float) -> str:
+    """`1.3e-06`; of nothing `0`."""
+    return f"{value:.1e}" if value else "0"
+
+
 def size(value: float | None) -> str:
     """Bytes in decimal units: `724 kB`, `1.03 GB`."""
     if value is None:

@@ -13,15 +13,16 @@ from pydantic import Field
 from potstill.core.errors import UserError
 from potstill.data.pieces import pieces_of
 from potstill.edges.codes import bits_in
-from potstill.edges.tokens import beginning, control_tokens
+from potstill.edges.tokens import FIRST_NAME, beginning, control_tokens
 from potstill.exporters import Exporter
 from potstill.exporters._vocabulary import composes
 from potstill.exporters._wllama import VERSION, wllama_files, wllama_problem
 from potstill.exporters.gguf import Gguf
 
 FOLDER = "web"
-_FIRST_NAME = 0x100000  # private-use characters, one for each control token
 _MOST_BYTES = 2**31 - 1  # of a file that browsers hold in one piece
+# what the page does not run without, beside model.bin
+PAGE_FILES = ("index.html", "page.js", "page.css", "opened.js", "wllama.js", "wllama.wasm", "model.json")
 
 
 class Web(Exporter, kind="web"):
@@ -56,16 +57,16 @@ class Web(Exporter, kind="web"):
         library = wllama_files(self.wllama)
         into = folder / FOLDER
         into.mkdir()
-        names = {text: chr(_FIRST_NAME + i) for i, text in enumerate(control_tokens(tokenizer))}
         file = into / "model.bin"
         gguf = self._gguf()
         keys, type = gguf.keys(model, tokenizer, name), gguf.types_of(bits_in(packed))[0]
-        gguf.write_file(model, packed, type, _with_private_names(keys, names), file)
+        gguf.write_file(model, packed, type, _with_private_names(keys, private_names(tokenizer)), file)
         if file.stat().st_size > _MOST_BYTES:
             raise UserError(
                 f"the model is {file.stat().st_size / 1e9:.1f} GB, and browsers hold at most 2 GB; use a smaller one"
             )
-        told = self._told(model, tokenizer, names) | {"name": keys["general.name"], "bytes": file.stat().st_size}
+        told = prompt_parts(tokenizer) | {"name": keys["general.name"], "bytes": file.stat().st_size}
+        told |= {"positions": min(self.positions, model.config.max_position_embeddings), "remember": self.remember}
         told |= {"type": type, "wllama": VERSION}
         (into / "model.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
         for file_name, content in (library | _page()).items():
@@ -75,32 +76,37 @@ class Web(Exporter, kind="web"):
     def _gguf(self) -> Gguf:
         return Gguf(embeddings=self.embeddings)
 
-    def _told(self, model: Any, tokenizer: Any, names: Mapping[str, str]) -> dict[str, Any]:
-        """What the page must know to write prompts, control tokens by their private names."""
-        pieces = pieces_of(tokenizer)
-        assert pieces is not None  # else `problems` found it
-        added = "".join(tokenizer.convert_ids_to_tokens(beginning(tokenizer)))  # llama.cpp writes it itself
-        spelt = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
 
-        def renamed(value: Any) -> Any:
-            if isinstance(value, str):
-                return spelt.sub(lambda found: names[found[0]], value)
-            if isinstance(value, Mapping):
-                return {key: renamed(item) for key, item in value.items()}
-            return [renamed(item) for item in value] if isinstance(value, list | tuple) else value
+def private_names(tokenizer: Any) -> dict[str, str]:
+    """What control tokens are called in the page's model file: one private-use character each."""
+    return {text: chr(FIRST_NAME + i) for i, text in enumerate(control_tokens(tokenizer))}
 
-        told = asdict(pieces)
-        for opening in (told["alone"], told["several"]):
-            opening["bare"] = opening["bare"].removeprefix(added)
-            if opening["system"]:
-                opening["system"] = (opening["system"][0].removeprefix(added), opening["system"][1])
-        return {
-            "pieces": renamed(told),
-            "private": [chr(_FIRST_NAME), chr(_FIRST_NAME + len(names))],  # readers' text is kept free of these
-            "composes": composes(tokenizer),
-            "positions": min(self.positions, model.config.max_position_embeddings),
-            "remember": self.remember,
-        }
+
+def prompt_parts(tokenizer: Any) -> dict[str, Any]:
+    """What the page must know of a tokenizer to write prompts, control tokens by their private names."""
+    pieces, names = pieces_of(tokenizer), private_names(tokenizer)
+    if pieces is None:
+        return {}  # no page is written with such a template, see `Web.problems`
+    added = "".join(tokenizer.convert_ids_to_tokens(beginning(tokenizer)))  # llama.cpp writes it itself
+    spelt = re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+
+    def renamed(value: Any) -> Any:
+        if isinstance(value, str):
+            return spelt.sub(lambda found: names[found[0]], value)
+        if isinstance(value, Mapping):
+            return {key: renamed(item) for key, item in value.items()}
+        return [renamed(item) for item in value] if isinstance(value, list | tuple) else value
+
+    told = asdict(pieces)
+    for opening in (told["alone"], told["several"]):
+        opening["bare"] = opening["bare"].removeprefix(added)
+        if opening["system"]:
+            opening["system"] = (opening["system"][0].removeprefix(added), opening["system"][1])
+    return {
+        "pieces": renamed(told),
+        "private": [chr(FIRST_NAME), chr(FIRST_NAME + len(names))],  # readers' text is kept free of these
+        "composes": composes(tokenizer),
+    }
 
 
 def _with_private_names(keys: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

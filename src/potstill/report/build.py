@@ -12,6 +12,7 @@ from potstill.core.errors import UserError
 from potstill.core.numbers import decimals, number
 from potstill.report.device import on_device
 from potstill.report.ship import shipped_files, size_of
+from potstill.report.verified import of_exports
 from potstill.scorers.text import exact_form
 from potstill.study.analysis import Analysis, analyse, breakdown
 from potstill.study.bootstrap import LEVEL
@@ -49,6 +50,7 @@ class Made:
             "rose", "correctness", "attribution"}}, "format_only"}, see `stages/rewarded.py`.
         written: per stage whose rows a teacher wrote and a model learned, {"stage"} and its summary.
         asked: per prompt of a user's own, {"prompt", "answers": {model name: text}}.
+        verified: per exported model, as the study refers to it, what `verify.json` beside its files holds; empty: nothing.
         device: what a `device` stage measured of exported files, see `stages/device.py`; empty: nothing.
         provenance: command, recipe, seeds, versions, machine, fingerprints, created, seconds, peak_memory_bytes.
     """
@@ -61,6 +63,7 @@ class Made:
     rewarded: Sequence[Mapping[str, Any]] = ()
     written: Sequence[Mapping[str, Any]] = ()
     asked: Sequence[Mapping[str, Any]] = ()
+    verified: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     device: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -121,6 +124,7 @@ def build_report(
         "rewarded": made.rewarded,
         "written": made.written,
         "asked": made.asked,
+        "verified": of_exports(study, made.verified),
         "device": on_device(study, made.device),
         "sweeps": [{**sweep, "sentence": picked_in_words(sweep)} for sweep in made.sweeps],
         "provenance": made.provenance,

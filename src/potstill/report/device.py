@@ -10,9 +10,15 @@ from potstill.study.records import Study
 def on_device(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
     """What was measured of files of the study's models, each with its model's name and role; empty where nothing was."""
     rows = {row.model: row for row in study.rows}
-    files = [one for one in measured.get("files", ()) if one["model"] in rows]
-    named = [{"name": rows[one["model"]].name, "role": rows[one["model"]].role, **one} for one in files]
-    return {**measured, "files": named} if named else {}
+    named = {
+        kind: [
+            {"name": rows[one["model"]].name, "role": rows[one["model"]].role, **one}
+            for one in measured.get(kind, ())
+            if one["model"] in rows
+        ]
+        for kind in ("files", "pages")
+    }
+    return {**measured, **named} if any(named.values()) else {}
 
 
 def lines(found: Mapping[str, Any], values: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
@@ -38,6 +44,30 @@ def lines(found: Mapping[str, Any], values: Mapping[str, str] | None = None) -> 
                     "rate_range": f"{number(min(rate), 1)} to {number(max(rate), 1)}",
                 }
             )
+    return made
+
+
+def page_lines(found: Mapping[str, Any], values: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """One line for each page; of one that was not measured "why".
+
+    Args:
+        values: as in `lines`.
+    """
+    made = []
+    for one in found.get("pages", ()):
+        line = {key: one[key] for key in ("name", "role", "file", "type", "folder_bytes")}
+        line |= {"quality": (values or {}).get(one["name"], MISSING), "why": one.get("why", "")}
+        if "why" not in one:
+            line |= {key: one[key] for key in ("browser", "context", "tokens")}
+            for key, name, digits, unit in (
+                ("load_s", "load", 1, " s"),
+                ("first_s", "first", 2, " s"),
+                ("tokens_per_s", "rate", 1, ""),
+            ):
+                every = one[f"all_{key}"]
+                line[name] = f"{number(one[key], digits)}{unit}"
+                line[f"{name}_range"] = f"{number(min(every), digits)} to {number(max(every), digits)}"
+        made.append(line)
     return made
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, size
+from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, scientific, size
 from potstill.report import device, figures
 from potstill.study.budget import VALIDATED
 
@@ -80,6 +80,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         size_quality=Markup(figures.size_quality(report)),
         on_device=Markup(figures.on_device(report)),
         device_lines=device.lines(report["device"], device.qualities(report)),
+        page_lines=device.page_lines(report["device"], device.qualities(report)),
         answering=[row for row in report["rows"] if row["role"] != "rtn" and _answers(report, row)],
         breakdowns=[
             (by, groups[:MOST_GROUPS], len(groups)) for by in ("tag", "language") if len(groups := report["breakdown"][by]) > 1
@@ -98,6 +99,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         cell=lambda row, metric: _cell(row, metric),
         change=lambda verdict: _change(verdict, metrics),
         number=number,
+        scientific=scientific,
         MARKS=MARKS,
         BADGES=BADGES,
         OUTCOMES=OUTCOMES,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
-from potstill.report.device import lines
+from potstill.report.device import lines, page_lines
 from potstill.report.html import BADGES, visible
 
 if TYPE_CHECKING:
@@ -146,8 +146,9 @@ def _print_device(report: Report, console: "Console") -> None:
     """Latency and memory of exported files, where they were measured."""
     from rich.table import Table
 
-    found = lines(report.get("device") or {})  # an older report has none
-    if not found:
+    measured = report.get("device") or {}  # an older report has none
+    found, pages = lines(measured), page_lines(measured)
+    if not found and not pages:
         return
     table = Table(box=None, padding=(0, 0, 0, _GAP), header_style="bold", pad_edge=False)
     table.add_column("On the device", overflow="fold")
@@ -158,7 +159,12 @@ def _print_device(report: Report, console: "Console") -> None:
         cells += [line["first"], line["rate"]]
         table.add_row(_text(console, f"{line['name']} {line['type']}"), *(_text(console, cell) for cell in cells))
     console.print()
-    console.print(table)
+    if found:
+        console.print(table)
+    for line in pages:
+        told = f"not measured: {line['why']}" if line["why"] else f"{line['rate']} tokens/s, one thread of {line['browser']}"
+        where = f"{line['name']} {line['type']} in a browser: {size(line['folder_bytes'])}, {told}"
+        console.print(_text(console, where))
 
 
 def _print_words(report: Report, console: "Console", width: int) -> None:

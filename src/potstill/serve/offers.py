@@ -14,7 +14,7 @@ from potstill.data.prompts import Prompts
 from potstill.run.folder import artifacts_of, find_run, whole
 from potstill.run.models import pick
 from potstill.stages.lineage import as_chosen
-from potstill.stages.verified import VERIFIED
+from potstill.stages.verified import VERIFIED, refuse_changed
 
 GGUF = ".gguf"
 FILE_ORDER = ("q4_0", "f16", "bf16", "q8_0", "f32")  # which of a model's own files is served
@@ -127,6 +127,8 @@ def checked(offer: Offer, *, file: bool) -> Offer:
     for artifact in (offer.artifact, offer.exported if file else None):
         if artifact is not None:
             whole(artifact.folder.parent.parent, artifact)
+    if offer.file is not None and offer.exported is None:
+        refuse_changed(offer.file)
     if offer.artifact is None and offer.where.startswith("path:") and not Path(offer.where.removeprefix("path:")).exists():
         raise UserError(f"{offer.where.removeprefix('path:')}: no such file or folder")
     return offer

@@ -1,7 +1,8 @@
-"""Exported files measured in llama.cpp, as they would run on a device."""
+"""Exported files measured in llama.cpp, and exported pages in a browser, as they would run on a device."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -12,21 +13,24 @@ from potstill.core.artifact import Makes, write_json
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
+from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, measure_page
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
 from potstill.edges.models import positions_of
+from potstill.exporters import web
 from potstill.stages.base import Context, Stage
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ExportRef
-from potstill.stages.verified import type_of
+from potstill.stages.runtimes import type_of
 
 MEASURED = "device.json"
+_PAGE = f"{web.FOLDER}/model.bin"
 _SPARE = 8  # positions that the runtime may want beside prompt and answer
 
 
 @dataclass(frozen=True)
 class _File:
-    """A GGUF file that is measured."""
+    """A GGUF file that is measured, or the folder of a page."""
 
     model: str
     export: str
@@ -34,37 +38,59 @@ class _File:
 
 
 class Device(Stage, kind="device"):
-    """Measure latency and memory of exported GGUF files in llama.cpp, on this machine's processor.
+    """Measure latency and memory of exported GGUF files in llama.cpp, and the speed of exported pages, on this machine.
 
     Each file is opened in a process of its own, all files in turn before any is opened again (A B A B), so that what else the
     machine does meets all of them. Latency: seconds to the first token and tokens per second after it, for each number of
     threads and length of the prompt, by the clock of who asks. Memory: what the process holds beyond the library itself, and
-    the file; of several numbers of threads the largest. The median of `repeats` is shown, all of them are kept.
+    the file; of several numbers of threads the largest. A web export is opened in a headless browser, each time with an empty
+    profile: seconds until the model is ready, and the same latency by the page's own clock. The median of `repeats` is shown,
+    all of them are kept.
     """
 
     makes: ClassVar[Makes] = "measurement"
     gathers: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # pages in a browser
 
-    exports: tuple[ExportRef, ...] = Field(min_length=1, description="exports whose GGUF files are measured")
+    exports: tuple[ExportRef, ...] = Field(min_length=1, description="exports whose GGUF files and pages are measured")
     threads: tuple[int, ...] = Field(default=(1,), min_length=1, description="numbers of threads, each tried")
     contexts: tuple[int, ...] = Field(
         default=(128, 512), min_length=1, description="lengths of the prompt in tokens, each tried"
     )
     new_tokens: int = Field(default=64, ge=2, description="tokens of an answer")
     repeats: int = Field(default=3, ge=1, description="how often each file is opened and asked; the median counts")
+    browser: str = Field(
+        default="auto",
+        description="what opens pages: a program, such as 'chromium'; auto: the first that is found; none: nothing does",
+    )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
-        if (trouble := runtime_problem()) is not None:
+        if (trouble := runtime_problem()) is not None and not self._pages_alone(outlook):
             yield Problem("kind", f"measures in llama.cpp, and {trouble}", "'device'")
+        if self._named and browser_found(self.browser) is None:
+            why = "is no program on PATH; install it, or leave it to 'auto', which only says that there is none"
+            yield Problem("browser", f"'{self.browser}' {why}", repr(self.browser))
         for field in ("threads", "contexts"):
             if any(value < 1 for value in getattr(self, field)):
                 yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
         for place, ref in enumerate(self.exports):
             export = outlook.stages.get(ref.target) if ref.scheme == "stage" else None
             yield from self._too_long(outlook, export)
-            holds = [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=0)]
-            if holds and not any(name.endswith(".gguf") for name in holds):
-                yield Problem(f"exports[{place}]", f"{ref} writes no GGUF file; add 'gguf' to its formats", str(ref))
+            holds = _held_by(export)
+            if holds and not any(name.endswith(".gguf") or name == _PAGE for name in holds):
+                yield Problem(
+                    f"exports[{place}]", f"{ref} writes no GGUF file and no page; add 'gguf' to its formats", str(ref)
+                )
+
+    @property
+    def _named(self) -> bool:
+        """Whether somebody asked for this very browser, so that its absence is an error."""
+        return self.browser not in ("auto", "none")
+
+    def _pages_alone(self, outlook: Outlook) -> bool:
+        """Whether nothing is for llama.cpp, as far as the recipe tells."""
+        held = [_held_by(outlook.stages.get(ref.target) if ref.scheme == "stage" else None) for ref in self.exports]
+        return all(names and not any(name.endswith(".gguf") for name in names) for names in held)
 
     def _too_long(self, outlook: Outlook, export: Any) -> Iterator[Problem]:
         """A prompt and its answer that a model has no positions for: llama.cpp would refuse it after all training."""
@@ -90,36 +116,48 @@ class Device(Stage, kind="device"):
         return Cost(tokens=self.repeats * len(self.exports) * len(self.threads) * asked, memory_bytes=round(resting_memory()))
 
     def closing(self, summary: dict[str, Any]) -> str:
-        return "; ".join(in_words(one) for one in summary["files"])
+        return "; ".join([*map(in_words, summary["files"]), *map(page_in_words, summary["pages"])])
 
     def run(self, context: Context) -> dict[str, Any]:
-        work, files = context.work, self._files(context)
+        work, (files, pages) = context.work, self._files(context)
         prompts = {file: _prompts(file, self.contexts) for file in files}
         found = {file: _Measured() for file in files}
-        turns = [(turn, threads, file) for turn in range(self.repeats) for threads in self.threads for file in files]
-        for done, (_, threads, file) in enumerate(turns):
-            work.progress.update(done, len(turns), "opening", file=file.path.name, threads=str(threads))
-            self._measure(file, threads, prompts[file], found[file])
-        work.progress.update(len(turns), len(turns), "opening")
+        timed_pages = [_TimedPage(page, self.new_tokens, self.browser) for page in pages]
+        openings = [(file, threads) for threads in self.threads for file in files]
+        total, done = self.repeats * (len(openings) + len(pages)), count()
+        for _ in range(self.repeats):
+            for file, threads in openings:
+                work.progress.update(next(done), total, "opening", file=file.path.name, threads=str(threads))
+                self._measure(file, threads, prompts[file], found[file])
+            for page in timed_pages:
+                work.progress.update(next(done), total, "opening", file=f"{page.page.path.name}/")
+                page.measure(must=self._named)
+        work.progress.update(total, total, "opening")
         made = {
             "runtime": f"xllamacpp {runtime_version()}",
             "machine": machine_facts()["machine"] | {"processor": processor()},
             "new_tokens": self.new_tokens,
             "repeats": self.repeats,
             "files": [found[file].figures(file) for file in files],
+            "pages": [page.figures() for page in timed_pages],
         }
         write_json(work.folder / MEASURED, made)
         return made
 
-    def _files(self, context: Context) -> list[_File]:
-        files = []
+    def _files(self, context: Context) -> tuple[list[_File], list[_File]]:
+        """GGUF files, and folders of pages."""
+        files, pages = [], []
         for ref in self.exports:
             artifact = context.artifacts(ref)[0]
-            ggufs = [name for name in artifact.summary["files"] if name.endswith(".gguf")]
-            if not ggufs:
-                raise UserError(f"{context.work.name}: {ref} holds no GGUF file; add 'gguf' to its formats")
-            files += [_File(str(artifact.stage["model"]), str(ref), artifact.folder / name) for name in ggufs]
-        return files
+            model, names = str(artifact.stage["model"]), artifact.summary["files"]
+            own = [_File(model, str(ref), artifact.folder / name) for name in names if name.endswith(".gguf")]
+            if not own and _PAGE not in names:
+                raise UserError(f"{context.work.name}: {ref} holds no GGUF file and no page; add 'gguf' to its formats")
+            files += own
+            pages += [_File(model, str(ref), artifact.folder / web.FOLDER)] if _PAGE in names else []
+        if files and (trouble := runtime_problem()) is not None:  # of an export whose formats nobody knew before
+            raise UserError(f"{context.work.name}: measures in llama.cpp, and {trouble}")
+        return files, pages
 
     def _measure(self, file: _File, threads: int, prompts: Sequence[list[int]], found: "_Measured") -> None:
         """One opening of one file."""
@@ -167,6 +205,49 @@ class _Measured:
         }
 
 
+class _TimedPage:
+    """What was measured of one page so far."""
+
+    def __init__(self, page: _File, tokens: int, browser: str) -> None:
+        self.page, self._tokens = page, tokens
+        self._program = None if browser == "none" else browser_found("" if browser == "auto" else browser)
+        self._why = "browser = 'none'" if browser == "none" else "no browser is here; install chromium"
+        self._timings: list[PageTiming] = []
+
+    def measure(self, *, must: bool) -> None:
+        """One opening; a page that does not answer is not opened again.
+
+        Args:
+            must: raise where it does not answer.
+        """
+        if self._program is None:
+            return
+        try:
+            self._timings.append(measure_page(self.page.path, self._program, self._tokens))
+        except BrowserFailed as error:
+            if must:
+                raise UserError(f"{self.page.path}: {self._program} did not measure the page: {error}") from error
+            self._program, self._timings = None, []
+            self._why = str(error)
+
+    def figures(self) -> dict[str, Any]:
+        files = [file for file in self.page.path.iterdir() if file.is_file()]
+        told = {"model": self.page.model, "export": self.page.export, "file": f"{self.page.path.name}/"}
+        told |= {"type": type_of(self.page.path / "model.bin"), "folder_bytes": sum(file.stat().st_size for file in files)}
+        if not self._timings:
+            return {**told, "why": self._why}
+        each = {name: [getattr(timing, name) for timing in self._timings] for name in ("load_s", "first_s", "tokens_per_s")}
+        last = self._timings[-1]
+        figures = {name: median(values) for name, values in each.items()}
+        every = {f"all_{name}": values for name, values in each.items()}
+        return {**told, "browser": last.browser, "tokens": last.tokens, "context": last.prompt, **figures, **every}
+
+
+def _held_by(export: Any) -> list[str]:
+    """Files of weights that a stage of the recipe will write; none: nobody knows yet."""
+    return [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=0)]
+
+
 def _prompts(file: _File, contexts: Sequence[int]) -> list[list[int]]:
     """Built-in text in the file's own tokens, cut to each length."""
     text = "\n\n".join(part for pair in CHATS for part in pair) + "\n\n"
@@ -194,3 +275,11 @@ def in_words(one: dict[str, Any]) -> str:
     memory = one["memory"]
     held = f"{size(memory['file_bytes'])}, resident {size(memory['resident_bytes'])}"
     return f"{one['file']} {held}, {number(best['tokens_per_s'], 1)} tokens/s"
+
+
+def page_in_words(one: dict[str, Any]) -> str:
+    """`web/ 129 MB, 9.8 tokens/s in Chrome 150.0.1`, or why it was not measured."""
+    held = f"{one['file']} {size(one['folder_bytes'])}"
+    if "why" in one:
+        return f"{held}, not measured: {one['why']}"
+    return f"{held}, {number(one['tokens_per_s'], 1)} tokens/s in {one['browser']}"

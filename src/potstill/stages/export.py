@@ -12,7 +12,6 @@ from potstill.core.errors import Problem, UserError
 from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
 from potstill.edges.codes import bits_in
-from potstill.edges.llamacpp import runtime_problem
 from potstill.edges.machine import resting_memory
 from potstill.edges.models import load_stored, load_tokenizer, positions_of
 from potstill.exporters import Exporter
@@ -27,19 +26,12 @@ from potstill.stages.base import Context, Stage
 from potstill.stages.cost import left_over
 from potstill.stages.lineage import as_chosen, places, trained_as
 from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.passages import passages_for
+from potstill.stages.reference import Reference, full_precision
 from potstill.stages.refs import ModelRef, StudyRef
 from potstill.stages.report import report_from
-from potstill.stages.verified import (
-    IN_FOLDERS,
-    VERIFIED,
-    Reference,
-    exported_in,
-    full_precision,
-    passages_for,
-    unverified,
-    verify_files,
-    weights_among,
-)
+from potstill.stages.runtimes import trouble_with
+from potstill.stages.verified import VERIFIED, exported_in, unverified, verify_files
 
 
 class Export(Stage, kind="export"):
@@ -50,8 +42,8 @@ class Export(Stage, kind="export"):
 
     makes: ClassVar[Makes] = "export"
     gathers: ClassVar[bool] = True
-    # 6: opens its files in their runtime; a Modelfile, and lines for people's programs; 4: its card tells of rounding
-    version: ClassVar[int] = 6
+    # 7: opens folders and pages too; 6: opens its GGUF files; a Modelfile, and lines for people's programs
+    version: ClassVar[int] = 7
 
     model: ModelRef = Field(description="what is exported")
     formats: tuple[Exporter, ...] = Field(default=(Safetensors(), Gguf()), description="exporters, each writing its files")
@@ -59,7 +51,7 @@ class Export(Stage, kind="export"):
     verify: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="open every file in its runtime, compare it with the model and refuse one that answers otherwise; auto: "
-        "GGUF files where llama.cpp is there",
+        "those whose runtime is installed",
     )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
@@ -69,8 +61,7 @@ class Export(Stage, kind="export"):
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
             return
-        trouble = runtime_problem() if self.verify == "always" else None
-        if trouble is not None and any(name.endswith(".gguf") for name in self._holds(quantised=0)):
+        for trouble in trouble_with(self._holds(quantised=0)) if self.verify == "always" else ():
             yield Problem("verify", f"{trouble}, or set it to 'auto'", "'always'")
         yield from self._study_problems(outlook)
         twice = self._written_twice(quantised=found.bits if found is not None else 0)
@@ -112,7 +103,7 @@ class Export(Stage, kind="export"):
         names = ", ".join(name for name in summary["files"] if name.endswith((".safetensors", ".gguf", "index.html")))
         record = summary["verified"]
         left_out = record["not_verified"]
-        told = [f"verified: {figures_in_words(one)}" for one in record["files"] if one["file"].endswith(".gguf")]
+        told = [f"verified: {figures_in_words(one)}" for one in record["files"]]
         told += [f"not verified: {', '.join(left_out)} ({next(iter(left_out.values()))})"] if left_out else []
         return "; ".join([names, *told])
 
@@ -145,7 +136,7 @@ class Export(Stage, kind="export"):
         if ggufs:
             write_text(folder / MODELFILE, modelfile(model, tokenizer, [file.name for file in ggufs]))
             written.append(folder / MODELFILE)
-        verified = self._verified(context, model, tokenizer, written, bool(packed))
+        verified = self._verified(context, model, tokenizer, bool(packed))
         beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
         if report is not None:
             row = next(row for row in report["rows"] if row["model"] == str(self.model))
@@ -166,28 +157,23 @@ class Export(Stage, kind="export"):
             "verified": verified,
         }
 
-    def _verified(self, context: Context, model: Any, tokenizer: Any, written: list[Path], quantised: bool) -> dict[str, Any]:
+    def _verified(self, context: Context, model: Any, tokenizer: Any, quantised: bool) -> dict[str, Any]:
         """What comparing the files with the model gave, written beside them.
 
         Raises:
             UserError: a file does not answer as the model does.
         """
         folder, work = context.work.folder, context.work
-        every = weights_among(str(path.relative_to(folder)) for path in written)
-        apart = [name for name in every if "/" in name]
-        names = exported_in(folder) if self.verify == "always" else [name for name in every if name.endswith(".gguf")]
-        trouble = "the recipe says verify = 'never'" if self.verify == "never" else runtime_problem()
-        if trouble is not None and all(name.endswith(".gguf") for name in names):
-            record = unverified([*names, *apart], trouble)
-        elif not names:
-            record = unverified(apart, IN_FOLDERS)
+        names = exported_in(folder)
+        if self.verify == "never":
+            record = unverified(names, "the recipe says verify = 'never'")
         else:
             artifact = places(context, self.model)[0].artifact
             own = load_tokenizer(context.where(self.model))  # rows as they were trained, by the template as it was then
             passages = passages_for(artifact, own, positions_of(model.config))
             ours = Reference(model, tokenizer, passages, str(self.model), full_precision(artifact) if quantised else "")
             heard = lambda done, total, name: work.progress.update(done, total, "position", file=name)  # noqa: E731
-            record = verify_files(folder, [*names, *apart], ours, heard=heard)
+            record = verify_files(folder, names, ours, heard=heard)
         for name, why in record["not_verified"].items():
             work.note(f"{name} is not verified: {why}")
         failed = [f"{one['file']}: {one['why']}" for one in record["files"] if not one["passed"]]

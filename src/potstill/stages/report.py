@@ -11,6 +11,7 @@ from potstill.core.errors import UserError
 from potstill.report.build import Made, report_of, write_report
 from potstill.stages.base import Context, Stage
 from potstill.stages.refs import DeviceRef, ExportRef, StudyRef
+from potstill.stages.verified import record_beside
 
 
 class Report(Stage, kind="report"):
@@ -18,8 +19,9 @@ class Report(Stage, kind="report"):
 
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
-    # 6: what was measured on a device; 5: how programs ended; 4: what training took, own answers, and models at equal budgets
-    version: ClassVar[int] = 6
+    # 7: which files were verified, and pages in a browser; 6: what was measured on a device
+    # 5: how programs ended; 4: what training took, own answers, and models at equal budgets
+    version: ClassVar[int] = 7
 
     study: StudyRef = Field(description="the evaluation that is reported")
     exports: tuple[ExportRef, ...] = Field(
@@ -44,7 +46,7 @@ class Report(Stage, kind="report"):
         report = report_from(context.artifacts(self.study)[0].folder, exports, device)
         measured = [row["model"] for row in report["rows"]]
         self._check(exports, measured, context.work.name)
-        timed = device.summary["files"] if device is not None else ()
+        timed = [*device.summary["files"], *device.summary.get("pages", ())] if device is not None else ()
         if others := [one["model"] for one in timed if one["model"] not in measured]:
             raise UserError(
                 f"{context.work.name}: {self.device} measured files of {', '.join(others)}, and {self.study} no such model; "
@@ -66,8 +68,8 @@ class Report(Stage, kind="report"):
 
 
 def report_from(evaluation: Path, exports: Sequence[Artifact] = (), device: Artifact | None = None) -> dict[str, Any]:
-    """The report of an evaluation artifact, with what it kept of how its models were made, the files of `exports`, and what
-    was measured of them on a device.
+    """The report of an evaluation artifact, with what it kept of how its models were made, the files of `exports` and how
+    they were verified last, and what was measured of them on a device.
 
     Raises:
         UserError: the evaluation is damaged, or another version of potstill made it.
@@ -79,5 +81,6 @@ def report_from(evaluation: Path, exports: Sequence[Artifact] = (), device: Arti
         str(export.stage["model"]): (str(export.folder), {name: size for name, (size, _) in export.summary["files"].items()})
         for export in exports
     }
+    verified = {str(export.stage["model"]): record_beside(export) for export in exports}
     measured = device.summary if device is not None else {}
-    return report_of(evaluation, Made(**{**made, "device": measured}), shipped)
+    return report_of(evaluation, Made(**{**made, "device": measured, "verified": verified}), shipped)

@@ -8,8 +8,9 @@ import numpy as np
 
 # Mean KL, nats per position. With q8_0 and q4_0 llama.cpp rounds activations to 8 bits, and with bf16 to bfloat16; f16, bf16
 # and q8_0 round the weights too, f16 by less than shows. Measured on SmolLM2 135M: f32 below 1e-8, f16 3e-6, bf16 1e-4 of
-# weights stored in it and 3e-3 of weights trained in float32, q8_0 4e-3 to 6e-3, q4_0 3e-3.
-LIMITS = {"f32": 1e-4, "f16": 1e-4, "bf16": 0.02, "q8_0": 0.02, "q4_0": 0.02}
+# weights stored in it and 3e-3 of weights trained in float32, q8_0 4e-3 to 6e-3, q4_0 3e-3. int4 is compressed-tensors' way
+# to hold four bits, whose products transformers computes in float32.
+LIMITS = {"f32": 1e-4, "f16": 1e-4, "int4": 1e-4, "bf16": 0.02, "q8_0": 0.02, "q4_0": 0.02}
 CODED = 0.02  # other encodings, which we do not write
 SHARE = 0.1  # of what four bits cost themselves: so much more may the runtime add
 LEAST = -103.3  # logarithm of the smallest float32: a runtime's zero is printed as any number below
@@ -67,21 +68,25 @@ def compare_ids(
 def distance(logp_PV: Any, logq_PV: Any) -> Distance:
     """KL and agreement at P positions; NaN in `logq_PV`: the runtime names no such token, which counts as impossible.
 
-    Printed log-probabilities have few digits, so theirs are normalised first; `total` says how far they were from it.
+    Log-probabilities have few digits, printed ones fewer, so both are normalised first; `total` says how far theirs were.
 
     Args:
-        logp_PV: ours, normalised.
+        logp_PV: ours.
         logq_PV: the runtime's, as it prints them.
     """
-    ours_PV = np.maximum(np.asarray(logp_PV, np.float64), LEAST)
+    ours_PV = _normalised(np.asarray(logp_PV, np.float64))
     printed_PV = np.nan_to_num(np.asarray(logq_PV, np.float64), nan=-np.inf)
-    theirs_PV = np.maximum(printed_PV, LEAST)
+    theirs_PV = _normalised(printed_PV)
     sums_P = np.exp(printed_PV).sum(-1)
-    theirs_PV = theirs_PV - np.log(np.exp(theirs_PV).sum(-1, keepdims=True))
     kl_P = (np.exp(ours_PV) * (ours_PV - theirs_PV)).sum(-1)
     same_P = ours_PV.argmax(-1) == theirs_PV.argmax(-1)
     farthest = float(sums_P[np.abs(sums_P - 1).argmax()])
     return Distance(len(kl_P), float(kl_P.mean()), float(kl_P.max()), float(same_P.mean()), farthest)
+
+
+def _normalised(logp_PV: Any) -> Any:
+    logp_PV = np.maximum(logp_PV, LEAST)
+    return logp_PV - np.log(np.exp(logp_PV).sum(-1, keepdims=True))
 
 
 def limit(type: str, own_kl: float | None = None) -> float:

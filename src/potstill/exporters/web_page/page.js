@@ -4,7 +4,7 @@ import { Wllama, LoggerWithoutDebug } from "./wllama.js";
 const WORDS = {
   en: {
     hello: "This model runs in your browser. What you write stays on your device.",
-    loading: "Loading the model…", preparing: "Preparing the model…", ready: "Ready. Ask something.",
+    loading: "Loading the model…", preparing: "Preparing the model…", ready: "Ready. Ask something.", measuring: "Measuring…",
     question: "Your question", placeholder: "Ask something", send: "Send", stop: "Stop", again: "New chat",
     remember: "Remember earlier turns", stopped: " (stopped)", cut: " (cut: no room left)",
     facts: (c) => `${size(c.bytes)}, ${c.type}, ${c.positions.toLocaleString("en")} positions`,
@@ -16,7 +16,7 @@ const WORDS = {
   },
   es: {
     hello: "Este modelo funciona en tu navegador. Lo que escribes no sale de tu dispositivo.",
-    loading: "Cargando el modelo…", preparing: "Preparando el modelo…", ready: "Listo. Pregunta algo.",
+    loading: "Cargando el modelo…", preparing: "Preparando el modelo…", ready: "Listo. Pregunta algo.", measuring: "Midiendo…",
     question: "Tu pregunta", placeholder: "Pregunta algo", send: "Enviar", stop: "Parar", again: "Nuevo chat",
     remember: "Recordar lo anterior", stopped: " (detenido)", cut: " (cortado: no queda sitio)",
     facts: (c) => `${size(c.bytes)}, ${c.type}, ${c.positions.toLocaleString("es")} posiciones`,
@@ -28,6 +28,7 @@ const WORDS = {
   },
 };
 const THOUGHT = /^[\s\S]*<\/(?:think|thinking|thought|reasoning|seed:think)>\s*/;
+const MEASURED = "Explain in three sentences how a pot still makes spirit.";
 const $ = (id) => document.getElementById(id);
 
 let language = (navigator.language || "en").toLowerCase().startsWith("es") ? "es" : "en";
@@ -133,8 +134,10 @@ async function load() {
     model = new Wllama({ default: "wllama.wasm" }, { logger: LoggerWithoutDebug, suppressNativeLog: true });
     model.setCompat(null); // its other build lies on a server elsewhere
     await model.loadModel([blob], { n_threads: 1, n_gpu_layers: 0, n_ctx: config.positions, n_parallel: 1, warmup: false });
-    state = "ready";
     document.body.dataset.loadedMs = Math.round(performance.now() - began);
+    const count = Number(new URLSearchParams(location.search).get("measure"));
+    if (Number.isInteger(count) && count > 1) await measure(count);
+    state = "ready";
     $("bar").hidden = true;
     $("question").disabled = $("send").disabled = false;
     if (matchMedia("(hover: hover)").matches) $("question").focus(); // on a phone its keyboard would cover the page
@@ -143,8 +146,34 @@ async function load() {
     $("bar").hidden = true;
     const why = error.message || error;
     $("state").textContent = error instanceof Missing ? words().missing(why) : words().failed(why);
+    document.body.dataset.failed = $("state").textContent;
   }
   translate();
+}
+
+/**
+ * How fast this browser is, for ?measure=64: exactly so many tokens after a question, over any end of an answer. Each is the
+ * letter a, whatever the model would say, because tokens that make no text of their own are not heard of when they come.
+ */
+async function measure(count) {
+  state = "measuring";
+  translate();
+  const began = performance.now(), seen = [];
+  let prompt = 0;
+  await model.createCompletion({
+    prompt: promptOf([{ role: "user", content: MEASURED }]), stream: true, temperature: 0, max_tokens: count,
+    ignore_eos: true, logit_bias: [["a", 1e6]], timings_per_token: true,
+    onData: ({ timings }) => {
+      if (!timings?.predicted_n) return;
+      prompt = timings.prompt_n;
+      seen.push([timings.predicted_n, performance.now()]);
+    },
+  });
+  const [first, last] = [seen[0], seen.at(-1)];
+  if (!first || last[0] <= first[0]) throw new Error("too few tokens to measure");
+  const rate = (1000 * (last[0] - first[0])) / (last[1] - first[1]), wait = (first[1] - began) / 1000;
+  measured = [last[0], rate, wait];
+  document.body.dataset.measured = JSON.stringify({ tokens: last[0], tokens_per_s: rate, first_s: wait, prompt });
 }
 
 async function answer(question) {

@@ -1,0 +1,130 @@
+"""The model that exported files must answer as, and what it answers itself."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from potstill.core.artifact import Artifact
+from potstill.core.errors import UserError
+from potstill.edges.models import PACKED, Model, Tokenizer, as_dtype, load_model, positions_of
+from potstill.edges.sampling import generate
+from potstill.edges.tokens import control_tokens
+from potstill.exporters._ends import end_ids
+from potstill.stages.lineage import ancestry
+from potstill.stages.passages import Passages, Places
+from potstill.study.parity import distance
+
+WORDS = 40  # tokens of the greedy text
+
+
+@dataclass
+class Reference:
+    """The model that files must answer as.
+
+    Attributes:
+        model: with the weights that were exported.
+        tokenizer: with the chat template that was exported.
+        passages: what it is asked.
+        named: what people call it.
+        full: where it lies before it was quantised; "": it was not, or nobody knows.
+    """
+
+    model: Model
+    tokenizer: Tokenizer
+    passages: Passages
+    named: str
+    full: str = ""
+    _known: dict[int, np.ndarray] = field(default_factory=dict)
+    _own_kl: dict[int, float] = field(default_factory=dict)
+
+    @cached_property
+    def _exact(self) -> Model:
+        """The model in float32, in which it is computed with."""
+        import torch
+
+        return as_dtype(self.model, torch.float32).eval()
+
+    def logp_PV(self, count: int) -> np.ndarray:
+        """Its log-probabilities at so many places of the passages, computed once.
+
+        Raises:
+            UserError: they are not numbers.
+        """
+        if count not in self._known:
+            found_PV = logp_at(self._exact, self.passages.chosen(count))
+            if np.isnan(found_PV).any():
+                raise UserError(
+                    f"{self.named}: its own logits are not numbers, so nothing can be compared with it; choose another"
+                )
+            self._known[count] = found_PV
+        return self._known[count]
+
+    @cached_property
+    def control(self) -> list[str]:
+        """Its tokenizer's control tokens."""
+        return list(control_tokens(self.tokenizer))
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens that end an answer, as a file must name them."""
+        return end_ids(self.model, self.tokenizer)
+
+    @cached_property
+    def greedy(self) -> str:
+        """Its answer to the first passage."""
+        return greedy(self._exact, self.tokenizer, self.passages.first)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(self.tokenizer(text).input_ids) for text in texts]
+
+    @cached_property
+    def _full(self) -> Model:
+        return load_model(self.full)
+
+    def own_kl(self, count: int) -> float | None:
+        """What rounding itself cost, in KL at the same positions; None where nothing is known of the model before it."""
+        if not self.full:
+            return None
+        if count not in self._own_kl:
+            self._own_kl[count] = distance(logp_at(self._full, self.passages.chosen(count)), self.logp_PV(count)).kl
+        return self._own_kl[count]
+
+
+def logp_at(model: Model, chosen: Places) -> np.ndarray:
+    """Log-probabilities [P, V] of the tokens at the chosen places, each after all before it."""
+    import torch
+
+    found = []
+    with torch.inference_mode():
+        for ids, places in chosen:
+            logits_TV = model(torch.tensor([ids], device=model.device)).logits[0]
+            at_P = torch.tensor([place - 1 for place in places], device=model.device)
+            found.append(logits_TV[at_P].double().log_softmax(-1).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def greedy(model: Model, tokenizer: Tokenizer, prompt: list[int]) -> str:
+    limit = positions_of(model.config)
+    words = WORDS if limit is None else min(WORDS, limit - len(prompt))
+    return generate(model, tokenizer, [prompt], stop_ids=[], max_new_tokens=max(1, words)).texts[0]
+
+
+def full_precision(artifact: Artifact | None) -> str:
+    """Where a model lies as it was before it was quantised; "" of one that was not, or where nothing says so."""
+    where = ""
+    while artifact is not None and (artifact.folder / PACKED).is_file():
+        before = artifact.stage.get("model") or artifact.stage.get("student", "")  # of one that was healed, its student
+        scheme, _, target = str(before).partition(":")
+        if scheme == "stage":
+            made = ancestry(artifact)
+            prints = [one for name, one in artifact.parents.items() if name.partition("@")[0] == target]
+            artifact = next((made[one] for one in prints if one in made), None)
+            where = f"path:{artifact.folder}" if artifact is not None else ""
+        else:
+            folder = Path(target).expanduser()
+            artifact = Artifact.load(folder) if scheme == "path" and (folder / "artifact.json").is_file() else None
+            where = f"{scheme}:{target}" if target else ""
+    return where
