@@ -92,29 +92,12 @@ def test_embeddings_of_eight_bits_stay_as_they_are(root: Path, tmp_path: Path) -
     assert "model.embed_tokens" in packed_of(load_model(where), where)
 
 
-@pytest.mark.parametrize("positions", ["all", "response"])
-def test_prompts_are_learned_too_unless_responses_alone_are_asked_for(root: Path, tmp_path: Path, positions: str) -> None:
-    optim = {**OPTIM, "epochs": 1, "steps": None}
-    asked = recipe(root, heal(root, positions=positions, optim=optim))
-    made, stage = run_recipe(asked, tmp_path)["healed"], asked.stages[1]
-    renderer = Renderer(load_tokenizer(f"path:{root}/student"), stage.prompts)
-    pairs = list(instruction_pairs(stage.data.examples("train"), renderer, Counts()))
-    learned = sum(len(response) + (len(prompt) - 1 if positions == "all" else 0) for prompt, response in pairs)
-    assert made.summary["response_tokens"] == learned
-    assert made.summary["tokens"] == sum(len(prompt) + len(response) for prompt, response in pairs)
-
-
-def test_learning_prompts_moves_all_scales_otherwise(root: Path, tmp_path: Path) -> None:
-    both = {p: run_recipe(recipe(root, heal(root, positions=p)), tmp_path / p)["healed"] for p in ("all", "response")}
-    one, other = (load_packed(made.folder / "packed.safetensors") for made in both.values())
-    assert any(not torch.equal(one[name].scales_OG, other[name].scales_OG) for name in one)
-
-
-@pytest.mark.parametrize("field", [{"ratio": 0.5}, {"signal": "hidden"}])
-def test_what_prompts_cannot_be_learned_from_is_refused(root: Path, field: dict[str, Any]) -> None:
-    with pytest.raises(RecipeError, match="positions = 'response'"):
-        recipe(root, heal(root, validation={}, **field))
-    recipe(root, heal(root, validation={}, **field, positions="response"))
+def test_a_cache_takes_the_place_of_the_live_teacher(root: Path, tmp_path: Path) -> None:
+    cache = {"name": "said", "kind": "cache", "teacher": f"path:{root}/student"}
+    made = run_recipe(recipe(root, cache, heal(root, cache="stage:said", validation={})), tmp_path)["healed"]
+    assert made.summary["signal"]["kept"] == "hidden"
+    with pytest.raises(RecipeError, match="kl_to_teacher"):
+        recipe(root, cache, heal(root, cache="stage:said"))
 
 
 def test_the_record_says_what_it_came_from(root: Path, tmp_path: Path) -> None:

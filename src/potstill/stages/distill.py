@@ -167,7 +167,10 @@ class Distill(Taught, kind="distill"):
         return self.samples.max_new_tokens if self.samples is not None else None
 
     def teacher_stays(self) -> bool:
-        return (self.samples is not None or self.signal == "live") and not self.shard_teacher
+        return self._asks_live() and not self.shard_teacher
+
+    def _asks_live(self) -> bool:
+        return self.samples is not None or (self.signal == "live" and self.cache is None)
 
     def beside(self, objective: Objective) -> tuple[Any, int] | None:
         logits = _of_logits(objective)
@@ -313,7 +316,7 @@ class Distill(Taught, kind="distill"):
 
     def objective(self, context: Context, tokenizer: Tokenizer, store: TokenStore, student: Student) -> Objective:
         teacher = self.teacher_of(context, tokenizer, store, self.shard_teacher)
-        live = teacher.live() if self.samples is not None or self.signal == "live" else None
+        live = teacher.live() if self._asks_live() else None
         signal, vocab = self._targets(context, teacher, store, live), teacher.vocab
         logits: Distillation | OnPolicy = Distillation(signal, self.divergence, self.ratio, self.temperature, vocab)
         if self.samples is not None:

@@ -15,7 +15,7 @@ from potstill.quant.grid import Trains, put_on_grid
 from potstill.quant.packed import Packed, packed_of, save_packed
 from potstill.stages.base import Context
 from potstill.stages.distill import Distill
-from potstill.stages.outlook import Outlook, Prospect, RowsOf, made_from
+from potstill.stages.outlook import Outlook, Prospect, made_from
 from potstill.stages.start import Student
 from potstill.stages.training import summary_of
 from potstill.train.loop import Optim
@@ -31,16 +31,13 @@ class Heal(Distill, kind="heal"):
     `quantize`: codes, scales and the weights that they stand for, which agree bit for bit.
     """
 
-    version: ClassVar[int] = 2  # 2: prompts are learned too
+    version: ClassVar[int] = 1
 
     trains: Trains = Field(
         default="scales", description="scales: of the groups, with norms and biases; codes: these alone; both"
     )
-    positions: Literal["all", "response"] = Field(
-        default="all", description="at which the teacher's distribution is learned: of prompts too, or of responses alone"
-    )
     signal: Literal["hidden", "topk", "live"] = Field(
-        default="live", description="of a part of an epoch nothing is worth keeping; the others need positions = 'response'"
+        default="live", description="what is kept of the teacher, see `distill`; of a part of an epoch nothing is worth keeping"
     )
     ratio: float = Field(default=1.0, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
     optim: Optim = Optim(lr=1e-3, epochs=0.15, warmup=0.1)
@@ -50,11 +47,6 @@ class Heal(Distill, kind="heal"):
         for field in ("init", "adapter", "hidden_states"):
             if getattr(self, field) is not None:
                 raise ValueError(f"{field} would take the weights off the grid; leave it out")
-        if self.positions == "all" and (self.ratio != 1 or self.signal != "live" or self.cache or self.samples):
-            raise ValueError(
-                "positions = 'all' learns from a teacher that runs beside the student, and no reference tells what a prompt "
-                "should be; set positions = 'response', or leave out signal, cache, samples and ratio"
-            )
         if self.save_dtype != "auto":
             raise ValueError(f"save_dtype = '{self.save_dtype}' cannot hold quantised weights exactly; leave it out")
         return self
@@ -73,15 +65,6 @@ class Heal(Distill, kind="heal"):
     def prospect(self, outlook: Outlook) -> Prospect | None:
         found = outlook.model(self.student)
         return made_from(found, bits=found.bits) if found is not None else None
-
-    def learns_prompts(self) -> bool:
-        return self.positions == "all"
-
-    def learned(self, rows: RowsOf) -> float | None:
-        if self.positions == "response":
-            return super().learned(rows)
-        seen = self.optim.steps * self.optim.batch_size if self.optim.steps is not None else rows.kept * self.optim.epochs
-        return seen * max(rows.tokens - 1, 0.0)
 
     def dropout(self) -> bool:
         return False  # what is to be won back is smaller than its noise

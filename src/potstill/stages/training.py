@@ -231,10 +231,6 @@ class TrainingStage(DataStage):
         """Numbers of training rows that fit and must not be learned from, and why."""
         return {}
 
-    def learns_prompts(self) -> bool:
-        """Whether tokens of the prompts are learned too; their first has nothing before it."""
-        return False
-
     def dropout(self) -> bool:
         """Whether the model is in training mode while it learns."""
         return True
@@ -393,7 +389,7 @@ class TrainingStage(DataStage):
         student = replace(student, layers=layers_of(context, start, student.keep, config_of(where)))
         model = student.model
         check_vocabulary(model, tokenizer, work.name)
-        store = training_rows(work, self.data, renderer, self.rows_aside(work), prompts=self.learns_prompts())
+        store = training_rows(work, self.data, renderer, self.rows_aside(work))
         check_positions(model.config, longest(store), work.name)
         objective = self.objective(context, tokenizer, store, student)
         validate = Validator.on(self.data, self.validation, renderer, work, self.beside(objective))
@@ -530,14 +526,11 @@ def choosing_seconds(outlook: Outlook, init: Init | None, full: Prospect, rows: 
     return None if probe is None else (takes.passes + 1) * probe.scored_seconds(asked * rows.tokens, asked * rows.response)
 
 
-def training_rows(
-    work: Work, source: Source, renderer: Renderer, aside: Mapping[int, str], *, prompts: bool = False
-) -> TokenStore:
+def training_rows(work: Work, source: Source, renderer: Renderer, aside: Mapping[int, str]) -> TokenStore:
     """The training split as tokens.
 
     Args:
         aside: numbers of rows that must not enter, and why.
-        prompts: all of a row behind its first token counts as its response.
 
     Raises:
         UserError: no row is left; says why.
@@ -546,8 +539,6 @@ def training_rows(
     rows = work.watched(source.examples("train", counts.dropped), "rows read")
     noted = Noted()
     pairs = weighted_pairs(noted(rows), renderer, counts, aside)
-    if prompts:
-        pairs = ((begin[:1], begin[1:] + answer, weight, number) for begin, answer, weight, number in pairs)
     store = tokenised(work.folder / "tokens", pairs, counts, f"{work.name}: training rows of {source.kind}")
     if ranks.first():
         noted.save(work.folder)
