@@ -30,6 +30,7 @@ PACKAGE = "xllamacpp"
 THREADS = max(1, (os.cpu_count() or 2) - 1)  # what a user's own machine can spare
 OLDEST = (2026, 10)  # the first release of the package that was tried
 INSTALL = "pip install 'potstill[device]'"
+AHEAD = 3  # tokens of a draft, llama.cpp's own choice
 Kv = Literal["f16", "f32"]
 
 
@@ -47,6 +48,7 @@ class Opening:
         kv: type of the cache of keys and values. f32, without flash attention, is the exact one.
         parallel: requests that are computed at once; `context` is divided among them.
         draft: a smaller model of the same tokenizer, for speculative decoding; "": none.
+        ahead: tokens that it writes before the model looks.
         host: where the server listens.
         port: of the server; 0: any that is free.
         alias: the model's name in the server's answers; "": the file's.
@@ -59,6 +61,7 @@ class Opening:
     kv: Kv = "f32"
     parallel: int = 1
     draft: str = ""
+    ahead: int = AHEAD
     host: str = "127.0.0.1"
     port: int = 0
     alias: str = ""
@@ -231,6 +234,7 @@ def served(
     kv: Kv = "f16",
     parallel: int = 1,
     draft: Path | None = None,
+    ahead: int = AHEAD,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
@@ -244,7 +248,7 @@ def served(
         Refused: llama.cpp could not open the file, or the port is taken.
     """
     drafting = str(draft) if draft is not None else ""
-    opening = Opening(context, threads, kv, parallel, drafting, host, port, alias, tuple(keys), warmup)
+    opening = Opening(context, threads, kv, parallel, drafting, ahead, host, port, alias, tuple(keys), warmup)
     with _process(file, opening, None) as (process, said):
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -321,7 +325,7 @@ def _server(file: str, opening: Opening) -> Any:
         params.model_alias = {opening.alias}
     if opening.draft:
         drafter = params.speculative.draft
-        drafter.mparams.path, drafter.n_gpu_layers = opening.draft, 0
+        drafter.mparams.path, drafter.n_gpu_layers, drafter.n_max = opening.draft, 0, opening.ahead
         drafter.cpuparams.n_threads = drafter.cpuparams_batch.n_threads = opening.threads
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     return xllamacpp.Server(params)
