@@ -8,7 +8,6 @@ from pathlib import Path
 from secrets import randbits, token_urlsafe
 from typing import Any
 
-from potstill.core.artifact import MANIFEST, Artifact
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
 from potstill.data.prompts import Prompts, Renderer
@@ -19,7 +18,7 @@ from potstill.edges.models import config_of, load_model, load_tokenizer, positio
 from potstill.edges.sampling import hidden_tokens, stream
 from potstill.run.models import pick, talks_in_turns
 from potstill.stages.lineage import as_chosen
-from potstill.stages.verified import damage
+from potstill.stages.verified import check_whole, written_as
 
 CONTEXT = 4096  # tokens, of a file
 LEAVE = ("quit", "exit", ":q", "quit()", "exit()", "/quit", "/exit", "/bye")  # as other programs are left
@@ -101,27 +100,13 @@ def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperat
     return _Voice(title, renderer, limit, in_turns, speak)
 
 
-def _check_whole(file: Path) -> None:
-    """Refuse a file that is not as its export wrote it, where the manifest lies beside it.
-
-    Raises:
-        UserError: says in what it differs.
-    """
-    if not (file.parent / MANIFEST).is_file():
-        return
-    listed = Artifact.load(file.parent).summary.get("files", {})
-    broken = damage(file.parent, {file.name: listed[file.name]}) if file.name in listed else {}
-    if broken:
-        raise UserError(f"{file} {broken[file.name]}; export the model again")
-
-
 @contextmanager
 def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
     """A GGUF file with its own chat template, by llama.cpp where that is here."""
     file = Path(target).expanduser()
     if not file.is_file():
         raise UserError(f"{target}: no such file; give a RUN[:MODEL] or the path of a .gguf file")
-    _check_whole(file)
+    check_whole(file)
     where = f"path:{file}"
     problem = runtime_problem()
     if problem is not None:
@@ -133,7 +118,10 @@ def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
     hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
     with ExitStack() as held:
         try:
-            server = held.enter_context(served(file, context=limit, threads=THREADS, keys=[key := token_urlsafe(24)]))
+            keys = [key := token_urlsafe(24)]
+            server = held.enter_context(
+                served(file, context=limit, threads=THREADS, keys=keys, doubted=written_as(file) is None)
+            )
         except Refused as error:
             raise UserError(f"{file}: llama.cpp does not take it ({error}); export or download it again") from error
 

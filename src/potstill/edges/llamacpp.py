@@ -54,6 +54,7 @@ class Opening:
         alias: the model's name in the server's answers; "": the file's.
         keys: what a request must carry one of; none: anybody may ask.
         warmup: compute once before the first request.
+        doubted: look for weights that are not finite, which takes about as long as hashing; of a file whose hash nobody knows.
     """
 
     context: int = 0
@@ -67,6 +68,7 @@ class Opening:
     alias: str = ""
     keys: tuple[str, ...] = ()
     warmup: bool = False
+    doubted: bool = False
 
 
 EXACT = Opening()
@@ -241,6 +243,7 @@ def served(
     alias: str = "",
     keys: Sequence[str] = (),
     warmup: bool = True,
+    doubted: bool = False,
 ) -> Iterator[Served]:
     """llama.cpp's server for a file, while inside; arguments as in `Opening`.
 
@@ -248,7 +251,7 @@ def served(
         Refused: llama.cpp could not open the file, or the port is taken.
     """
     drafting = str(draft) if draft is not None else ""
-    opening = Opening(context, threads, kv, parallel, drafting, ahead, host, port, alias, tuple(keys), warmup)
+    opening = Opening(context, threads, kv, parallel, drafting, ahead, host, port, alias, tuple(keys), warmup, doubted)
     with _process(file, opening, None) as (process, said):
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -318,6 +321,7 @@ def _server(file: str, opening: Opening) -> Any:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = opening.threads
     params.warmup, params.fit_params, params.n_gpu_layers, params.verbosity = opening.warmup, False, 0, 3
+    params.check_tensors = opening.doubted
     params.hostnames, params.port, params.api_keys = [opening.host], opening.port, list(opening.keys)
     params.ui, params.endpoint_slots = False, False
     params.cache_ram_mib = 0  # else it keeps earlier prompts in up to 8 GiB, which looks like a leak

@@ -25,6 +25,7 @@ class LlamaCppEngine:
         positions: tokens of a prompt and its answer together.
         threads: of computing.
         draft: a file of a smaller model with the same token ids, which writes `ahead` tokens before this one looks.
+        doubted: nobody knows the hash of a file, see `Opening`.
 
     Raises:
         UserError: llama.cpp does not take the file.
@@ -43,6 +44,7 @@ class LlamaCppEngine:
         threads: int,
         draft: Path | None = None,
         ahead: int = AHEAD,
+        doubted: bool = False,
     ) -> None:
         self.file, self.most, self.positions = file, most, positions
         self._tokenizer, self._hidden = tokenizer, hidden
@@ -63,6 +65,7 @@ class LlamaCppEngine:
                     draft=draft,
                     ahead=ahead,
                     keys=[self._key],
+                    doubted=doubted,
                 )
             )
         except Refused as error:

@@ -14,7 +14,7 @@ from potstill.data.prompts import Prompts
 from potstill.run.folder import artifacts_of, find_run, whole
 from potstill.run.models import pick
 from potstill.stages.lineage import as_chosen
-from potstill.stages.verified import VERIFIED
+from potstill.stages.verified import VERIFIED, check_whole, written_as
 
 GGUF = ".gguf"
 FILE_ORDER = ("q4_0", "f16", "bf16", "q8_0", "f32")  # which of a model's own files is served
@@ -47,6 +47,10 @@ class Offer:
     parameters: int | None = None
     artifact: Artifact | None = None
     exported: Artifact | None = None
+
+    def doubted(self) -> bool:
+        """Whether nothing says what the bytes of its file should be."""
+        return self.file is not None and self.exported is None and written_as(self.file) is None
 
 
 def offers_of(target: str) -> list[Offer]:
@@ -129,6 +133,8 @@ def checked(offer: Offer, *, file: bool) -> Offer:
             whole(artifact.folder.parent.parent, artifact)
     if offer.artifact is None and offer.where.startswith("path:") and not Path(offer.where.removeprefix("path:")).exists():
         raise UserError(f"{offer.where.removeprefix('path:')}: no such file or folder")
+    if offer.artifact is None and offer.file is not None:
+        check_whole(offer.file)
     return offer
 
 

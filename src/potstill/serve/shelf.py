@@ -319,9 +319,10 @@ def open_offer(offer: Offer, opening: Opening, drafter: Drafter | None = None) -
     own = deepcopy(tokenizer)  # spells answers in other threads
     most, positions = opening.streams, need.positions
     if file is not None:
+        doubted = offer.doubted() or (drafter is not None and drafter.offer.doubted())
         drafting = {"draft": drafter.file, "ahead": drafter.ahead} if drafter is not None else {}
         engine: Engine = LlamaCppEngine(
-            file, own, hidden=hidden, most=most, positions=positions, threads=opening.threads, **drafting
+            file, own, hidden=hidden, most=most, positions=positions, threads=opening.threads, doubted=doubted, **drafting
         )
         return Opened(offer, tokenizer, renderer, engine, file.stat().st_size, drafter)
     model = load_model(offer.where)

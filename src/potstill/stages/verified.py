@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from potstill.core.artifact import Artifact, file_hash
+from potstill.core.artifact import MANIFEST, Artifact, file_hash
 from potstill.core.errors import UserError
 from potstill.core.types import Example
 from potstill.data.prompts import Prompts, Renderer
@@ -266,6 +266,25 @@ def damage(folder: Path, listed: Mapping[str, Sequence[Any]]) -> dict[str, str]:
         elif file_hash(path) != digest:
             found[name] = "has the right size and another content: a bit flipped, or it was changed"
     return found
+
+
+def written_as(file: Path) -> Sequence[Any] | None:
+    """A file's size and hash as its export wrote them; None where no manifest beside it says so."""
+    if not (file.parent / MANIFEST).is_file():
+        return None
+    return Artifact.load(file.parent).summary.get("files", {}).get(file.name)
+
+
+def check_whole(file: Path) -> None:
+    """Refuse a file that is not as its export wrote it, where the manifest lies beside it.
+
+    Raises:
+        UserError: says in what it differs.
+    """
+    listed = written_as(file)
+    broken = damage(file.parent, {file.name: listed}) if listed is not None else {}
+    if broken:
+        raise UserError(f"{file} {broken[file.name]}; export the model again")
 
 
 def exported_in(folder: Path) -> list[str]:
