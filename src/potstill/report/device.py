@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.core.numbers import MISSING, decimals, number
+from potstill.report import drafted
 from potstill.study.records import Study
 
 
@@ -12,7 +13,8 @@ def on_device(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
     rows = {row.model: row for row in study.rows}
     files = [one for one in measured.get("files", ()) if one["model"] in rows]
     named = [{"name": rows[one["model"]].name, "role": rows[one["model"]].role, **one} for one in files]
-    return {**measured, "files": named} if named else {}
+    drafts = drafted.named(measured.get("drafts", ()), {model: row.name for model, row in rows.items()})
+    return {**measured, "files": named, "drafts": drafts} if named else {}
 
 
 def lines(found: Mapping[str, Any], values: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
+from potstill.report import drafted
 from potstill.report.device import lines
 from potstill.report.html import BADGES, visible
 
@@ -157,6 +158,26 @@ def _print_device(report: Report, console: "Console") -> None:
         cells = [size(line["file_bytes"]), size(line["resident_bytes"]), f"{line['threads']}", f"{line['context']}"]
         cells += [line["first"], line["rate"]]
         table.add_row(_text(console, f"{line['name']} {line['type']}"), *(_text(console, cell) for cell in cells))
+    console.print()
+    console.print(table)
+    _print_drafts(report, console)
+
+
+def _print_drafts(report: Report, console: "Console") -> None:
+    """Exported files with a smaller model as draft model."""
+    from rich.table import Table
+
+    found = drafted.lines(report["device"])
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 0, 0, _GAP), header_style="bold", pad_edge=False)
+    table.add_column("With a draft model", overflow="fold")
+    for head in ("threads", "alone, tokens/s", "with it", "speed-up", "accepted"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in found:
+        cells = [f"{line['threads']}", line["alone"], line["drafted"], line["speed_up"], line["acceptance"]]
+        pair = f"{line['name']} {line['type']} by {line['draft_name']} {line['draft_type']}"
+        table.add_row(_text(console, pair), *(_text(console, cell) for cell in cells))
     console.print()
     console.print(table)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -14,8 +15,9 @@ from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
-from potstill.edges.models import positions_of
+from potstill.edges.models import config_of, positions_of
 from potstill.stages.base import Context, Stage
+from potstill.stages.drafted import PROMPTS, Draft, Exported, together
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ExportRef
 from potstill.stages.verified import type_of
@@ -52,6 +54,9 @@ class Device(Stage, kind="device"):
     )
     new_tokens: int = Field(default=64, ge=2, description="tokens of an answer")
     repeats: int = Field(default=3, ge=1, description="how often each file is opened and asked; the median counts")
+    drafts: tuple[Draft, ...] = Field(
+        default=(), description="exports whose files are also measured with those of a smaller model as draft model"
+    )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         if (trouble := runtime_problem()) is not None:
@@ -61,39 +66,42 @@ class Device(Stage, kind="device"):
                 yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
         for place, ref in enumerate(self.exports):
             export = outlook.stages.get(ref.target) if ref.scheme == "stage" else None
-            yield from self._too_long(outlook, export)
+            yield from self._too_long(outlook, ref, export)
             holds = [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=0)]
             if holds and not any(name.endswith(".gguf") for name in holds):
                 yield Problem(f"exports[{place}]", f"{ref} writes no GGUF file; add 'gguf' to its formats", str(ref))
 
-    def _too_long(self, outlook: Outlook, export: Any) -> Iterator[Problem]:
-        """A prompt and its answer that a model has no positions for: llama.cpp would refuse it after all training."""
-        if export is None:
-            return
+        for place, pair in enumerate(self.drafts):
+            if apart := pair.problem(outlook):
+                yield Problem(f"drafts[{place}]", apart, str(pair.draft))
+
+    def _too_long(self, outlook: Outlook, ref: ExportRef, export: Any) -> Iterator[Problem]:
+        """A prompt and its answer that a model has no positions for: they would be refused after all training."""
         try:
-            found = outlook.model(export.model)
+            limit, model = _positions(outlook, ref, export)
         except (UserError, AttributeError):  # said at its own stage
             return
-        limit = positions_of(found.config) if found is not None else None
         longest = max(self.contexts, default=0) + self.new_tokens + _SPARE
         if limit is not None and longest > limit:
             room = limit - self.new_tokens - _SPARE
             yield Problem(
                 "contexts",
                 f"a prompt of {max(self.contexts)} and {self.new_tokens} new tokens need {longest} positions, and "
-                f"{export.model} has {limit}; " + (f"use at most {room}" if room > 0 else "lower new_tokens"),
+                f"{model} has {limit}; " + (f"use at most {room}" if room > 0 else "lower new_tokens"),
                 str(list(self.contexts)),
             )
 
     def cost(self, outlook: Outlook) -> Cost:
         asked = sum(context + self.new_tokens for context in self.contexts)
-        return Cost(tokens=self.repeats * len(self.exports) * len(self.threads) * asked, memory_bytes=round(resting_memory()))
+        asked = len(self.exports) * asked + 2 * len(self.drafts) * PROMPTS * 2 * self.new_tokens  # prompts about as long
+        return Cost(tokens=self.repeats * len(self.threads) * asked, memory_bytes=round(resting_memory()))
 
     def closing(self, summary: dict[str, Any]) -> str:
         return "; ".join(in_words(one) for one in summary["files"])
 
     def run(self, context: Context) -> dict[str, Any]:
         work, files = context.work, self._files(context)
+        pairs = list(together(self.drafts, lambda ref: _exported(context, ref), self.threads, self.new_tokens))
         prompts = {file: _prompts(file, self.contexts) for file in files}
         found = {file: _Measured() for file in files}
         turns = [(turn, threads, file) for turn in range(self.repeats) for threads in self.threads for file in files]
@@ -101,25 +109,23 @@ class Device(Stage, kind="device"):
             work.progress.update(done, len(turns), "opening", file=file.path.name, threads=str(threads))
             self._measure(file, threads, prompts[file], found[file])
         work.progress.update(len(turns), len(turns), "opening")
+        for done, (_, pair) in enumerate(product(range(self.repeats), pairs)):
+            work.progress.update(done, self.repeats * len(pairs), "draft", file=pair.file.path.name, draft=pair.draft.path.name)
+            pair.measure()
         made = {
             "runtime": f"xllamacpp {runtime_version()}",
             "machine": machine_facts()["machine"] | {"processor": processor()},
             "new_tokens": self.new_tokens,
             "repeats": self.repeats,
             "files": [found[file].figures(file) for file in files],
+            "drafts": [pair.figures() for pair in pairs],
         }
         write_json(work.folder / MEASURED, made)
         return made
 
     def _files(self, context: Context) -> list[_File]:
-        files = []
-        for ref in self.exports:
-            artifact = context.artifacts(ref)[0]
-            ggufs = [name for name in artifact.summary["files"] if name.endswith(".gguf")]
-            if not ggufs:
-                raise UserError(f"{context.work.name}: {ref} holds no GGUF file; add 'gguf' to its formats")
-            files += [_File(str(artifact.stage["model"]), str(ref), artifact.folder / name) for name in ggufs]
-        return files
+        exported = [one for ref in self.exports for one in _exported(context, ref)]
+        return [_File(one.model, one.ref, one.path) for one in exported]
 
     def _measure(self, file: _File, threads: int, prompts: Sequence[list[int]], found: "_Measured") -> None:
         """One opening of one file."""
@@ -165,6 +171,28 @@ class _Measured:
             },
             "all_resident_bytes": {str(threads): each for threads, each in self.resident.items()},
         }
+
+
+def _positions(outlook: Outlook, ref: ExportRef, export: Any) -> tuple[int | None, str]:
+    """Positions of an export's model, and its name; None where they are not known.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if ref.scheme == "stage":
+        found = outlook.model(export.model)
+        return (positions_of(found.config) if found is not None else None), str(export.model)
+    files = sorted(Path(ref.target).expanduser().glob("*.gguf"))
+    limits = [limit for file in files if (limit := positions_of(config_of(f"path:{file}"))) is not None]
+    return min(limits, default=None), str(ref)
+
+
+def _exported(context: Context, ref: ExportRef) -> list[Exported]:
+    artifact = context.artifacts(ref)[0]
+    ggufs = [name for name in artifact.summary["files"] if name.endswith(".gguf")]
+    if not ggufs:
+        raise UserError(f"{context.work.name}: {ref} holds no GGUF file; add 'gguf' to its formats")
+    return [Exported(str(ref), artifact, artifact.folder / name) for name in ggufs]
 
 
 def _prompts(file: _File, contexts: Sequence[int]) -> list[list[int]]:
