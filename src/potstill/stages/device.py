@@ -40,8 +40,9 @@ class Device(Stage, kind="device"):
 
     Each file is opened in a process of its own, all files in turn before any is opened again (A B A B), so that what else the
     machine does meets all of them. Latency: seconds to the first token and tokens per second after it, for each number of
-    threads and length of the prompt, by the clock of who asks. Memory: what the process holds beyond the library itself, and
-    the file; of several numbers of threads the largest. The median of `repeats` is shown, all of them are kept.
+    threads and length of the prompt, by the clock of who asks, and never faster than by llama.cpp's own. Memory: what the
+    process holds beyond the library itself, and the file; of several numbers of threads the largest. The median of `repeats` is
+    shown, all of them are kept.
     """
 
     makes: ClassVar[Makes] = "measurement"
