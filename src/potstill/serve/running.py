@@ -139,12 +139,12 @@ def _told(address: Address, listening: socket.socket, opened: Opened, state: Sta
     port = listening.getsockname()[1]
     host = f"[{address.host}]" if ":" in address.host else address.host
     engine = opened.engine
+    drafter = opened.drafter
+    ahead = f", {drafter.offer.id} {drafter.ahead} tokens ahead" if drafter is not None else ""
     yield (
-        f"serving {opened.offer.id} by {engine.runtime}: {engine.positions:,} tokens of context, "
+        f"serving {opened.offer.id} by {engine.runtime}{ahead}: {engine.positions:,} tokens of context, "
         f"{engine.most} answers at once, {state.limits.queue} may wait"
     )
-    if opened.drafter is not None:
-        yield f"{opened.drafter.offer.id} writes {opened.drafter.ahead} tokens ahead of it"
     others = len(state.shelf.offers) - 1
     yield f"OpenAI's API  http://{host}:{port}/v1" + (f"  ({others} more models open when they are asked)" if others else "")
     yield f"playground    http://{host}:{port}/"
