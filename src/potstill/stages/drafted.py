@@ -35,6 +35,8 @@ class Draft(Settings):
 
     def problem(self, outlook: Outlook) -> str:
         """Why the two cannot go together, as far as it is known before anything runs; "" where nothing is."""
+        if self.export.scheme == self.draft.scheme == "path":
+            return _apart(Path(self.export.target).expanduser(), Path(self.draft.target).expanduser())
         exports = [outlook.stages.get(ref.target) if ref.scheme == "stage" else None for ref in (self.export, self.draft)]
         try:
             models = [export.model for export in exports if export is not None and hasattr(export, "model")]
@@ -47,6 +49,18 @@ class Draft(Settings):
         ours, theirs = tokenizers
         apart = other_tokens(ours, theirs, str(self.export), str(self.draft))
         return f"{apart}; a draft model needs the tokenizer of the model that it drafts for" if apart else ""
+
+
+def _apart(export: Path, draft: Path) -> str:
+    """Why the first file of one folder cannot go with the first of another; "" where it can, or there is none."""
+    files = [next(iter(sorted(folder.glob("*.gguf"))), None) for folder in (export, draft)]
+    if files[0] is None or files[1] is None:
+        return ""
+    try:
+        check_draft(files[0], files[1])
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @dataclass(frozen=True)
