@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--draft", metavar="FILE", help="a smaller model that writes ahead of it")
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--json", action="store_true", help="the last line is one JSON object")
@@ -136,6 +137,7 @@ def main() -> None:
     asked = parser.parse_args()
     seconds = asked.seconds or (60.0 if asked.minute else 10.0)
     words = [sys.executable, "-m", "potstill", "serve", asked.target, "--port", "0", "--engine", asked.engine]
+    words += ["--draft", asked.draft] if asked.draft else []
     words += ["--streams", str(asked.streams), "--queue", str(asked.clients + 8), "--context", str(asked.context)]
     words += ["--max-tokens", str(asked.max_tokens)]
     server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})

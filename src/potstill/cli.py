@@ -404,6 +404,8 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
     show_default=True,
     help="auto: llama.cpp where it is installed and the run exported a file of the model.",
 )
+@click.option("--draft", metavar="RUN:MODEL | FILE.gguf", help="A smaller model that writes ahead of it, by llama.cpp.")
+@click.option("--draft-tokens", type=click.IntRange(1, 64), default=3, show_default=True, help="How many tokens ahead.")
 @click.option("--context", type=click.IntRange(16), default=2048, show_default=True, help="Tokens of a prompt and its answer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer, in tokens.")
 @click.option("--streams", type=click.IntRange(1, 256), default=4, show_default=True, help="Answers written at once.")
@@ -420,6 +422,8 @@ def serve(
     allow_host: tuple[str, ...],
     models: str | None,
     engine: Literal["auto", "llama.cpp", "torch"],
+    draft: str | None,
+    draft_tokens: int,
     context: int,
     max_tokens: int,
     streams: int,
@@ -446,7 +450,8 @@ def serve(
         compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
         limits = Limits(max_tokens, max_body, queue)
         address = Address(host, port, allow_host)
-        serve_until_stopped(target, address, opening, limits, key=key, models=compared, say=click.echo)
+        drafting = {"draft": draft, "ahead": draft_tokens} if draft else {}
+        serve_until_stopped(target, address, opening, limits, key=key, models=compared, say=click.echo, **drafting)
 
 
 @main.command()

@@ -66,6 +66,9 @@ def test_a_port_in_use_is_said_before_the_model_is_read(finished):
         (["RUN", "--host", "no-such-host.invalid"], "no such address"),
         (["RUN", "--key-env", "POTSTILL_NO_SUCH_KEY"], "a key has at least 8"),
         (["RUN", "--key-file", "missing"], "cannot be read"),
+        (["RUN", "--draft", "nothing.gguf"], "no such file"),
+        (["RUN", "--draft", "RUN:nothing"], "no model 'nothing'"),
+        (["RUN", "--draft", "RUN", "--engine", "torch"], "leave --engine torch out"),
     ],
 )
 def test_what_cannot_be_served_is_one_clear_error(finished, words, said):

@@ -97,6 +97,25 @@ def test_a_file_that_is_cut_short_is_one_clear_error(filed, tmp_path):
         open_offer(replace(filed[0], file=cut), Opening("llama.cpp", context=256, threads=1))
 
 
+def test_a_file_that_is_removed_while_it_is_served_answers_on_and_another_is_refused(filed, tmp_path):
+    from dataclasses import replace
+
+    first, other = (replace(filed[0], id=name, file=tmp_path / f"{name}.gguf") for name in ("first", "other"))
+    for one in (first, other):
+        one.file.write_bytes(filed[0].file.read_bytes())
+    with serving([first, other], opening=Opening("llama.cpp", context=256, streams=1, threads=1)) as site:
+        wanted = site.post(CHAT, {**ASKED, "model": "first"})[1]
+        for one in (first, other):
+            one.file.unlink()
+        status, raw, _ = site.post(CHAT, {**ASKED, "model": "first"})
+        assert status == 200
+        assert json.loads(raw)["choices"] == json.loads(wanted)["choices"]
+        status, raw, _ = site.post(CHAT, {**ASKED, "model": "other"})
+        assert (status, json.loads(raw)["error"]["code"]) == (503, "model_unavailable")
+        assert "other cannot be opened" in json.loads(raw)["error"]["message"]
+        assert site.health()[0] == 200
+
+
 def test_llamacpp_is_asked_for_and_there_is_no_file(filed):
     with pytest.raises(UserError, match=r"no \.gguf file of teacher; add a stage of kind 'export'"):
         Opening("llama.cpp").file_of(filed[1])

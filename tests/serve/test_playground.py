@@ -16,7 +16,7 @@ MARKUP = "<img src=x onerror='window.hurt=1'><script>window.hurt=2</script> </sp
 class Parrot:
     """An engine that always says the same."""
 
-    runtime, most, positions = "parrot", 4, 1000
+    runtime, most, positions, drafts = "parrot", 4, 1000, None
 
     def begin(self, prompt, wish, say):
         for n, word in enumerate(MARKUP.split(" "), 1):

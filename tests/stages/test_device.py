@@ -65,6 +65,7 @@ def table(root: Path, **device: Any) -> dict[str, Any]:
                 "contexts": [8, 40],
                 "new_tokens": 6,
                 "repeats": 2,
+                "drafts": [{"export": "stage:wide", "draft": "stage:narrow", "ahead": 2}],
                 **device,
             },
             {"name": "report", "kind": "report", "study": "stage:study", "device": "stage:device"},
@@ -87,6 +88,7 @@ def test_every_file_is_measured_and_shown_beside_its_models_quality(root: Path, 
         assert one["memory"]["file_bytes"] == path.stat().st_size
         assert one["memory"]["resident_bytes"] > 0
     assert made["machine"]["processor"]
+    _check_drafts(made["drafts"])
     report = json.loads((done["report"].folder / "report.json").read_text())
     assert [(one["name"], one["role"], one["type"]) for one in report["device"]["files"]] == [
         ("Base", "teacher", "f16"),
@@ -103,9 +105,28 @@ def test_every_file_is_measured_and_shown_beside_its_models_quality(root: Path, 
     told = console.export_text()
     assert "On the device" in told
     assert "Base q8_0" in told
+    assert "With a draft model" in told
+    assert [(one["name"], one["draft_name"]) for one in report["device"]["drafts"]] == 2 * [("Base", HOSTILE)]
+    assert page.count('<th class="n">Ahead</th>') == 1
     report["device"] = {}
     assert on_device(report) == ""
     assert "On the device" not in render_html(report)
+
+
+def _check_drafts(found: list[dict[str, Any]]) -> None:
+    """Every file of the one export with the file of the other, in turn."""
+    assert [(one["file"], one["draft_file"], one["threads"]) for one in found] == [
+        ("model-f16.gguf", "model-q4_0.gguf", 1),
+        ("model-q8_0.gguf", "model-q4_0.gguf", 1),
+    ]
+    for one in found:
+        alone, drafted, ratios = (one[f"all_{what}"] for what in ("alone_tokens_per_s", "tokens_per_s", "speed_ups"))
+        assert ratios == [b / a for a, b in zip(alone, drafted, strict=True)]
+        assert len(ratios) == 2
+        assert one["speed_up"] == sum(ratios) / 2
+        assert 0 <= one["accepted"] <= one["drafted"] > 0
+        assert one["acceptance_percent"] == 100 * one["accepted"] / one["drafted"]
+        assert (one["prompts"], one["of"]) == (4, "4 validation rows of four")
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_runs(
@@ -113,6 +134,10 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
 ) -> None:
     wrong = table(root, threads=[0])
     wrong["stage"][2]["formats"] = ["safetensors"]
+    tokenizer = chat_tokenizer(330)
+    save_model(tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id), tokenizer, root / "stranger")
+    wrong["stage"].insert(4, {"name": "strange", "kind": "export", "model": f"path:{root / 'stranger'}", "formats": ["gguf"]})
+    wrong["stage"][5]["drafts"] = [{"export": "stage:narrow", "draft": "stage:strange"}]
     monkeypatch.setattr(llamacpp, "PACKAGE", "no_such_runtime")
     with pytest.raises(UserError) as error:
         run_recipe(parse_recipe(wrong), tmp_path / "run")
@@ -120,6 +145,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert "measures in llama.cpp, and llama.cpp is not here; pip install 'potstill[device]'" in told
     assert "device.threads = [0]" in told
     assert "stage:wide writes no GGUF file and no page; add 'gguf' to its formats" in told
+    assert "device.drafts[0]" in told
+    assert "different tokenizers" in told
+    assert "a draft model needs the tokenizer of the model that it drafts for" in told
     assert not list((tmp_path / "run" / "artifacts").iterdir())
 
 
@@ -130,7 +158,7 @@ def without_browser(root: Path) -> dict[str, Any]:
         wllama = str(_wllama._packed())
     except UserError as error:
         pytest.skip(f"no wllama here: {error}")
-    made = table(root, exports=["stage:narrow"], repeats=1)
+    made = table(root, exports=["stage:narrow"], repeats=1, drafts=[])
     made["stage"] = [stage for stage in made["stage"] if stage["name"] != "wide"]
     made["stage"][2]["formats"] = [{"kind": "web", "wllama": wllama}]
     made["stage"][-1]["exports"] = ["stage:narrow"]

@@ -18,7 +18,7 @@ from potstill.edges.models import config_of, load_model, load_tokenizer, positio
 from potstill.edges.sampling import hidden_tokens, stream
 from potstill.run.models import pick, talks_in_turns
 from potstill.stages.lineage import as_chosen
-from potstill.stages.verified import refuse_changed
+from potstill.stages.verified import refuse_changed, written_as
 
 CONTEXT = 4096  # tokens, of a file
 LEAVE = ("quit", "exit", ":q", "quit()", "exit()", "/quit", "/exit", "/bye")  # as other programs are left
@@ -118,7 +118,10 @@ def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
     hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
     with ExitStack() as held:
         try:
-            server = held.enter_context(served(file, context=limit, threads=THREADS, keys=[key := token_urlsafe(24)]))
+            keys = [key := token_urlsafe(24)]
+            server = held.enter_context(
+                served(file, context=limit, threads=THREADS, keys=keys, doubted=written_as(file) is None)
+            )
         except Refused as error:
             raise UserError(f"{file}: llama.cpp does not take it ({error}); export or download it again") from error
 

@@ -30,6 +30,7 @@ PACKAGE = "xllamacpp"
 THREADS = max(1, (os.cpu_count() or 2) - 1)  # what a user's own machine can spare
 OLDEST = (2026, 10)  # the first release of the package that was tried
 INSTALL = "pip install 'potstill[device]'"
+AHEAD = 3  # tokens of a draft, llama.cpp's own choice
 Kv = Literal["f16", "f32"]
 
 
@@ -47,11 +48,13 @@ class Opening:
         kv: type of the cache of keys and values. f32, without flash attention, is the exact one.
         parallel: requests that are computed at once; `context` is divided among them.
         draft: a smaller model of the same tokenizer, for speculative decoding; "": none.
+        ahead: tokens that it writes before the model looks.
         host: where the server listens.
         port: of the server; 0: any that is free.
         alias: the model's name in the server's answers; "": the file's.
         keys: what a request must carry one of; none: anybody may ask.
         warmup: compute once before the first request.
+        doubted: look for weights that are not finite, which takes about as long as hashing; of a file whose hash nobody knows.
     """
 
     context: int = 0
@@ -59,11 +62,13 @@ class Opening:
     kv: Kv = "f32"
     parallel: int = 1
     draft: str = ""
+    ahead: int = AHEAD
     host: str = "127.0.0.1"
     port: int = 0
     alias: str = ""
     keys: tuple[str, ...] = ()
     warmup: bool = False
+    doubted: bool = False
 
 
 EXACT = Opening()
@@ -152,7 +157,8 @@ def timed(server: Served, prompt: list[int], new_tokens: int) -> Timing:
     ended = time.perf_counter()
     if first is None or last.get("tokens_predicted") != new_tokens:
         raise Refused(f"it answered {last.get('tokens_predicted', 0)} of {new_tokens} tokens")
-    return Timing(first - begun, (new_tokens - 1) / (ended - first))
+    rest_s = max(ended - first, last["timings"]["predicted_ms"] / 1000)  # one who hears of the first token late sees none
+    return Timing(first - begun, (new_tokens - 1) / rest_s)
 
 
 def runtime_problem() -> str | None:
@@ -231,12 +237,14 @@ def served(
     kv: Kv = "f16",
     parallel: int = 1,
     draft: Path | None = None,
+    ahead: int = AHEAD,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
     alias: str = "",
     keys: Sequence[str] = (),
     warmup: bool = True,
+    doubted: bool = False,
 ) -> Iterator[Served]:
     """llama.cpp's server for a file, while inside; arguments as in `Opening`.
 
@@ -244,7 +252,7 @@ def served(
         Refused: llama.cpp could not open the file, or the port is taken.
     """
     drafting = str(draft) if draft is not None else ""
-    opening = Opening(context, threads, kv, parallel, drafting, host, port, alias, tuple(keys), warmup)
+    opening = Opening(context, threads, kv, parallel, drafting, ahead, host, port, alias, tuple(keys), warmup, doubted)
     with _process(file, opening, None) as (process, said):
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -314,6 +322,7 @@ def _server(file: str, opening: Opening) -> Any:
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = opening.threads
     params.warmup, params.fit_params, params.n_gpu_layers, params.verbosity = opening.warmup, False, 0, 3
+    params.check_tensors = opening.doubted
     params.hostnames, params.port, params.api_keys = [opening.host], opening.port, list(opening.keys)
     params.ui, params.endpoint_slots = False, False
     params.cache_ram_mib = 0  # else it keeps earlier prompts in up to 8 GiB, which looks like a leak
@@ -321,7 +330,7 @@ def _server(file: str, opening: Opening) -> Any:
         params.model_alias = {opening.alias}
     if opening.draft:
         drafter = params.speculative.draft
-        drafter.mparams.path, drafter.n_gpu_layers = opening.draft, 0
+        drafter.mparams.path, drafter.n_gpu_layers, drafter.n_max = opening.draft, 0, opening.ahead
         drafter.cpuparams.n_threads = drafter.cpuparams_batch.n_threads = opening.threads
         params.speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
     return xllamacpp.Server(params)

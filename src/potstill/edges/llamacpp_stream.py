@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from potstill.edges import tokens
 from potstill.edges.llamacpp import Refused
+from potstill.edges.llamacpp_drafts import NO_DRAFTS, Drafts, drafts_in
 from potstill.edges.models import Tokenizer
 
 SILENT_S = 600.0  # without a word from the server; a long prompt on a slow machine is silent too
@@ -29,8 +30,12 @@ class Wish:
     min_p: float = 0.0
     seed: int = 0
 
-    def body(self, prompt: list[int]) -> dict[str, Any]:
-        """What the server is asked."""
+    def body(self, prompt: list[int], *, drafting: bool = False) -> dict[str, Any]:
+        """What the server is asked.
+
+        Args:
+            drafting: each piece is to come with its drafts so far, because an answer may be left before its end.
+        """
         return {
             "prompt": prompt,
             "stream": True,
@@ -44,6 +49,7 @@ class Wish:
             "seed": self.seed % 2**32,
             "samplers": list(SAMPLERS),
             "repeat_penalty": 1.0,
+            "timings_per_token": drafting,
         }
 
 
@@ -57,12 +63,14 @@ class Heard:
             character of several. Not the token that ends an answer.
         count: tokens drawn so far, of an answer that a token ended with that one.
         end: "stop", which a token brought, or "length" with the last piece.
+        drafts: of a draft model so far.
     """
 
     text: str
     ids: tuple[int, ...]
     count: int = 0
     end: str = ""
+    drafts: Drafts = NO_DRAFTS
 
 
 class TokenStream:
@@ -73,6 +81,7 @@ class TokenStream:
         key: which the server asks for; "": none.
         hidden: tokens that are not shown.
         alone: held while the tokenizer is used; of streams that share one.
+        drafting: whether the server has a draft model, whose figures each piece then tells.
     """
 
     def __init__(
@@ -85,11 +94,12 @@ class TokenStream:
         key: str = "",
         hidden: frozenset[int],
         alone: "threading.Lock | None" = None,
+        drafting: bool = False,
     ) -> None:
         where = urlsplit(url)
         self._tokenizer, self._hidden, self._alone = tokenizer, hidden, alone or threading.Lock()
         self._connection = http.client.HTTPConnection(where.hostname or "127.0.0.1", where.port, timeout=SILENT_S)
-        self._body = json.dumps(wish.body(prompt))
+        self._body = json.dumps(wish.body(prompt, drafting=drafting))
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._closed = False
 
@@ -129,20 +139,21 @@ class TokenStream:
             told = json.loads(line.partition(b":")[2])
             if line.startswith(b"error:") or "error" in told:
                 raise Refused(_message(line.partition(b":")[2]))
+            drafts = drafts_in(told.get("timings", {}))
             if told.get("stop"):
                 ended = told["stop_type"] != "limit"
                 if held.ids and not ended:
                     yield held
-                yield Heard("", (), told["tokens_predicted"], "stop" if ended else "length")
+                yield Heard("", (), told["tokens_predicted"], "stop" if ended else "length", drafts)
                 return
             with self._alone:
                 text, ids = self._spelt(told["content"], told["tokens"], first=count == 0)
             count = told.get("tokens_predicted", count + max(1, len(ids)))
             if held.ids:
                 yield held
-            held = Heard("", ids if not text and ids[-1:] and ids[-1] in self._hidden else (), count)
+            held = Heard("", ids if not text and ids[-1:] and ids[-1] in self._hidden else (), count, drafts=drafts)
             if text or (ids and not held.ids):
-                yield Heard(text, ids, count)
+                yield Heard(text, ids, count, drafts=drafts)
         if not self._closed:
             raise Refused("the answer broke off")
 

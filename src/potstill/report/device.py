@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from potstill.core.numbers import MISSING, decimals, number
+from potstill.report import drafted
 from potstill.study.records import Study
 
 
@@ -18,7 +19,8 @@ def on_device(study: Study, measured: Mapping[str, Any]) -> dict[str, Any]:
         ]
         for kind in ("files", "pages")
     }
-    return {**measured, **named} if any(named.values()) else {}
+    drafts = drafted.named(measured.get("drafts", ()), {model: row.name for model, row in rows.items()})
+    return {**measured, **named, "drafts": drafts} if any(named.values()) else {}
 
 
 def lines(found: Mapping[str, Any], values: Mapping[str, str] | None = None) -> list[dict[str, Any]]:

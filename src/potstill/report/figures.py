@@ -379,21 +379,19 @@ def on_device(report: Report) -> str:
     files = [one for one in report["device"].get("files", ()) if values.get(one["name"]) is not None]
     if len(files) < 2:
         return ""
+    better = "higher is better" if primary["higher_is_better"] else "lower is better"
+    unit = f", {_short(primary['unit'])}" if primary["unit"] else ""
     panels = (
         ("memory", lambda one: one["memory"]["resident_bytes"] / 1e6, "resident memory, MB; logarithmic"),
         ("speed", _fastest, "tokens per second, fastest case; logarithmic"),
     )
     with _figure(_WIDTH, 3.3, 1, 2) as (figure, axes):
-        for axis, (what, of, label) in zip(axes, panels, strict=True):
+        for axis, (what, of, below) in zip(axes, panels, strict=True):
             places = [of(one) for one in files]
-            shifts = _above_or_below([(place, values[one["name"]]) for place, one in zip(places, files, strict=True)])
-            for one, x, shift in zip(files, places, shifts, strict=True):
+            points = [(place, values[one["name"]]) for place, one in zip(places, files, strict=True)]
+            for one, (x, y) in zip(files, points, strict=True):
                 marker = _SHAPES.get(one["type"], "D")
-                axis.plot([x], [values[one["name"]]], marker, color=colour(one["role"]), markersize=7, markeredgecolor=PAGE)
-                where = {"xytext": (0, shift), "textcoords": "offset points", "va": "center", "ha": "center"}
-                axis.annotate(
-                    _short(f"{one['name']} {one['type']}"), (x, values[one["name"]]), color=INK, fontsize=8.5, **where
-                )
+                axis.plot([x], [y], marker, color=colour(one["role"]), markersize=7, markeredgecolor=PAGE)
             axis.set_xscale("log")
             low, high = min(places), max(places)
             axis.set_xlim(low / 1.5, high * 1.5)
@@ -401,8 +399,9 @@ def on_device(report: Report) -> str:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
             axis.margins(y=0.35)
-            axis.set_xlabel(label)
-            axis.set_title(f"{_short(primary['title'])} against {what}", loc="left")
+            _label(axis, points, [_short(f"{one['name']} {one['type']}") for one in files])
+            axis.set_xlabel(below)
+            axis.set_title(f"{_short(primary['title'])}{unit} ({better}) against {what}", loc="left")
             axis.grid(axis="y")
         description = "; ".join(
             f"{one['name']} {one['type']} {size(one['memory']['resident_bytes'])}, {_fastest(one):.1f} tokens/s"
@@ -418,12 +417,38 @@ def _fastest(one: Mapping[str, Any]) -> float:
 _SHAPES = {"f32": "^", "f16": "o", "bf16": "o", "q8_0": "s", "q4_0": "v"}
 
 
-def _above_or_below(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Vertical shifts, in points, of labels over or under their points: neighbours of one height take turns."""
-    shifts = [0.0] * len(points)
-    for n, at in enumerate(sorted(range(len(points)), key=lambda at: (points[at][1], points[at][0]))):
-        shifts[at] = (11.0, -12.0, 22.0, -23.0)[n % 4]
-    return shifts
+_POINT, _LETTER, _LINE = 9.0, 4.7, 10.5  # sizes in points: of a marker; of a label's letters, about, and of its height
+_PLACES = ((0, 12), (0, -13), (9, 0), (-9, 0), (7, 11), (-7, 11), (7, -12), (-7, -12), (0, 25), (0, -26), (0, 38), (0, -39))
+
+
+def _label(axis: Any, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
+    """Name each point of an axis whose limits are set, where the name covers no other name and no point.
+
+    A name that had to go further has a line to its point.
+    """
+    places = [tuple(72 / axis.figure.dpi * pixel for pixel in axis.transData.transform(point)) for point in points]
+    taken = [(x - _POINT / 2, y - _POINT / 2, x + _POINT / 2, y + _POINT / 2) for x, y in places]
+    left, right = (72 / axis.figure.dpi * edge for edge in (axis.bbox.x0, axis.bbox.x1))
+    for at in sorted(range(len(points)), key=lambda at: places[at]):
+        boxes = [(shift, _box(places[at], shift, len(labels[at]) * _LETTER)) for shift in _PLACES]
+        inside = [(shift, box) for shift, box in boxes if left <= box[0] and box[2] <= right] or boxes
+        free = [(shift, box) for shift, box in inside if not any(_overlap(box, other) for other in taken)]
+        (dx, dy), box = (free or inside)[0]
+        taken.append(box)
+        side = "left" if dx > 0 else "right" if dx < 0 else "center"
+        line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0.0, "shrinkB": 4.0} if abs(dy) > 13 else None
+        where = {"xytext": (dx, dy), "textcoords": "offset points", "va": "center", "ha": side}
+        axis.annotate(labels[at], points[at], color=INK, fontsize=8.5, arrowprops=line, **where)
+
+
+def _box(point: Sequence[float], shift: tuple[int, int], width: float) -> tuple[float, float, float, float]:
+    """Left, bottom, right and top of a label that is so far from its point."""
+    x, y = point[0] + shift[0] - (width / 2 if shift[0] == 0 else width if shift[0] < 0 else 0.0), point[1] + shift[1]
+    return x, y - _LINE / 2, x + width, y + _LINE / 2
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def layer_errors(quantized: Mapping[str, Any], ident: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from potstill.core.numbers import MISSING, count, decimals, duration, estimate, interval, number, scientific, size
-from potstill.report import device, figures
+from potstill.report import device, drafted, figures
 from potstill.study.budget import VALIDATED
 
 SHORT_TEXT = 240  # characters of an answer shown before "more"
@@ -79,6 +79,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         ],
         size_quality=Markup(figures.size_quality(report)),
         on_device=Markup(figures.on_device(report)),
+        draft_lines=drafted.lines(report["device"]),
         device_lines=device.lines(report["device"], device.qualities(report)),
         page_lines=device.page_lines(report["device"], device.qualities(report)),
         answering=[row for row in report["rows"] if row["role"] != "rtn" and _answers(report, row)],

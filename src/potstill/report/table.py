@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from potstill.core.numbers import MISSING, count, decimals, interval, number, size
+from potstill.report import drafted
 from potstill.report.device import lines, page_lines
 from potstill.report.html import BADGES, visible
 
@@ -165,6 +166,26 @@ def _print_device(report: Report, console: "Console") -> None:
         told = f"not measured: {line['why']}" if line["why"] else f"{line['rate']} tokens/s, one thread of {line['browser']}"
         where = f"{line['name']} {line['type']} in a browser: {size(line['folder_bytes'])}, {told}"
         console.print(_text(console, where))
+    _print_drafts(report, console)
+
+
+def _print_drafts(report: Report, console: "Console") -> None:
+    """Exported files with a smaller model as draft model."""
+    from rich.table import Table
+
+    found = drafted.lines(report["device"])
+    if not found:
+        return
+    table = Table(box=None, padding=(0, 0, 0, _GAP), header_style="bold", pad_edge=False)
+    table.add_column("With a draft model", overflow="fold")
+    for head in ("threads", "alone, tokens/s", "with it", "speed-up", "accepted"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for line in found:
+        cells = [f"{line['threads']}", line["alone"], line["drafted"], line["speed_up"], line["acceptance"]]
+        pair = f"{line['name']} {line['type']} by {line['draft_name']} {line['draft_type']}"
+        table.add_row(_text(console, pair), *(_text(console, cell) for cell in cells))
+    console.print()
+    console.print(table)
 
 
 def _print_words(report: Report, console: "Console", width: int) -> None:

@@ -94,6 +94,7 @@ def application(state: State, *, key: str = "", names: Sequence[str] = ()) -> Gu
             "running": state.admission().running,
             "waiting": state.admission().waiting,
             "unavailable": trouble,
+            **_drafting(state),
         }
         return JSONResponse(body, 200 if status == "ok" else 503)
 
@@ -132,6 +133,17 @@ def application(state: State, *, key: str = "", names: Sequence[str] = ()) -> Gu
         exception_handlers={HTTPException: wrong, Exception: failed},
     )
     return Guard(app, key=key, names=names, most_bytes=state.limits.body_bytes)
+
+
+def _drafting(state: State) -> dict[str, Any]:
+    """What the draft model of the served one did so far; empty where it has none."""
+    opened = state.shelf.open.get(state.served)
+    if opened is None or opened.drafter is None or opened.engine.drafts is None:
+        return {}
+    drafts = opened.engine.drafts
+    acceptance = round(drafts.acceptance, 1) if drafts.acceptance is not None else None
+    told = {"drafted": drafts.drafted, "accepted": drafts.accepted, "acceptance_percent": acceptance}
+    return {"draft": {"model": opened.drafter.offer.id, **told}}
 
 
 Handler = Callable[[State, bytes, "Reply"], Awaitable[None]]
@@ -271,10 +283,15 @@ async def _complete(
     prompt_of: Callable[[Opened], tuple[list[int], str]],
 ) -> None:
     """Answer in OpenAI's form, whole or streamed."""
-    async with _begun(state, asked, prompt_of, asked.most(), asked.stops()) as (_, answer):
+    async with _begun(state, asked, prompt_of, asked.most(), asked.stops()) as (opened, answer):
+
+        def used() -> dict[str, Any]:
+            drafts = answer.drafts if opened.engine.drafts is not None else None
+            return usage(len(answer.prompt), answer.count, drafts)
+
         if not asked.stream:
             text = "".join([piece.text async for piece in _pieces(answer)])
-            await reply.json(form.whole(text, answer.finish, usage(len(answer.prompt), answer.count)))
+            await reply.json(form.whole(text, answer.finish, used()))
             return
         first = form.first()
         async for piece in _pieces(answer):
@@ -286,7 +303,7 @@ async def _complete(
             await reply.event(first)
         await reply.event(form.last(answer.finish))
         if asked.wants_usage():
-            await reply.event(form.used(usage(len(answer.prompt), answer.count)))
+            await reply.event(form.used(used()))
     await reply.event("[DONE]")
     await reply.end()
 
@@ -380,6 +397,7 @@ def _figures(opened: Opened, answer: Answer) -> dict[str, Any]:
         "resident_bytes": resident(opened),
         "resident_of": "weights" if opened.engine.runtime == "torch" else "process",
         "file_bytes": opened.file_bytes,
+        "acceptance_percent": answer.drafts.acceptance,
     }
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from potstill.edges.llamacpp_drafts import NO_DRAFTS, Drafts
 from potstill.edges.llamacpp_stream import Wish
 from potstill.edges.spelling import UNFINISHED, Stops
 
@@ -17,6 +18,7 @@ class Piece:
     text: str
     ids: tuple[int, ...]
     count: int
+    drafts: Drafts = NO_DRAFTS
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,13 @@ class End:
         reason: stop, which a token brought; length; or failed.
         count: tokens drawn, that token included.
         why: of one that failed.
+        drafts: of the engine's draft model.
     """
 
     reason: str
     count: int = 0
     why: str = ""
+    drafts: Drafts = NO_DRAFTS
 
 
 Say = Callable[[Piece | End], None]
@@ -44,11 +48,13 @@ class Engine(Protocol):
         runtime: what computes, for people: "llama.cpp", "torch".
         most: answers at once.
         positions: tokens that a prompt and its answer may have together.
+        drafts: of its draft model in all answers so far; None: it has none.
     """
 
     runtime: str
     most: int
     positions: int
+    drafts: Drafts | None
 
     def begin(self, prompt: list[int], wish: Wish, say: Say) -> Callable[[], None]:
         """Begin an answer and return at once.
@@ -90,6 +96,7 @@ class Answer:
         all_known: whether these are all, and spell its text; once it has ended.
         count: tokens drawn, with the one that ended it.
         first_s: from the request to the first piece; `seconds` to the end.
+        drafts: of the engine's draft model.
     """
 
     engine: Engine
@@ -103,6 +110,7 @@ class Answer:
     count: int = 0
     first_s: float = 0.0
     seconds: float = 0.0
+    drafts: Drafts = NO_DRAFTS
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         """The answer's pieces as they come; leaving early stops the engine.
@@ -123,6 +131,7 @@ class Answer:
                 what = await heard.get()
                 self.seconds = time.perf_counter() - began
                 self.count = max(self.count, what.count)
+                self.drafts = what.drafts
                 if isinstance(what, End):
                     if what.reason == "failed":
                         raise EngineFailed(what.why)

@@ -14,7 +14,7 @@ from potstill.data.prompts import Prompts
 from potstill.run.folder import artifacts_of, find_run, whole
 from potstill.run.models import pick
 from potstill.stages.lineage import as_chosen
-from potstill.stages.verified import VERIFIED, refuse_changed
+from potstill.stages.verified import VERIFIED, refuse_changed, written_as
 
 GGUF = ".gguf"
 FILE_ORDER = ("q4_0", "f16", "bf16", "q8_0", "f32")  # which of a model's own files is served
@@ -47,6 +47,10 @@ class Offer:
     parameters: int | None = None
     artifact: Artifact | None = None
     exported: Artifact | None = None
+
+    def doubted(self) -> bool:
+        """Whether nothing says what the bytes of its file should be."""
+        return self.file is not None and self.exported is None and written_as(self.file) is None
 
 
 def offers_of(target: str) -> list[Offer]:

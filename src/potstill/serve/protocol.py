@@ -19,6 +19,7 @@ from pydantic import (
 
 from potstill.core.component import suggest
 from potstill.core.types import Example, Turn
+from potstill.edges.llamacpp_drafts import Drafts
 
 MOST_STOPS = 4
 REFUSED = {  # field: values that change nothing
@@ -257,9 +258,15 @@ def example_of(messages: list[Message]) -> Example:
     return Example(key="", instruction=last.text(), response="", history=history)
 
 
-def usage(prompt: int, completion: int) -> dict[str, int]:
-    """Tokens of a request."""
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def usage(prompt: int, completion: int, drafts: Drafts | None = None) -> dict[str, Any]:
+    """Tokens of a request; those of a draft model in OpenAI's fields for predicted outputs."""
+    found: dict[str, Any] = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    if drafts is not None:
+        found["completion_tokens_details"] = {
+            "accepted_prediction_tokens": drafts.accepted,
+            "rejected_prediction_tokens": drafts.drafted - drafts.accepted,
+        }
+    return found
 
 
 class Form:
@@ -279,7 +286,7 @@ class Form:
             "model": model,
         }
 
-    def whole(self, text: str, finish: str, used: dict[str, int]) -> dict[str, Any]:
+    def whole(self, text: str, finish: str, used: dict[str, Any]) -> dict[str, Any]:
         """An answer that is not streamed."""
         said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
         object = "chat.completion" if self.chat else "text_completion"
@@ -297,7 +304,7 @@ class Form:
         """The chunk that says why there is no more."""
         return self._chunk([self._choice({"delta": {}} if self.chat else {"text": ""}, finish)])
 
-    def used(self, used: dict[str, int]) -> dict[str, Any]:
+    def used(self, used: dict[str, Any]) -> dict[str, Any]:
         """The chunk of `include_usage`."""
         return self._chunk([]) | {"usage": used}
 

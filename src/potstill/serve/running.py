@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.edges.llamacpp import AHEAD
 from potstill.serve.app import Limits, State, application
 from potstill.serve.connections import configuration
 from potstill.serve.installed import check_installed
 from potstill.serve.offers import offers_of, picked
-from potstill.serve.shelf import Opened, Opening, Shelf, open_offer
+from potstill.serve.shelf import Opened, Opening, Shelf, drafter_of, open_offer
 
 GRACE_S = 10.0  # for answers on their way, when the server is asked to stop
 STOPPING = "the server is stopping"
@@ -101,12 +102,15 @@ def serve(
     *,
     key: str = "",
     models: Sequence[str] = (),
+    draft: str = "",
+    ahead: int = AHEAD,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve a target until SIGINT or SIGTERM, then let answers end for `GRACE_S` and cut those that do not.
 
     Args:
         models: that the playground compares at first.
+        draft: `RUN:MODEL` or `FILE.gguf` that writes `ahead` tokens before the served model looks; "": none.
         say: for the lines that tell where it is.
 
     Raises:
@@ -115,10 +119,11 @@ def serve(
     check_installed()
     offers = offers_of(target)
     chosen = picked(offers, models)
+    drafter = drafter_of(offers[0], offers_of(draft)[0], opening, ahead) if draft else None
     teacher = next((offer.id for offer in offers if offer.role == "teacher"), "")
     with address.listening() as listening:
         say(f"opening {offers[0].id}")
-        opened = open_offer(offers[0], opening)
+        opened = open_offer(offers[0], opening, drafter)
         shelf = Shelf(offers, opening, opened)
         state = State(shelf, limits, offers[0].id, chosen, teacher)
         try:
@@ -134,8 +139,10 @@ def _told(address: Address, listening: socket.socket, opened: Opened, state: Sta
     port = listening.getsockname()[1]
     host = f"[{address.host}]" if ":" in address.host else address.host
     engine = opened.engine
+    drafter = opened.drafter
+    ahead = f", {drafter.offer.id} {drafter.ahead} tokens ahead" if drafter is not None else ""
     yield (
-        f"serving {opened.offer.id} by {engine.runtime}: {engine.positions:,} tokens of context, "
+        f"serving {opened.offer.id} by {engine.runtime}{ahead}: {engine.positions:,} tokens of context, "
         f"{engine.most} answers at once, {state.limits.queue} may wait"
     )
     others = len(state.shelf.offers) - 1

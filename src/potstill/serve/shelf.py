@@ -59,6 +59,45 @@ class Opening:
         return offer.file if self.engine != "torch" and problem is None else None
 
 
+@dataclass(frozen=True)
+class Drafter:
+    """A smaller model that writes ahead of the served one.
+
+    Attributes:
+        ahead: tokens that it writes before the served one looks.
+    """
+
+    offer: Offer
+    file: Path
+    ahead: int
+
+
+def drafter_of(served: Offer, draft: Offer, opening: Opening, ahead: int) -> Drafter:
+    """The draft model of a served one, once both are known to have files whose token ids mean the same.
+
+    Raises:
+        UserError: llama.cpp is not there, one of them has no file of it, or their tokens differ.
+    """
+    from potstill.edges.llamacpp_drafts import check_draft
+
+    if opening.engine == "torch":
+        raise UserError("--draft: llama.cpp alone writes with a draft model here; leave --engine torch out")
+    if (problem := runtime_problem()) is not None:
+        raise UserError(f"--draft: {problem}")
+    for offer in (served, draft):
+        if offer.file is None:
+            raise UserError(
+                f"--draft: the run has no .gguf file of {offer.id}, and llama.cpp needs one of both models; add a stage of "
+                "kind 'export' for it (a file that failed `potstill verify` does not count), or leave --draft out"
+            )
+    assert served.file is not None
+    assert draft.file is not None
+    for offer in (served, draft):
+        checked(offer, file=True)
+    check_draft(served.file, draft.file)
+    return Drafter(draft, draft.file, ahead)
+
+
 @dataclass(eq=False)
 class Opened:
     """A model that answers.
@@ -66,6 +105,7 @@ class Opened:
     Attributes:
         tokenizer: for one thread at once, which holds `tokenizing`; the engine has a copy of its own.
         file_bytes: of its weights on disk, in the form that is served.
+        drafter: what writes ahead of it; None: nothing does.
     """
 
     offer: Offer
@@ -73,6 +113,7 @@ class Opened:
     renderer: Renderer
     engine: Engine
     file_bytes: int
+    drafter: Drafter | None = None
     used: int = 0  # requests that hold it now
     _plain: tokens.Unspellable | None = None
     _longest: int | None = None  # characters of a token
@@ -228,6 +269,14 @@ def _free(file: Path | None) -> int:
     return free_memory(torch.device("cpu") if file is not None else device())
 
 
+def _with_drafter(need: Need, drafter: Drafter, opening: Opening) -> Need:
+    """What both take together; the draft model has a cache of its own of as many tokens."""
+    own = need_of(drafter.offer, opening, drafter.file)
+    positions = min(need.positions, own.positions)  # what neither has read cannot be drafted
+    cache = (need.cache * positions) // need.positions + (own.cache * positions) // own.positions
+    return Need(need.weights + own.weights, positions, cache)
+
+
 def _check_fits(offer: Offer, opening: Opening, need: Need, free: int) -> None:
     """Refuse what cannot fit before it is loaded.
 
@@ -242,8 +291,11 @@ def _check_fits(offer: Offer, opening: Opening, need: Need, free: int) -> None:
         )
 
 
-def open_offer(offer: Offer, opening: Opening) -> Opened:
+def open_offer(offer: Offer, opening: Opening, drafter: Drafter | None = None) -> Opened:
     """Load a model and start what computes its answers.
+
+    Args:
+        drafter: what writes ahead of it, of `drafter_of`.
 
     Raises:
         UserError: its files are damaged or gone, it does not fit into memory, its template loses text, llama.cpp does not
@@ -258,6 +310,8 @@ def open_offer(offer: Offer, opening: Opening) -> Opened:
     file = opening.file_of(offer)
     checked(offer, file=file is not None)
     need = need_of(offer, opening, file)
+    if drafter is not None:
+        need = _with_drafter(need, drafter, opening)
     _check_fits(offer, opening, need, _free(file))
     tokenizer = load_tokenizer(offer.where)
     renderer = renderer_of(tokenizer, offer.prompts)
@@ -265,8 +319,12 @@ def open_offer(offer: Offer, opening: Opening) -> Opened:
     own = deepcopy(tokenizer)  # spells answers in other threads
     most, positions = opening.streams, need.positions
     if file is not None:
-        engine: Engine = LlamaCppEngine(file, own, hidden=hidden, most=most, positions=positions, threads=opening.threads)
-        return Opened(offer, tokenizer, renderer, engine, file.stat().st_size)
+        doubted = offer.doubted() or (drafter is not None and drafter.offer.doubted())
+        drafting = {"draft": drafter.file, "ahead": drafter.ahead} if drafter is not None else {}
+        engine: Engine = LlamaCppEngine(
+            file, own, hidden=hidden, most=most, positions=positions, threads=opening.threads, doubted=doubted, **drafting
+        )
+        return Opened(offer, tokenizer, renderer, engine, file.stat().st_size, drafter)
     model = load_model(offer.where)
     stops = stops_of(model, tokenizer, renderer.stop_ids)
     engine = TorchEngine(model, own, stop_ids=stops, hidden=hidden, most=most, positions=positions)

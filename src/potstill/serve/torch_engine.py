@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from potstill.core.errors import UserError
+from potstill.edges.llamacpp_drafts import Drafts
 from potstill.edges.llamacpp_stream import Wish
 from potstill.edges.models import Model, Tokenizer
 from potstill.edges.spelling import Spelling
@@ -83,6 +84,7 @@ class TorchEngine:
     """
 
     runtime = "torch"
+    drafts: Drafts | None = None
 
     def __init__(
         self, model: Model, tokenizer: Tokenizer, *, stop_ids: Sequence[int], hidden: frozenset[int], most: int, positions: int

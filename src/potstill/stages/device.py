@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -16,9 +16,10 @@ from potstill.data.tricky import CHATS
 from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, measure_page
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
-from potstill.edges.models import positions_of
+from potstill.edges.models import config_of, positions_of
 from potstill.exporters import web
 from potstill.stages.base import Context, Stage
+from potstill.stages.drafted import PROMPTS, Draft, Exported, together
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ExportRef
 from potstill.stages.runtimes import type_of
@@ -42,10 +43,10 @@ class Device(Stage, kind="device"):
 
     Each file is opened in a process of its own, all files in turn before any is opened again (A B A B), so that what else the
     machine does meets all of them. Latency: seconds to the first token and tokens per second after it, for each number of
-    threads and length of the prompt, by the clock of who asks. Memory: what the process holds beyond the library itself, and
-    the file; of several numbers of threads the largest. A web export is opened in a headless browser, each time with an empty
-    profile: seconds until the model is ready, and the same latency by the page's own clock. The median of `repeats` is shown,
-    all of them are kept.
+    threads and length of the prompt, by the clock of who asks, and never faster than by llama.cpp's own. Memory: what the
+    process holds beyond the library itself, and the file; of several numbers of threads the largest. A web export is opened in
+    a headless browser, each time with an empty profile: seconds until the model is ready, and latency by the page's own
+    clock. The median of `repeats` is shown, all of them are kept.
     """
 
     makes: ClassVar[Makes] = "measurement"
@@ -63,6 +64,9 @@ class Device(Stage, kind="device"):
         default="auto",
         description="what opens pages: a program, such as 'chromium'; auto: the first that is found; none: nothing does",
     )
+    drafts: tuple[Draft, ...] = Field(
+        default=(), description="exports whose files are also measured with those of a smaller model as draft model"
+    )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         if (trouble := runtime_problem()) is not None and not self._pages_alone(outlook):
@@ -75,12 +79,15 @@ class Device(Stage, kind="device"):
                 yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
         for place, ref in enumerate(self.exports):
             export = outlook.stages.get(ref.target) if ref.scheme == "stage" else None
-            yield from self._too_long(outlook, export)
+            yield from self._too_long(outlook, ref, export)
             holds = _held_by(export)
             if holds and not any(name.endswith(".gguf") or name == _PAGE for name in holds):
                 yield Problem(
                     f"exports[{place}]", f"{ref} writes no GGUF file and no page; add 'gguf' to its formats", str(ref)
                 )
+        for place, pair in enumerate(self.drafts):
+            if apart := pair.problem(outlook):
+                yield Problem(f"drafts[{place}]", apart, str(pair.draft))
 
     @property
     def _named(self) -> bool:
@@ -90,36 +97,35 @@ class Device(Stage, kind="device"):
     def _pages_alone(self, outlook: Outlook) -> bool:
         """Whether nothing is for llama.cpp, as far as the recipe tells."""
         held = [_held_by(outlook.stages.get(ref.target) if ref.scheme == "stage" else None) for ref in self.exports]
-        return all(names and not any(name.endswith(".gguf") for name in names) for names in held)
+        return not self.drafts and all(names and not any(name.endswith(".gguf") for name in names) for names in held)
 
-    def _too_long(self, outlook: Outlook, export: Any) -> Iterator[Problem]:
-        """A prompt and its answer that a model has no positions for: llama.cpp would refuse it after all training."""
-        if export is None:
-            return
+    def _too_long(self, outlook: Outlook, ref: ExportRef, export: Any) -> Iterator[Problem]:
+        """A prompt and its answer that a model has no positions for: they would be refused after all training."""
         try:
-            found = outlook.model(export.model)
+            limit, model = _positions(outlook, ref, export)
         except (UserError, AttributeError):  # said at its own stage
             return
-        limit = positions_of(found.config) if found is not None else None
         longest = max(self.contexts, default=0) + self.new_tokens + _SPARE
         if limit is not None and longest > limit:
             room = limit - self.new_tokens - _SPARE
             yield Problem(
                 "contexts",
                 f"a prompt of {max(self.contexts)} and {self.new_tokens} new tokens need {longest} positions, and "
-                f"{export.model} has {limit}; " + (f"use at most {room}" if room > 0 else "lower new_tokens"),
+                f"{model} has {limit}; " + (f"use at most {room}" if room > 0 else "lower new_tokens"),
                 str(list(self.contexts)),
             )
 
     def cost(self, outlook: Outlook) -> Cost:
         asked = sum(context + self.new_tokens for context in self.contexts)
-        return Cost(tokens=self.repeats * len(self.exports) * len(self.threads) * asked, memory_bytes=round(resting_memory()))
+        asked = len(self.exports) * asked + 2 * len(self.drafts) * PROMPTS * 2 * self.new_tokens  # prompts about as long
+        return Cost(tokens=self.repeats * len(self.threads) * asked, memory_bytes=round(resting_memory()))
 
     def closing(self, summary: dict[str, Any]) -> str:
         return "; ".join([*map(in_words, summary["files"]), *map(page_in_words, summary["pages"])])
 
     def run(self, context: Context) -> dict[str, Any]:
         work, (files, pages) = context.work, self._files(context)
+        pairs = list(together(self.drafts, lambda ref: _exported(context, ref), self.threads, self.new_tokens))
         prompts = {file: _prompts(file, self.contexts) for file in files}
         found = {file: _Measured() for file in files}
         timed_pages = [_TimedPage(page, self.new_tokens, self.browser) for page in pages]
@@ -133,6 +139,9 @@ class Device(Stage, kind="device"):
                 work.progress.update(next(done), total, "opening", file=f"{page.page.path.name}/")
                 page.measure(must=self._named)
         work.progress.update(total, total, "opening")
+        for turn, (_, pair) in enumerate(product(range(self.repeats), pairs)):
+            work.progress.update(turn, self.repeats * len(pairs), "draft", file=pair.file.path.name, draft=pair.draft.path.name)
+            pair.measure()
         made = {
             "runtime": f"xllamacpp {runtime_version()}",
             "machine": machine_facts()["machine"] | {"processor": processor()},
@@ -140,6 +149,7 @@ class Device(Stage, kind="device"):
             "repeats": self.repeats,
             "files": [found[file].figures(file) for file in files],
             "pages": [page.figures() for page in timed_pages],
+            "drafts": [pair.figures() for pair in pairs],
         }
         write_json(work.folder / MEASURED, made)
         return made
@@ -246,6 +256,28 @@ class _TimedPage:
 def _held_by(export: Any) -> list[str]:
     """Files of weights that a stage of the recipe will write; none: nobody knows yet."""
     return [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=0)]
+
+
+def _positions(outlook: Outlook, ref: ExportRef, export: Any) -> tuple[int | None, str]:
+    """Positions of an export's model, and its name; None where they are not known.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if ref.scheme == "stage":
+        found = outlook.model(export.model)
+        return (positions_of(found.config) if found is not None else None), str(export.model)
+    files = sorted(Path(ref.target).expanduser().glob("*.gguf"))
+    limits = [limit for file in files if (limit := positions_of(config_of(f"path:{file}"))) is not None]
+    return min(limits, default=None), str(ref)
+
+
+def _exported(context: Context, ref: ExportRef) -> list[Exported]:
+    artifact = context.artifacts(ref)[0]
+    ggufs = [name for name in artifact.summary["files"] if name.endswith(".gguf")]
+    if not ggufs:
+        raise UserError(f"{context.work.name}: {ref} holds no GGUF file; add 'gguf' to its formats")
+    return [Exported(str(ref), artifact, artifact.folder / name) for name in ggufs]
 
 
 def _prompts(file: _File, contexts: Sequence[int]) -> list[list[int]]:

@@ -40,18 +40,24 @@ def damage(folder: Path, listed: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     return found
 
 
+def written_as(file: Path) -> Sequence[Any] | None:
+    """A file's size and hash as its export wrote them; None where no manifest beside it, or above its own folder, says so."""
+    folder = export_of(file)
+    if folder is None:
+        return None
+    return Artifact.load(folder).summary.get("files", {}).get(file.absolute().relative_to(folder).as_posix())
+
+
 def refuse_changed(file: Path) -> None:
     """Refuse a file that is not as its export wrote it, where the export's manifest lies beside it or one folder above.
 
     Raises:
         UserError: says in what it differs.
     """
-    folder = export_of(file)
-    if folder is None:
-        return
-    name, listed = file.absolute().relative_to(folder).as_posix(), Artifact.load(folder).summary.get("files", {})
-    if broken := damage(folder, {name: listed[name]} if name in listed else {}):
-        raise UserError(f"{file} {broken[name]}; export the model again")
+    listed = written_as(file)
+    broken = damage(file.parent, {file.name: listed}) if listed is not None else {}
+    if broken:
+        raise UserError(f"{file} {broken[file.name]}; export the model again")
 
 
 def export_of(file: Path) -> Path | None:

@@ -45,6 +45,8 @@ def config_of(file: Gguf) -> Any:
     Raises:
         UserError: a network that is not known here, or a key of it that is not.
     """
+    if not file.architecture:
+        raise file.refuse("it does not say which network it holds (general.architecture); copy or download it again")
     known = ARCHITECTURES.get(file.architecture)
     if known is None:
         raise file.refuse(

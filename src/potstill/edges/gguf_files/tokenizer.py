@@ -80,7 +80,19 @@ def _special(file: Gguf, names: list[str]) -> dict[str, str]:
 def _template(file: Gguf) -> dict[str, Any]:
     """The chat template, or all of them by name."""
     default = file.keys.get("tokenizer.chat_template")
-    named = {name: file.keys[f"tokenizer.chat_template.{name}"] for name in file.keys.get("tokenizer.chat_templates", ())}
+    names = file.keys.get("tokenizer.chat_templates", ())
+    named = {name: file.keys.get(f"tokenizer.chat_template.{name}") for name in names}
+    for template in [*named.values(), *([default] if default is not None else [])]:
+        if not isinstance(template, str) or not _in_utf8(template):
+            raise file.refuse("its chat template is not text in UTF-8, so the file is damaged; copy or download it again")
     if named:
         return {"chat_template": ({"default": default} if default is not None else {}) | named}
     return {"chat_template": default} if default is not None else {}
+
+
+def _in_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # bytes that were no UTF-8 were read as halves of surrogate pairs
+        return False
+    return True
