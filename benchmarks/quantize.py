@@ -54,7 +54,8 @@ GGML = {  # the type, and whether inputs are weighed
 }
 BLOCK = 256  # weights that share a scale of scales in a K type
 PEERS = Path(__file__).with_name("peers")
-TOO_FAR = 3.0  # times the distance of rounding: solvers stay below 2.1, codes that are off by one are at 3.9
+TOO_FAR = 8.0  # times the distance of rounding; solvers were seen at 3.4, codes in another order are at 16
+SHIFTED = 0.25  # of a step, the mean of a matrix: a zero point that is off by one moves it by a whole one
 
 
 def model_of(job: Mapping[str, Any]) -> Any:
@@ -62,10 +63,10 @@ def model_of(job: Mapping[str, Any]) -> Any:
 
     if job["model"]:
         return load_model(job["model"])
-    return half_a_billion() if job["shape"] == "0.5b" else build(SHAPES["quick"], "student", 0).eval()
+    return half_a_billion(job["layers"]) if job["shape"] == "0.5b" else build(SHAPES["quick"], "student", 0).eval()
 
 
-def half_a_billion() -> Any:
+def half_a_billion(layers: int) -> Any:
     """Random weights in the shape of Qwen2.5-0.5B."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -75,7 +76,7 @@ def half_a_billion() -> Any:
         vocab_size=151_936,
         hidden_size=896,
         intermediate_size=4864,
-        num_hidden_layers=24,
+        num_hidden_layers=layers,
         num_attention_heads=14,
         num_key_value_heads=2,
         tie_word_embeddings=True,
@@ -176,9 +177,9 @@ def by_llama_cpp(weight_OI: Any, kind: Any, importance_I: Any) -> Any:
     """Blocks of bytes, by the function that `llama-quantize` calls."""
     import gguf
     import numpy
-    import xllamacpp
+    from xllamacpp import xllamacpp
 
-    quantise = ctypes.CDLL(xllamacpp.xllamacpp.__file__).ggml_quantize_chunk
+    quantise = ctypes.CDLL(str(xllamacpp.__file__)).ggml_quantize_chunk
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     quantise.restype, quantise.argtypes = ctypes.c_size_t, [ctypes.c_int, pointer, pointer, number, number, number, pointer]
     values, size = gguf.GGML_QUANT_SIZES[kind]
@@ -256,12 +257,13 @@ def check_distance(name: str, weight_OI: Any, made_OI: Any) -> None:
     """
     from potstill.quant.gptq import round_to_nearest
 
-    rounding = float((weight_OI - round_to_nearest(weight_OI).dequantise()).norm())
-    distance = float((weight_OI - made_OI).norm())
-    if not distance < TOO_FAR * rounding:
-        raise SystemExit(
-            f"{name}: {distance / rounding:.1f} times as far from the model as rounding; were codes unpacked wrongly?"
-        )
+    rounded = round_to_nearest(weight_OI)
+    distance = float((made_OI - weight_OI).norm() / (rounded.dequantise() - weight_OI).norm())
+    steps_OI = rounded.scales_OG.float().abs().repeat_interleave(rounded.group, 1)
+    shift = abs(float((made_OI - weight_OI).sum() / steps_OI.sum()))
+    if not (distance < TOO_FAR and shift < SHIFTED):
+        far = f"{distance:.1f} times as far from the model as rounding, {shift:.2f} of a step to one side"
+        raise SystemExit(f"{name}: {far}; were codes unpacked wrongly?")
 
 
 def where_runs(where: str) -> tuple[list[str], dict[str, str]]:
@@ -323,6 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small model of random weights, one draw")
     parser.add_argument("--shape", choices=["quick", "0.5b"], default=None, help="a model of random weights")
+    parser.add_argument("--layers", type=int, default=24, help="of --shape 0.5b")
     parser.add_argument("--model", default=None, help="path: or hf: of a model; default: SmolLM2 of POTSTILL_REAL_MODELS")
     parser.add_argument("--rows", default=None, help="a JSONL file of rows; default: the source `primer`")
     parser.add_argument("--count", type=int, default=64, help="calibration rows of a draw")
@@ -363,6 +366,7 @@ def measured(words: argparse.Namespace, do: Callable[[dict[str, Any]], dict[str,
     if peers and not (model and model.startswith("path:")):
         raise SystemExit("--peer needs a model that lies in a folder: --model path:FOLDER")
     base = {"model": model, "shape": shape, "rows": words.rows, "count": words.count, "held": words.held}
+    base["layers"] = words.layers
     ways = (*words.ways, *peers, *folders)
     asked = {way: {"way": way, "where": peers.get(way), "folder": folders.get(way)} for way in ways}
     rounds = json.loads(words.save.read_text())["rounds"] if words.resume and words.save.exists() else []

@@ -68,7 +68,7 @@ def test_what_lies_too_far_is_refused():
     weight_OI = torch.randn(OUTPUTS, INPUTS)
     made = round_to_nearest(weight_OI, GROUP)
     check_distance("a", weight_OI, made.dequantise())
-    off_by_one = made.dequantise() + made.scales_OG.float().repeat_interleave(GROUP, 1)
+    off_by_one = made.dequantise() + made.scales_OG.float().abs().repeat_interleave(GROUP, 1)
     for wrong_OI in (off_by_one, made.dequantise().flip(1), made.dequantise() * torch.nan):
         with pytest.raises(SystemExit, match="unpacked"):
             check_distance("a", weight_OI, wrong_OI)
