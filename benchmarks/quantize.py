@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,8 @@ def by_llama_cpp(weight_OI: Any, kind: Any, importance_I: Any) -> Any:
     """Blocks of bytes, by the function that `llama-quantize` calls."""
     import gguf
     import numpy
-    from xllamacpp import xllamacpp
 
-    quantise = ctypes.CDLL(str(xllamacpp.__file__)).ggml_quantize_chunk
+    quantise = ctypes.CDLL(str(import_module("xllamacpp.xllamacpp").__file__)).ggml_quantize_chunk
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     quantise.restype, quantise.argtypes = ctypes.c_size_t, [ctypes.c_int, pointer, pointer, number, number, number, pointer]
     values, size = gguf.GGML_QUANT_SIZES[kind]
@@ -312,7 +312,7 @@ def compared(full: Any, model: Any, pairs: Sequence[Any]) -> dict[str, float]:
 
 
 COLUMNS: dict[str, tuple[str, float, int]] = {  # what is measured: the column's head, a factor, digits
-    "kl": ("KL, nats a token", 1, 5),
+    "kl": ("KL, 10⁻⁴ nats a token", 1e4, 2),
     "same_first": ("same first token, %", 100, 1),
     "bits": ("bits a weight", 1, 2),
     "seconds": ("seconds", 1, 1),
