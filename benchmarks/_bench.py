@@ -112,6 +112,11 @@ def hand_over(found: dict[str, Any], rounds: Any, words: argparse.Namespace) -> 
         print(json.dumps(found))
 
 
+def processor_seconds() -> float:
+    """Of this process and the children that it has waited for."""
+    return sum(os.times()[:4])
+
+
 def synchronize(device: Any) -> None:
     import torch
 

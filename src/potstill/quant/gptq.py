@@ -188,24 +188,41 @@ def solve(
     codes_OI = torch.empty_like(weight_OI)
     codes_OI[:, order_I] = _column_by_column(wanted_OI[:, order_I].clone(), scales_OI[:, order_I], upper_II, block, bits)
     solved, nearest = Packed(codes_OI.to(torch.int8), scales_OG, group, bits), round_to_nearest(weight_OI, group, bits=bits)
-    packed, rounded_O = _better_rows(solved, nearest, wanted_OI, hessian_II)
+    best, rounded_O = _better_rows(_judged(solved, wanted_OI, hessian_II), _judged(nearest, wanted_OI, hessian_II))
     if sweeps:
-        packed, _ = _better_rows(descend(wanted_OI, packed, damped_II, sweeps), packed, wanted_OI, hessian_II)
+        best, _ = _better_rows(_judged(descend(wanted_OI, best.packed, damped_II, sweeps), wanted_OI, hessian_II), best)
     return Solved(
-        packed=packed,
+        packed=best.packed,
         damping=damped,
         dead_columns=int((hessian_II.diagonal() == 0).sum()),
         rounded_rows=int((rounded_O & (solved.codes_OI != nearest.codes_OI).any(1)).sum()),
     )
 
 
-def _better_rows(one: Packed, other: Packed, wanted_OI: Tensor, hessian_II: Tensor) -> tuple[Packed, Tensor]:
+@dataclass(frozen=True)
+class _Judged:
+    """Codes, E H Eᵀ of each output row, and the most that float64 can have got wrong in it."""
+
+    packed: Packed
+    error_O: Tensor
+    unsure_O: Tensor
+
+
+def _judged(packed: Packed, wanted_OI: Tensor, hessian_II: Tensor) -> _Judged:
+    """Rounding is at most inputs · ε · |E| |H| |E|ᵀ, and because |H_ij|² ≤ H_ii H_jj, at most inputs · ε · (Σ |e_i| √H_ii)²."""
+    off_OI = wanted_OI - packed.dequantise().to(wanted_OI)
+    bound_O = (off_OI.abs() @ hessian_II.diagonal().clamp(min=0).sqrt()).square()
+    return _Judged(packed, row_errors(off_OI, hessian_II), len(hessian_II) * torch.finfo(torch.float64).eps * bound_O)
+
+
+def _better_rows(one: _Judged, other: _Judged) -> tuple[_Judged, Tensor]:
     """The rows of `one` that are surely better, else those of `other`; and which are of `other`."""
-    off_one_OI, off_other_OI = (wanted_OI - packed.dequantise().to(wanted_OI) for packed in (one, other))
-    better_O = surely_better(off_one_OI, off_other_OI, hessian_II)
-    codes_OI = torch.where(better_O[:, None], one.codes_OI, other.codes_OI)
-    scales_OG = torch.where(better_O[:, None], one.scales_OG, other.scales_OG)
-    return Packed(codes_OI, scales_OG, one.group, one.bits), ~better_O
+    better_O = one.error_O + one.unsure_O + other.unsure_O < other.error_O
+    codes_OI = torch.where(better_O[:, None], one.packed.codes_OI, other.packed.codes_OI)
+    scales_OG = torch.where(better_O[:, None], one.packed.scales_OG, other.packed.scales_OG)
+    packed = Packed(codes_OI, scales_OG, one.packed.group, one.packed.bits)
+    error_O = torch.where(better_O, one.error_O, other.error_O)
+    return _Judged(packed, error_O, torch.where(better_O, one.unsure_O, other.unsure_O)), ~better_O
 
 
 def wanted_weights(weight_OI: Tensor, hessian_II: Tensor, drift_II: Tensor, damping: float, share: float) -> Tensor:
@@ -248,15 +265,6 @@ def _column_by_column(weight_OI: Tensor, scales_OI: Tensor, upper_II: Tensor, bl
             work_OB[:, i + 1 :].addr_(errors_OB[:, i], upper_BB[i, i + 1 :], alpha=-1)
         weight_OI[:, start + block :] -= errors_OB @ upper_II[here, start + block :]
     return codes_OI
-
-
-def surely_better(one_OI: Tensor, other_OI: Tensor, hessian_II: Tensor) -> Tensor:
-    """Rows of which E H Eᵀ is smaller for `one` than for `other` by more than float64 can have got wrong."""
-    unsure_O = 0.0
-    for error_OI in (one_OI, other_OI):
-        size_O = ((error_OI.abs() @ hessian_II.abs()) * error_OI.abs()).sum(1)
-        unsure_O = unsure_O + len(hessian_II) * torch.finfo(torch.float64).eps * size_O
-    return row_errors(one_OI, hessian_II) + unsure_O < row_errors(other_OI, hessian_II)
 
 
 def row_errors(error_OI: Tensor, hessian_II: Tensor) -> Tensor:
