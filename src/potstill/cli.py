@@ -390,10 +390,11 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
 
 @main.command()
 @click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address, with a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="File with a key that requests must carry.")
 @click.option("--key-env", metavar="NAME", help="Environment variable with that key.")
+@click.option("--no-key", is_flag=True, help="Let other machines ask without a key.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Host name under which clients ask; may be repeated.")
 @click.option("--models", metavar="NAME,NAME", help="What the playground compares at first.  [default: one of each role]")
 @click.option(
@@ -416,6 +417,7 @@ def serve(
     port: int,
     key_file: Path | None,
     key_env: str | None,
+    no_key: bool,
     allow_host: tuple[str, ...],
     models: str | None,
     engine: Literal["auto", "llama.cpp", "torch"],
@@ -428,7 +430,8 @@ def serve(
 ) -> None:
     """Answer OpenAI's API for a model of RUN (default: its last distilled one), with a page that compares the study's models.
 
-    Only programs of this machine can ask unless --host says otherwise. Ctrl-C ends it: answers on their way get ten seconds.
+    Only programs of this machine can ask unless --host says otherwise, which needs a key. Ctrl-C ends it: answers on their way
+    get ten seconds.
     """
     with click.get_current_context().obj.deaf():  # signals are the server's own
         from potstill.serve.installed import check_installed
@@ -436,15 +439,15 @@ def serve(
         check_installed()
 
         from potstill.serve.app import Limits
-        from potstill.serve.running import Address, key_of
+        from potstill.serve.running import Address, check_key, key_of
         from potstill.serve.running import serve as serve_until_stopped
         from potstill.serve.shelf import Opening
 
-        key = key_of(key_file, key_env)
+        key, address = key_of(key_file, key_env), Address(host, port, allow_host)
+        check_key(address, key, without=no_key)
         opening = Opening(engine, context, streams, *([threads] if threads is not None else []))
         compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
         limits = Limits(max_tokens, max_body, queue)
-        address = Address(host, port, allow_host)
         serve_until_stopped(target, address, opening, limits, key=key, models=compared, say=click.echo)
 
 
