@@ -159,27 +159,30 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
     from potstill.core.errors import RecipeError
     from potstill.core.progress import waiting
-    from potstill.recipe.parse import load_recipe
+    from potstill.recipe.parse import read_recipe
 
-    try:
-        found = load_recipe(_recipe_path(recipe), overrides)  # before models and rows, which take long to read
+    draft = read_recipe(_recipe_path(recipe), overrides)
+    source = Path(draft.source).name
+    if draft.problems and not as_json:  # at once: models and rows take long to read
+        click.echo(RecipeError(source, draft.problems), err=True)
 
-        from potstill.run import preflight
+    from potstill.run import preflight
 
-        with waiting("reading models and rows"):
-            notes = preflight.check(found)
-    except RecipeError as error:
-        if not as_json:
-            raise
-        problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in error.problems]
-        click.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
-        sys.exit(2)
+    with waiting("reading models and rows"):
+        seen = preflight.check(draft)
     if as_json:
-        click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
-    else:
-        click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
-        for note in notes:
+        problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in (*draft.problems, *seen.problems)]
+        stages = {"ok": True, "name": draft.name, "stages": [stage.name for stage in draft.stages]}
+        click.echo(json.dumps({"ok": False, "problems": problems} if problems else stages, indent=2))
+    elif seen.problems:
+        of = " of models, rows and this machine, as far as the file can be read" if draft.problems else ""
+        click.echo(RecipeError(source, seen.problems, of), err=True)
+    elif not draft.problems:
+        click.echo(f"{recipe}: {len(draft.stages)} stages, no problem")
+        for note in seen.notes:
             click.echo(note)
+    if draft.problems or seen.problems:
+        sys.exit(2)
 
 
 @main.command()

@@ -89,13 +89,16 @@ def test_a_mistake_in_the_file_is_told_before_models_and_rows_are_looked_at(plac
     told = "tiny.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?\n"
     script = (
         "import sys\nfrom potstill.cli import main\n"
-        "for verb in ('check', 'plan', 'run'):\n"
+        "for verb in ('plan', 'run'):\n"
         "    try: main([verb, *sys.argv[1:]])\n    except SystemExit as end: print(end.code)\n"
         f"print('LOADED', *[name for name in {LIBRARIES!r} if name in sys.modules])"
     )
     words = [place.recipe, "--set", "sft.optim.lrr=1", "--set", "data.instruction=qestion"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("2\n2\n2\nLOADED\n", told * 3)
+    assert (done.stdout, done.stderr) == ("2\n2\nLOADED\n", told * 2)
+    result = call("check", *words)  # goes on after it has told the same
+    assert (result.exit_code, result.stderr.startswith(told)) == (2, True)
+    assert "  base.data  " in result.stderr.removeprefix(told)
 
 
 def test_check_finds_no_file(place):

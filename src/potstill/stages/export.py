@@ -63,12 +63,12 @@ class Export(Stage, kind="export"):
     )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        found, tokenizer = None, None
         try:
             found = outlook.model(self.model)
             tokenizer = found.tokenizer() if found is not None else None
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
-            return
         trouble = runtime_problem() if self.verify == "always" else None
         if trouble is not None and any(name.endswith(".gguf") for name in self._holds(quantised=0)):
             yield Problem("verify", f"{trouble}, or set it to 'auto'", "'always'")
