@@ -58,6 +58,8 @@ class Component(Settings):
     def __pydantic_init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if kind is not None:
+            if not isinstance(kind, str):
+                raise TypeError(f'the kind of class {cls.__name__} must be text in quotes: kind="{cls.__name__.lower()}"')
             known = cls.kinds.get(kind)
             # the same class again is a notebook's cell run twice; another one would take its place in silence
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
