@@ -218,7 +218,10 @@ def plan(
     bandwidth: float | None,
     as_json: bool,
 ) -> None:
-    """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
+    """Show RECIPE's stages: what is done already, and roughly what the rest costs.
+
+    Ends with 2, as check does, where a problem is known already; what this machine has no room for is only marked.
+    """
     from potstill.recipe.parse import load_recipe
 
     found = load_recipe(_recipe_path(recipe), overrides)
@@ -237,6 +240,10 @@ def plan(
     else:
         print_plan(planned)
         _say_leftovers(found, out or Path("runs") / found.name)
+    if planned.problems:
+        if as_json or cluster is not None:  # neither of which shows them
+            click.echo("\n".join(f"! {problem}" for problem in planned.problems), err=True)
+        sys.exit(2)
 
 
 @main.command()
