@@ -146,8 +146,8 @@ class Paired(TrainingStage):
         return asked * group_tokens(rows.prompt, answer, per_prompt, self.optim.pass_tokens(model.size.hidden))
 
     def watch(self, context: Context) -> Callable[[int, int], None]:
-        """Shows how many answers are finished, of how many."""
-        return lambda done, total: context.work.progress.update(done, total, "answers")
+        """Shows how many answers are finished, of how many; and the token that is drawn, because many end together at last."""
+        return lambda done, total: context.work.progress.update(done, total, "answers", tick="token")
 
     def teacher_of(self, context: Context, tokenizer: Tokenizer, store: TokenStore, shard: bool = False) -> Teacher:
         """The teacher, not loaded yet.
