@@ -536,9 +536,10 @@ def sandbox(
     potstill sandbox FILE --tests F
     potstill sandbox --jobs F.jsonl
 
-    A line of --jobs is an object with id and program, and with stdin and expected, or with tests; the answers are JSON lines in
-    the same order. The verdict is pass, fail, timeout, memory, output_limit, crash, denied, or abstain where the sandbox itself
-    failed. Ends with 0 when every program was judged, whatever the verdict; with 3 when one was not; with 2 on bad input.
+    A line of --jobs is an object with id and program, and with stdin and expected, or with tests; the answers are JSON lines
+    in the same order. The verdict is pass, fail, timeout, memory, output_limit, crash, denied, or abstain where the sandbox
+    itself failed, or a line is no job. Ends with 0 when every program was judged, whatever the verdict; with 3 when one was
+    not; with 2 on bad input.
     """
     from potstill.commands.sandbox import UNSAFE, NamedTask, backend_of, grade_all, line_of, task_of, tasks_of
     from potstill.sandbox.verdict import Limits
@@ -550,6 +551,9 @@ def sandbox(
         raise UserError("--jobs brings its own tests; leave --stdin, --expect and --tests out")
     tasks = tasks_of(jobs) if jobs is not None else [NamedTask("", task_of(file or Path(), stdin, expect, tests))]
     chosen = backend_of(backend, unsafe, workers)
+    if wrong := [named.task for named in tasks if isinstance(named.task, str)]:
+        told = f"{len(wrong)} of {len(tasks)} lines are no jobs, and get the verdict abstain; the first: {wrong[0]}"
+        click.echo(told, err=True)
     if unsafe:
         click.secho(UNSAFE, err=True, fg="red")
 
@@ -561,8 +565,7 @@ def sandbox(
         else:
             click.echo(f"{grade.outcome}  {grade.wall_s:.3f} s{f'  {grade.reason}' if grade.reason else ''}")
 
-    grades = grade_all(tasks, chosen, limits, workers, say)
-    if any(grade.outcome == "abstain" for grade in grades):
+    if not grade_all(tasks, chosen, limits, workers, say):
         sys.exit(3)
 
 
