@@ -350,9 +350,10 @@ def report(run: str, as_json: bool) -> None:
 @click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
 @click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+@click.option("--context", type=click.IntRange(16), help="Tokens of a conversation.  [default: 4096, or the model's positions]")
 @click.option("--prompt", "question", help="Ask this once and leave.")
 @guarded
-def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
+def chat(target: str, temperature: float, max_new_tokens: int, context: int | None, question: str | None) -> None:
     """Talk to a model of RUN (default: its last distilled one) or to a GGUF file, answers streaming.
 
     A file is computed by llama.cpp, with its own chat template. An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an
@@ -361,7 +362,7 @@ def chat(target: str, temperature: float, max_new_tokens: int, question: str | N
     with click.get_current_context().obj.deaf():  # Ctrl-C is the conversation's own
         from potstill.commands.chat import chat_with
 
-        chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question)
+        chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question, context=context)
 
 
 @main.command()
