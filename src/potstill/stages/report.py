@@ -19,7 +19,7 @@ class Report(Stage, kind="report"):
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
     # 6: what was measured on a device; 5: how programs ended; 4: what training took, own answers, and models at equal budgets
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
 
     study: StudyRef = Field(description="the evaluation that is reported")
     exports: tuple[ExportRef, ...] = Field(
