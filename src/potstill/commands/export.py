@@ -8,6 +8,7 @@ from typing import Any
 from potstill.core.artifact import Artifact
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
+from potstill.core.numbers import size
 from potstill.core.progress import Progress
 from potstill.edges.models import bits_of
 from potstill.exporters import Exporter
@@ -66,6 +67,6 @@ def next_steps(made: Artifact) -> list[str]:
         lines += [f"  {command}"] if command else []
     if any(name == f"{FOLDER}/index.html" for name in made.summary["files"]):
         where = shlex.quote(str(made.folder / FOLDER))
-        size = sum(size for name, (size, _) in made.summary["files"].items() if name.startswith(f"{FOLDER}/"))
-        lines.append(f"  python -m http.server --bind 127.0.0.1 -d {where}  # {size / 1e6:.0f} MB, http://127.0.0.1:8000")
+        page = sum(of_file for name, (of_file, _) in made.summary["files"].items() if name.startswith(f"{FOLDER}/"))
+        lines.append(f"  python -m http.server --bind 127.0.0.1 -d {where}  # {size(page)}, http://127.0.0.1:8000")
     return lines
