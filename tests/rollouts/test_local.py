@@ -9,11 +9,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tiny_parts import chat_tokenizer, tiny_model
+from trainer import sequence_logp
 
 from potstill.core.errors import UserError
 from potstill.core.progress import Progress
 from potstill.data.rollout import Asked, Sampling
-from potstill.losses.scoring import sequence_logp
 from potstill.rollouts import Local
 
 PROMPTS = [Asked(tuple(range(5, 5 + length))) for length in (3, 20, 7, 50, 3, 9)]  # the fifth is the first one again
