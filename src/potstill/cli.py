@@ -159,27 +159,30 @@ def check(recipe: Path, overrides: tuple[str, ...], as_json: bool) -> None:
     """Find every mistake in RECIPE without running it."""
     from potstill.core.errors import RecipeError
     from potstill.core.progress import waiting
-    from potstill.recipe.parse import load_recipe
+    from potstill.recipe.parse import read_recipe
 
-    try:
-        found = load_recipe(_recipe_path(recipe), overrides)  # before models and rows, which take long to read
+    draft = read_recipe(_recipe_path(recipe), overrides)
+    source = Path(draft.source).name
+    if draft.problems and not as_json:  # at once: models and rows take long to read
+        click.echo(RecipeError(source, draft.problems), err=True)
 
-        from potstill.run import preflight
+    from potstill.run import preflight
 
-        with waiting("reading models and rows"):
-            notes = preflight.check(found)
-    except RecipeError as error:
-        if not as_json:
-            raise
-        problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in error.problems]
-        click.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
-        sys.exit(2)
+    with waiting("reading models and rows"):
+        seen = preflight.check(draft)
     if as_json:
-        click.echo(json.dumps({"ok": True, "name": found.name, "stages": [stage.name for stage in found.stages]}, indent=2))
-    else:
-        click.echo(f"{recipe}: {len(found.stages)} stages, no problem")
-        for note in notes:
+        problems = [{"place": p.place, "value": p.value, "rule": p.rule} for p in (*draft.problems, *seen.problems)]
+        stages = {"ok": True, "name": draft.name, "stages": [stage.name for stage in draft.stages]}
+        click.echo(json.dumps({"ok": False, "problems": problems} if problems else stages, indent=2))
+    elif seen.problems:
+        of = " of models, rows and this machine, as far as the file can be read" if draft.problems else ""
+        click.echo(RecipeError(source, seen.problems, of), err=True)
+    elif not draft.problems:
+        click.echo(f"{recipe}: {len(draft.stages)} stages, no problem")
+        for note in seen.notes:
             click.echo(note)
+    if draft.problems or seen.problems:
+        sys.exit(2)
 
 
 @main.command()
@@ -215,7 +218,10 @@ def plan(
     bandwidth: float | None,
     as_json: bool,
 ) -> None:
-    """Show RECIPE's stages: what is done already, and roughly what the rest costs."""
+    """Show RECIPE's stages: what is done already, and roughly what the rest costs.
+
+    Ends with 2, as check does, where a problem is known already; what this machine has no room for is only marked.
+    """
     from potstill.recipe.parse import load_recipe
 
     found = load_recipe(_recipe_path(recipe), overrides)
@@ -234,6 +240,10 @@ def plan(
     else:
         print_plan(planned)
         _say_leftovers(found, out or Path("runs") / found.name)
+    if planned.problems:
+        if as_json or cluster is not None:  # neither of which shows them
+            click.echo("\n".join(f"! {problem}" for problem in planned.problems), err=True)
+        sys.exit(2)
 
 
 @main.command()
@@ -340,9 +350,10 @@ def report(run: str, as_json: bool) -> None:
 @click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
 @click.option("--temperature", type=click.FloatRange(0, 10), default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--max-new-tokens", type=click.IntRange(1), default=256, show_default=True, help="Longest answer.")
+@click.option("--context", type=click.IntRange(16), help="Tokens of a conversation.  [default: 4096, or the model's positions]")
 @click.option("--prompt", "question", help="Ask this once and leave.")
 @guarded
-def chat(target: str, temperature: float, max_new_tokens: int, question: str | None) -> None:
+def chat(target: str, temperature: float, max_new_tokens: int, context: int | None, question: str | None) -> None:
     """Talk to a model of RUN (default: its last distilled one) or to a GGUF file, answers streaming.
 
     A file is computed by llama.cpp, with its own chat template. An empty line, quit, exit or Ctrl-D ends it; Ctrl-C ends an
@@ -351,7 +362,7 @@ def chat(target: str, temperature: float, max_new_tokens: int, question: str | N
     with click.get_current_context().obj.deaf():  # Ctrl-C is the conversation's own
         from potstill.commands.chat import chat_with
 
-        chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question)
+        chat_with(target, temperature=temperature, max_new_tokens=max_new_tokens, question=question, context=context)
 
 
 @main.command()
@@ -391,10 +402,11 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
 
 @main.command()
 @click.argument("target", metavar="RUN[:MODEL] | FILE.gguf")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: at every address, with a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any that is free.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="File with a key that requests must carry.")
 @click.option("--key-env", metavar="NAME", help="Environment variable with that key.")
+@click.option("--no-key", is_flag=True, help="Let other machines ask without a key.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="Host name under which clients ask; may be repeated.")
 @click.option("--models", metavar="NAME,NAME", help="What the playground compares at first.  [default: one of each role]")
 @click.option(
@@ -419,6 +431,7 @@ def serve(
     port: int,
     key_file: Path | None,
     key_env: str | None,
+    no_key: bool,
     allow_host: tuple[str, ...],
     models: str | None,
     engine: Literal["auto", "llama.cpp", "torch"],
@@ -433,7 +446,8 @@ def serve(
 ) -> None:
     """Answer OpenAI's API for a model of RUN (default: its last distilled one), with a page that compares the study's models.
 
-    Only programs of this machine can ask unless --host says otherwise. Ctrl-C ends it: answers on their way get ten seconds.
+    Only programs of this machine can ask unless --host says otherwise, which needs a key. Ctrl-C ends it: answers on their way
+    get ten seconds.
     """
     with click.get_current_context().obj.deaf():  # signals are the server's own
         from potstill.serve.installed import check_installed
@@ -441,15 +455,15 @@ def serve(
         check_installed()
 
         from potstill.serve.app import Limits
-        from potstill.serve.running import Address, key_of
+        from potstill.serve.running import Address, check_key, key_of
         from potstill.serve.running import serve as serve_until_stopped
         from potstill.serve.shelf import Opening
 
-        key = key_of(key_file, key_env)
+        key, address = key_of(key_file, key_env), Address(host, port, allow_host)
+        check_key(address, key, without=no_key)
         opening = Opening(engine, context, streams, *([threads] if threads is not None else []))
         compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
         limits = Limits(max_tokens, max_body, queue)
-        address = Address(host, port, allow_host)
         drafting = {"draft": draft, "ahead": draft_tokens} if draft else {}
         serve_until_stopped(target, address, opening, limits, key=key, models=compared, say=click.echo, **drafting)
 
@@ -529,9 +543,10 @@ def sandbox(
     potstill sandbox FILE --tests F
     potstill sandbox --jobs F.jsonl
 
-    A line of --jobs is an object with id and program, and with stdin and expected, or with tests; the answers are JSON lines in
-    the same order. The verdict is pass, fail, timeout, memory, output_limit, crash, denied, or abstain where the sandbox itself
-    failed. Ends with 0 when every program was judged, whatever the verdict; with 3 when one was not; with 2 on bad input.
+    A line of --jobs is an object with id and program, and with stdin and expected, or with tests; the answers are JSON lines
+    in the same order. The verdict is pass, fail, timeout, memory, output_limit, crash, denied, or abstain where the sandbox
+    itself failed, or a line is no job. Ends with 0 when every program was judged, whatever the verdict; with 3 when one was
+    not; with 2 on bad input.
     """
     from potstill.commands.sandbox import UNSAFE, NamedTask, backend_of, grade_all, line_of, task_of, tasks_of
     from potstill.sandbox.verdict import Limits
@@ -543,6 +558,9 @@ def sandbox(
         raise UserError("--jobs brings its own tests; leave --stdin, --expect and --tests out")
     tasks = tasks_of(jobs) if jobs is not None else [NamedTask("", task_of(file or Path(), stdin, expect, tests))]
     chosen = backend_of(backend, unsafe, workers)
+    if wrong := [named.task for named in tasks if isinstance(named.task, str)]:
+        told = f"{len(wrong)} of {len(tasks)} lines are no jobs, and get the verdict abstain; the first: {wrong[0]}"
+        click.echo(told, err=True)
     if unsafe:
         click.secho(UNSAFE, err=True, fg="red")
 
@@ -554,8 +572,7 @@ def sandbox(
         else:
             click.echo(f"{grade.outcome}  {grade.wall_s:.3f} s{f'  {grade.reason}' if grade.reason else ''}")
 
-    grades = grade_all(tasks, chosen, limits, workers, say)
-    if any(grade.outcome == "abstain" for grade in grades):
+    if not grade_all(tasks, chosen, limits, workers, say):
         sys.exit(3)
 
 

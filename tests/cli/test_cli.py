@@ -89,13 +89,16 @@ def test_a_mistake_in_the_file_is_told_before_models_and_rows_are_looked_at(plac
     told = "tiny.toml: 1 problem\n  sft.optim.lrr = 1  no such field; did you mean 'lr'?\n"
     script = (
         "import sys\nfrom potstill.cli import main\n"
-        "for verb in ('check', 'plan', 'run'):\n"
+        "for verb in ('plan', 'run'):\n"
         "    try: main([verb, *sys.argv[1:]])\n    except SystemExit as end: print(end.code)\n"
         f"print('LOADED', *[name for name in {LIBRARIES!r} if name in sys.modules])"
     )
     words = [place.recipe, "--set", "sft.optim.lrr=1", "--set", "data.instruction=qestion"]
     done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("2\n2\n2\nLOADED\n", told * 3)
+    assert (done.stdout, done.stderr) == ("2\n2\nLOADED\n", told * 2)
+    result = call("check", *words)  # goes on after it has told the same
+    assert (result.exit_code, result.stderr.startswith(told)) == (2, True)
+    assert "  base.data  " in result.stderr.removeprefix(told)
 
 
 def test_check_finds_no_file(place):
@@ -336,7 +339,8 @@ def test_chat_with_an_unknown_model(finished):
 def test_chat_with_a_question_that_is_too_long(finished):
     result = call("chat", f"{finished.out}:sft", "--prompt", "What is 3 plus 3? " * 100)
     assert result.exit_code == 2
-    assert result.stderr == "error: that is longer than the 128 positions of this conversation; start again with less\n"
+    remedy = "start again with less, or with a larger --context"
+    assert result.stderr == f"error: that is longer than the 128 tokens of this conversation; {remedy}\n"
 
 
 def test_tensorboard(place):

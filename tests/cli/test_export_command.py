@@ -67,6 +67,15 @@ def test_of_a_run_with_eight_bits_beside_four_the_four_are_written(place: Place,
     assert "the model is quantised to 8 bits; export 'gguf'" in done.output
 
 
+def test_a_control_that_was_rounded_is_not_taken_for_the_four_bit_model(place: Place, tmp_path: Path) -> None:
+    path = Path(place.recipe)
+    base, _, _ = path.read_text().replace("= 16", "= 32", 1).partition('[[stage]]\nname = "sft"')
+    path.write_text(base + QUANTISED.replace('method = "rtn"', 'method = "gptq"', 1).replace("bits = 8", "bits = 4"))
+    assert place.run("--quiet").exit_code == 0
+    done = call("export", str(place.out), "--to", "gguf", "--out", str(tmp_path / "out"), "--json")
+    assert "/q4-" in json.loads(done.output)["stage"]["model"], "q8, the last one, is rounded"
+
+
 def test_whether_a_model_talks_in_turns_is_what_it_was_trained_on(tmp_path: Path) -> None:
     def made(name: str, stage: dict[str, Any], parents: dict[str, str], **summary: Any) -> Artifact:
         work = tmp_path / f".{name}"

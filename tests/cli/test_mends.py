@@ -254,17 +254,19 @@ def test_a_run_that_is_refused_leaves_what_was_there(copied):
 # Folders of other settings
 
 
-def test_folders_of_other_settings_are_named_with_size_and_command(done):
+def test_folders_of_other_settings_are_counted_by_a_run_and_named_by_plan(done):
     old = done.artifact("sft")
     unfinished = done.out / "artifacts" / ".work-kd-0123456789ab"
     (unfinished / "checkpoints").mkdir(parents=True)
     (unfinished / "checkpoints" / "state").write_bytes(bytes(2_500_000))
     words = ("--set", "sft.optim.steps=3")
-    told = done.run(*words).stderr.splitlines()[-3:]
-    assert told[0].startswith("2 folders of other settings, not used by this recipe as it stands, 2.5")
-    assert told[1] == f"  rm -r {unfinished}  # 2.5 MB, unfinished"
+    note = done.run(*words).stderr.splitlines()[-1]
+    assert note.startswith("2 folders of other settings, not used by this recipe as it stands, 2.5")
+    assert note.endswith("; `potstill plan` with the same recipe, --set and --out names them")
+    told = call("plan", done.recipe, "--out", str(done.out), *words).stdout.splitlines()[-3:]
+    assert told[0] == f"{note.partition(';')[0]}; to delete:"
+    assert told[1] == f"  rm -r {unfinished}  # 2.50 MB, unfinished"
     assert told[2].startswith(f"  rm -r {old}  # ")
-    assert call("plan", done.recipe, "--out", str(done.out), *words).stdout.splitlines()[-3:] == told
     assert old.is_dir()
     assert unfinished.is_dir()
     assert "other settings" not in call("plan", done.recipe, "--out", str(done.folder / "new"), *words).stdout

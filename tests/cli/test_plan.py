@@ -108,6 +108,19 @@ def test_lengths_guessed_from_characters_refuse_nothing(out_of_reach, place) -> 
     assert out_of_reach().exit_code == 0, out_of_reach().output
 
 
+def test_check_plan_and_run_end_alike_where_the_hub_is_away(out_of_reach, place) -> None:
+    recipe = place.folder / "hub.toml"
+    rows = [{"instruction": f"What is {i}?", "response": "A number."} for i in range(60)]
+    place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert (out_of_reach().exit_code, call("plan", str(recipe), "--out", str(place.out)).exit_code) == (0, 0)
+    recipe.write_text(recipe.read_text().replace("hf:Qwen/Qwen2.5-0.5B", "hf:nobody/unheard-of"))
+    for words in ((), ("--json",), ("--gpus", "8")):
+        planned = call("plan", str(recipe), "--out", str(place.out), *words)
+        assert planned.exit_code == 2, words
+        assert "! sft.model = 'hf:nobody/unheard-of'" in " ".join(planned.output.split()), words
+    assert out_of_reach().exit_code == call("run", str(recipe), "--out", str(place.out)).exit_code == 2
+
+
 def test_rows_that_cannot_be_read_are_no_fault_of_the_study_models(out_of_reach, place) -> None:
     place.rows.write_text('{"instruction": "What is it?"\n')
     told = out_of_reach()

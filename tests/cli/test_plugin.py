@@ -120,9 +120,19 @@ def test_a_changed_file_is_measured_again(family: dict[str, Path], rows_file: Pa
         ("x = (", "line 1: SyntaxError: '(' was never closed"),
         ("import potstill\nx = potstill.nothing", "line 2: AttributeError: "),
         ("x = 1\n1 / 0", "line 2: ZeroDivisionError: division by zero"),
-        ("from potstill.rewards import Reward\nclass A(Reward): pass", "defines no component"),
+        ("from potstill.rewards import Reward\nclass A(Reward): pass", "line 2: class A has no kind"),
         (REWARD.replace('kind="short"', 'kind="steps"'), "TypeError: the reward 'steps' exists already"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        (REWARD.replace(', kind="short"', ""), "line 4: class Short has no kind, so no recipe can name it; write "),
+        (REWARD.replace(', kind="short"', "").replace("def", 'kind = "short"\n    def'), "line 4: class Short has no kind"),
+        (REWARD.replace('"short"', "3"), 'line 4: TypeError: the kind of class Short must be text in quotes: kind="short"'),
+        (REWARD.replace("def", "most = 3\n    def"), "line 4: most has no type; write most: int = … (or float"),
+        (REWARD.replace("def", "weight = 3\n    def"), "line 4: weight has no type"),
+        (REWARD.replace("def", 'most: int = "x"\n    def'), "line 4: class Short: the default of most is 'x', and must be"),
+        (REWARD.replace("def", "most: Thing = 3\n    def").replace("class", "class Thing: pass\nclass", 1), "is of type Thing"),
+        (REWARD.replace("def", "title = 3\n    def"), "line 4: class Short: title is 3, and must be text"),
+        (REWARD.replace("def", "title: str = ''\n    def"), "line 4: the name title is taken by the component itself"),
+        (REWARD.replace("__call__", "value"), "line 4: class Short lacks __call__; write def __call__(self, …)"),
     ],
 )
 def test_files_that_cannot_be_used(plugin: Path, text: str, message: str) -> None:
@@ -132,6 +142,8 @@ def test_files_that_cannot_be_used(plugin: Path, text: str, message: str) -> Non
     assert f"error: --plugin {plugin}: " in refused.output
     assert message in refused.output
     assert "Traceback" not in refused.output
+    assert "pydantic" not in refused.output
+    assert "short" not in Reward.kinds
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -64,6 +64,9 @@ def test_a_port_in_use_is_said_before_the_model_is_read(finished):
         (["nothing.gguf"], "no such file"),
         (["RUN", "--models", "sft,nothing"], "no model 'nothing'"),
         (["RUN", "--host", "no-such-host.invalid"], "no such address"),
+        (["RUN", "--host", "0.0.0.0"], "--host 0.0.0.0: other machines could ask without a key; give one by --key-env NAME"),
+        (["RUN", "--host", "::"], "or say --no-key if everybody who reaches this machine may ask"),
+        (["RUN", "--no-key", "--key-env", "PATH"], "leave out one of the two"),
         (["RUN", "--key-env", "POTSTILL_NO_SUCH_KEY"], "a key has at least 8"),
         (["RUN", "--key-file", "missing"], "cannot be read"),
         (["RUN", "--draft", "nothing.gguf"], "no such file"),
@@ -76,6 +79,16 @@ def test_what_cannot_be_served_is_one_clear_error(finished, words, said):
     assert result.exit_code == 2
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "host, key, without",
+    [("127.0.0.1", "", False), ("localhost", "", False), ("0.0.0.0", "correct-horse", False), ("0.0.0.0", "", True)],
+)
+def test_a_key_is_asked_for_only_where_other_machines_can_ask(host, key, without):
+    from potstill.serve.running import Address, check_key
+
+    check_key(Address(host, 0), key, without=without)
 
 
 def test_a_key_file_that_everybody_can_read_is_refused(finished, tmp_path):

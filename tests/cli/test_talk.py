@@ -3,6 +3,7 @@
 import io
 
 import pytest
+from tiny_run import call
 
 
 @pytest.mark.parametrize("word", ["quit", "exit", "QUIT", ":q", ""])
@@ -14,6 +15,19 @@ def test_leaving_a_conversation_asks_the_model_nothing(finished, word, monkeypat
     told = capsys.readouterr().out
     assert "an empty line, quit, exit or Ctrl-D ends the conversation; Ctrl-C ends an answer\n" in told
     assert told.count("> ") == 1
+
+
+@pytest.mark.parametrize(
+    "context, said, code",
+    [
+        (64, "", 0),
+        (16, "that is longer than the 16 tokens of this conversation; start again with less, or with a larger --context", 2),
+        (129, "--context 129: sft has 128 positions; set it to at most 128", 2),
+    ],
+)
+def test_a_conversation_has_the_context_that_is_asked_for(finished, context, said, code):
+    result = call("chat", f"{finished.out}:sft", "--prompt", "What is 1 plus 1?", "--context", str(context))
+    assert (result.exit_code, said in result.stderr) == (code, True)
 
 
 def test_an_interrupted_answer_ends_and_the_conversation_goes_on(capsys):

@@ -271,6 +271,23 @@ def test_inputs_that_are_not_finite_name_the_layer() -> None:
         quantise_model(model, batches(16))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_errors_are_of_the_weights_of_full_precision_whatever_codes_are_solved_for(share: float) -> None:
+    """The last layer's, recomputed from what it reads in the finished model."""
+    rows, whole, model = batches(24), tiny_model("qwen2"), tiny_model("qwen2")
+    name = "model.layers.1.mlp.down_proj"
+    result = quantise_model(model, rows, make_up=share)
+    heard: list[torch.Tensor] = []
+    model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+    with torch.no_grad():
+        model(**{key: rows[0][key] for key in ("input_ids", "attention_mask")})
+    x_NI = heard[0][rows[0]["attention_mask"] > 0].double()
+    exact_OI = whole.get_submodule(name).weight.detach().double()
+    off_NO = x_NI @ (exact_OI - result.packed[name].dequantise().double()).T
+    error = float(off_NO.square().sum() / (x_NI @ exact_OI.T).square().sum())
+    assert result.errors[name].gptq == pytest.approx(error, rel=1e-4)
+
+
 def test_making_up_for_earlier_errors_brings_the_model_nearer() -> None:
     """The outputs of the model of full precision, on rows that calibrated nothing."""
     unseen = batches(40)[0]["input_ids"]

@@ -144,7 +144,7 @@ def test_a_metric_unfit_for_the_rows_makes_it_amber():
 
 @pytest.mark.parametrize(
     ("key", "words"),
-    [("kd_over_sft", "the interval ends at 0."), ("four_bits", "a loss of up to"), ("sft_over_base", "ends at 0")],
+    [("kd_over_sft", "the interval ends at 0."), ("quantized", "a loss of up to"), ("sft_over_base", "ends at 0")],
 )
 @pytest.mark.parametrize("sign", [1, -1])
 def test_an_interval_that_ends_at_zero_does_not_make_scores_the_same(key: str, words: str, sign: int):
@@ -156,7 +156,7 @@ def test_an_interval_that_ends_at_zero_does_not_make_scores_the_same(key: str, w
     assert found.ci == ((0, 0.99) if sign == 1 else (-0.99, 0))
     assert found.verdict == "not shown"
     assert "the same" not in found.sentence
-    assert (words if sign == -1 or key != "four_bits" else "the interval ends at 0") in found.sentence
+    assert (words if sign == -1 or key != "quantized" else "the interval ends at 0") in found.sentence
 
 
 def test_scores_that_differ_by_rounding_alone_are_the_same():

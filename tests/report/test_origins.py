@@ -15,7 +15,7 @@ def keys(found: Analysis) -> set[tuple[str, str, str]]:
 def test_a_quantised_model_whose_origin_was_not_measured_has_no_four_bit_verdict():
     study = with_row(fake_study(), "KD 4-bit", made_from="stage:other", source=None)  # its name begins with "KD" all the same
     found = analysed(study)
-    assert not [key for key in keys(found) if key[1] == "KD 4-bit" and key[0] in ("four_bits", "retention", "gptq_over_rtn")]
+    assert not [key for key in keys(found) if key[1] == "KD 4-bit" and key[0] in ("quantized", "retention", "gptq_over_rtn")]
     assert any("KD 4-bit was made from (stage:other) was not measured" in caveat for caveat in found.caveats)
     assert found.ship.name != "KD 4-bit"
 

@@ -415,7 +415,7 @@ def test_unanimous_rows_are_no_verdict_when_there_are_too_few(N):
     x = scores(N)
     found = verdict(study_of({"KD": x + 5, "SFT": x, "KD 4-bit": x - 9}))
     assert found.verdict == "not shown"
-    assert verdict(study_of({"KD": x, "SFT": x, "KD 4-bit": x - 9}), "four_bits").label == "not shown"
+    assert verdict(study_of({"KD": x, "SFT": x, "KD 4-bit": x - 9}), "quantized").label == "not shown"
 
 
 def test_an_empty_test_set_says_that_it_says_nothing():
@@ -428,15 +428,15 @@ def test_an_empty_test_set_says_that_it_says_nothing():
 def test_four_bits_tells_the_loss_that_is_still_possible():
     x = scores(100)
     noise = np.random.default_rng(1).normal(0, 4, 100)
-    found = verdict(study_of({"KD": x, "KD 4-bit": x + noise - noise.mean()}), "four_bits")
+    found = verdict(study_of({"KD": x, "KD 4-bit": x + noise - noise.mean()}), "quantized")
     assert found.label == "no loss shown"
     assert f"a loss of up to {-found.ci[0]:.1f} points" in found.sentence
-    assert verdict(study_of({"KD": x, "KD 4-bit": x - 2}), "four_bits").sentence.startswith("4 bits hurt")
+    assert verdict(study_of({"KD": x, "KD 4-bit": x - 2}), "quantized").sentence.startswith("4 bits hurt")
 
 
 def test_four_bits_falls_back_on_the_model_it_came_from():
     x = scores(40)
-    found = verdict(study_of({"SFT": x, "KD 4-bit": x, "KD RTN": x - 1}), "four_bits")
+    found = verdict(study_of({"SFT": x, "KD 4-bit": x, "KD RTN": x - 1}), "quantized")
     assert (found.a, found.b) == ("KD 4-bit", "SFT")
     assert verdict(study_of({"SFT": x, "KD 4-bit": x, "KD RTN": x - 1}), "gptq_over_rtn").verdict == "helped"
 

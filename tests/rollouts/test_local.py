@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tiny_parts import chat_tokenizer, tiny_model
+from trainer import sequence_logp
 
 from potstill.core.errors import UserError
+from potstill.core.progress import Progress
 from potstill.data.rollout import Asked, Sampling
-from potstill.losses.scoring import sequence_logp
 from potstill.rollouts import Local
 
 PROMPTS = [Asked(tuple(range(5, 5 + length))) for length in (3, 20, 7, 50, 3, 9)]  # the fifth is the first one again
@@ -206,3 +207,18 @@ def test_training_after_sampling_under_autocast_has_the_gradients_of_training_al
     for alone, after in zip(gradients(False), gradients(True), strict=True):
         assert after is not None
         assert torch.equal(alone, after)
+
+
+def test_progress_moves_with_every_token_although_all_answers_end_together(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Progress, "LINE_EVERY_S", 0.0)
+    model = tiny_model("qwen2", len(tokenizer), eos=None)
+    progress = Progress("lines")
+    for _ in range(2):  # a second round counts from the beginning
+        with progress.stage("rl", "grpo"):
+            engine = Local(model, tokenizer, [])
+            engine.stop_ids = []  # nothing ends before its last token
+            engine(PROMPTS, 2, SAMPLING, 3, lambda done, total: progress.update(done, total, "answers", tick="token"))
+        told = [line.split("answers ")[1].split("  left")[0] for line in capsys.readouterr().err.splitlines()[1:]]
+        assert told == [f"{0 if n < 16 else 12}/12  token {n}" for n in range(1, 17)]

@@ -139,7 +139,7 @@ def test_without_a_sandbox_it_says_so(files):
             ("program", "--expect", "wanted", "--backend", "namespaces", "--unsafe-no-sandbox"),
             "--backend namespaces is a sandbox and --unsafe-no-sandbox is none; give one of the two",
         ),
-        (("--jobs", "misspelt"), "{misspelt}:1: no key 'stdinn'; did you mean 'stdin'?"),
+        (("--jobs", "misspelt"), "{misspelt}: no line is a job; line 1: no key 'stdinn'; did you mean 'stdin'?"),
         (("--jobs", "empty"), "{empty}: no jobs; each line is an object with id, program, stdin and expected, or tests"),
     ],
     ids=lambda words: " ".join(words) if isinstance(words, tuple) else "",
@@ -182,8 +182,13 @@ def test_bad_input(files, words, message):
         ('{"id": 1, "program": "", "tests": ""}', "a program without tests cannot be judged; give it cases or asserts"),
     ],
 )
-def test_bad_jobs_are_named_before_any_runs(files, line, message):
-    folder = files(jobs='{"id": 1, "program": "", "expected": ""}\n\n' + line + "\n")
-    result = call("--jobs", folder / "jobs")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"error: {folder / 'jobs'}:3: {message}\n"
+def test_a_line_that_is_no_job_is_abstained_from_and_the_others_are_judged(files, backend, line, message):
+    job = {"id": "good", "program": "print(1)", "expected": "1"}
+    folder = files(jobs=f"{json.dumps(job)}\n\n{line}\n{json.dumps(job)}\n")
+    result = call("--jobs", folder / "jobs", "--backend", backend.name)
+    first, bad, last = map(json.loads, result.stdout.splitlines())
+    assert [(found["id"], found["verdict"]) for found in (first, last)] == [("good", "pass")] * 2
+    assert (bad["verdict"], bad["reason"]) == ("abstain", f"line 3: {message}")
+    assert bad["id"] == (1 if '"id": 1' in line else None)
+    assert result.stderr == f"1 of 3 lines are no jobs, and get the verdict abstain; the first: line 3: {message}\n"
+    assert result.exit_code == 3

@@ -20,7 +20,7 @@ from potstill.run.models import pick, talks_in_turns
 from potstill.stages.lineage import as_chosen
 from potstill.stages.verified import refuse_changed, written_as
 
-CONTEXT = 4096  # tokens, of a file
+CONTEXT = 4096  # tokens of a prompt and its answer, where the model has positions for them and nobody asks for others
 LEAVE = ("quit", "exit", ":q", "quit()", "exit()", "/quit", "/exit", "/bye")  # as other programs are left
 
 
@@ -42,10 +42,19 @@ class _Voice:
     speak: Callable[[list[int], int], Generator[str, None, None]]
 
 
-def chat_with(target: str, *, temperature: float, max_new_tokens: int, question: str | None) -> None:
-    """Read questions, stream answers, until an empty line, `quit`, `exit` or Ctrl-D; Ctrl-C ends an answer."""
+def chat_with(
+    target: str, *, temperature: float, max_new_tokens: int, question: str | None, context: int | None = None
+) -> None:
+    """Read questions, stream answers, until an empty line, `quit`, `exit` or Ctrl-D; Ctrl-C ends an answer.
+
+    Args:
+        context: tokens of a prompt and its answer, the conversation before it included; None: `CONTEXT` at most.
+
+    Raises:
+        UserError: no such model or file, it is damaged, or it has too few positions.
+    """
     of = _of_file if target.lower().endswith(".gguf") else _of_run
-    with of(target, temperature) as voice:
+    with of(target, temperature, context) as voice:
         if question is not None:
             _answered(voice, question, (), max_new_tokens, may_stop=False)
         else:
@@ -74,24 +83,37 @@ def _answered(voice: _Voice, asked: str, history: tuple[Turn, ...], max_new_toke
     example = Example(key="", instruction=asked, response="", history=history)
     prompt = voice.renderer.prompt(example)
     if prompt.ids is None or len(prompt.ids) >= voice.limit:
-        raise UserError(f"that is longer than the {voice.limit} positions of this conversation; start again with less")
+        remedy = "start again with less, or with a larger --context"
+        raise UserError(f"that is longer than the {voice.limit:,} tokens of this conversation; {remedy}")
     opened = opened_tag(voice.renderer.text(example, ""))  # the prompt opens the answer's thinking
     room = min(max_new_tokens, voice.limit - len(prompt.ids))
     return opened + _spoken(voice.speak(prompt.ids, room), may_stop=may_stop)
 
 
 @contextmanager
-def _of_run(target: str, temperature: float) -> Iterator[_Voice]:
+def _of_run(target: str, temperature: float, context: int | None) -> Iterator[_Voice]:
     artifact = as_chosen(pick(target))
     where = f"path:{Path(artifact.folder)}"
     prompts = Prompts.model_validate(artifact.stage.get("prompts", {}))
+    limit = _limit(config_of(where), context, artifact.name)
     title = f"{artifact.name} ({artifact.summary.get('parameters', 0):,} parameters)"
-    yield _by_torch(where, title, prompts, talks_in_turns(artifact) and prompts.format == "chat", temperature)
+    yield _by_torch(where, title, prompts, limit, talks_in_turns(artifact) and prompts.format == "chat", temperature)
 
 
-def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperature: float) -> _Voice:
+def _limit(config: Any, asked: int | None, who: str) -> int:
+    """Tokens of a prompt and its answer.
+
+    Raises:
+        UserError: the model has fewer positions than are asked for.
+    """
+    positions = positions_of(config)
+    if asked is not None and positions is not None and asked > positions:
+        raise UserError(f"--context {asked}: {who} has {positions:,} positions; set it to at most {positions}")
+    return asked if asked is not None else min(positions or CONTEXT, CONTEXT)
+
+
+def _by_torch(where: str, title: str, prompts: Prompts, limit: int, in_turns: bool, temperature: float) -> _Voice:
     tokenizer, model = load_tokenizer(where), load_model(where)
-    limit = model.config.max_position_embeddings
     renderer = _renderer(tokenizer, prompts, limit)
 
     def speak(ids: list[int], room: int) -> Generator[str, None, None]:
@@ -101,19 +123,19 @@ def _by_torch(where: str, title: str, prompts: Prompts, in_turns: bool, temperat
 
 
 @contextmanager
-def _of_file(target: str, temperature: float) -> Iterator[_Voice]:
+def _of_file(target: str, temperature: float, context: int | None) -> Iterator[_Voice]:
     """A GGUF file with its own chat template, by llama.cpp where that is here."""
     file = Path(target).expanduser()
     if not file.is_file():
         raise UserError(f"{target}: no such file; give a RUN[:MODEL] or the path of a .gguf file")
     refuse_changed(file)
     where = f"path:{file}"
+    limit = _limit(config_of(where), context, file.name)
     problem = runtime_problem()
     if problem is not None:
-        yield _by_torch(where, f"{file.name}, computed by torch: {problem}", Prompts(), True, temperature)
+        yield _by_torch(where, f"{file.name}, computed by torch: {problem}", Prompts(), limit, True, temperature)
         return
-    tokenizer, positions = load_tokenizer(where), positions_of(config_of(where)) or CONTEXT
-    limit = min(positions, CONTEXT)
+    tokenizer = load_tokenizer(where)
     renderer = _renderer(tokenizer, Prompts(), limit)
     hidden = frozenset(hidden_tokens(tokenizer, renderer.stop_ids))
     with ExitStack() as held:

@@ -8,6 +8,7 @@ from typing import Any
 from potstill.core.artifact import Artifact
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
+from potstill.core.numbers import size
 from potstill.core.progress import Progress
 from potstill.edges.models import bits_of
 from potstill.exporters import Exporter
@@ -47,13 +48,15 @@ def export(target: str, kinds: Sequence[str], out: Path | None, wllama: str, pro
 
 
 def _smallest(target: str) -> str:
-    """`RUN` as `RUN:MODEL` with the run's last four-bit model, where it has one."""
+    """`RUN` as `RUN:MODEL` with the run's last four-bit model, if any; controls that were rounded count last."""
     folder, _, name = target.partition(":")
     if name:
         return target
     models = {ident: artifact for ident, artifact in artifacts_of(find_run(folder)).items() if artifact.makes == "model"}
-    four_bit = [ident for ident, artifact in models.items() if bits_of(f"path:{artifact.folder}") == 4]
-    return f"{folder}:{four_bit[-1].partition('@')[0]}" if four_bit else target
+    four_bit = {ident: artifact for ident, artifact in models.items() if bits_of(f"path:{artifact.folder}") == 4}
+    solved = [ident for ident, artifact in four_bit.items() if artifact.summary.get("method") != "rtn"]
+    chosen = next(reversed(solved or [*four_bit]), None)
+    return f"{folder}:{chosen.partition('@')[0]}" if chosen is not None else target
 
 
 def next_steps(made: Artifact) -> list[str]:
@@ -66,6 +69,6 @@ def next_steps(made: Artifact) -> list[str]:
         lines += [f"  {command}"] if command else []
     if any(name == f"{FOLDER}/index.html" for name in made.summary["files"]):
         where = shlex.quote(str(made.folder / FOLDER))
-        size = sum(size for name, (size, _) in made.summary["files"].items() if name.startswith(f"{FOLDER}/"))
-        lines.append(f"  python -m http.server --bind 127.0.0.1 -d {where}  # {size / 1e6:.0f} MB, http://127.0.0.1:8000")
+        page = sum(of_file for name, (of_file, _) in made.summary["files"].items() if name.startswith(f"{FOLDER}/"))
+        lines.append(f"  python -m http.server --bind 127.0.0.1 -d {where}  # {size(page)}, http://127.0.0.1:8000")
     return lines

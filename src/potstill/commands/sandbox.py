@@ -1,13 +1,13 @@
 """Programs from files, judged in the sandbox. Standard library only: this command starts fast."""
 
-import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from potstill.core.errors import UserError
+from potstill.core.spelling import suggest
 from potstill.core.types import Case
 from potstill.sandbox.backend import Backend
 from potstill.sandbox.grader import Grade, Grader, Task
@@ -18,10 +18,15 @@ UNSAFE = "WARNING: --unsafe-no-sandbox: programs run with your rights, and can r
 
 @dataclass(frozen=True)
 class NamedTask:
-    """A task and what its line of output calls it."""
+    """A task and what its line of output calls it.
 
-    ident: str | int
-    task: Task
+    Attributes:
+        ident: None where the line gives none.
+        task: what is graded; or why a line describes nothing that could be.
+    """
+
+    ident: str | int | None
+    task: Task | str
 
 
 def task_of(program: Path, stdin: Path | None, expect: Path | None, tests: Path | None) -> Task:
@@ -48,10 +53,12 @@ def tasks_of(path: Path) -> list[NamedTask]:
     """The tasks of a file of JSON lines: `id` and `program`, with `stdin` and `expected`, or with `tests`.
 
     Raises:
-        UserError: at the first line that describes no task.
+        UserError: no line describes a task; says of the first one why.
     """
     lines = text_of(path).removeprefix("\ufeff").split("\n")
-    tasks = [_task_of_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    tasks = [_task_of_line(line, number) for number, line in enumerate(lines, 1) if line.strip()]
+    if tasks and all(isinstance(named.task, str) for named in tasks):
+        raise UserError(f"{path}: no line is a job; {tasks[0].task}")
     if not tasks:
         raise UserError(f"{path}: no jobs; each line is an object with id, program, stdin and expected, or tests")
     return tasks
@@ -83,21 +90,27 @@ def backend_of(name: str | None, unsafe: bool, workers: int | None = None) -> Ba
 
 
 def grade_all(
-    tasks: list[NamedTask], backend: Backend, limits: Limits, workers: int | None, say: Callable[[NamedTask, Grade], None]
-) -> list[Grade]:
-    """Grade, and say each grade as soon as all before it are said."""
-    ready: dict[int, Grade] = {}
-    said = 0
+    tasks: Sequence[NamedTask], backend: Backend, limits: Limits, workers: int | None, say: Callable[[NamedTask, Grade], None]
+) -> bool:
+    """Grade, and say each grade as soon as all before it are said; whether every program was judged.
 
-    def done(index: int, grade: Grade) -> None:
-        nonlocal said
-        ready[index] = grade
+    What describes no task is abstained from.
+    """
+    ready = {i: Grade("abstain", named.task, 0.0, None, ()) for i, named in enumerate(tasks) if isinstance(named.task, str)}
+    asked = [i for i in range(len(tasks)) if i not in ready]
+    said, judged = 0, not ready
+
+    def done(number: int, grade: Grade) -> None:
+        nonlocal said, judged
+        ready[asked[number]] = grade
+        judged = judged and grade.outcome != "abstain"
         while said in ready:
             say(tasks[said], ready.pop(said))
             said += 1
 
     with Grader(backend, limits, workers) as grader:
-        return grader.grade([named.task for named in tasks], done)
+        grader.grade([named.task for named in tasks if isinstance(named.task, Task)], done)
+    return judged
 
 
 def line_of(grade: Grade) -> dict[str, Any]:
@@ -105,17 +118,27 @@ def line_of(grade: Grade) -> dict[str, Any]:
     return {"verdict": grade.outcome, "reason": grade.reason, "wall_s": round(grade.wall_s, 4)}
 
 
-def _task_of_line(line: str, place: str) -> NamedTask:
+def _task_of_line(line: str, number: int) -> NamedTask:
+    """A line's task, or why it describes none, with the line's number; so it costs the other lines nothing."""
+    place = f"line {number}"
     try:
         job = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: no JSON: {error}") from None
+        return NamedTask(None, f"{place}: no JSON: {error}")
+    try:
+        return _task_of(job, place)
+    except UserError as error:
+        ident = job.get("id") if isinstance(job, dict) else None
+        return NamedTask(ident if isinstance(ident, str | int) and not isinstance(ident, bool) else None, str(error))
+
+
+def _task_of(job: Any, place: str) -> NamedTask:
     if not isinstance(job, dict):
         raise UserError(f"{place}: must be an object with id, program, stdin and expected, or tests")
     for key in job.keys() - set(_KEYS):
-        missed = difflib.get_close_matches(key, [known for known in _KEYS if known not in job], n=1, cutoff=0.8)
-        if missed:  # a right program would be judged without its input
-            raise UserError(f"{place}: no key '{key[:60]}'; did you mean '{missed[0]}'?")
+        near = suggest(key, [known for known in _KEYS if known not in job], least=0.8)
+        if near:  # a right program would be judged without its input
+            raise UserError(f"{place}: no key '{key[:60]}'{near}")
     ident, program = _field(job, "id", str | int, place), _field(job, "program", str, place)
     if ("tests" in job) == ("expected" in job):
         raise UserError(f"{place}: needs `expected` (with `stdin`), or `tests`: one of the two")

@@ -1,6 +1,5 @@
 """Configuration and behaviour as one object, and the registry that makes a new file a new feature."""
 
-import difflib
 import importlib
 import pkgutil
 import typing
@@ -10,11 +9,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationInfo, field_validator
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-
-def suggest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` when something known is close to the word, else the empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+from potstill.core.spelling import suggest
 
 
 class Settings(BaseModel):
@@ -58,6 +53,8 @@ class Component(Settings):
     def __pydantic_init_subclass__(cls, kind: str | None = None, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         if kind is not None:
+            if not isinstance(kind, str):
+                raise TypeError(f'the kind of class {cls.__name__} must be text in quotes: kind="{cls.__name__.lower()}"')
             known = cls.kinds.get(kind)
             # the same class again is a notebook's cell run twice; another one would take its place in silence
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -1,5 +1,6 @@
 """The two ways a run can end early through no fault of ours."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -26,9 +27,13 @@ class Problem:
 class RecipeError(UserError):
     """All the mistakes of one recipe, in the order of the file."""
 
-    def __init__(self, source: str, problems: list[Problem]) -> None:
-        self.source, self.problems = source, problems
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    def __init__(self, source: str, problems: Sequence[Problem], what: str = "") -> None:
+        """
+        Args:
+            what: of the problems, after their number.
+        """
+        self.source, self.problems = source, list(problems)
+        count = ("1 problem" if len(problems) == 1 else f"{len(problems)} problems") + what
         width = min(48, max(len(str(problem)) for problem in problems))
         lines = [f"  {problem!s:<{width}}  {problem.rule}" for problem in problems]
         super().__init__("\n".join([f"{source}: {count}", *lines]))

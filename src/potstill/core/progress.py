@@ -50,6 +50,7 @@ class Progress:
         self._said = self._last = 0.0
         self._begun: dict[str, float] = {}  # when each thing that is counted began
         self._counted: dict[str, int] = {}
+        self._told: dict[str, int] = {}  # how often its count was told since then
 
     def note(self, text: str) -> None:
         """A line that stays; none when quiet."""
@@ -75,7 +76,7 @@ class Progress:
         """Everything between is shown as one stage."""
         self._name = name
         self._said = self._last = time.monotonic()
-        self._begun, self._counted = {}, {}
+        self._begun, self._counted, self._told = {}, {}, {}
         if self.mode == "bar":
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
@@ -99,21 +100,25 @@ class Progress:
                 self._live.stop()
                 self._live = self._task = None
 
-    def update(self, done: int, total: int | None, what: str = "step", start: int = 0, **figures: str) -> None:
+    def update(self, done: int, total: int | None, what: str = "step", start: int = 0, tick: str = "", **figures: str) -> None:
         """`done` of `total` things called `what`; a stage may count several things in turn.
 
         Args:
             total: None where it is not known beforehand.
             start: where a resumed stage began, so that the time left is honest.
+            tick: what each call is, where many pass before one more is done: how many there were is shown too.
         """
         now = time.monotonic()
         if what not in self._begun or done < self._counted[what]:  # counted for the first time, or from the beginning again
-            self._begun[what] = self._last
+            self._begun[what], self._told[what] = self._last, 0
         self._counted[what], self._last = done, now
+        self._told[what] += 1
         text = f"{what} {done:,}" if total is None else f"{what} {done}/{total}"
         if total is not None:
             rate = (done - start) / max(now - self._begun[what], 1e-9)
             figures["left"] = clock((total - done) / rate) if rate > 0 else "?"
+        if tick:
+            figures = {tick: f"{self._told[what]:,}", **figures}
         text = "  ".join([text, *(f"{name} {value}" for name, value in figures.items())])
         if self._live is not None:
             self._live.update(self._task, completed=done, total=total, figures=text)

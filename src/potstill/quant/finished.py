@@ -18,7 +18,8 @@ class LayerError:
     """How one layer was rounded.
 
     Attributes:
-        gptq: `output_error` of the solver's codes; None where rounding to nearest was asked for.
+        gptq: `output_error` of the solver's codes against the layer's weights of full precision, whatever they were solved for;
+            None where rounding to nearest was asked for.
         rtn: `output_error` of rounding to nearest, on the same Hessian.
         damping: λ that the solver used; None without it.
         dead_columns: inputs that were zero in every calibration row.

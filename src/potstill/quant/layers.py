@@ -188,18 +188,18 @@ def _round(
     make_up: float,
     settings: dict[str, Any],
 ) -> tuple[Packed, LayerError]:
-    """Errors are those of the outputs that are wanted, which are the layer's own where nothing is to be made up for."""
+    """Errors are those of the layer's own outputs at full precision on the same inputs, whatever codes are solved for."""
     weight_OI = weight_OI.to(hessian_II.device)
     nearest = round_to_nearest(weight_OI, group, bits=bits)
     wanted_OI = weight_OI
     if drift_II is not None:
         wanted_OI = wanted_weights(weight_OI, hessian_II, drift_II, settings.get("damping", 0.01), make_up)
-    rtn, dead = output_error(wanted_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
+    rtn, dead = output_error(weight_OI, nearest, hessian_II), int((hessian_II.diagonal() == 0).sum())
     if method == "rtn":
         return nearest.cpu(), LayerError(None, rtn, dead_columns=dead, vanished=_vanished(weight_OI, nearest))
     solved = solve(weight_OI, hessian_II, bits=bits, group=group, wanted_OI=wanted_OI.double(), **settings)
     error = LayerError(
-        gptq=output_error(wanted_OI, solved.packed, hessian_II),
+        gptq=output_error(weight_OI, solved.packed, hessian_II),
         rtn=rtn,
         damping=solved.damping,
         dead_columns=solved.dead_columns,

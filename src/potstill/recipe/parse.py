@@ -2,7 +2,8 @@
 
 import copy
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,38 @@ from potstill.recipe.sweep import Sweep
 from potstill.stages.base import Stage
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as far as its file could be read.
+
+    Attributes:
+        problems: every mistake of the file, in its order; each with its place, the rule and a suggestion.
+        stages: those that are what the file says; all, where it has no mistake.
+        doubtful: the other ones whose kind is known.
+    """
+
+    header: Header | None
+    stages: tuple[Stage, ...]
+    doubtful: tuple[Judged, ...]
+    problems: tuple[Problem, ...]
+    source: str
+    table: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.header.name if self.header is not None else ""
+
+    def recipe(self) -> Recipe:
+        """The checked recipe.
+
+        Raises:
+            RecipeError: the file has mistakes.
+        """
+        if self.problems or self.header is None:
+            raise RecipeError(Path(self.source).name, self.problems)
+        return Recipe(self.header, self.stages, self.source, self.table)
+
+
 def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read and check a recipe file.
 
@@ -28,6 +61,15 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
     Raises:
         RecipeError: every mistake, each with its place, the rule and a suggestion.
         UserError: no such file, or not TOML.
+    """
+    return read_recipe(path, overrides).recipe()
+
+
+def read_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Draft:
+    """`load_recipe` of a file that may have mistakes.
+
+    Raises:
+        UserError: no such file, or not TOML; an override that sets nothing.
     """
     path = Path(path)
     try:
@@ -43,7 +85,7 @@ def load_recipe(path: str | Path, overrides: tuple[str, ...] = ()) -> Recipe:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_recipe(table, str(path), overrides)
+    return _draft(table, str(path), overrides)
 
 
 def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple[str, ...] = ()) -> Recipe:
@@ -53,6 +95,10 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
         RecipeError: every mistake, each with its place, the rule and a suggestion, in the order of the file.
         UserError: an override that sets nothing.
     """
+    return _draft(table, source, overrides).recipe()
+
+
+def _draft(table: dict[str, Any], source: str, overrides: tuple[str, ...]) -> Draft:
     table = _overridden(table, overrides)
     header, header_problems = judge_header(table)
     context = Context.of(table, header_problems)
@@ -65,17 +111,34 @@ def parse_recipe(table: dict[str, Any], source: str = "recipe", overrides: tuple
     of_stages = [_in_sweep(problem, sweeps.values()) for problem in of_stages]
     expanded, of_values = _expanded(stages, sweeps, context, beside)
     problems = [*header_problems, *_no_stages(table), *sweep_problems, *of_stages, *of_values, *_idle_seeds(header, stages)]
-    if problems or header.value is None:
-        raise RecipeError(Path(source).name, by_file(dict.fromkeys(problems), table))
-    return Recipe(header.value, tuple(expanded), source, table)
+    problems = by_file(dict.fromkeys(problems), table)
+    doubtful = [judged for judged in stages if judged.healed.wounds or judged.healed.holes or judged.label.endswith("]")]
+    sound = _sound(expanded, {judged.label for judged in stages if judged not in doubtful}) if problems else expanded
+    return Draft(header.value, tuple(sound), tuple(doubtful), tuple(problems), source, table)
+
+
+def _sound(stages: Sequence[Stage], labels: Collection[str]) -> list[Stage]:
+    """The stages of these labels, without those whose rows another stage writes."""
+    found: list[Stage] = []
+    for stage in stages:
+        writers = [ref for source in stage.sources() if (ref := source.written_by()) is not None and ref.scheme == "stage"]
+        if stage.name.partition(".")[0] in labels and {ref.target for ref in writers} <= {other.name for other in found}:
+            found.append(stage)
+    return found
 
 
 def _overridden(table: dict[str, Any], overrides: tuple[str, ...]) -> dict[str, Any]:
     table = copy.deepcopy(table)  # an override must not reach into what the caller holds
     if "sweep" in table:
         table["sweep"] = sweeping.flat(table["sweep"])
+    wrong: list[str] = []
     for override in overrides:
-        setting.apply(table, override)
+        try:
+            setting.apply(table, override)
+        except UserError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise UserError("\n".join(wrong))
     return table
 
 

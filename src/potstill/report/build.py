@@ -24,7 +24,7 @@ from potstill.study.records import ModelRow, Study, load_answers, write_json
 from potstill.study.ship import Advice
 from potstill.study.verdicts import Verdict
 
-SCHEMA = 4  # of report.json
+SCHEMA = 5  # of report.json
 SHOWN_ROWS = 12
 LONGEST_TEXT = 4_000  # characters of an answer that the report keeps; the rest stays in answers.jsonl
 HALF_THE_WORDS = 50.0  # Rouge-L

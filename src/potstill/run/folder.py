@@ -11,6 +11,7 @@ from stat import S_ISREG
 
 from potstill.core.artifact import MANIFEST, Artifact, Hashes, read_json, write_json
 from potstill.core.errors import UserError
+from potstill.core.numbers import size
 
 RUN = "run.json"
 NAMED = 10  # folders that a message lists
@@ -117,24 +118,32 @@ def _freed(folder: Path, links: Counter[int]) -> int:
     return sum(stat.st_size for inode, stat in own.items() if links[inode] >= stat.st_nlink)
 
 
+def leftover_note(found: list[Leftover], recipe: str) -> list[str]:
+    """For people, in one line: how many, how large, and what names them; no line where there are none.
+
+    Args:
+        recipe: its file; what is none was made of a command's words.
+    """
+    if not found:
+        return []
+    where = f"they lie in {found[0].folder.parent}"
+    named = "`potstill plan` with the same recipe, --set and --out names them"
+    return [f"{_counted(found)}; {named if Path(recipe).is_file() else where}"]
+
+
 def leftover_lines(found: list[Leftover]) -> list[str]:
     """For people: what it is, how large, and the command that deletes it."""
     if not found:
         return []
-    count = "1 folder" if len(found) == 1 else f"{len(found)} folders"
-    total = size_in_words(sum(left.bytes for left in found))
-    lines = [f"{count} of other settings, not used by this recipe as it stands, {total}; to delete:"]
+    lines = [f"{_counted(found)}; to delete:"]
     for left in found[:NAMED]:
         what = ", unfinished" if left.unfinished else ""
-        lines.append(f"  rm -r {shlex.quote(str(left.folder))}  # {size_in_words(left.bytes)}{what}")
+        lines.append(f"  rm -r {shlex.quote(str(left.folder))}  # {size(left.bytes)}{what}")
     if len(found) > NAMED:
         lines.append(f"  and {len(found) - NAMED} smaller ones beside them")
     return lines
 
 
-def size_in_words(count: int) -> str:
-    """`1.6 GB`, `340 MB`, `12 kB`."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
+def _counted(found: list[Leftover]) -> str:
+    count = "1 folder" if len(found) == 1 else f"{len(found)} folders"
+    return f"{count} of other settings, not used by this recipe as it stands, {size(sum(left.bytes for left in found))}"

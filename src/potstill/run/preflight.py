@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from potstill.core.errors import Problem, RecipeError, UserError
@@ -12,11 +12,14 @@ from potstill.edges.hub import is_cached
 from potstill.edges.machine import total_memory
 from potstill.edges.vocabulary import tokenizer_note
 from potstill.recipe.header import Recipe
-from potstill.recipe.places import by_file
+from potstill.recipe.judged import Judged
+from potstill.recipe.parse import Draft
+from potstill.recipe.places import by_file, within
 from potstill.run.graph import Planned
 from potstill.sources import Source, rows_kept
 from potstill.stages.base import Stage
 from potstill.stages.outlook import Cost, Outlook
+from potstill.stages.refs import ModelRef
 
 MARGIN = 1.25  # how far the memory that a stage needs may lie below what was foreseen
 
@@ -130,18 +133,57 @@ def stage_notes(stages: Sequence[Stage]) -> Iterator[str]:
             yield note
 
 
-@rows_kept()
-def check(recipe: Recipe) -> list[str]:
-    """Find everything that is known to fail although the file is right; what a person must know of its rows and models.
+@dataclass(frozen=True)
+class Seen:
+    """What models, rows and this machine show of a recipe.
 
-    Raises:
-        RecipeError: with every problem, in the order of the file.
+    Attributes:
+        problems: in the order of the file.
+        notes: what a person must know of rows and models; empty where there are problems.
+    """
+
+    problems: list[Problem]
+    notes: list[str]
+
+
+@rows_kept()
+def check(draft: Draft) -> Seen:
+    """Find everything that is known to fail beside the mistakes of the file itself, as far as that could be read.
+
+    Of a stage that is not what the file says, only whether the models and rows that it names can be read.
     """
     outlook = Outlook()
-    _refuse(recipe, outlook, Path("runs") / recipe.name)
-    readers = _readers(recipe.stages)
+    found = [*problems_of(draft.stages, outlook), *room_problems(draft.stages, outlook, Path("runs") / draft.name)]
+    rules = {problem.rule for problem in found}
+    doubtful = (problem for judged in draft.doubtful for problem in _unreadable(judged, outlook))
+    found += [problem for problem in doubtful if problem.rule not in rules]
+    told = [problem.place for problem in draft.problems]
+    found = [problem for problem in found if not any(within(problem.place, place) for place in told)]
+    if found or told:
+        return Seen(by_file(found, draft.table), [])
+    readers = _readers(draft.stages)
     left_out = [f"{readers[spec][1] if spec in readers else ''}{lost}" for spec, lost in outlook.rows_left_out()]
-    return [*left_out, *notes_of(recipe.stages)]
+    return Seen([], [*left_out, *notes_of(draft.stages)])
+
+
+def _unreadable(judged: Judged, outlook: Outlook) -> Iterator[Problem]:
+    """Models and rows that a stage names where it is what the file says, and that cannot be read."""
+    stage = judged.stage
+    if stage is None:
+        return
+    for place, ref in stage.references():
+        if isinstance(ref, ModelRef) and not judged.wounded(place):
+            try:
+                outlook.model(ref)
+            except UserError as error:
+                yield Problem(f"{judged.label}.{place}", str(error), repr(str(ref)))
+    if not judged.wounded("data"):
+        try:
+            for source in stage.sources():
+                for _ in source.examples("train") if source.written_by() is None else ():
+                    pass
+        except UserError as error:
+            yield Problem(f"{judged.label}.data", str(error))
 
 
 def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
@@ -150,10 +192,7 @@ def refuse(recipe: Recipe, out: Path, done: Mapping[str, str]) -> None:
     Raises:
         RecipeError: with every problem.
     """
-    _refuse(recipe, Outlook(done), out)
-
-
-def _refuse(recipe: Recipe, outlook: Outlook, out: Path) -> None:
+    outlook = Outlook(done)
     with rows_kept():
         found = [*problems_of(recipe.stages, outlook), *room_problems(recipe.stages, outlook, out)]
     if found:

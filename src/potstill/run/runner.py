@@ -16,7 +16,7 @@ from potstill.edges import ranks
 from potstill.edges.machine import machine_facts, peak_gpu_memory, peak_memory, reset_peak_memory, versions
 from potstill.recipe.header import Recipe
 from potstill.run.fingerprints import CODE, Fingerprints
-from potstill.run.folder import leftover_lines, leftovers, write_run
+from potstill.run.folder import leftover_note, leftovers, write_run
 from potstill.run.graph import Planned, in_use, made_of, plan, read_through
 from potstill.run.preflight import done_models, refuse, refuse_stage, stage_notes
 from potstill.run.stopper import Stopper
@@ -154,7 +154,7 @@ class _Run:
             names = ", ".join(changed)
             self.progress.note(f"some stages were made with other versions of {names}; delete {self.out} to make them again")
         if ranks.first():
-            for line in leftover_lines(leftovers(self.out, in_use(planned))):
+            for line in leftover_note(leftovers(self.out, in_use(planned)), self.recipe.source):
                 self.progress.note(line)
 
     def copy_reports(self) -> None:

@@ -1,6 +1,7 @@
 """The server's life: its address, its start, its end."""
 
 import asyncio
+import ipaddress
 import os
 import signal
 import socket
@@ -42,10 +43,7 @@ class Address:
         Raises:
             UserError: the port is in use or not allowed, or the host is none of this machine's.
         """
-        try:
-            family, _, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
-        except socket.gaierror as error:
-            raise UserError(f"--host {self.host}: no such address ({error.strerror})") from None
+        family, where = self._resolved()
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -58,8 +56,21 @@ class Address:
         return found
 
     def loopback(self) -> bool:
-        """Whether this machine alone can reach it."""
-        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+        """Whether this machine alone can reach it.
+
+        Raises:
+            UserError: no such host.
+        """
+        return ipaddress.ip_address(self._resolved()[1][0]).is_loopback
+
+    def _resolved(self) -> tuple[int, Any]:
+        """Its family and the address that its name stands for."""
+        try:
+            family, _, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+        except (socket.gaierror, UnicodeError) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            raise UserError(f"--host {self.host}: no such address ({said})") from None
+        return family, where
 
 
 _KEY = "a key has at least 8 printable ASCII characters without spaces"
@@ -92,6 +103,24 @@ def key_of(file: Path | None, variable: str | None) -> str:
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
         raise UserError(f"{where}: {_KEY}")
     return key
+
+
+def check_key(address: Address, key: str, *, without: bool) -> None:
+    """Refuse to let other machines ask without a key, unless that is asked for.
+
+    Args:
+        without: whether the user said `--no-key`.
+
+    Raises:
+        UserError: there is no key where one is needed, or one with `--no-key`.
+    """
+    if without and key:
+        raise UserError("--no-key with a key: leave out one of the two")
+    if not (key or without or address.loopback()):
+        raise UserError(
+            f"--host {address.host}: other machines could ask without a key; give one by --key-env NAME or --key-file FILE, "
+            "or say --no-key if everybody who reaches this machine may ask"
+        )
 
 
 def serve(
@@ -149,7 +178,7 @@ def _told(address: Address, listening: socket.socket, opened: Opened, state: Sta
     yield f"OpenAI's API  http://{host}:{port}/v1" + (f"  ({others} more models open when they are asked)" if others else "")
     yield f"playground    http://{host}:{port}/"
     if not address.loopback():
-        yield "any machine that reaches this one can ask" + (" with the key" if key else ": there is no key (--key-file)")
+        yield "any machine that reaches this one can ask" + (" with the key" if key else ": there is no key")
 
 
 async def _run(state: State, listening: socket.socket, key: str, names: Sequence[str]) -> None:

@@ -194,13 +194,13 @@ class DataStage(Stage):
         try:
             if reader is not None:
                 outlook.tokenizer(reader)
-        except UserError:  # the stage says so at its own field
-            return
+        except UserError:  # the stage says so at its own field; the rows may be wrong too
+            reader = None
         for number, split in enumerate(self.splits()):
             try:
-                rows = outlook.rows(self.data, self.prompts, self.reader(), split)
+                rows = outlook.rows(self.data, self.prompts, reader, split)
             except UserError as error:
-                yield from self._unread(outlook, split, error)
+                yield from self._unread(outlook, reader, split, error)
                 return
             if not rows.counted and (rows.kept or any(rows.left_out.values())):
                 continue  # lengths guessed from characters refuse nothing
@@ -211,10 +211,10 @@ class DataStage(Stage):
                 field = "max_prompt_tokens" if prompt > response else "max_tokens"
                 yield Problem(f"prompts.{field}", f"{split} split: {lost}", str(getattr(self.prompts, field)))
 
-    def _unread(self, outlook: Outlook, split: Split, error: UserError) -> Iterator[Problem]:
+    def _unread(self, outlook: Outlook, reader: ModelRef | None, split: Split, error: UserError) -> Iterator[Problem]:
         """What a row's refusal comes from: each habit of the template once, else the row itself."""
         try:
-            habits = outlook.template_problems(self.data, self.prompts, self.reader(), split)
+            habits = outlook.template_problems(self.data, self.prompts, reader, split)
         except UserError:  # the rows themselves cannot be read
             habits = []
         yield from (Problem("prompts", habit) for habit in habits)

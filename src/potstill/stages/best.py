@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -79,9 +80,10 @@ class Best(Stage, kind="best"):
                 yield "by", f"'{ref.target}' does not measure {self.by} while it trains (it measures {measured})"
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
-        if self.data is not None and next(self.data.examples("validation"), None) is None:
-            rule = "the validation split is empty, so there is nothing to pick by; give it more rows, or set data.splits"
-            yield Problem("data", rule)
+        with suppress(UserError):  # rows that cannot be read are the problem of the stages that learn them
+            if self.data is not None and next(self.data.examples("validation"), None) is None:
+                rule = "the validation split is empty, so there is nothing to pick by; give it more rows, or set data.splits"
+                yield Problem("data", rule)
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
         return outlook.model(self.candidates[0])

@@ -37,7 +37,7 @@ from potstill.stages.cost import answer_memory, answer_seconds, left_over, scori
 from potstill.stages.known import question_hashes
 from potstill.stages.lineage import Place, lineage, places
 from potstill.stages.measure import Asked, Beside, Decoding, Measured, asking, measure
-from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.programs import program_problems
 from potstill.stages.readers import Rendered, Row, known_in_words, known_rows, readable
 from potstill.stages.refs import ModelRef
@@ -136,36 +136,42 @@ class Evaluate(DataStage, kind="evaluate"):
         return (self.split,)
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
-        unknown = False
+        models: list[Prospect | None] = []
         for number, row in enumerate(self.study):
             try:
-                outlook.model(row.model)
+                models.append(outlook.model(row.model))
             except UserError as error:
-                unknown = True
+                models.append(None)
                 yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
-        if not unknown:
-            unread = list(super().problems(outlook))
-            yield from unread
-            if not any(problem.place == "data" for problem in unread):  # else each model would be blamed for the rows
-                yield from self._reading_problems(outlook)
-            yield from self._known_problems(outlook)
-            yield from self._pair_problems(outlook)
-            yield from program_problems(self.metrics, self.data, self.split, "metrics")
+        unread = list(super().problems(outlook))
+        yield from unread
+        rows_read = not any(problem.place == "data" for problem in unread)  # else each model would be blamed for the rows
+        for number, (row, model) in enumerate(zip(self.study, models, strict=True)):
+            for rule in self._reading_problems(outlook, row, model, rows_read=rows_read) if model is not None else ():
+                yield Problem(f"study[{number}].model", rule, repr(str(row.model)))
+        yield from self._known_problems(outlook)
+        tokenizers = [model.tokenizer() if model is not None else None for model in models]
+        yield from self._pair_problems(tokenizers, rows_read=rows_read)
+        yield from program_problems(self.metrics, self.data, self.split, "metrics")
 
-    def _reading_problems(self, outlook: Outlook) -> Iterator[Problem]:
-        """Models whose template refuses the rows, or that have too few positions for them or for their answers."""
-        for number, row in enumerate(self.study):
-            model = outlook.model(row.model)
-            if model is None:
-                continue
+    def _reading_problems(self, outlook: Outlook, row: Row, model: Prospect, *, rows_read: bool) -> Iterator[str]:
+        """What keeps a model from reading the rows, from answering them, and from being asked and measured.
+
+        Args:
+            rows_read: whether the rows themselves can be read.
+        """
+
+        def check_rows() -> None:
+            rows = outlook.rows(self.data, self.prompts, row.model, self.split)
+            check_positions(model.config, rows.longest, row.name)
+            self._check_answers(model.config, rows.longest_prompt, row.name)
+
+        checks = [lambda: self._check_asked(model.tokenizer()), lambda: self._check_model_metrics(model.config, row.name)]
+        for check in [check_rows, *checks] if rows_read else checks:
             try:
-                rows = outlook.rows(self.data, self.prompts, row.model, self.split)
-                check_positions(model.config, rows.longest, row.name)
-                self._check_answers(model.config, rows.longest_prompt, row.name)
-                self._check_asked(outlook.tokenizer(row.model))
-                self._check_model_metrics(model.config, row.name)
+                check()
             except UserError as error:
-                yield Problem(f"study[{number}].model", str(error), repr(str(row.model)))
+                yield str(error)
 
     def _check_asked(self, tokenizer: Tokenizer | None) -> None:
         """Refuse prompts of the user's own that the model's template or `prompts` do not take."""
@@ -176,11 +182,16 @@ class Evaluate(DataStage, kind="evaluate"):
                 why = "is empty" if not prompt.strip() else found.reason
                 raise UserError(f"ask[{number}]: {why}; write another prompt, or raise prompts.max_prompt_tokens")
 
-    def _pair_problems(self, outlook: Outlook) -> Iterator[Problem]:
-        """Models whose tokens cannot be compared with the first's, or whose form of the rows the teacher does not read."""
-        tokenizers = [outlook.tokenizer(row.model) for row in self.study]
+    def _pair_problems(self, tokenizers: Sequence[Tokenizer | None], *, rows_read: bool) -> Iterator[Problem]:
+        """Models whose tokens cannot be compared with the first's, or whose form of the rows the teacher does not read.
+
+        Args:
+            tokenizers: of the study's models; None where one is not known.
+            rows_read: whether the rows can be read, in the teacher's form too.
+        """
         teacher = self.teacher()
-        theirs = outlook.tokenizer(teacher.model) if teacher is not None and self._asks_for_teacher() else None
+        compared = teacher is not None and rows_read and self._asks_for_teacher()
+        theirs = tokenizers[self.study.index(teacher)] if compared else None
         if None not in tokenizers and (
             alone := self._no_kin(dict(zip((row.name for row in self.study), tokenizers, strict=True)))
         ):

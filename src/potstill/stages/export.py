@@ -55,12 +55,12 @@ class Export(Stage, kind="export"):
     )
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
+        found, tokenizer = None, None
         try:
             found = outlook.model(self.model)
             tokenizer = found.tokenizer() if found is not None else None
         except UserError as error:
             yield Problem("model", str(error), repr(str(self.model)))
-            return
         for trouble in trouble_with(self._holds(quantised=0)) if self.verify == "always" else ():
             yield Problem("verify", f"{trouble}, or set it to 'auto'", "'always'")
         yield from self._study_problems(outlook)

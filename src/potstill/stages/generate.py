@@ -31,7 +31,7 @@ from potstill.sources.stage import HELD_OUT, WRITTEN, held_out, row_of
 from potstill.stages.base import Context, DataStage, empty_split
 from potstill.stages.cost import answer_memory, answer_seconds, left_over
 from potstill.stages.filters import Filters, Judged, Sieve
-from potstill.stages.outlook import Cost, Outlook, RowsOf
+from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
 from potstill.stages.programs import program_problems
 from potstill.stages.refs import ModelRef
 from potstill.study.words import reasons
@@ -106,18 +106,24 @@ class Generate(DataStage, kind="generate"):
 
     def problems(self, outlook: Outlook) -> Iterator[Problem]:
         found = list(super().problems(outlook))
-        if any(not problem.place.startswith("prompts.max") and problem.place != "data" for problem in found):
-            yield from found
-            return
+        writer, rows = None, None
         try:
-            rows = outlook.rows(self.data, self.prompts, self.model, "train")
+            writer = outlook.model(self.model) if self.model is not None else None
+        except UserError as error:
+            yield Problem("model", str(error), repr(str(self.model)))
+        try:
+            rows = outlook.rows(self.data, self.prompts, self.model if writer is not None else None, "train")
         except UserError:
             yield from found
-            return
-        if not _asked_of(rows):
-            yield Problem("data", empty_split(rows))
+        else:  # how long references are is no matter where answers are written
+            yield from (each for each in found if each.place != "data" and not each.place.startswith("prompts.max"))
+            if not _asked_of(rows):
+                yield Problem("data", empty_split(rows))
         yield from program_problems([self.filters.metric], self.data, "train", "filters.metric")
-        yield from self._endpoint_problems() if self.api is not None else self._model_problems(outlook, rows)
+        if self.api is not None:
+            yield from self._endpoint_problems()
+        elif writer is not None and rows is not None:
+            yield from self._position_problems(writer, rows)
 
     def _endpoint_problems(self) -> Iterator[Problem]:
         assert self.api is not None
@@ -133,10 +139,8 @@ class Generate(DataStage, kind="generate"):
             rule = "an endpoint says it only with api.logprobs = true, at temperature 1 without cuts; or set best = 'metric'"
             yield Problem("filters.best", rule, "'likelihood'")
 
-    def _model_problems(self, outlook: Outlook, rows: RowsOf) -> Iterator[Problem]:
-        assert self.model is not None
-        found = outlook.model(self.model)
-        limit = positions_of(found.config) if found is not None else None
+    def _position_problems(self, writer: Prospect, rows: RowsOf) -> Iterator[Problem]:
+        limit = positions_of(writer.config)
         most, new = min(self.prompts.max_prompt_tokens, rows.longest_prompt), self.sampling.max_new_tokens
         if limit is not None and most + new > limit:
             rule = (

@@ -19,9 +19,9 @@ class Report(Stage, kind="report"):
 
     makes: ClassVar[Makes] = "report"
     gathers: ClassVar[bool] = True
-    # 7: which files were verified, and pages in a browser; 6: what was measured on a device
+    # 8: the key `quantized`; 7: which files were verified, and pages in a browser; 6: what was measured on a device
     # 5: how programs ended; 4: what training took, own answers, and models at equal budgets
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
 
     study: StudyRef = Field(description="the evaluation that is reported")
     exports: tuple[ExportRef, ...] = Field(

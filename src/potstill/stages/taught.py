@@ -65,14 +65,14 @@ class Paired(TrainingStage):
                 teacher = outlook.model(ref)
             except UserError as error:
                 yield Problem("teacher", str(error), repr(str(ref)))
-                return
-            if teacher is None:
-                return
-            yield from self._teacher_problems(outlook, ref, teacher)
+            if teacher is not None:
+                yield from self._teacher_problems(outlook, ref, teacher)
         yield from self._answer_problems(outlook, ref, teacher)
 
     def _teacher_problems(self, outlook: Outlook, ref: ModelRef, teacher: Prospect) -> Iterator[Problem]:
-        theirs, ours = teacher.tokenizer(), outlook.tokenizer(self.reader())
+        theirs, ours = teacher.tokenizer(), None
+        with suppress(UserError):  # the student's own problem
+            ours = outlook.tokenizer(self.reader())
         if theirs is not None and ours is not None:
             yield from self.pair_problems(teacher.size.vocab, theirs, ours)
         yield from position_problems(outlook, self, teacher.config, f"the teacher {ref}")
@@ -146,8 +146,8 @@ class Paired(TrainingStage):
         return asked * group_tokens(rows.prompt, answer, per_prompt, self.optim.pass_tokens(model.size.hidden))
 
     def watch(self, context: Context) -> Callable[[int, int], None]:
-        """Shows how many answers are finished, of how many."""
-        return lambda done, total: context.work.progress.update(done, total, "answers")
+        """Shows how many answers are finished, of how many; and the token that is drawn, because many end together at last."""
+        return lambda done, total: context.work.progress.update(done, total, "answers", tick="token")
 
     def teacher_of(self, context: Context, tokenizer: Tokenizer, store: TokenStore, shard: bool = False) -> Teacher:
         """The teacher, not loaded yet.

@@ -166,7 +166,7 @@ class Validator:
         return _means(scored.scores)
 
     def _watch(self, done: int, total: int) -> None:
-        self.work.progress.update(done, total, "validation answers")
+        self.work.progress.update(done, total, "validation answers", tick="token")
 
     def _of_references(self, model: Model) -> dict[str, float]:
         wanted = [m for m in self.settings.metrics if isinstance(m, TokenMetric)]

@@ -42,7 +42,7 @@ def doubts(study: Study, verdict: Verdict, verdicts: list[Verdict], estimates: E
             yield "not at equal tokens"
         if control_in_words(a, b):
             yield "the control was not trained alike"
-    if verdict.key == "four_bits" and a.trained:
+    if verdict.key == "quantized" and a.trained:
         yield f"{a.name} was trained further than {b.name}"
     if verdict.key == "rl_over_sft" and rolled_apart(a, b):
         yield "not at equal rollouts"

@@ -47,7 +47,7 @@ def _of_roles(study: Study) -> list[Question]:
     for row in quantized:
         source = source_of(study, row)
         if source is not None:
-            asked.append(Question("four_bits", f"{bits_in_words(row.bits)} against full precision", row, source))
+            asked.append(Question("quantized", f"{bits_in_words(row.bits)} against full precision", row, source))
     asked += [_pair(row, other) for row in quantized for other in quantized if began_as(row, other)]  # healed and not
     for row in quantized:
         if row.trained:  # healed: what it gained over rounding is not GPTQ's alone

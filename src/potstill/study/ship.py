@@ -56,7 +56,7 @@ def advice(study: Study, verdicts: Sequence[Verdict], estimates: Estimates) -> A
 
 def _packed(study: Study, verdicts: Sequence[Verdict], full: ModelRow, why: str) -> Advice:
     """The model, or its 4-bit form where that may be shipped."""
-    packed, more = _at_four_bits(study, verdicts, full)
+    packed, more = _quantised(study, verdicts, full)
     chosen = packed or full
     return Advice(chosen.name, f"Ship {chosen.name}: {why}{more}.")
 
@@ -135,9 +135,9 @@ def _no_larger(a: ModelRow, b: ModelRow) -> bool:
     return a.parameters is None or b.parameters is None or a.parameters <= 1.01 * b.parameters
 
 
-def _at_four_bits(study: Study, verdicts: Sequence[Verdict], full: ModelRow) -> tuple[ModelRow | None, str]:
+def _quantised(study: Study, verdicts: Sequence[Verdict], full: ModelRow) -> tuple[ModelRow | None, str]:
     """The 4-bit form of a model where no loss is shown and none of weight is possible, and what is to be said of 4 bits."""
-    own = [verdict for verdict in verdicts if verdict.key == "four_bits" and verdict.b == full.name]
+    own = [verdict for verdict in verdicts if verdict.key == "quantized" and verdict.b == full.name]
     why = ""
     for verdict in own:
         bits = bits_in_words(study.row(verdict.a).bits)

@@ -32,7 +32,7 @@ class Verdict:
     """The answer to one question by one metric.
 
     Attributes:
-        key: kd_over_sft, rl_over_start, rl_over_sft, sft_over_start, teacher_over_sft, four_bits, gptq_over_rtn, sft_over_base,
+        key: kd_over_sft, rl_over_start, rl_over_sft, sft_over_start, teacher_over_sft, quantized, gptq_over_rtn, sft_over_base,
             compared or retention.
         a, b: names of the models compared.
         difference: a − b in the metric's unit; None for retention.
@@ -161,7 +161,7 @@ _PLAIN = (COMPARED, "rl_over_sft")  # which is better; nothing is said of what h
 _CLAIMS: dict[str, tuple[Outcome, Outcome]] = dict.fromkeys(_PLAIN, ("better", "worse"))
 _LABELS = {
     **{key: {"not shown": "no difference shown"} for key in _PLAIN},
-    "four_bits": {"helped": "no harm", "hurt": "hurt", "not shown": "no loss shown"},
+    "quantized": {"helped": "no harm", "hurt": "hurt", "not shown": "no loss shown"},
     "teacher_over_sft": {"helped": "ahead", "hurt": "behind", "not shown": "not ahead"},
 }
 _DOING = {"kd_over_sft": "distilling", "sft_over_base": "fine-tuning", "gptq_over_rtn": "GPTQ"}
@@ -196,13 +196,13 @@ def _difference_in_words(
     if question.key == "teacher_over_sft":
         return f"{'There was something' if verdict == 'helped' else 'There was nothing'} to teach: {than}"
     doing = _doing(question)
-    did = "did no harm" if question.key == "four_bits" and verdict == "helped" else verdict
+    did = "did no harm" if question.key == "quantized" and verdict == "helped" else verdict
     return f"{doing[0].upper()}{doing[1:]} {did}: {than}"
 
 
 def _doing(question: Question) -> str:
     """What is judged: of a student cut out of a larger model, the cut as well."""
-    if question.key == "four_bits":
+    if question.key == "quantized":
         return bits_in_words(question.a.bits)
     return "cutting and fine-tuning" if question.cut else _DOING[question.key]
 
@@ -218,7 +218,7 @@ def _not_shown_in_words(
     elif ci[0] > 0 or ci[1] < 0:
         which = "rows" if sample.clusters == sample.rows else "clusters"
         still = f"they differ in {sample.differing} {which}, too few for a verdict"
-    elif question.key == "four_bits":
+    elif question.key == "quantized":
         loss = -_gain(metric, ci)[0]
         still = f"a loss of up to {amount(loss, metric, digits)} is still possible" if loss > 0 else "the interval ends at 0"
     else:
@@ -228,7 +228,7 @@ def _not_shown_in_words(
         still = f"the interval {at}. {these} could have shown a difference of about {reach}"
     if question.key in _PLAIN:
         return f"Not shown that {question.a.name} and {question.b.name} differ: {found}; {still}."
-    if question.key == "four_bits":
+    if question.key == "quantized":
         return f"No loss shown at {bits_in_words(question.a.bits)}: {found}; {still}."
     if question.key == "teacher_over_sft":
         return f"Not shown that there was anything to teach: {found}; {still}."
