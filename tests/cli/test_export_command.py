@@ -73,7 +73,8 @@ def test_a_control_that_was_rounded_is_not_taken_for_the_four_bit_model(place: P
     path.write_text(base + QUANTISED.replace('method = "rtn"', 'method = "gptq"', 1).replace("bits = 8", "bits = 4"))
     assert place.run("--quiet").exit_code == 0
     done = call("export", str(place.out), "--to", "gguf", "--out", str(tmp_path / "out"), "--json")
-    assert "/q4-" in json.loads(done.output)["stage"]["model"], "q8, the last one, is rounded"
+    assert done.exit_code == 0, done.output
+    assert "/q4-" in str(Artifact.load(tmp_path / "out").stage["model"]), "q8, the last one, is rounded"
 
 
 def test_whether_a_model_talks_in_turns_is_what_it_was_trained_on(tmp_path: Path) -> None:
