@@ -118,7 +118,11 @@ class Device(Stage, kind="device"):
     def cost(self, outlook: Outlook) -> Cost:
         asked = sum(context + self.new_tokens for context in self.contexts)
         asked = len(self.exports) * asked + 2 * len(self.drafts) * PROMPTS * 2 * self.new_tokens  # prompts about as long
-        return Cost(tokens=self.repeats * len(self.threads) * asked, memory_bytes=round(resting_memory()))
+        return Cost(
+            tokens=self.repeats * len(self.threads) * asked,
+            memory_bytes=round(resting_memory()),
+            note="what llama.cpp takes is measured, not foreseen",
+        )
 
     def closing(self, summary: dict[str, Any]) -> str:
         return "; ".join([*map(in_words, summary["files"]), *map(page_in_words, summary["pages"])])
