@@ -23,25 +23,32 @@ def report(places):
 SIX = [(322, 38, 2.99), (196, 46, 2.99), (201, 61, 3.13), (290, 50, 3.4), (180, 52, 3.4), (184, 70, 3.5)]
 
 
-@pytest.mark.parametrize("places", [SIX, [(200 + n, 40 + n / 4, 3.0) for n in range(6)]], ids=["apart", "crowded"])
+ALIKE = [(324, 114, 89.6), (198, 145, 89.6), (278, 138, 78.1), (171, 185, 78.1), (176, 241, 78.1), (176, 247, 74.5)]
+
+
+@pytest.mark.parametrize(
+    "places", [SIX, [(200 + n, 40 + n / 4, 3.0) for n in range(6)], ALIKE], ids=["apart", "crowded", "alike"]
+)
 def test_no_name_covers_another_or_a_point(places, monkeypatch):
     seen = []
-    keep = figures._label
+    keep = figures._svg
 
-    def looked_at(axis, points, labels):
-        keep(axis, points, labels)
-        axis.figure.canvas.draw()
-        for text in axis.texts:
-            text.arrow_patch = text.arrowprops = None  # the line to its point is no part of a name
-        boxes = [text.get_window_extent() for text in axis.texts]
-        marks = [axis.transData.transform(point) for point in points]
-        assert len(boxes) == len(labels)
-        for n, box in enumerate(boxes):
-            assert not any(box.overlaps(other) for other in boxes[n + 1 :])
-            assert not any(box.contains(*mark) for mark in marks)
-        seen.append(axis)
+    def looked_at(figure, *words):
+        """The whole figure as it will lie on the page."""
+        drawn = keep(figure, *words)
+        for axis in figure.axes:
+            for text in axis.texts:
+                text.arrow_patch = text.arrowprops = None  # the line to its point is no part of a name
+            boxes = [text.get_window_extent() for text in axis.texts]
+            marks = [axis.transData.transform(line.get_xydata()[0]) for line in axis.lines]
+            assert len(boxes) == len(marks) == len(places)
+            for n, box in enumerate(boxes):
+                assert not any(box.overlaps(other) for other in boxes[n + 1 :])
+                assert not any(box.contains(*mark) for mark in marks)
+            seen.append(axis)
+        return drawn
 
-    monkeypatch.setattr(figures, "_label", looked_at)
+    monkeypatch.setattr(figures, "_svg", looked_at)
     drawn = on_device(report(places))
     assert len(seen) == 2
     assert drawn.count("<svg") == 1

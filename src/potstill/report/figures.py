@@ -388,10 +388,9 @@ def on_device(report: Report) -> str:
     with _figure(_WIDTH, 3.3, 1, 2) as (figure, axes):
         for axis, (what, of, below) in zip(axes, panels, strict=True):
             places = [of(one) for one in files]
-            points = [(place, values[one["name"]]) for place, one in zip(places, files, strict=True)]
-            for one, (x, y) in zip(files, points, strict=True):
+            for one, place in zip(files, places, strict=True):
                 marker = _SHAPES.get(one["type"], "D")
-                axis.plot([x], [y], marker, color=colour(one["role"]), markersize=7, markeredgecolor=PAGE)
+                axis.plot([place], [values[one["name"]]], marker, color=colour(one["role"]), markersize=7, markeredgecolor=PAGE)
             axis.set_xscale("log")
             low, high = min(places), max(places)
             axis.set_xlim(low / 1.5, high * 1.5)
@@ -399,10 +398,13 @@ def on_device(report: Report) -> str:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
             axis.margins(y=0.35)
-            _label(axis, points, [_short(f"{one['name']} {one['type']}") for one in files])
             axis.set_xlabel(below)
             axis.set_title(f"{_short(primary['title'])}{unit} ({better}) against {what}", loc="left")
             axis.grid(axis="y")
+        figure.draw_without_rendering()  # until then no axis knows where its points will lie
+        for axis, (_, of, _) in zip(axes, panels, strict=True):
+            points = [(of(one), values[one["name"]]) for one in files]
+            _label(axis, points, [_short(f"{one['name']} {one['type']}") for one in files])
         description = "; ".join(
             f"{one['name']} {one['type']} {size(one['memory']['resident_bytes'])}, {_fastest(one):.1f} tokens/s"
             for one in files
@@ -422,7 +424,7 @@ _PLACES = ((0, 12), (0, -13), (9, 0), (-9, 0), (7, 11), (-7, 11), (7, -12), (-7,
 
 
 def _label(axis: Any, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
-    """Name each point of an axis whose limits are set, where the name covers no other name and no point.
+    """Name each point of an axis that is laid out, where the name covers no other name and no point.
 
     A name that had to go further has a line to its point.
     """
@@ -438,7 +440,8 @@ def _label(axis: Any, points: Sequence[tuple[float, float]], labels: Sequence[st
         side = "left" if dx > 0 else "right" if dx < 0 else "center"
         line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 0.0, "shrinkB": 4.0} if abs(dy) > 13 else None
         where = {"xytext": (dx, dy), "textcoords": "offset points", "va": "center", "ha": side}
-        axis.annotate(labels[at], points[at], color=INK, fontsize=8.5, arrowprops=line, **where)
+        named = axis.annotate(labels[at], points[at], color=INK, fontsize=8.5, arrowprops=line, **where)
+        named.set_in_layout(False)  # or the axis would move from under it
 
 
 def _box(point: Sequence[float], shift: tuple[int, int], width: float) -> tuple[float, float, float, float]:
