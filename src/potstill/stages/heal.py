@@ -8,16 +8,18 @@ from pydantic import Field, model_validator
 
 from potstill.core.errors import Problem, UserError
 from potstill.edges import ranks
-from potstill.edges.models import PACKED, Model, save_dequantised, stored_dtype
+from potstill.edges.models import PACKED, Model, load_model, save_dequantised, stored_dtype
 from potstill.edges.vocabulary import Tokenizer
 from potstill.losses.objective import Objective
+from potstill.metrics.kl_to_teacher import KLToTeacher
+from potstill.metrics.nll import NLL
 from potstill.quant.grid import Trains, put_on_grid
 from potstill.quant.packed import Packed, packed_of, save_packed
 from potstill.stages.base import Context
 from potstill.stages.distill import Distill
 from potstill.stages.outlook import Outlook, Prospect, made_from
 from potstill.stages.start import Student
-from potstill.stages.training import summary_of
+from potstill.stages.training import FIGURE, Validation, summary_of
 from potstill.train.loop import Optim
 
 _QUANTISED = "is not quantised; name a `quantize` stage, or the folder of one"
@@ -29,9 +31,12 @@ class Heal(Distill, kind="heal"):
     The teacher is the student's full-precision self, or that one's own teacher. What trains is the scales, rounded to float16
     at every step, with norms and biases; or the codes; or both, by straight-through estimators. The artifact is like that of
     `quantize`: codes, scales and the weights that they stand for, which agree bit for bit.
+
+    Where the divergence from the teacher on validation rows is larger at the end than it was at the start, the model is kept as
+    it was, and the summary's `healing` and a note say so.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: what became worse is not kept
 
     trains: Trains = Field(
         default="scales", description="scales: of the groups, with norms and biases; codes: these alone; both"
@@ -41,6 +46,17 @@ class Heal(Distill, kind="heal"):
     )
     ratio: float = Field(default=1.0, ge=0, le=1, description="weight of the divergence; the rest is cross-entropy")
     optim: Optim = Optim(lr=1e-3, epochs=0.15, warmup=0.1)
+    validation: Validation = Field(
+        default=Validation(times=1, metrics=(KLToTeacher(), NLL())), description="without kl_to_teacher nobody sees what it did"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measured_as_it_can_be(cls, given: Any) -> Any:
+        """Without a teacher beside the student nothing measures the distance to it."""
+        if not isinstance(given, dict) or (given.get("cache") is None and given.get("signal", "live") == "live"):
+            return given
+        return {"validation": Validation(times=1, metrics=(NLL(),))} | given
 
     @model_validator(mode="after")
     def _stays_on_the_grid(self) -> "Heal":
@@ -82,19 +98,37 @@ class Heal(Distill, kind="heal"):
         import torch
 
         packed: dict[str, Packed] = merged
+        healing = self._healing(context)
+        if not healing.get("kept", True):
+            model = load_model(context.where(self.student))
+            packed = packed_of(model, context.where(self.student))
+            context.work.note(
+                f"healing made it worse: KL to the teacher on validation rows {healing['kl_before']:.2g} -> "
+                f"{healing['kl_after']:.2g}; the model is kept as it was: lower optim.lr, or give it more steps"
+            )
         stored = stored_dtype(context.where(self.student), rest=True)
         rest = torch.bfloat16 if stored in (None, torch.float32) else stored
         quantised = {f"{name}.weight" for name in packed}
         save_dequantised(model, tokenizer, context.work.folder, stop_ids, quantised, rest, exact=True)
         save_packed(packed, context.work.folder / PACKED)
 
+    def _healing(self, context: Context) -> dict[str, Any]:
+        """The divergence from the teacher on validation rows before and after, and whether the result is kept; empty where it
+        was not measured."""
+        figure = f"{FIGURE}{KLToTeacher.kind}"
+        found = [line[figure] for line in context.work.metrics.read() if figure in line]
+        if len(found) < 2:
+            return {}
+        return {"kl_before": found[0], "kl_after": found[-1], "kept": found[-1] <= found[0]}
+
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
-        before = summary_of(context, self.student)
+        before, healing = summary_of(context, self.student), self._healing(context)
         kept = ("made_from", "kept", "bits_per_weight", "quantised_parameters", "calibration_tokens")
         return {
             **super().facts(context, tokenizer, objective),
             **{key: before[key] for key in kept if key in before},
-            "method": f"{before.get('method', 'packed')}, healed",
+            "method": before.get("method", "packed") + (", healed" if healing.get("kept", True) else ""),
+            "healing": healing,
             "layers": [],  # their errors are not what was minimised
             "healed": str(self.student),
         }
