@@ -123,4 +123,4 @@ def test_without_a_runtime_that_can_be_used(
 def test_a_prompt_beyond_the_context(file: Path) -> None:
     result = call("chat", str(file), "--prompt", "word " * 400)
     assert result.exit_code == 2
-    assert "that is longer than the 256 positions of this conversation" in result.output
+    assert "that is longer than the 256 tokens of this conversation" in result.output
