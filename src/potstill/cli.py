@@ -417,7 +417,7 @@ def verify(target: str, against: str | None, positions: int, quiet: bool, as_jso
     help="auto: llama.cpp where it is installed and the run exported a file of the model.",
 )
 @click.option("--draft", metavar="RUN:MODEL | FILE.gguf", help="A smaller model that writes ahead of it, by llama.cpp.")
-@click.option("--draft-tokens", type=click.IntRange(1, 64), default=3, show_default=True, help="How many tokens ahead.")
+@click.option("--draft-tokens", type=click.IntRange(1, 64), help="How many tokens ahead.  [default: 3]")
 @click.option("--context", type=click.IntRange(16), default=2048, show_default=True, help="Tokens of a prompt and its answer.")
 @click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Longest answer, in tokens.")
 @click.option("--streams", type=click.IntRange(1, 256), default=4, show_default=True, help="Answers written at once.")
@@ -436,7 +436,7 @@ def serve(
     models: str | None,
     engine: Literal["auto", "llama.cpp", "torch"],
     draft: str | None,
-    draft_tokens: int,
+    draft_tokens: int | None,
     context: int,
     max_tokens: int,
     streams: int,
@@ -464,7 +464,10 @@ def serve(
         opening = Opening(engine, context, streams, *([threads] if threads is not None else []))
         compared = [name.strip() for name in models.split(",") if name.strip()] if models else []
         limits = Limits(max_tokens, max_body, queue)
-        drafting = {"draft": draft, "ahead": draft_tokens} if draft else {}
+        if draft_tokens is not None and not draft:
+            raise UserError("--draft-tokens is for --draft; name a smaller model there, or leave it out")
+        drafting: dict[str, Any] = {"draft": draft} if draft else {}
+        drafting |= {"ahead": draft_tokens} if draft_tokens is not None else {}
         serve_until_stopped(target, address, opening, limits, key=key, models=compared, say=click.echo, **drafting)
 
 

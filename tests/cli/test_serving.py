@@ -71,6 +71,7 @@ def test_a_port_in_use_is_said_before_the_model_is_read(finished):
         (["RUN", "--key-file", "missing"], "cannot be read"),
         (["RUN", "--draft", "nothing.gguf"], "no such file"),
         (["RUN", "--draft", "RUN:nothing"], "no model 'nothing'"),
+        (["RUN", "--draft-tokens", "4"], "--draft-tokens is for --draft"),
         (["RUN", "--draft", "RUN", "--engine", "torch"], "leave --engine torch out"),
     ],
 )
