@@ -16,7 +16,7 @@ from potstill.edges.models import load_stored, load_tokenizer, positions_of
 from potstill.report.verified import equal_ids, equal_weights, figures_in_words, with_section
 from potstill.run.folder import RUN, artifacts_of, find_run
 from potstill.stages.export import as_trained
-from potstill.stages.lineage import ancestry
+from potstill.stages.lineage import behind, made_here
 from potstill.stages.passages import passages_for
 from potstill.stages.reference import Reference, full_precision
 from potstill.stages.verified import VERIFIED, damage, export_of, exported_in, verify_files
@@ -59,7 +59,7 @@ def targets_of(target: str, against: str | None) -> list[Target]:
         return [replace(export, names=[name], keeps=False)]
     if path.is_file():
         if against:
-            return [Target(path.parent, [path.name], against, _made_here(against))]
+            return [Target(path.parent, [path.name], against, made_here(against))]
         note = "no manifest lies beside it, so only the runtime was asked: bits that flipped before cannot be seen"
         return [Target(path.parent, [path.name], f"path:{path}", note=note)]
     if (path / MANIFEST).is_file():
@@ -80,7 +80,7 @@ def _of_folder(folder: Path, against: str | None) -> list[Target]:
             f"{folder}: holds no .gguf file, no model of safetensors and no web page; name an export, a run or a file"
         )
     if against:
-        return [Target(folder, names, against, _made_here(against))]
+        return [Target(folder, names, against, made_here(against))]
     note = "the folder has no manifest, so only the runtime was asked: bits that flipped before cannot be seen"
     plain = [name for name in names if name.endswith(".safetensors") and "/" not in name and not is_compressed(folder)]
     others = [name for name in names if name not in plain]
@@ -105,22 +105,20 @@ def _of_export(artifact: Artifact, against: str | None) -> Target:
         raise UserError(f"{folder}: the export holds no weights that can be verified")
     target = Target(folder, names, "", damaged=broken, keeps=True)
     if against:
-        target.reference, target.model = against, _made_here(against)
+        target.reference, target.model = against, made_here(against)
         target.keeps = _made_from(artifact, against, target.model)
         if not target.keeps:
             target.note = f"{against} is not what it was made from, as far as its manifest says: its own record stays as it is"
         return target
-    scheme, _, name = str(artifact.stage["model"]).partition(":")
-    if scheme != "stage":
-        target.reference = f"{scheme}:{name}"
-        target.model = _made_here(target.reference)
-        return target
-    made = ancestry(artifact)
-    found = [made.get(one) for parent, one in artifact.parents.items() if parent.partition("@")[0] == name]
-    if not found or found[0] is None:
+    ref = str(artifact.stage["model"])
+    target.model = behind(artifact, ref)
+    if not ref.startswith("stage:"):
+        target.reference = ref
+    elif target.model is not None:
+        target.reference = f"path:{target.model.folder}"
+    else:
+        name = ref.removeprefix("stage:")
         raise UserError(f"{folder}: the model that it was made from, '{name}', is not beside it any more; name it by --against")
-    target.model = found[0]
-    target.reference = f"path:{found[0].folder}"
     return target
 
 
@@ -131,11 +129,6 @@ def _made_from(export: Artifact, reference: str, model: Artifact | None) -> bool
         return model is not None and model.fingerprint in export.parents.values()
     there, _, other = reference.partition(":")
     return scheme == there and (name == other or (scheme == "path" and Path(name).resolve() == Path(other).resolve()))
-
-
-def _made_here(reference: str) -> Artifact | None:
-    folder = Path(reference.removeprefix("path:")).expanduser()
-    return Artifact.load(folder) if reference.startswith("path:") and (folder / MANIFEST).is_file() else None
 
 
 def reference_of(target: Target) -> Reference:

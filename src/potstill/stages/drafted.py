@@ -17,7 +17,7 @@ from potstill.edges.llamacpp import Refused, served
 from potstill.edges.llamacpp_drafts import NO_DRAFTS, Written, check_draft, written
 from potstill.edges.models import config_of, load_tokenizer, positions_of
 from potstill.edges.vocabulary import other_tokens
-from potstill.stages.lineage import ancestry
+from potstill.stages.lineage import behind
 from potstill.stages.outlook import Outlook
 from potstill.stages.passages import Passages, passages_for
 from potstill.stages.refs import ExportRef
@@ -168,24 +168,13 @@ def _passages(file: Exported, draft: Exported, answer: int) -> Passages:
     room = min((known for known in positions if known is not None), default=None)
     if room is not None and room <= answer:
         raise UserError(f"{file.path} with the draft {draft.path}: {room} positions are no room for answers of {answer} tokens")
-    made = next((model for one in (draft, file) if (model := _model_of(one.artifact)) is not None), None)
+    made = next((model for one in (draft, file) if (model := behind(one.artifact, one.model)) is not None), None)
     tokenizer = load_tokenizer(f"path:{made.folder}" if made is not None else f"path:{file.path}")
     found = passages_for(made, tokenizer, room)
     if room is None:
         return found
     own, built_in = ([(prompt[: room - answer], said) for prompt, said in pairs] for pairs in (found.own, found.built_in))
     return Passages(own, built_in, found.of)
-
-
-def _model_of(export: Artifact) -> Artifact | None:
-    """The model that was exported; None where it was not made here or is gone."""
-    scheme, _, name = str(export.stage["model"]).partition(":")
-    if scheme == "path":
-        folder = Path(name).expanduser()
-        return Artifact.load(folder) if (folder / "artifact.json").is_file() else None
-    made = ancestry(export) if scheme == "stage" else {}
-    prints = (one for parent, one in export.parents.items() if parent.partition("@")[0] == name)
-    return next((made[one] for one in prints if one in made), None)
 
 
 def _rate(turn: Sequence[Written]) -> float:

@@ -1,7 +1,7 @@
 """Where the models of a study lie, and what their artifacts say of how they were made."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from potstill.core.artifact import PRINT, Artifact, fingerprint, read_json
+from potstill.core.artifact import MANIFEST, PRINT, Artifact, fingerprint, read_json
 from potstill.core.errors import UserError
 from potstill.edges.models import Size, bytes_of, config_of, size_of
 from potstill.stages.base import Context, Stage
@@ -30,6 +30,24 @@ def as_chosen(artifact: Artifact) -> Artifact:
     return artifact if chosen is None else replace(artifact, kind=chosen["kind"], stage=chosen["stage"])
 
 
+def made_here(ref: str) -> Artifact | None:
+    """The artifact in the folder that a `path:` names; None: it names none, or what was not made here."""
+    folder = Path(ref.removeprefix("path:")).expanduser()
+    return Artifact.load(folder) if ref.startswith("path:") and (folder / MANIFEST).is_file() else None
+
+
+def behind(artifact: Artifact, ref: str) -> Artifact | None:
+    """The artifact that a field of another one names, of several seeds the first; None: not made here, or removed since."""
+    return _named(ref, artifact.parents, lambda: ancestry(artifact))
+
+
+def _named(ref: str, parents: Mapping[str, str], among: Callable[[], Mapping[str, Artifact]]) -> Artifact | None:
+    if not ref.startswith("stage:"):
+        return made_here(ref)
+    prints = [print_ for name, print_ in parents.items() if name.partition("@")[0] == ref.removeprefix("stage:")]
+    return among().get(prints[0]) if prints else None
+
+
 def ancestry(artifact: Artifact) -> dict[str, Artifact]:
     """An artifact and all that it was made from or taught by, by fingerprint: of its run's folder, or named by path.
 
@@ -47,8 +65,7 @@ def ancestry(artifact: Artifact) -> dict[str, Artifact]:
         waiting += [other for other in beside if other.fingerprint in made_from]
         named = [str(one.stage.get(field) or "") for field in ("model", "student", "teacher", "cache")]
         named.append(str((one.stage.get("data") or {}).get("stage") or ""))  # rows that a stage of another run wrote
-        folders = [Path(ref.removeprefix("path:")).expanduser() for ref in named if ref.startswith("path:")]
-        waiting += [Artifact.load(folder) for folder in folders if (folder / "artifact.json").is_file()]
+        waiting += filter(None, map(made_here, named))
     return found
 
 
@@ -58,8 +75,8 @@ def trained_as(artifact: Artifact) -> Artifact:
     if "optim" in artifact.stage or not source:
         return artifact
     if source.startswith("path:"):
-        folder = Path(source.removeprefix("path:")).expanduser()
-        return trained_as(as_chosen(Artifact.load(folder))) if (folder / "artifact.json").is_file() else artifact
+        found = made_here(source)
+        return trained_as(as_chosen(found)) if found is not None else artifact
     for file in artifact.folder.parent.glob("*/artifact.json"):
         found = Artifact.load(file.parent)
         if found.makes == "model" and found.fingerprint in artifact.parents.values():
@@ -318,14 +335,9 @@ def rollouts(place: Place) -> int | None:
 
 def _behind(place: Place, ref: str) -> Artifact | None:
     """The artifact that a stage's own field names."""
-    scheme, _, target = ref.partition(":")
-    if scheme == "path":
-        folder = Path(target).expanduser()
-        return Artifact.load(folder) if (folder / "artifact.json").is_file() else None
     picked = place.summary.get("chosen")
     made = place.ancestry.get(picked["fingerprint"]) if picked is not None else place.made
-    of = made.parents if made is not None else {}
-    return next((place.ancestry.get(print_) for name, print_ in of.items() if name.partition("@")[0] == target), None)
+    return _named(ref, made.parents if made is not None else {}, lambda: place.ancestry)
 
 
 def _size_behind(place: Place, ref: str | None) -> Size | None:

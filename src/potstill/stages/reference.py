@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from potstill.edges.models import PACKED, Model, Tokenizer, as_dtype, load_model
 from potstill.edges.sampling import generate
 from potstill.edges.tokens import control_tokens
 from potstill.exporters._ends import end_ids
-from potstill.stages.lineage import ancestry
+from potstill.stages.lineage import behind
 from potstill.stages.passages import Passages, Places
 from potstill.study.parity import distance
 
@@ -116,15 +115,8 @@ def full_precision(artifact: Artifact | None) -> str:
     """Where a model lies as it was before it was quantised; "" of one that was not, or where nothing says so."""
     where = ""
     while artifact is not None and (artifact.folder / PACKED).is_file():
-        before = artifact.stage.get("model") or artifact.stage.get("student", "")  # of one that was healed, its student
-        scheme, _, target = str(before).partition(":")
-        if scheme == "stage":
-            made = ancestry(artifact)
-            prints = [one for name, one in artifact.parents.items() if name.partition("@")[0] == target]
-            artifact = next((made[one] for one in prints if one in made), None)
-            where = f"path:{artifact.folder}" if artifact is not None else ""
-        else:
-            folder = Path(target).expanduser()
-            artifact = Artifact.load(folder) if scheme == "path" and (folder / "artifact.json").is_file() else None
-            where = f"{scheme}:{target}" if target else ""
+        before = str(artifact.stage.get("model") or artifact.stage.get("student", ""))  # of one that was healed, its student
+        artifact = behind(artifact, before)
+        beside = f"path:{artifact.folder}" if artifact is not None else ""
+        where = beside if before.startswith("stage:") else before
     return where
