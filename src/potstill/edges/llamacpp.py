@@ -136,6 +136,24 @@ class Timing:
     tokens_per_s: float
 
 
+@contextmanager
+def completing(server: Served, body: bytes) -> Iterator[Any]:
+    """What llama.cpp's `/completion` answers, to be read while inside.
+
+    Args:
+        body: JSON, so that writing it is no part of what a caller times.
+
+    Raises:
+        Refused: the server died, or does not take the request.
+    """
+    asked = urllib.request.Request(f"{server.url}/completion", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(asked) as answer:
+            yield answer
+    except OSError as error:
+        raise Refused(server.last_words() if not server.alive() else str(error)) from error
+
+
 def timed(server: Served, prompt: list[int], new_tokens: int) -> Timing:
     """Ask for a greedy answer of exactly so many tokens, nothing of the prompt remembered.
 
@@ -144,16 +162,12 @@ def timed(server: Served, prompt: list[int], new_tokens: int) -> Timing:
     """
     body = {"prompt": prompt, "n_predict": new_tokens, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
     data = json.dumps({**body, "stream": True}).encode()
-    asked = urllib.request.Request(f"{server.url}/completion", data, {"Content-Type": "application/json"})
     begun, first, last = time.perf_counter(), None, {}
-    try:
-        with urllib.request.urlopen(asked) as answer:
-            for line in answer:
-                if line.startswith(b"data: "):
-                    first = first if first is not None else time.perf_counter()
-                    last = json.loads(line[len(b"data: ") :])
-    except OSError as error:
-        raise Refused(server.last_words() if not server.alive() else str(error)) from error
+    with completing(server, data) as answer:
+        for line in answer:
+            if line.startswith(b"data: "):
+                first = first if first is not None else time.perf_counter()
+                last = json.loads(line[len(b"data: ") :])
     ended = time.perf_counter()
     if first is None or last.get("tokens_predicted") != new_tokens:
         raise Refused(f"it answered {last.get('tokens_predicted', 0)} of {new_tokens} tokens")

@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from potstill.core.errors import UserError
 from potstill.edges import gguf_files
 from potstill.edges.gguf_files.entries import tokens_of, vocabulary_of
-from potstill.edges.llamacpp import Refused, Served
+from potstill.edges.llamacpp import Served, completing
 
 _ROWS_APART = 128  # llama.cpp's SPEC_VOCAB_MAX_SIZE_DIFFERENCE, rows that only pad included
 _BEGINNINGS = ("model", "add_bos_token", "add_eos_token")
@@ -98,13 +97,9 @@ def written(server: Served, prompt: list[int], most: int) -> Written:
     Raises:
         Refused: the server died, or does not take the prompt.
     """
-    body = {"prompt": prompt, "n_predict": most, "temperature": 0, "cache_prompt": False}
-    asked = urllib.request.Request(f"{server.url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    body = json.dumps({"prompt": prompt, "n_predict": most, "temperature": 0, "cache_prompt": False}).encode()
     begun = time.perf_counter()
-    try:
-        with urllib.request.urlopen(asked) as answer:
-            found = json.loads(answer.read())
-    except OSError as error:
-        raise Refused(server.last_words() if not server.alive() else str(error)) from error
+    with completing(server, body) as answer:
+        found = json.loads(answer.read())
     seconds = time.perf_counter() - begun
     return Written(found["content"], found["tokens_predicted"], seconds, drafts_in(found["timings"]))
