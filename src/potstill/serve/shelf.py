@@ -92,8 +92,7 @@ def drafter_of(served: Offer, draft: Offer, opening: Opening, ahead: int) -> Dra
             )
     assert served.file is not None
     assert draft.file is not None
-    for offer in (served, draft):
-        checked(offer, file=True)
+    checked(draft, file=True)  # the served one is checked when it is opened
     check_draft(served.file, draft.file)
     return Drafter(draft, draft.file, ahead)
 
