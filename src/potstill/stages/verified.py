@@ -1,6 +1,6 @@
 """Exported files opened in their runtime and judged: do they answer as the model that they were made from?"""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,6 @@ def _weights_in(folder: Path) -> list[str]:
     plain = [path for path in sorted(folder.glob("*.safetensors")) if path.name != PACKED][:1] if described else []
     page = [folder / "model.bin"] if (folder / "model.bin").is_file() and (folder / "model.json").is_file() else []
     return [path.name for path in (*plain, *sorted(folder.glob("*.gguf")), *page)]
-
-
-def weights_among(names: Iterable[str]) -> list[str]:
-    """Those of an export's files that hold weights, wherever they lie."""
-    return [name for name in names if name.endswith((".gguf", ".safetensors", ".bin"))]
 
 
 def verify_files(
