@@ -1,7 +1,6 @@
 """Exported files measured in llama.cpp, and exported pages in a browser, as they would run on a device."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
 from statistics import median
@@ -9,7 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from potstill.core.artifact import Makes, write_json
+from potstill.core.artifact import Artifact, Makes, write_json
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
@@ -29,15 +28,6 @@ _PAGE = f"{web.FOLDER}/model.bin"
 _SPARE = 8  # positions that the runtime may want beside prompt and answer
 
 
-@dataclass(frozen=True)
-class _File:
-    """A GGUF file that is measured, or the folder of a page."""
-
-    model: str
-    export: str
-    path: Path
-
-
 class Device(Stage, kind="device"):
     """Measure latency and memory of exported GGUF files in llama.cpp, and the speed of exported pages, on this machine.
 
@@ -51,7 +41,7 @@ class Device(Stage, kind="device"):
 
     makes: ClassVar[Makes] = "measurement"
     gathers: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # pages in a browser
+    version: ClassVar[int] = 2  # 2: pages in a browser, draft models, and a rate that is never above llama.cpp's own
 
     exports: tuple[ExportRef, ...] = Field(min_length=1, description="exports whose GGUF files and pages are measured")
     threads: tuple[int, ...] = Field(default=(1,), min_length=1, description="numbers of threads, each tried")
@@ -78,7 +68,7 @@ class Device(Stage, kind="device"):
             if any(value < 1 for value in getattr(self, field)):
                 yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
         for place, ref in enumerate(self.exports):
-            export = outlook.stages.get(ref.target) if ref.scheme == "stage" else None
+            export = outlook.stage(ref)
             yield from self._too_long(outlook, ref, export)
             holds = _held_by(export)
             if holds and not any(name.endswith(".gguf") or name == _PAGE for name in holds):
@@ -96,7 +86,7 @@ class Device(Stage, kind="device"):
 
     def _pages_alone(self, outlook: Outlook) -> bool:
         """Whether nothing is for llama.cpp, as far as the recipe tells."""
-        held = [_held_by(outlook.stages.get(ref.target) if ref.scheme == "stage" else None) for ref in self.exports]
+        held = [_held_by(outlook.stage(ref)) for ref in self.exports]
         return not self.drafts and all(names and not any(name.endswith(".gguf") for name in names) for names in held)
 
     def _too_long(self, outlook: Outlook, ref: ExportRef, export: Any) -> Iterator[Problem]:
@@ -158,22 +148,21 @@ class Device(Stage, kind="device"):
         write_json(work.folder / MEASURED, made)
         return made
 
-    def _files(self, context: Context) -> tuple[list[_File], list[_File]]:
+    def _files(self, context: Context) -> tuple[list[Exported], list[Exported]]:
         """GGUF files, and folders of pages."""
         files, pages = [], []
         for ref in self.exports:
             artifact = context.artifacts(ref)[0]
-            model, names = str(artifact.stage["model"]), artifact.summary["files"]
-            own = [_File(model, str(ref), artifact.folder / name) for name in names if name.endswith(".gguf")]
-            if not own and _PAGE not in names:
+            own, page = _ggufs(ref, artifact), _PAGE in artifact.summary["files"]
+            if not own and not page:
                 raise UserError(f"{context.work.name}: {ref} holds no GGUF file and no page; add 'gguf' to its formats")
             files += own
-            pages += [_File(model, str(ref), artifact.folder / web.FOLDER)] if _PAGE in names else []
+            pages += [Exported(str(ref), artifact, artifact.folder / web.FOLDER)] if page else []
         if files and (trouble := runtime_problem()) is not None:  # of an export whose formats nobody knew before
             raise UserError(f"{context.work.name}: measures in llama.cpp, and {trouble}")
         return files, pages
 
-    def _measure(self, file: _File, threads: int, prompts: Sequence[list[int]], found: "_Measured") -> None:
+    def _measure(self, file: Exported, threads: int, prompts: Sequence[list[int]], found: "_Measured") -> None:
         """One opening of one file."""
         room = max(map(len, prompts)) + self.new_tokens + _SPARE
         try:
@@ -193,7 +182,7 @@ class _Measured:
         self.latency: dict[tuple[int, int], list[tuple[float, float]]] = {}
         self.resident: dict[int, list[int]] = {}  # by threads
 
-    def figures(self, file: _File) -> dict[str, Any]:
+    def figures(self, file: Exported) -> dict[str, Any]:
         latency = [
             {
                 "threads": threads,
@@ -207,7 +196,7 @@ class _Measured:
         ]
         return {
             "model": file.model,
-            "export": file.export,
+            "export": file.ref,
             "file": file.path.name,
             "type": type_of(file.path),
             "latency": latency,
@@ -222,7 +211,7 @@ class _Measured:
 class _TimedPage:
     """What was measured of one page so far."""
 
-    def __init__(self, page: _File, tokens: int, browser: str) -> None:
+    def __init__(self, page: Exported, tokens: int, browser: str) -> None:
         self.page, self._tokens = page, tokens
         self._program = None if browser == "none" else browser_found("" if browser == "auto" else browser)
         self._why = "browser = 'none'" if browser == "none" else "no browser is here; install chromium"
@@ -246,7 +235,7 @@ class _TimedPage:
 
     def figures(self) -> dict[str, Any]:
         files = [file for file in self.page.path.iterdir() if file.is_file()]
-        told = {"model": self.page.model, "export": self.page.export, "file": f"{self.page.path.name}/"}
+        told = {"model": self.page.model, "export": self.page.ref, "file": f"{self.page.path.name}/"}
         told |= {"type": type_of(self.page.path / "model.bin"), "folder_bytes": sum(file.stat().st_size for file in files)}
         if not self._timings:
             return {**told, "why": self._why}
@@ -276,15 +265,20 @@ def _positions(outlook: Outlook, ref: ExportRef, export: Any) -> tuple[int | Non
     return min(limits, default=None), str(ref)
 
 
+def _ggufs(ref: ExportRef, artifact: Artifact) -> list[Exported]:
+    return [
+        Exported(str(ref), artifact, artifact.folder / name) for name in artifact.summary["files"] if name.endswith(".gguf")
+    ]
+
+
 def _exported(context: Context, ref: ExportRef) -> list[Exported]:
-    artifact = context.artifacts(ref)[0]
-    ggufs = [name for name in artifact.summary["files"] if name.endswith(".gguf")]
-    if not ggufs:
+    found = _ggufs(ref, context.artifacts(ref)[0])
+    if not found:
         raise UserError(f"{context.work.name}: {ref} holds no GGUF file; add 'gguf' to its formats")
-    return [Exported(str(ref), artifact, artifact.folder / name) for name in ggufs]
+    return found
 
 
-def _prompts(file: _File, contexts: Sequence[int]) -> list[list[int]]:
+def _prompts(file: Exported, contexts: Sequence[int]) -> list[list[int]]:
     """Built-in text in the file's own tokens, cut to each length."""
     text = "\n\n".join(part for pair in CHATS for part in pair) + "\n\n"
     try:

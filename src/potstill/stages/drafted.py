@@ -38,7 +38,7 @@ class Draft(Settings):
         """Why the two cannot go together, as far as it is known before anything runs; "" where nothing is."""
         if self.export.scheme == self.draft.scheme == "path":
             return _apart(Path(self.export.target).expanduser(), Path(self.draft.target).expanduser())
-        exports = [outlook.stages.get(ref.target) if ref.scheme == "stage" else None for ref in (self.export, self.draft)]
+        exports = [outlook.stage(ref) for ref in (self.export, self.draft)]
         try:
             models = [export.model for export in exports if export is not None and hasattr(export, "model")]
             found = [outlook.model(model) for model in models]
@@ -64,9 +64,9 @@ def _apart(export: Path, draft: Path) -> str:
     return ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Exported:
-    """A GGUF file of an export."""
+    """A GGUF file of an export, or the folder of its page."""
 
     ref: str
     artifact: Artifact

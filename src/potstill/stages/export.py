@@ -73,7 +73,7 @@ class Export(Stage, kind="export"):
 
     def _study_problems(self, outlook: Outlook) -> Iterator[Problem]:
         """A study of the recipe that does not measure the model."""
-        study = outlook.stages.get(self.study.target) if self.study is not None and self.study.scheme == "stage" else None
+        study = outlook.stage(self.study)
         measured = [str(row.model) for row in getattr(study, "study", ())]
         if measured and str(self.model) not in measured:
             yield Problem(

@@ -197,6 +197,10 @@ class Outlook:
         except UserError:  # the stage's own problem, which it tells itself
             self._models[f"stage:{stage.name}"] = None
 
+    def stage(self, ref: StageRef | None) -> Any | None:
+        """The stage of the recipe that a reference names; None: it names none, or one that is not known yet."""
+        return self.stages.get(ref.target) if ref is not None and ref.scheme == "stage" else None
+
     def model(self, ref: StageRef) -> Prospect | None:
         """The model behind a reference; None where nothing is known of it yet.
 
@@ -223,7 +227,7 @@ class Outlook:
         waiting = [ref]
         while waiting:
             one = waiting.pop()
-            stage = self.stages.get(one.target) if one.scheme == "stage" else None
+            stage = self.stage(one)
             if stage is not None and stage.name not in found:
                 found[stage.name] = stage
                 waiting += [inner for _, inner in stage.references()]
@@ -231,7 +235,7 @@ class Outlook:
 
     def seeds_of(self, ref: StageRef) -> int:
         """How many seeds the models behind a reference will have: a stage is repeated for its own sake or for its inputs'."""
-        stage = self.stages.get(ref.target) if ref.scheme == "stage" else None
+        stage = self.stage(ref)
         if stage is None:
             return 1
         if stage.per_seed:
