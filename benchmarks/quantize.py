@@ -255,7 +255,7 @@ def check_distance(name: str, weight_OI: Any, made_OI: Any) -> None:
     Raises:
         SystemExit: they do.
     """
-    from potstill.quant.gptq import round_to_nearest
+    from potstill.quant.rounding import round_to_nearest
 
     rounded = round_to_nearest(weight_OI)
     distance = float((made_OI - weight_OI).norm() / (rounded.dequantise() - weight_OI).norm())

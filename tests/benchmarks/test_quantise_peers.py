@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from potstill.quant.gptq import round_to_nearest
+from potstill.quant.rounding import round_to_nearest
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 INPUTS, OUTPUTS, GROUP = 64, 16, 32

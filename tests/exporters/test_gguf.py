@@ -13,9 +13,9 @@ from potstill.exporters._rope import row_order
 from potstill.exporters._tensors import q4_0_bytes, q8_0_bytes
 from potstill.exporters._vocabulary import vocabulary_keys, vocabulary_problems
 from potstill.exporters.gguf import Gguf
-from potstill.quant.gptq import round_to_nearest
 from potstill.quant.layers import quantise_model
 from potstill.quant.packed import Packed
+from potstill.quant.rounding import round_to_nearest
 
 LLAMA3_REGEX = QWEN2_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 F32, F16, Q4_0, Q8_0 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q4_0", "Q8_0"))

@@ -13,7 +13,7 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 import potstill
 from potstill.core.errors import UserError
 from potstill.edges.models import bytes_of, load_stored, save_model, stored_dtype
-from potstill.quant.layers import LayerError
+from potstill.quant.finished import LayerError
 from potstill.stages.quantize import notes_on
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from potstill.quant.descent import descend
-from potstill.quant.gptq import gptq, round_to_nearest
+from potstill.quant.gptq import gptq
 from potstill.quant.packed import Packed, code_range
+from potstill.quant.rounding import round_to_nearest
 
 
 def layer(seed: int, outputs: int = 12, inputs: int = 64) -> tuple[Tensor, Tensor]:

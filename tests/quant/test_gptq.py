@@ -6,18 +6,10 @@ import torch
 from torch import Tensor
 
 from potstill.core.errors import UserError
-from potstill.quant.gptq import (
-    Hessian,
-    _column_by_column,
-    _inverse_cholesky,
-    gptq,
-    group_scales,
-    output_error,
-    round_to_nearest,
-    solve,
-    wanted_weights,
-)
+from potstill.quant.gptq import _column_by_column, gptq, output_error, row_errors, solve, wanted_weights
+from potstill.quant.hessian import SIDE, Products, curvature
 from potstill.quant.packed import Packed, load_packed, pack_nibbles, save_packed, unpack_nibbles
+from potstill.quant.rounding import group_scales, round_to_nearest
 
 
 def correlated_layer(
@@ -26,7 +18,7 @@ def correlated_layer(
     """A random matrix and the Hessian of inputs that a few directions dominate, as a language model's do."""
     random = torch.Generator().manual_seed(seed)
     few_directions = torch.randn(rows, directions, generator=random) @ torch.randn(directions, inputs, generator=random)
-    hessian = Hessian(inputs)
+    hessian = Products(inputs)
     hessian.add(few_directions + 0.3 * torch.randn(rows, inputs, generator=random))
     return torch.randn(outputs, inputs, generator=random) * 0.05, hessian.sum_II
 
@@ -181,7 +173,7 @@ def test_close_to_the_best_of_all_codes() -> None:
 
 
 def test_hessian_and_output_error_by_hand() -> None:
-    hessian = Hessian(2)
+    hessian = Products(2)
     hessian.add(torch.tensor([[[1.0, 2.0]], [[3.0, -1.0]]]))
     hessian.add(torch.tensor([[0.0, 1.0]]))
     assert hessian.rows == 3
@@ -189,6 +181,33 @@ def test_hessian_and_output_error_by_hand() -> None:
     packed = Packed(torch.tensor([[2, 1]], dtype=torch.int8), torch.tensor([[0.5]], dtype=torch.float16), 2)
     # W = (1, 1), so E = (0, 0.5): 0.25 · 6 over 10 − 2 + 6
     assert output_error(torch.ones(1, 2), packed, hessian.sum_II) == pytest.approx(1.5 / 14)
+
+
+@pytest.mark.parametrize("width", [3, SIDE, 2 * SIDE + 5])
+def test_sums_over_tiles_are_plain_products(width: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    x_NI, y_NI = (torch.randn(1500, width, generator=random, dtype=torch.float64) for _ in range(2))
+    squares, crossed = Products(width), Products(width)
+    for rows in (slice(0, 1200), slice(1200, None)):
+        squares.add(x_NI[rows])
+        crossed.add(x_NI[rows], y=y_NI[rows])
+    assert torch.allclose(squares.sum_II, x_NI.T @ x_NI)
+    assert torch.allclose(crossed.sum_II, x_NI.T @ y_NI)
+    error_OI = torch.randn(4, width, generator=random, dtype=torch.float64)
+    assert torch.allclose(row_errors(error_OI, squares.sum_II), row_error(error_OI, torch.zeros_like(error_OI), squares.sum_II))
+
+
+@pytest.mark.parametrize("by_activation", [False, True])
+def test_a_curvature_is_its_hessian_damped(by_activation: bool) -> None:
+    _, hessian_II = correlated_layer(17)
+    curved = curvature(hessian_II, 0.05, by_activation)
+    damped_II = hessian_II + 0.05 * hessian_II.diagonal().mean() * torch.eye(64)
+    order_I, spread_II = curved.order_I, curved.spread_II
+    assert torch.allclose(spread_II * curved.remains_I @ spread_II.T, damped_II[order_I][:, order_I])
+    assert torch.equal(spread_II, spread_II.tril())
+    assert torch.allclose(curved.damped_II.double(), damped_II, rtol=1e-6)
+    right_IO = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(damped_II @ curved.solve(right_IO), right_IO)
 
 
 # No row is worse than rounding to nearest
@@ -238,9 +257,7 @@ def never_worse(solver) -> bool:
 def greedy_alone(weight_OI: Tensor, hessian_II: Tensor) -> Packed:
     """A broken GPTQ that keeps its codes whatever they do: the paper's."""
     scales_OG = group_scales(weight_OI, 32)
-    _, upper_II, _ = _inverse_cholesky(hessian_II, 0.01)
-    scales_OI = scales_OG.double().repeat_interleave(32, 1)
-    return Packed(_column_by_column(weight_OI.double(), scales_OI, upper_II, 128).to(torch.int8), scales_OG, 32)
+    return Packed(_column_by_column(weight_OI.double(), scales_OG, curvature(hessian_II), 32), scales_OG, 32)
 
 
 def test_no_output_row_is_worse_than_rounding_and_the_greedy_codes_alone_are() -> None:
@@ -250,13 +267,16 @@ def test_no_output_row_is_worse_than_rounding_and_the_greedy_codes_alone_are() -
 
 def test_what_the_solver_did_is_reported() -> None:
     weight, hessian = correlated_layer(13)
-    assert solve(weight, hessian).damping == 0.01
-    assert (solve(weight, hessian).dead_columns, solve(weight, hessian).rounded_rows) == (0, 0)
+    curved = curvature(hessian)
+    solved = solve(weight, curved, sweeps=2)
+    assert (curved.damping, curved.dead_I.sum(), solved.rounded_O.sum()) == (0.01, 0, 0)
+    assert solved.share(solved.error_O) == pytest.approx(output_error(weight, solved.packed, hessian))
+    assert solved.share(solved.nearest_O) == pytest.approx(output_error(weight, round_to_nearest(weight), hessian))
     hessian[7], hessian[:, 7] = 0, 0
-    assert solve(weight, hessian).dead_columns == 1
+    assert curvature(hessian).dead_I.nonzero().tolist() == [[7]]
     slightly_indefinite = torch.eye(64, dtype=torch.float64)
     slightly_indefinite[0, 1] = slightly_indefinite[1, 0] = 1.05
-    assert solve(weight, slightly_indefinite).damping == pytest.approx(0.1)
+    assert curvature(slightly_indefinite).damping == pytest.approx(0.1)
 
 
 # Edges
@@ -359,15 +379,15 @@ def test_wanted_weights_are_the_least_squares_of_the_outputs_of_full_precision()
     exact_NI, noise_NI = (torch.randn(400, 12, generator=random).double() for _ in range(2))
     seen_NI = exact_NI + 0.2 * noise_NI @ torch.randn(12, 12, generator=random).double()
     weight_OI = torch.randn(5, 12, generator=random).double()
-    drift = Hessian(12)
+    drift = Products(12)
     drift.add(seen_NI, y=exact_NI - seen_NI)
-    found = wanted_weights(weight_OI, seen_NI.T @ seen_NI, drift.sum_II, 1e-12, 1.0)
+    found = wanted_weights(weight_OI, curvature(seen_NI.T @ seen_NI, 1e-12), drift.sum_II, 1.0)
     expected = torch.linalg.lstsq(seen_NI, exact_NI @ weight_OI.T).solution.T
     assert torch.allclose(found, expected, atol=1e-7)
-    half = wanted_weights(weight_OI, seen_NI.T @ seen_NI, drift.sum_II, 1e-12, 0.5)
+    half = wanted_weights(weight_OI, curvature(seen_NI.T @ seen_NI, 1e-12), drift.sum_II, 0.5)
     assert torch.allclose(half, (weight_OI + expected) / 2, atol=1e-7)
 
 
 def test_where_nothing_drifted_the_weights_themselves_are_wanted() -> None:
     weight, hessian = correlated_layer(16)
-    assert torch.equal(wanted_weights(weight, hessian, torch.zeros_like(hessian), 0.01, 1.0), weight.double())
+    assert torch.equal(wanted_weights(weight, curvature(hessian), torch.zeros_like(hessian), 1.0), weight.double())

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from potstill.quant.gptq import round_to_nearest
 from potstill.quant.grid import GridLinear, Trains
+from potstill.quant.rounding import round_to_nearest
 
 
 def layer_on_grid(trains: Trains, bits: int = 4) -> GridLinear:

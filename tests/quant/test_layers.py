@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from potstill.core.errors import UserError
 from potstill.edges.codes import check_codes
+from potstill.quant import layers as quant_layers
 from potstill.quant.finished import Finished
-from potstill.quant.gptq import Hessian
+from potstill.quant.hessian import Products
 from potstill.quant.layers import quantise_model
 
 VOCABULARY = 97
@@ -116,7 +117,7 @@ def test_layers_are_solved_on_the_inputs_of_the_quantised_model() -> None:
     rows = batches(24, 30)
     result = quantise_model(model, rows, make_up=0)
     layers, originals = layers_of(model), layers_of(original)
-    hessians = {name: Hessian(layer.in_features) for name, layer in layers.items()}
+    hessians = {name: Products(layer.in_features) for name, layer in layers.items()}
     for name, layer in layers.items():
         layer.register_forward_pre_hook(lambda _, inputs, name=name: hessians[name].add(inputs[0]))
     with torch.no_grad():
@@ -220,11 +221,42 @@ def test_a_damaged_block_is_solved_again(tmp_path, file: str) -> None:
     assert quantise_model(tiny_model("qwen2"), rows, finished=finished).errors == expected.errors
 
 
+# Each block runs once
+
+
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "bloom"])
+def test_a_layer_runs_once_on_each_batch_with_its_rounded_weights(family: str, method: str) -> None:
+    """And once more on the first, by which it is known what reads what."""
+    model = tiny_model(family)
+    seen: dict[str, list[tuple[int, torch.Tensor]]] = {name: [] for name in layers_of(model)}
+    for name, layer in layers_of(model).items():
+
+        def hear(layer, inputs, _, heard=seen[name]) -> None:
+            if inputs[0].shape[1] > 1:  # one token is for seeing what a block gives
+                heard.append((inputs[0].shape[1], layer.weight.detach().clone()))
+
+        layer.register_forward_hook(hear)
+    quantise_model(model, batches(24, 30, 9), method=method)
+    for name, layer in layers_of(model).items():
+        assert [length for length, _ in seen[name]] == [24, 24, 30, 9]
+        assert [torch.equal(weight, layer.weight) for _, weight in seen[name]] == [False, True, True, True]
+
+
+def test_rows_solved_apart_are_those_solved_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = quantise_model(tiny_model("qwen2"), batches(24, 30), make_up=0.5)
+    monkeypatch.setitem(quant_layers.AT_ONCE, "cpu", 7 * 64)
+    apart = quantise_model(tiny_model("qwen2"), batches(24, 30), make_up=0.5)
+    for name, matrix in together.packed.items():
+        assert torch.equal(apart.packed[name].codes_OI, matrix.codes_OI)
+        assert apart.errors[name].gptq == pytest.approx(together.errors[name].gptq, rel=1e-9)
+
+
 # What counts, and what else is rounded
 
 
 def test_a_position_of_weight_two_counts_as_two_rows() -> None:
-    once, twice = Hessian(3), Hessian(3)
+    once, twice = Products(3), Products(3)
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     once.add(torch.cat([x, x[1:2]]))
     twice.add(x, torch.tensor([1.0, 2.0, 1.0, 1.0]))

@@ -48,7 +48,7 @@ def test_the_answers_with_its_four_bit_self_as_draft_are_those_without(tmp_path:
 
     from potstill.edges.models import load_stored, load_tokenizer
     from potstill.exporters.gguf import Gguf
-    from potstill.quant.gptq import round_to_nearest
+    from potstill.quant.rounding import round_to_nearest
 
     whole = offer(f"{REAL}/smollm2", "smollm2")
     tokenizer, model = load_tokenizer(whole.where), load_stored(whole.where)

@@ -19,9 +19,9 @@ from potstill.data.store import Counts, TokenStore, instruction_pairs
 from potstill.edges.codes import weight_of
 from potstill.edges.models import linears_in, load_model, load_tokenizer
 from potstill.losses.cross_entropy import CrossEntropy
-from potstill.quant.gptq import round_to_nearest
 from potstill.quant.grid import put_on_grid
 from potstill.quant.packed import load_packed, packed_of
+from potstill.quant.rounding import round_to_nearest
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
 from potstill.train.loop import Optim, fit

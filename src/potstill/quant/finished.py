@@ -49,6 +49,11 @@ class Quantised:
     errors: dict[str, LayerError] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
 
+    def error(self, name: str) -> float | None:
+        """That of the method that was used; None of a layer that was kept."""
+        found = self.errors.get(name)
+        return found and (found.rtn if found.gptq is None else found.gptq)
+
     def add(self, other: "Quantised") -> None:
         """Take in the layers of a further block."""
         self.packed |= other.packed
