@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -96,7 +97,7 @@ def facts() -> dict[str, Any]:
     from potstill.edges.machine import machine_facts
 
     found = machine_facts()
-    found["machine"]["processor"] = platform.processor() or platform.machine()
+    found["machine"]["processor"] = processor()
     if hasattr(os, "getloadavg"):
         found["machine"]["load"] = round(os.getloadavg()[0], 2)
     packages = [name.replace("_", "-") for name in PEERS if importlib.util.find_spec(name)]
@@ -106,10 +107,26 @@ def facts() -> dict[str, Any]:
 def hand_over(found: dict[str, Any], rounds: Any, words: argparse.Namespace) -> None:
     """Save with every round, print without."""
     if words.save:
-        words.save.parent.mkdir(parents=True, exist_ok=True)
-        words.save.write_text(json.dumps({**found, "rounds": rounds}, indent=1) + "\n", encoding="utf-8")
+        write(words.save, {**found, "rounds": rounds})
     if words.json:
         print(json.dumps(found))
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    """The whole file, or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def processor() -> str:
+    """The kind that it calls itself."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def processor_seconds() -> float:

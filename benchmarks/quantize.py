@@ -23,6 +23,7 @@ quantiser can have put them. `--measure NAME=FOLDER` measures a folder that tran
 
 import argparse
 import ctypes
+import hashlib
 import json
 import os
 import random
@@ -33,10 +34,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from _bench import Memory, add_output, facts, hand_over, in_turn, processor_seconds, runner, shown, spread, table
+from _bench import (
+    Memory,
+    add_output,
+    facts,
+    hand_over,
+    in_turn,
+    processor,
+    processor_seconds,
+    runner,
+    shown,
+    spread,
+    table,
+    write,
+)
 from _models import SHAPES, build, real_model
 
 WAYS: dict[str, dict[str, Any]] = {  # from the second on each has what stands above it
@@ -349,8 +364,10 @@ def main() -> None:
     report(words, *measured(words, runner(__file__, measure, words.here)))
 
 
-def measured(words: argparse.Namespace, do: Callable[[dict[str, Any]], dict[str, Any]]) -> tuple[str, list[dict[str, Any]]]:
-    """The model's name, and by draw and way what was found.
+def measured(
+    words: argparse.Namespace, do: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What was measured on, and by draw and way what was found.
 
     Raises:
         SystemExit: there is no model, or a way is unknown.
@@ -366,10 +383,10 @@ def measured(words: argparse.Namespace, do: Callable[[dict[str, Any]], dict[str,
     if peers and not (model and model.startswith("path:")):
         raise SystemExit("--peer needs a model that lies in a folder: --model path:FOLDER")
     base = {"model": model, "shape": shape, "rows": words.rows, "count": words.count, "held": words.held}
-    base["layers"] = words.layers
+    base |= {"layers": words.layers, "processor": processor(), "solver": solver()}
     ways = (*words.ways, *peers, *folders)
     asked = {way: {"way": way, "where": peers.get(way), "folder": folders.get(way)} for way in ways}
-    rounds = json.loads(words.save.read_text())["rounds"] if words.resume and words.save.exists() else []
+    rounds = resumed(words.save, base) if words.resume else []
     for draw in range(words.draws or words.rounds or (1 if shape else 3)):
         if draw == len(rounds):
             rounds.append({})
@@ -377,14 +394,38 @@ def measured(words: argparse.Namespace, do: Callable[[dict[str, Any]], dict[str,
         for way, job in jobs.items():
             rounds[draw] |= in_turn([way], 1, lambda _, job=job: do(job))[0]
             if words.resume:
-                words.save.parent.mkdir(parents=True, exist_ok=True)
-                words.save.write_text(json.dumps({"rounds": rounds}), encoding="utf-8")
-    return model or shape or "", rounds
+                write(words.save, {"of": base, "rounds": rounds})
+    return base, rounds
 
 
-def report(words: argparse.Namespace, model: str, rounds: Sequence[Mapping[str, dict[str, Any]]]) -> None:
-    ways = {way: {key: spread(found[way][key] for found in rounds) for key in numbers(rounds[0][way])} for way in rounds[0]}
-    columns = {key: column for key, column in COLUMNS.items() if any(key in found for found in rounds[0].values())}
+def resumed(path: Path, base: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The draws that a file holds, of the same model, rows and solver on the same machine.
+
+    Raises:
+        SystemExit: of others; says which.
+    """
+    if not path.exists():
+        return []
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    was = saved.get("of", {})
+    differ = [f"{key} {was.get(key)!r} there, {value!r} asked for" for key, value in base.items() if was.get(key) != value]
+    if differ:
+        raise SystemExit(f"--resume {path}: measured on something else: {'; '.join(differ)}. Give --save another file")
+    return saved["rounds"]
+
+
+def solver() -> str:
+    """A digest of the code that quantises."""
+    files = sorted(Path(str(find_spec("potstill").origin)).parent.joinpath("quant").glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def report(words: argparse.Namespace, of: Mapping[str, Any], rounds: Sequence[Mapping[str, dict[str, Any]]]) -> None:
+    whole = [way for way in rounds[0] if all(way in found for found in rounds)]
+    for way in {way for found in rounds for way in found} - set(whole):
+        print(f"{way} is left out: not every draw of the file has it", file=sys.stderr)
+    ways = {way: {key: spread(found[way][key] for found in rounds) for key in numbers(rounds[0][way])} for way in whole}
+    columns = {key: column for key, column in COLUMNS.items() if any(key in found for found in ways.values())}
     table(
         ["way", *(head for head, _, _ in columns.values())],
         [
@@ -398,7 +439,8 @@ def report(words: argparse.Namespace, model: str, rounds: Sequence[Mapping[str, 
             for way in ways
         ],
     )
-    found = {"model": model, "rows": words.rows or "primer", "draws": len(rounds), "ways": ways}
+    model = of["model"] or of["shape"]
+    found = {"model": model, "rows": words.rows or "primer", "draws": len(rounds), "of": of, "ways": ways}
     hand_over({**found, **facts()}, rounds, words)
 
 

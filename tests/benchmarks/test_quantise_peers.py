@@ -112,3 +112,43 @@ def test_a_setting_alone():
     from quantize import peers_in
 
     assert peers_in(["gptqmodel:act_order=/tmp"]) == {"gptqmodel: act_order": "/tmp"}
+
+
+# Going on with a file
+
+
+def asked(path: Path, **others):
+    from argparse import Namespace
+
+    given = {"quick": True, "shape": None, "model": None, "ways": ["GPTQ"], "peer": [], "measure": [], "rows": None, "count": 4}
+    given |= {"held": 2, "layers": 1, "resume": True, "save": path, "draws": 1, "rounds": None, "json": False}
+    return Namespace(
+        **{**given, "held": 2, "layers": 1, "resume": True, "save": path, "draws": 1, "rounds": None, "json": False, **others}
+    )
+
+
+def test_a_file_goes_on_with_what_it_lacks(tmp_path, capsys):
+    from quantize import measured, report
+
+    def do(job):
+        return {"kl": job["draw"] + len(job["way"])}
+
+    path = tmp_path / "found.json"
+    measured(asked(path, draws=2), do)
+    assert [list(found) for found in json.loads(path.read_text())["rounds"]] == [["GPTQ"], ["GPTQ"]]
+    of, rounds = measured(asked(path, ways=["GPTQ", "rounding"]), lambda job: {"kl": 1.5} if job["way"] != "GPTQ" else 1 / 0)
+    assert rounds == [{"GPTQ": {"kl": 4}, "rounding": {"kl": 1.5}}, {"GPTQ": {"kl": 5}}]
+    report(asked(path), of, rounds)
+    assert "rounding is left out: not every draw of the file has it" in capsys.readouterr().err
+    assert list(json.loads(path.read_text())["ways"]) == ["GPTQ"]
+
+
+def test_a_file_of_other_rows_is_refused(tmp_path):
+    from quantize import measured
+
+    path = tmp_path / "found.json"
+    measured(asked(path), lambda job: {"kl": 1.0})
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match=r"measured on something else: count 4 there, 8 asked for\. Give --save another file"):
+        measured(asked(path, count=8), lambda job: {"kl": 2.0})
+    assert path.read_bytes() == before

@@ -115,8 +115,8 @@ class Quantize(DataStage, kind="quantize"):
         )
 
     def _solving(self, model: Prospect) -> float:
-        """Seconds of the solver, by products in float64: per layer a factor of its Hessian, the columns, and each output's error
-        for three sets of codes; sweeps, in float32, at half of that.
+        """Seconds of the solver: products in float64 for each layer's factor of the Hessian, its columns and what three sets of
+        codes do to its outputs, and of its sweeps in float32.
         """
         if self.method == "rtn":
             return 0.0
