@@ -56,11 +56,11 @@ from _models import SHAPES, build, real_model
 
 WAYS: dict[str, dict[str, Any]] = {  # from the second on each has what stands above it
     "rounding": {"method": "rtn"},
-    "GPTQ": {"by_activation": False, "sweeps": 0, "make_up": 0.0},
-    "by activation": {"sweeps": 0, "make_up": 0.0},
-    "and sweeps": {"sweeps": 4, "make_up": 0.0},  # the default
-    "and making up": {"sweeps": 4, "make_up": 0.5},
-    "and scale search": {"sweeps": 4, "make_up": 0.5, "clip_search": True},
+    "GPTQ": {"by_activation": False, "sweeps": 0, "make_up": False},
+    "by activation": {"sweeps": 0, "make_up": False},
+    "and sweeps": {"sweeps": 4, "make_up": False},
+    "and making up": {"sweeps": 4, "make_up": True},  # the default
+    "and scale search": {"sweeps": 4, "make_up": True, "clip_search": True},
 }
 GGML = {  # the type, and whether inputs are weighed
     "ggml Q4_0": ("Q4_0", False),

@@ -22,6 +22,7 @@ class LayerError:
             None where rounding to nearest was asked for.
         rtn: `output_error` of rounding to nearest, on the same Hessian.
         damping: λ that the solver used; None without it.
+        made_up: share of what the layers before did wrong that it makes up for.
         dead_columns: inputs that were zero in every calibration row.
         rounded_rows: outputs for which the solver was no better than rounding, which was taken.
         vanished: whether weights that were not zero all became zero.
@@ -30,6 +31,7 @@ class LayerError:
     gptq: float | None
     rtn: float
     damping: float | None = None
+    made_up: float = 0.0
     dead_columns: int = 0
     rounded_rows: int = 0
     vanished: bool = False

@@ -152,10 +152,11 @@ def _beside_states(model: Any, blocks: list[nn.Module], ids_BT: Tensor) -> list[
     return rest
 
 
-def positions(x: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None]:
-    """The inputs [N, in] of positions that count, and how much each does; None: alike."""
+def positions(x: Tensor, batch: Batch, rows: slice) -> tuple[Tensor, Tensor | None]:
+    """The inputs [N, in] of positions that count in some rows of a batch, and how much each does; None: alike."""
     weight_BT = batch.get("weight", batch["attention_mask"]).to(x.device)
-    x_BTI = x.reshape(*weight_BT.shape, -1)  # OPT lays the rows of a batch end to end
+    x_BTI = x.reshape(*weight_BT.shape, -1)[rows]  # OPT lays the rows of a batch end to end
+    weight_BT = weight_BT[rows]
     counts_BT = weight_BT > 0
     return x_BTI[counts_BT], weight_BT[counts_BT] if "weight" in batch else None
 

@@ -100,7 +100,7 @@ def solve(
         group: columns that share a scale.
         clip_search: see `group_scales`; errors count by H's diagonal.
         sweeps: most passes of `descend` over all columns.
-        wanted_OI: what is solved for, see `wanted_weights`; default: the matrix itself.
+        wanted_OI: what is solved for, see `making_up`; default: the matrix itself.
 
     Raises:
         NotDivisible, UserError: as `group_scales`.
@@ -147,22 +147,6 @@ def _better_rows(one: _Judged, other: _Judged) -> tuple[_Judged, Tensor]:
     packed = Packed(codes_OI, scales_OG, one.packed.group, one.packed.bits)
     error_O = torch.where(better_O, one.error_O, other.error_O)
     return _Judged(packed, error_O, torch.where(better_O, one.unsure_O, other.unsure_O)), ~better_O
-
-
-def wanted_weights(weight_OI: Tensor, curved: Curvature, drift_II: Tensor, share: float) -> Tensor:
-    """Weights that give, on the inputs there are, the outputs that the inputs of full precision had; float64 [out, in].
-
-    With X the layer's inputs in the model of full precision and X̃ those behind quantised layers, the least squares of
-    X̃ W'ᵀ = X Wᵀ are W' = W + W Dᵀ H⁻¹, D = X̃ᵀ(X − X̃): what codes are solved for then makes up for the errors before them.
-    The idea is that of GPTAQ (Li et al., arXiv:2504.02692), which spreads the same difference column by column.
-
-    Args:
-        curved: of X̃.
-        drift_II: D.
-        share: of the difference; D is an estimate from few rows, and all of it is no better than a part.
-    """
-    weight_OI = weight_OI.detach().to(drift_II)
-    return weight_OI + share * curved.solve(drift_II @ weight_OI.T).T
 
 
 def _column_by_column(

@@ -18,22 +18,27 @@ RAISES = 5  # dampings that are tried, each ten times the one before
 
 
 class Products:
-    """Σ x yᵀ over rows, each of a layer's inputs, in float64; with y left out it is the Hessian.
+    """Σ x yᵀ over rows, x of a layer's inputs, in float64. Of x with itself it is the Hessian.
 
     H = Σ x xᵀ is, up to a constant, the Hessian of the layer's squared output error. Products of up to `CHUNK` rows are summed
     in float32, which is several times as fast, and these sums in float64: 10⁵ rows summed in float32 alone leave too few digits
     for the inverse. Rows in float64 stay in it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, symmetric: bool = True) -> None:
+        """
+        Args:
+            symmetric: y is x.
+        """
+        self.symmetric, self.rows = symmetric, 0
         self._sum_II = torch.zeros(width, width, dtype=torch.float64)
-        self._symmetric = True
-        self.rows = 0
+        self._waiting: list[tuple[Tensor, Tensor]] = []
 
     @property
     def sum_II(self) -> Tensor:
         """The sum so far, on the device of its rows."""
-        if self._symmetric:
+        self._multiply()
+        if self.symmetric:
             parts = tiles(len(self._sum_II))
             for below in ((one, other) for one in parts for other in parts if other.start < one.start):
                 self._sum_II[below].copy_(self._sum_II[below[::-1]].T)
@@ -44,29 +49,32 @@ class Products:
 
         Args:
             weights: how often each row counts, one number a row; default: once.
-            y: of x's shape; default: x itself.
+            y: of x's shape, where the sum is not symmetric.
         """
+        assert self.symmetric == (y is None)
         device = torch.device("cpu") if x.device.type == "mps" else x.device  # Apple's GPUs know no float64
         x_NI = x.detach().reshape(-1, x.shape[-1]).to(device)
         x_NI = x_NI.to(torch.promote_types(x_NI.dtype, torch.float32))
         y_NI = x_NI if y is None else y.detach().reshape(x_NI.shape).to(x_NI)
         if weights is not None:
-            root_N1 = weights.to(x_NI).reshape(-1, 1).sqrt()
-            x_NI, y_NI = x_NI * root_N1, x_NI * root_N1 if y is None else y_NI * root_N1
-        if y is not None and self._symmetric:
-            _, self._symmetric = self.sum_II, False
-        if self._sum_II.device != device:
-            self._sum_II = self._sum_II.to(device)
+            weights_N1 = weights.to(x_NI).reshape(-1, 1)
+            x_NI = x_NI * (weights_N1.sqrt() if y is None else weights_N1)
+            y_NI = x_NI if y is None else y_NI
+        self._sum_II, self.rows = self._sum_II.to(device), self.rows + len(x_NI)
         for x_CI, y_CI in zip(x_NI.split(CHUNK), y_NI.split(CHUNK), strict=True):
-            self._add(x_CI, y_CI)
-        self.rows += x_NI.shape[0]
+            if sum(len(waits_CI) for waits_CI, _ in self._waiting) + len(x_CI) > CHUNK:
+                self._multiply()
+            self._waiting.append((x_CI, y_CI))
 
-    def _add(self, x_CI: Tensor, y_CI: Tensor) -> None:
-        if not self._symmetric:
-            self._sum_II += x_CI.T @ y_CI
+    def _multiply(self) -> None:
+        """What was added a little at a time, in one product."""
+        if not self._waiting:
             return
+        x_CI, y_CI = (torch.cat(rows) for rows in zip(*self._waiting, strict=True))
+        self._waiting = []
         for tile in tiles(x_CI.shape[1]):
-            self._sum_II[tile, tile.start :] += x_CI[:, tile].T @ y_CI[:, tile.start :]
+            right = slice(tile.start if self.symmetric else 0, None)
+            self._sum_II[tile, right] += x_CI[:, tile].T @ y_CI[:, right]
 
 
 def tiles(width: int) -> list[slice]:

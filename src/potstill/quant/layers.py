@@ -14,8 +14,9 @@ from potstill.edges.experts import refuse_experts
 from potstill.edges.models import blocks_of, linears_in, matrices_in, skeleton
 from potstill.quant.finished import Finished, LayerError, Quantised
 from potstill.quant.forwards import Batch, Forwards, block_inputs, evaluating, positions
-from potstill.quant.gptq import joined, rounded, solve, wanted_weights
-from potstill.quant.hessian import Products, curvature
+from potstill.quant.gptq import joined, rounded, solve
+from potstill.quant.hessian import curvature
+from potstill.quant.making_up import Reads
 from potstill.quant.packed import Packed
 from potstill.quant.rounding import NotDivisible, group_scales, round_to_nearest
 
@@ -34,7 +35,7 @@ def quantise_model(
     method: Literal["gptq", "rtn"] = "gptq",
     bits: int = 4,
     group: int = 32,
-    make_up: float = 0.0,
+    make_up: bool = True,
     damping: float = 0.01,
     by_activation: bool = True,
     embeddings: bool = False,
@@ -53,8 +54,8 @@ def quantise_model(
         batches: `input_ids` and `attention_mask`, both [B, T], padded on the right; padding enters no Hessian. `weight`, of
             the same shape, says how much each position counts; default: all alike.
         method: "rtn" rounds to nearest; its errors are measured on its own inputs.
-        make_up: share of the errors of all layers before that a layer's codes make up for, see `wanted_weights`; at 0 the model
-            of full precision need not run beside the quantised one.
+        make_up: solve each layer for what makes up for the errors of all layers before, as far as that holds on other rows, see
+            `making_up`. The model of full precision then runs beside the quantised one.
         damping, by_activation: of `curvature`.
         embeddings: round embeddings and head to the nearest of 8 bits, before anything else.
         finished: where each block's codes are kept once it is solved; those that are there already are taken as they are.
@@ -120,10 +121,8 @@ def _solved(
         except NotDivisible:
             yield Quantised(kept=list(weights))
             continue
-        with _naming(names[shared[0]]):
-            hessian_II, drift_II = _sums(forwards, batches, shared[0])
         with _naming(", ".join(weights)):
-            made = rounding.round(weights, hessian_II, drift_II)
+            made = rounding.round(weights, _read(forwards, batches, shared[0], rounding.makes_up))
         yield made
 
 
@@ -135,22 +134,14 @@ def _naming(layer: str) -> Iterator[None]:
         raise UserError(f"{layer}: {problem}") from problem
 
 
-def _sums(forwards: Forwards, batches: Sequence[Batch], layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """H of this layer's input over every position that is not padding, and X̃ᵀ(X − X̃) where it is asked for.
-
-    Raises:
-        UserError: an input is not finite.
-    """
-    width = weight_of(layer).shape[1]
-    hessian, drift = Products(width), Products(width)
+def _read(forwards: Forwards, batches: Sequence[Batch], layer: nn.Module, drifts: bool) -> Reads:
+    """What this layer reads at every position that is not padding."""
+    reads = Reads(weight_of(layer).shape[1], drifts)
     for batch, (x, exact) in zip(batches, forwards.until(layer), strict=True):
-        x_NI, weights = positions(x, batch)
-        hessian.add(x_NI, weights)
-        if exact is not None:
-            drift.add(x_NI, weights, positions(exact, batch)[0] - x_NI)
-    if not torch.isfinite(hessian.sum_II).all():
-        raise UserError("its calibration inputs hold NaN or infinity; check that the model's loss is finite")
-    return hessian.sum_II, drift.sum_II if drift.rows else None
+        for half, rows in enumerate(reads.halves):
+            x_NI, weights_N = positions(x, batch, rows)
+            reads.add(half, x_NI, weights_N, positions(exact, batch, rows)[0] if exact is not None else None)
+    return reads
 
 
 @dataclass(frozen=True)
@@ -160,27 +151,29 @@ class _Rounding:
     method: str
     bits: int
     group: int
-    make_up: float
+    make_up: bool
     damping: float
     by_activation: bool
     settings: Mapping[str, Any]
 
     @property
     def makes_up(self) -> bool:
-        return self.method == "gptq" and self.make_up > 0
+        return self.method == "gptq" and self.make_up
 
-    def round(self, weights: Mapping[str, Tensor], hessian_II: Tensor, drift_II: Tensor | None) -> Quantised:
+    def round(self, weights: Mapping[str, Tensor], reads: Reads) -> Quantised:
         """Matrices that read the same inputs. Errors are those of their own outputs at full precision on these inputs, whatever
-        codes are solved for."""
-        curved = curvature(hessian_II, self.damping, self.by_activation) if self.method == "gptq" else None
+        codes are solved for.
+        """
         whole_OI = torch.cat(list(weights.values()))
-        some = max(1, AT_ONCE["cpu" if hessian_II.device.type == "cpu" else "cuda"] // whole_OI.shape[1])
+        read = reads.all(whole_OI, self.damping)
+        curved = curvature(read.hessian_II, self.damping, self.by_activation) if self.method == "gptq" else None
+        some = max(1, AT_ONCE["cpu" if read.hessian_II.device.type == "cpu" else "cuda"] // whole_OI.shape[1])
         parts = []
-        for weight_OI in whole_OI.to(hessian_II.device).split(some):
+        for weight_OI in whole_OI.to(read.hessian_II.device).split(some):
             if curved is None:
-                parts.append(rounded(weight_OI, hessian_II, bits=self.bits, group=self.group))
+                parts.append(rounded(weight_OI, read.hessian_II, bits=self.bits, group=self.group))
                 continue
-            wanted_OI = wanted_weights(weight_OI, curved, drift_II, self.make_up) if drift_II is not None else None
+            wanted_OI = read.wanted(weight_OI, curved)
             parts.append(solve(weight_OI, curved, bits=self.bits, group=self.group, wanted_OI=wanted_OI, **self.settings))
         made, solved, first = Quantised(), joined(parts), 0
         for name, weight_OI in weights.items():
@@ -190,7 +183,8 @@ class _Rounding:
                 gptq=rows.share(rows.error_O) if curved is not None else None,
                 rtn=rows.share(rows.nearest_O),
                 damping=curved.damping if curved is not None else None,
-                dead_columns=int((hessian_II.diagonal() == 0).sum()),
+                made_up=read.share,
+                dead_columns=int((read.hessian_II.diagonal() == 0).sum()),
                 rounded_rows=int(rows.rounded_O.sum()),
                 vanished=bool(weight_OI.any()) and not made.packed[name].dequantise().any(),
             )
