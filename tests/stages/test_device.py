@@ -151,6 +151,29 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert not list((tmp_path / "run" / "artifacts").iterdir())
 
 
+def test_exports_that_only_drafts_name_are_looked_at_like_the_others(root: Path, tmp_path: Path) -> None:
+    """Before the cost: what holds no GGUF file, also where it lies in a folder, and positions that an answer alone fills."""
+    made = table(root)
+    made["stage"] = [stage for stage in made["stage"] if stage["name"] in ("four", "wide")]
+    made["stage"][1]["formats"] = ["safetensors"]
+    folder = run_recipe(parse_recipe(made), tmp_path / "made")["wide"].folder
+    wrong = table(root, exports=["stage:wide", f"path:{folder}"], new_tokens=200)
+    wrong["stage"].insert(3, {"name": "plain", "kind": "export", "model": "stage:four", "formats": ["safetensors"]})
+    wrong["stage"][5]["drafts"] = [
+        {"export": "stage:plain", "draft": f"path:{folder}"},
+        {"export": "stage:wide", "draft": "stage:narrow", "ahead": 60},
+    ]
+    with pytest.raises(UserError) as error:
+        run_recipe(parse_recipe(wrong), tmp_path / "run")
+    told = " ".join(str(error.value).split())
+    assert f"device.exports[1] = path:{folder} path:{folder} writes no GGUF file and no page" in told
+    assert "device.drafts[0].export = stage:plain stage:plain writes no GGUF file; add 'gguf' to its formats" in told
+    assert f"device.drafts[0].draft = path:{folder} path:{folder} writes no GGUF file" in told
+    assert "device.contexts = [8, 40]" not in told, "the prompts fit"
+    assert "device.new_tokens = 200 an answer of 200 and a draft of 60 tokens leave no room for a prompt" in told
+    assert "stage:four has 256 positions; use at most 187" in told
+
+
 @pytest.fixture(scope="module")
 def without_browser(root: Path) -> dict[str, Any]:
     """A finished run whose only export is a page, on a machine without a browser."""
