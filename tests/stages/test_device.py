@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import needs_chromium
+from browser import CHROMIUM, needs_chromium
 from llamacpp import needs_llamacpp
 from rich.console import Console
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
@@ -200,7 +200,7 @@ def test_without_a_browser_a_pages_line_says_so(without_browser: dict[str, Any])
 @needs_chromium
 def test_a_page_is_measured_in_a_browser(without_browser: dict[str, Any], tmp_path: Path) -> None:
     narrow = without_browser["narrow"]
-    stage = Device(name="device", exports=(narrow,), new_tokens=6, repeats=2)
+    stage = Device(name="device", exports=(narrow,), new_tokens=6, repeats=2, browser=str(CHROMIUM))
     (made,) = run_stage(stage, tmp_path / "device").summary["pages"]
     assert (made["type"], made["tokens"]) == ("q4_0", 6)
     assert made["folder_bytes"] == sum(path.stat().st_size for path in (narrow.folder / "web").iterdir())
@@ -216,3 +216,15 @@ def test_a_browser_that_is_named_must_be_there_and_measure(without_browser: dict
         run_stage(stage, tmp_path / "absent")
     with pytest.raises(UserError, match="did not measure the page: the browser ended"):
         run_stage(stage.model_copy(update={"browser": "true"}), tmp_path / "true")
+
+
+def test_root_opens_no_page_of_others_unasked(
+    without_browser: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its browser would have no sandbox."""
+    monkeypatch.setattr(browser_edge, "PROGRAMS", ("true",))
+    for user, why in ((0, "a browser has no sandbox as root; set browser = 'chromium'"), (1000, "the browser ended")):
+        monkeypatch.setattr("os.geteuid", lambda user=user: user)
+        stage = Device(name="device", exports=(without_browser["narrow"],), repeats=1)
+        (page,) = run_stage(stage, tmp_path / str(user)).summary["pages"]
+        assert page["why"].startswith(why)

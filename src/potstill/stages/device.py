@@ -12,7 +12,7 @@ from potstill.core.artifact import Artifact, Makes, write_json
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
-from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, measure_page
+from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, has_sandbox, measure_page
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
 from potstill.edges.models import config_of, positions_of
@@ -52,7 +52,8 @@ class Device(Stage, kind="device"):
     repeats: int = Field(default=3, ge=1, description="how often each file is opened and asked; the median counts")
     browser: str = Field(
         default="auto",
-        description="what opens pages: a program, such as 'chromium'; auto: the first that is found; none: nothing does",
+        description="what opens pages: a program, such as 'chromium'; auto: the first that is found, but for root, whose "
+        "browser has no sandbox, no page of a `path:`; none: nothing does",
     )
     drafts: tuple[Draft, ...] = Field(
         default=(), description="exports whose files are also measured with those of a smaller model as draft model"
@@ -220,9 +221,13 @@ class _TimedPage:
 
     def __init__(self, page: Exported, tokens: int, browser: str) -> None:
         self.page, self._tokens = page, tokens
-        self._program = None if browser == "none" else browser_found("" if browser == "auto" else browser)
-        self._why = "browser = 'none'" if browser == "none" else "no browser is here; install chromium"
         self._timings: list[PageTiming] = []
+        self._program, self._why = None, "browser = 'none'"
+        if browser == "auto" and page.ref.startswith("path:") and not has_sandbox():  # somebody else may have made it
+            self._why = "a browser has no sandbox as root; set browser = 'chromium' where you trust the page"
+        elif browser != "none":
+            self._program = browser_found("" if browser == "auto" else browser)
+            self._why = "no browser is here; install chromium"
 
     def measure(self, *, must: bool) -> None:
         """One opening; a page that does not answer is not opened again.
