@@ -11,11 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from potstill.edges import tokens
-from potstill.edges.llamacpp import Refused
+from potstill.edges.llamacpp import SILENT_S, Refused
 from potstill.edges.llamacpp_drafts import NO_DRAFTS, Drafts, drafts_in
 from potstill.edges.models import Tokenizer
 
-SILENT_S = 600.0  # without a word from the server; a long prompt on a slow machine is silent too
 SAMPLERS = ("temperature", "top_k", "top_p", "min_p")  # in the order of ours; no penalties
 
 
