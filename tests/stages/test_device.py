@@ -17,6 +17,7 @@ from potstill.edges import llamacpp
 from potstill.edges.models import save_model
 from potstill.exporters import _wllama
 from potstill.recipe.parse import parse_recipe
+from potstill.report import drafted
 from potstill.report.figures import on_device
 from potstill.report.html import render_html
 from potstill.report.table import print_table
@@ -108,6 +109,8 @@ def test_every_file_is_measured_and_shown_beside_its_models_quality(root: Path, 
     assert "With a draft model" in told
     assert [(one["name"], one["draft_name"]) for one in report["device"]["drafts"]] == 2 * [("Base", HOSTILE)]
     assert page.count('<th class="n">Ahead</th>') == 1
+    of_nothing = report["device"]["drafts"][0] | {"drafted": 0, "accepted": 0, "acceptance_percent": None}
+    assert [line["acceptance"] for line in drafted.lines({"drafts": [of_nothing]})] == ["–"]
     report["device"] = {}
     assert on_device(report) == ""
     assert "On the device" not in render_html(report)
@@ -120,8 +123,8 @@ def _check_drafts(found: list[dict[str, Any]]) -> None:
         ("model-q8_0.gguf", "model-q4_0.gguf", 1),
     ]
     for one in found:
-        alone, drafted, ratios = (one[f"all_{what}"] for what in ("alone_tokens_per_s", "tokens_per_s", "speed_ups"))
-        assert ratios == [b / a for a, b in zip(alone, drafted, strict=True)]
+        alone, both, ratios = (one[f"all_{what}"] for what in ("alone_tokens_per_s", "tokens_per_s", "speed_ups"))
+        assert ratios == [b / a for a, b in zip(alone, both, strict=True)]
         assert len(ratios) == 2
         assert one["speed_up"] == sum(ratios) / 2
         assert 0 <= one["accepted"] <= one["drafted"] > 0
