@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_parts import chat_tokenizer, tiny_model
 
 from potstill.edges import llamacpp
 from potstill.edges.llamacpp import Refused, Served, answers_of, served, timed
+from potstill.edges.llamacpp_stream import TokenStream, Wish
 from potstill.exporters.gguf import Gguf
 
 
@@ -90,6 +92,23 @@ def test_a_server_that_is_silent_or_dies_within_its_answer_is_told(monkeypatch: 
             timed(server, [5], 2)
         thread.join()
         process.kill()
+
+
+def test_a_server_that_answers_in_another_form_is_told_and_leaves_nobody_waiting() -> None:
+    class Strange(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"content": "no tokens beside it"}\n\n')
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Strange) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(Refused, match="KeyError: 'tokens'"):
+            list(TokenStream(url, [5], Wish(4), chat_tokenizer(), hidden=frozenset()))
+        server.shutdown()
 
 
 @needs_llamacpp

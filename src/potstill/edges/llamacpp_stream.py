@@ -114,13 +114,15 @@ class TokenStream:
         """The pieces; none any more once it is closed.
 
         Raises:
-            Refused: the server is gone, or did not take the request.
+            Refused: the server is gone, did not take the request, or answers in a form that we do not know.
         """
         try:
             yield from self._pieces()
-        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # a socket closed under a reader
+        except Refused:
+            raise
+        except Exception as error:  # also what a socket that is closed under its reader brings; somebody waits for an end
             if not self._closed:
-                raise Refused(str(error) or type(error).__name__) from error
+                raise Refused(f"{type(error).__name__}: {error}") from error
         finally:
             self._connection.close()
 
