@@ -4,6 +4,8 @@ import json
 
 from tiny_run import Place
 
+from potstill.stages.training import trained_in_words
+
 EMPTY = "tiny.toml: 1 problem\n  base.data  the train split is empty{}; give it more rows, or set data.splits"
 ALL_TRAIN = ("--set", "data.splits={ validation = 0, test = 0 }")
 ROW = {"instruction": "What is 1 plus 1?", "response": "It is 2."}
@@ -104,6 +106,10 @@ def test_long_rows_are_left_out_and_counted(place):
     summary = json.loads((place.artifact("sft") / "artifact.json").read_text())["summary"]
     assert summary["data"]["dropped"] == {"prompt too long": 1, "response too long": 1}
     assert summary["data"]["rows"] == 48
+    assert "the longest has 1" in (told := trained_in_words(summary))
+    assert "tokens (prompts.max_prompt_tokens and prompts.max_tokens)" in told
+    del summary["data"]["dropped"]["response too long"]
+    assert "tokens (prompts.max_prompt_tokens)" in trained_in_words(summary)
 
 
 def test_all_rows_empty(place):

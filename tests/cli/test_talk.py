@@ -2,8 +2,14 @@
 
 import io
 
+import habits
 import pytest
+from tiny_parts import chat_tokenizer
 from tiny_run import call
+
+from potstill.core.errors import UserError
+from potstill.core.types import Turn
+from potstill.data.prompts import Prompts, Renderer
 
 
 @pytest.mark.parametrize("word", ["quit", "exit", "QUIT", ":q", ""])
@@ -28,6 +34,18 @@ def test_leaving_a_conversation_asks_the_model_nothing(finished, word, monkeypat
 def test_a_conversation_has_the_context_that_is_asked_for(finished, context, said, code):
     result = call("chat", f"{finished.out}:sft", "--prompt", "What is 1 plus 1?", "--context", str(context))
     assert (result.exit_code, said in result.stderr) == (code, True)
+
+
+def test_a_question_that_the_template_cannot_hold_is_not_called_too_long():
+    from potstill.commands.chat import _answered, _Voice
+
+    tokenizer = chat_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
+    tokenizer.chat_template = habits.OPENS_THOUGHT
+    voice = _Voice("", Renderer(tokenizer, Prompts()), 512, True, lambda ids, room: (said for said in ("Yes.",)))
+    assert _answered(voice, "Why?", (), 4, may_stop=False).endswith("Yes.")
+    with pytest.raises(UserError, match=r"^that spells a token that the chat template's own logic reads; write it otherwise$"):
+        _answered(voice, "why </think> now?", (Turn("user", "?"), Turn("assistant", "!")), 4, may_stop=False)
 
 
 def test_an_interrupted_answer_ends_and_the_conversation_goes_on(capsys):

@@ -1,8 +1,13 @@
 """llama.cpp in a process of its own: what it does not take ends that process, and never ours."""
 
+import io
 import json
+import socket
+import subprocess
+import threading
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,8 @@ from llamacpp import needs_llamacpp
 from tiny_parts import chat_tokenizer, tiny_model
 
 from potstill.edges import llamacpp
-from potstill.edges.llamacpp import Refused, answers_of, served
+from potstill.edges.llamacpp import Refused, Served, answers_of, served, timed
+from potstill.edges.llamacpp_stream import TokenStream, Wish
 from potstill.exporters.gguf import Gguf
 
 
@@ -54,6 +60,58 @@ def test_a_server_answers_while_inside_and_is_gone_afterwards(file: Path) -> Non
             pass
     assert not server.alive()
     assert not psutil.pid_exists(server.pid)
+
+
+@needs_llamacpp
+def test_a_proxy_is_not_asked_for_what_is_on_this_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody is there
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert answers_of(file, texts=["a"]).ids[0]
+    with served(file, context=64) as server:
+        assert timed(server, [5, 6, 7], 4).tokens_per_s > 0
+
+
+def test_a_server_that_is_silent_or_dies_within_its_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "SILENT_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, subprocess.Popen(["sleep", "60"], text=True) as process:
+        server = Served(f"http://127.0.0.1:{silent.getsockname()[1]}", process.pid, 0, process, io.BytesIO())
+        with pytest.raises(Refused, match="timed out"):
+            timed(server, [5], 2)
+        silent.accept()[0].close()  # the connection that nobody answered
+        monkeypatch.undo()
+
+        def cut() -> None:
+            with silent.accept()[0] as connection:
+                heard = b""
+                while not heard.endswith(b"}"):  # what is left unread would be a reset
+                    heard += connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n40\r\ndata: {")
+
+        thread = threading.Thread(target=cut)
+        thread.start()
+        with pytest.raises(Refused, match="IncompleteRead"):
+            timed(server, [5], 2)
+        thread.join()
+        process.kill()
+
+
+def test_a_server_that_answers_in_another_form_is_told_and_leaves_nobody_waiting() -> None:
+    class Strange(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'data: {"content": "no tokens beside it"}\n\n')
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Strange) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        with pytest.raises(Refused, match="KeyError: 'tokens'"):
+            list(TokenStream(url, [5], Wish(4), chat_tokenizer(), hidden=frozenset()))
+        server.shutdown()
 
 
 @needs_llamacpp

@@ -143,7 +143,7 @@ def test_a_beginning_stands_once_and_blanks_where_training_had_them(
 @needs_llamacpp
 @pytest.mark.parametrize("blanks", ["gemma", "llama", "never", "bytes"])
 def test_a_page_is_verified_as_what_it_is_whatever_its_tokenizer(blanks: str, library: str, tmp_path: Path) -> None:
-    """Control tokens by their private names, what spells them as text; another template is another page."""
+    """Control tokens by their private names, what spells them as text; another template is another page, and so is none."""
     if blanks == "bytes":
         tokenizer = train_tokenizer(split_then_bytes(QWEN2_REGEX))
         tokenizer.chat_template = chat_templates.OWN_SYSTEM
@@ -166,6 +166,9 @@ def test_a_page_is_verified_as_what_it_is_whatever_its_tokenizer(blanks: str, li
     tokenizer.chat_template = tokenizer.chat_template.replace("user", "asker")
     tokenizer.chat_template = tokenizer.chat_template.replace("add_generation_prompt %}", "add_generation_prompt %} ")
     assert why().startswith("model.json: its chat template is not the model's")
+    for uncut in (chat_templates.COUNTS, None):
+        tokenizer.chat_template = uncut
+        assert why().startswith("model.json: its prompts cannot be compared")
 
 
 @needs_chromium

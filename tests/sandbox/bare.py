@@ -1,6 +1,7 @@
 """A deliberately weak sandbox: a plain interpreter with this process's rights, environment and descriptors.
 
-It is what attacks must break, and what tests of the judge alone run on. Its one limit is the time, four times what is asked.
+It is what attacks must break, and what tests of the judge alone run on. Its one limit is the time, four times what is asked:
+the backend `none` would withstand the attacks on time, output and descriptors, which must break something too.
 """
 
 import os

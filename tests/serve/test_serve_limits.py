@@ -164,6 +164,17 @@ def test_a_key_is_asked_for_where_there_is_one(pair, site):
         assert locked.send("GET", "/")[0] == locked.send("GET", "/healthz")[0] == 200
 
 
+def test_without_the_key_health_names_who_is_unavailable_and_no_reason(pair):
+    with serving(pair, key="correct-horse") as locked:
+        locked.opened.close()
+        status, told = locked.health()
+        assert (status, told["status"]) == (503, "failed")
+        assert told["unavailable"] == {"student": "a request with the key says why"}
+        status, raw, _ = locked.post(CHAT, GOOD, Authorization="Bearer correct-horse")
+        assert status == 503
+        assert b"does not answer any more: the server is stopping" in raw
+
+
 def test_a_model_whose_files_are_gone_is_said_and_the_others_answer(pair, site, tmp_path):
     gone = offer(tmp_path / "gone", "gone")
     with serving([*pair, gone], opened=site.opened) as known:

@@ -125,6 +125,16 @@ def test_a_tag_that_the_prompt_opened_waits_until_the_model_has_begun(engine):
     assert heard == []
 
 
+def test_an_engine_whose_thread_has_ended_leaves_nobody_waiting(pair, tokenizer):
+    from potstill.edges.models import load_model
+
+    engine = TorchEngine(load_model(pair[0].where), tokenizer, stop_ids=[1], hidden=frozenset(), most=1, positions=64)
+    engine.close()
+    said = []
+    engine.begin(PROMPTS[0], Wish(4), said.append)
+    assert [(one.reason, one.why) for one in said] == [("failed", "the server is stopping")]
+
+
 def test_a_tag_that_nothing_follows_is_still_shown(pair, tokenizer):
     from potstill.edges.models import load_model
 

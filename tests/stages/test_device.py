@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import needs_chromium
+from browser import CHROMIUM, needs_chromium
 from llamacpp import needs_llamacpp
 from rich.console import Console
 from tiny_parts import chat_tokenizer, tiny_model, write_rows
@@ -17,6 +17,7 @@ from potstill.edges import llamacpp
 from potstill.edges.models import save_model
 from potstill.exporters import _wllama
 from potstill.recipe.parse import parse_recipe
+from potstill.report import drafted
 from potstill.report.figures import on_device
 from potstill.report.html import render_html
 from potstill.report.table import print_table
@@ -108,6 +109,8 @@ def test_every_file_is_measured_and_shown_beside_its_models_quality(root: Path, 
     assert "With a draft model" in told
     assert [(one["name"], one["draft_name"]) for one in report["device"]["drafts"]] == 2 * [("Base", HOSTILE)]
     assert page.count('<th class="n">Ahead</th>') == 1
+    of_nothing = report["device"]["drafts"][0] | {"drafted": 0, "accepted": 0, "acceptance_percent": None}
+    assert [line["acceptance"] for line in drafted.lines({"drafts": [of_nothing]})] == ["–"]
     report["device"] = {}
     assert on_device(report) == ""
     assert "On the device" not in render_html(report)
@@ -120,8 +123,8 @@ def _check_drafts(found: list[dict[str, Any]]) -> None:
         ("model-q8_0.gguf", "model-q4_0.gguf", 1),
     ]
     for one in found:
-        alone, drafted, ratios = (one[f"all_{what}"] for what in ("alone_tokens_per_s", "tokens_per_s", "speed_ups"))
-        assert ratios == [b / a for a, b in zip(alone, drafted, strict=True)]
+        alone, both, ratios = (one[f"all_{what}"] for what in ("alone_tokens_per_s", "tokens_per_s", "speed_ups"))
+        assert ratios == [b / a for a, b in zip(alone, both, strict=True)]
         assert len(ratios) == 2
         assert one["speed_up"] == sum(ratios) / 2
         assert 0 <= one["accepted"] <= one["drafted"] > 0
@@ -151,6 +154,29 @@ def test_what_cannot_be_measured_is_refused_before_anything_runs(
     assert not list((tmp_path / "run" / "artifacts").iterdir())
 
 
+def test_exports_that_only_drafts_name_are_looked_at_like_the_others(root: Path, tmp_path: Path) -> None:
+    """Before the cost: what holds no GGUF file, also where it lies in a folder, and positions that an answer alone fills."""
+    made = table(root)
+    made["stage"] = [stage for stage in made["stage"] if stage["name"] in ("four", "wide")]
+    made["stage"][1]["formats"] = ["safetensors"]
+    folder = run_recipe(parse_recipe(made), tmp_path / "made")["wide"].folder
+    wrong = table(root, exports=["stage:wide", f"path:{folder}"], new_tokens=200)
+    wrong["stage"].insert(3, {"name": "plain", "kind": "export", "model": "stage:four", "formats": ["safetensors"]})
+    wrong["stage"][5]["drafts"] = [
+        {"export": "stage:plain", "draft": f"path:{folder}"},
+        {"export": "stage:wide", "draft": "stage:narrow", "ahead": 60},
+    ]
+    with pytest.raises(UserError) as error:
+        run_recipe(parse_recipe(wrong), tmp_path / "run")
+    told = " ".join(str(error.value).split())
+    assert f"device.exports[1] = path:{folder} path:{folder} writes no GGUF file and no page" in told
+    assert "device.drafts[0].export = stage:plain stage:plain writes no GGUF file; add 'gguf' to its formats" in told
+    assert f"device.drafts[0].draft = path:{folder} path:{folder} writes no GGUF file" in told
+    assert "device.contexts = [8, 40]" not in told, "the prompts fit"
+    assert "device.new_tokens = 200 an answer of 200 and a draft of 60 tokens leave no room for a prompt" in told
+    assert "stage:four has 256 positions; use at most 187" in told
+
+
 @pytest.fixture(scope="module")
 def without_browser(root: Path) -> dict[str, Any]:
     """A finished run whose only export is a page, on a machine without a browser."""
@@ -177,7 +203,7 @@ def test_without_a_browser_a_pages_line_says_so(without_browser: dict[str, Any])
 @needs_chromium
 def test_a_page_is_measured_in_a_browser(without_browser: dict[str, Any], tmp_path: Path) -> None:
     narrow = without_browser["narrow"]
-    stage = Device(name="device", exports=(narrow,), new_tokens=6, repeats=2)
+    stage = Device(name="device", exports=(narrow,), new_tokens=6, repeats=2, browser=str(CHROMIUM))
     (made,) = run_stage(stage, tmp_path / "device").summary["pages"]
     assert (made["type"], made["tokens"]) == ("q4_0", 6)
     assert made["folder_bytes"] == sum(path.stat().st_size for path in (narrow.folder / "web").iterdir())
@@ -193,3 +219,15 @@ def test_a_browser_that_is_named_must_be_there_and_measure(without_browser: dict
         run_stage(stage, tmp_path / "absent")
     with pytest.raises(UserError, match="did not measure the page: the browser ended"):
         run_stage(stage.model_copy(update={"browser": "true"}), tmp_path / "true")
+
+
+def test_root_opens_no_page_of_others_unasked(
+    without_browser: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its browser would have no sandbox."""
+    monkeypatch.setattr(browser_edge, "PROGRAMS", ("true",))
+    for user, why in ((0, "a browser has no sandbox as root; set browser = 'chromium'"), (1000, "the browser ended")):
+        monkeypatch.setattr("os.geteuid", lambda user=user: user)
+        stage = Device(name="device", exports=(without_browser["narrow"],), repeats=1)
+        (page,) = run_stage(stage, tmp_path / str(user)).summary["pages"]
+        assert page["why"].startswith(why)

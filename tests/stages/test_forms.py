@@ -18,6 +18,7 @@ from potstill.edges.sampling import generate
 from potstill.losses.scoring import mean_nll
 from potstill.recipe.parse import parse_recipe
 from potstill.run.runner import run_recipe
+from potstill.stages.base import answer_problems
 from potstill.stages.outlook import Outlook
 from potstill.teachers.reading import foreign_form
 
@@ -249,8 +250,19 @@ def test_validation_answers_past_the_positions_are_found_before_anything_runs(
     assert most is not None
     assert len(found(max_new_tokens=int(most[1]) + 1)) == 1
     assert not found(max_new_tokens=int(most[1]))
+    assert not found(max_new_tokens=int(most[1]) + 1, rows=1), "the longest prompt is not drawn"
+    assert found(max_new_tokens=159, rows=1)
     assert not found(times=0)
     assert not found(metrics=["nll"])
+
+
+def test_a_prompt_that_fills_the_positions_is_no_matter_of_the_answers_length() -> None:
+    for new, remedy in ((40, "set it to at most 216"), (256, "lower it, and samples.max_new_tokens = 256 too")):
+        (problem,) = answer_problems("samples.max_new_tokens", new, 300, 256, "m")
+        assert problem.place == "prompts.max_prompt_tokens"
+        assert problem.rule == f"a prompt has 300 tokens, and m 256 positions, which leave none for an answer; {remedy}"
+    assert not [*answer_problems("samples.max_new_tokens", 40, 216, 256, "m")]
+    assert not [*answer_problems("samples.max_new_tokens", 40, 300, None, "m")]
 
 
 def test_a_study_refuses_short_models_before_it_loads_any(root: Path, tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ WRONG = {
     "least of programs without tests": ({"filters": {"metric": "pass_at_1", "least": 100}}, "no train row of jsonl has tests"),
     "no room in the budget": ({"budget": 7}, "budget = 7 is less than one row may take"),
     "language": ({"filters": {"language": "English"}}, "filters.language"),
-    "no room in the model": ({"sampling": {"temperature": 0, "max_new_tokens": 250}}, "256 positions .*set it to at most"),
+    "no room in the model": ({"sampling": {"temperature": 0, "max_new_tokens": 250}}, "has 256 positions; set it to at most"),
     "model of rows": ({"model": "stage:nothing"}, "no earlier stage"),
 }
 

@@ -14,7 +14,7 @@ from tiny_parts import chat_tokenizer, tiny_model, write_rows
 
 import potstill
 from potstill.cli import main
-from potstill.commands.verify import passed
+from potstill.commands.verify import passed, print_record
 from potstill.core.artifact import Artifact, Hashes
 from potstill.core.errors import UserError
 from potstill.edges import llamacpp
@@ -22,6 +22,7 @@ from potstill.edges.models import load_stored, load_tokenizer, save_model
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
+from potstill.stages.export import as_trained
 from potstill.stages.passages import Passages, passages_for
 from potstill.stages.reference import Reference
 from potstill.stages.verified import VERIFIED, record_beside, verify_files
@@ -98,6 +99,30 @@ def test_the_command_tells_what_rounding_cost_and_leaves_the_artifact_whole(made
     assert record["rows"].endswith(" validation rows of sft and 4 built-in texts")
     assert record_of(made["narrow"])["files"][0]["positions"] == 8
     assert Artifact.load(made["narrow"].folder).damage(Hashes(tmp_path / "hashes.json")) == ""
+
+
+@needs_llamacpp
+def test_a_model_that_is_gone_leaves_open_what_rounding_cost(
+    made: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file is judged all the same, by the limit that depends on nothing, and it is said; another model is none."""
+    where = f"path:{made['four'].folder}"
+    (tmp_path / "other").mkdir()
+    tokenizer = chat_tokenizer(300)
+    save_model(tiny_model("qwen2", len(tokenizer), eos=tokenizer.eos_token_id), tokenizer, tmp_path / "other")
+    for gone, why in (("gone", "no such folder"), ("other", "it is no longer what was quantised")):
+        model, own = load_stored(where), load_tokenizer(where)
+        as_trained(made["four"], own)
+        full = f"path:{tmp_path / gone}"
+        ours = Reference(model, own, passages_for(made["four"], own, 64), "ours", full)
+        record = verify_files(made["narrow"].folder, ["model-q4_0.gguf"], ours, positions=4, always_own=True)
+        (one,) = record["files"]
+        assert (one["passed"], one["own_kl"], one["limit"]) == (True, None, 0.02)
+        assert full in one["own_unknown"]
+        assert why in one["own_unknown"]
+        assert why in "\n".join(section(record))
+        print_record({**record, "folder": ""})
+        assert why in " ".join(capsys.readouterr().out.split())
 
 
 @needs_llamacpp

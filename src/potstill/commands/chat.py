@@ -10,7 +10,7 @@ from typing import Any
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example, Turn
-from potstill.data.prompts import Prompts, Renderer
+from potstill.data.prompts import TOO_LONG, Prompts, Renderer
 from potstill.data.templates import opened_tag
 from potstill.edges.llamacpp import THREADS, Refused, runtime_problem, served
 from potstill.edges.llamacpp_stream import TokenStream, Wish
@@ -82,6 +82,8 @@ def _answered(voice: _Voice, asked: str, history: tuple[Turn, ...], max_new_toke
     """What the model says, which is written as it comes."""
     example = Example(key="", instruction=asked, response="", history=history)
     prompt = voice.renderer.prompt(example)
+    if prompt.ids is None and prompt.reason != TOO_LONG:
+        raise UserError(f"that {prompt.reason}; write it otherwise")
     if prompt.ids is None or len(prompt.ids) >= voice.limit:
         remedy = "start again with less, or with a larger --context"
         raise UserError(f"that is longer than the {voice.limit:,} tokens of this conversation; {remedy}")

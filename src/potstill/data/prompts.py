@@ -27,6 +27,7 @@ from potstill.data.templates import (
 )
 from potstill.edges.tokens import Unspellable, beginning, begun, control_tokens, decode, encode, end_tokens, turn_tokens
 
+TOO_LONG = "prompt too long"  # why a row does not enter; `to_raise` knows its field
 PLAIN = {
     # Taori et al., Stanford Alpaca, 2023: the template that MiniLLM and the paper use for Dolly
     "alpaca": (
@@ -120,7 +121,7 @@ class Prompt:
 
     ids: list[int] | None
     shortened: bool = False
-    reason: str = "prompt too long"
+    reason: str = TOO_LONG
 
 
 @dataclass(frozen=True)
@@ -407,7 +408,7 @@ class Renderer:
             ids = self._ids(text)
             if len(ids) <= limit:
                 return Prompt(ids, shortened=True), text, context
-        raise LeftOut("prompt too long", whole)
+        raise LeftOut(TOO_LONG, whole)
 
     def row(self, example: Example) -> Row:
         """Prompt and response of a row.

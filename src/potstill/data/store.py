@@ -12,7 +12,7 @@ import numpy as np
 
 from potstill.core.errors import UserError
 from potstill.core.types import Example
-from potstill.data.prompts import Renderer
+from potstill.data.prompts import TOO_LONG, Renderer
 from potstill.data.templates import LeftOut
 from potstill.edges.tokens import beginning, begun, decode, encode
 
@@ -126,7 +126,7 @@ class TokenStore:
 
 def to_raise(left_out: Mapping[str, int], longest: int = 0) -> str:
     """The fields that would let rows in that are too long; "" where none is. `longest`: tokens of the longest, 0: unknown."""
-    names = {"prompt too long": "prompts.max_prompt_tokens", "response too long": "prompts.max_tokens"}
+    names = {TOO_LONG: "prompts.max_prompt_tokens", "response too long": "prompts.max_tokens"}
     fields = " and ".join(field for reason, field in names.items() if left_out.get(reason))
     return f"{fields}: the longest that does not fit has {longest:,} tokens" if fields and longest else fields
 

@@ -4,6 +4,7 @@ The protocol: chromedevtools.github.io/devtools-protocol. A pipe and no port, so
 """
 
 import json
+import math
 import os
 import select
 import shutil
@@ -22,7 +23,8 @@ from threading import Thread
 from typing import Any, TypeVar
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "microsoft-edge")
-_START_S = 60
+_START_S, _CLOSE_S = 60, 10
+_MEASURED = "dataset.measured"  # where a page's script writes what it measured; older exports have no such word
 # the browser reads commands from file 3 and answers in file 4
 _AS_THREE_AND_FOUR = """
 import os, sys
@@ -66,20 +68,42 @@ def measure_page(folder: Path, program: str, tokens: int, timeout_s: float = 600
     """Open a web export's folder in a browser with an empty profile, and have the page write so many tokens greedily.
 
     Raises:
-        BrowserFailed: it did not.
+        BrowserFailed: it did not, or is of an export that is older than measuring.
     """
+    script = folder / "page.js"
+    if not script.is_file() or _MEASURED not in script.read_text(encoding="utf-8", errors="replace"):
+        raise BrowserFailed("its page.js knows no measuring, as in older exports; export it again")
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
         file_server(folder) as url,
         browsing(program, Path(profile), timeout_s=timeout_s) as page,
     ):
         page.open(f"{url}/?measure={tokens}")
-        page.wait("document.body?.dataset.measured || document.body?.dataset.failed", timeout_s)
+        page.wait(f"document.body?.{_MEASURED} || document.body?.dataset.failed", timeout_s)
         if failed := page.value("document.body.dataset.failed"):
             raise BrowserFailed(f"the page says: {failed}")
-        told = json.loads(page.value("document.body.dataset.measured"))
-        load_s = float(page.value("document.body.dataset.loadedMs")) / 1000
-        return PageTiming(page.version(), load_s, told["first_s"], told["tokens_per_s"], told["tokens"], told["prompt"])
+        return _timing(page.version(), *page.value(f"[document.body.{_MEASURED}, document.body.dataset.loadedMs]"))
+
+
+def _timing(browser: str, measured: str, loaded_ms: str) -> PageTiming:
+    """What a page says that it measured; it may be anybody's page.
+
+    Raises:
+        BrowserFailed: these are no figures.
+    """
+    try:
+        told = json.loads(measured)
+        load_s, first_s, rate = float(loaded_ms) / 1000, float(told["first_s"]), float(told["tokens_per_s"])
+        if all(math.isfinite(figure) and figure > 0 for figure in (load_s, first_s, rate)):
+            return PageTiming(browser, load_s, first_s, rate, int(told["tokens"]), int(told["prompt"]))
+    except (ValueError, TypeError, LookupError):  # an infinite rate is null in JSON
+        pass
+    raise BrowserFailed(f"the page measured {measured[:200]}, which are no figures")
+
+
+def has_sandbox() -> bool:
+    """Whether a browser keeps its pages in a sandbox here; Chromium has none for root."""
+    return os.geteuid() != 0
 
 
 @contextmanager
@@ -143,8 +167,9 @@ class Page:
         if self._session is not None:
             message["sessionId"] = self._session
         self._send(message)
+        end = time.monotonic() + self._timeout_s  # of the answer: a page may say other things without an end
         while True:
-            answer = self._read()
+            answer = self._read(end)
             if answer.get("id") == number:
                 if "error" in answer:
                     raise BrowserFailed(f"{method}: {answer['error']}")
@@ -180,10 +205,10 @@ class Page:
         except OSError as error:
             raise BrowserFailed("the browser ended") from error
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self, end: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            if not select.select([self._from], [], [], self._timeout_s)[0]:
-                raise BrowserFailed(f"the browser said nothing for {self._timeout_s:g} s")
+            if not select.select([self._from], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise BrowserFailed(f"the browser gave no answer for {self._timeout_s:g} s")
             piece = os.read(self._from, 65536)
             if not piece:
                 raise BrowserFailed("the browser ended")
@@ -231,7 +256,7 @@ def browsing(program: str, profile: Path, of: type[P] = Page, timeout_s: float =
     words = ["--headless=new", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
     words += [f"--user-data-dir={profile}", "--disable-background-networking"]
     words += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
-    words += ["--no-sandbox"] if os.geteuid() == 0 else []  # root has none
+    words += [] if has_sandbox() else ["--no-sandbox"]
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _AS_THREE_AND_FOUR, *map(str, given), program, *words],
         pass_fds=given,
@@ -248,11 +273,14 @@ def browsing(program: str, profile: Path, of: type[P] = Page, timeout_s: float =
         page._timeout_s = timeout_s
         yield page
     finally:
-        with suppress(BrowserFailed, subprocess.TimeoutExpired):
-            page.close()
-            process.wait(10)
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # and what it left
-        process.wait()
-        os.close(to_browser)
-        os.close(from_browser)
+        try:
+            page._timeout_s = _CLOSE_S  # one that is silent is not waited for
+            with suppress(BrowserFailed, subprocess.TimeoutExpired):
+                page.close()
+                process.wait(_CLOSE_S)
+        finally:  # whatever comes meanwhile, such as Ctrl-C
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it left
+            process.wait()
+            os.close(to_browser)
+            os.close(from_browser)

@@ -5,6 +5,7 @@ input does, so that it never outlives who asked.
 """
 
 import base64
+import http.client
 import json
 import os
 import re
@@ -31,7 +32,9 @@ THREADS = max(1, (os.cpu_count() or 2) - 1)  # what a user's own machine can spa
 OLDEST = (2026, 10)  # the first release of the package that was tried
 INSTALL = "pip install 'potstill[device]'"
 AHEAD = 3  # tokens of a draft, llama.cpp's own choice
+SILENT_S = 600.0  # without a word from the server; a long prompt on a slow machine is silent too
 Kv = Literal["f16", "f32"]
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's own ports
 
 
 class Refused(Exception):
@@ -146,12 +149,16 @@ def completing(server: Served, body: bytes) -> Iterator[Any]:
     Raises:
         Refused: the server died, or does not take the request.
     """
-    asked = urllib.request.Request(f"{server.url}/completion", body, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(asked) as answer:
+        with _asked(f"{server.url}/completion", body) as answer:
             yield answer
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise Refused(server.last_words() if not server.alive() else str(error)) from error
+
+
+def _asked(url: str, body: bytes | None) -> Any:
+    """The answer of a server on this machine, to be read and closed; TimeoutError where it is silent for too long."""
+    return _DIRECT.open(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=SILENT_S)
 
 
 def timed(server: Served, prompt: list[int], new_tokens: int) -> Timing:
@@ -353,8 +360,7 @@ def _server(file: str, opening: Opening) -> Any:
 def _answer(server: Any, question: dict[str, Any], say: Callable[..., None]) -> None:
     def post(path: str, body: Any = None) -> Any:
         data = json.dumps(body).encode() if body is not None else None
-        asked = urllib.request.Request(server.listening_address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked) as answer:
+        with _asked(server.listening_address + path, data) as answer:
             return json.loads(answer.read())
 
     def complete(prompt: list[int], **more: Any) -> Any:

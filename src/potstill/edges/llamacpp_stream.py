@@ -11,11 +11,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from potstill.edges import tokens
-from potstill.edges.llamacpp import Refused
+from potstill.edges.llamacpp import SILENT_S, Refused
 from potstill.edges.llamacpp_drafts import NO_DRAFTS, Drafts, drafts_in
 from potstill.edges.models import Tokenizer
 
-SILENT_S = 600.0  # without a word from the server; a long prompt on a slow machine is silent too
 SAMPLERS = ("temperature", "top_k", "top_p", "min_p")  # in the order of ours; no penalties
 
 
@@ -115,13 +114,15 @@ class TokenStream:
         """The pieces; none any more once it is closed.
 
         Raises:
-            Refused: the server is gone, or did not take the request.
+            Refused: the server is gone, did not take the request, or answers in a form that we do not know.
         """
         try:
             yield from self._pieces()
-        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:  # a socket closed under a reader
+        except Refused:
+            raise
+        except Exception as error:  # also what a socket that is closed under its reader brings; somebody waits for an end
             if not self._closed:
-                raise Refused(str(error) or type(error).__name__) from error
+                raise Refused(f"{type(error).__name__}: {error}") from error
         finally:
             self._connection.close()
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill.core.numbers import number
+from potstill.core.numbers import MISSING, number
 
 
 def named(drafts: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -32,6 +32,6 @@ def _line(one: Mapping[str, Any]) -> dict[str, Any]:
         "drafted_range": f"{number(min(drafted), 1)} to {number(max(drafted), 1)}",
         "speed_up": f"{number(one['speed_up'], 2)}×",
         "speed_up_range": f"{number(min(ratios), 2)} to {number(max(ratios), 2)}",
-        "acceptance": f"{number(one['acceptance_percent'], 1)} %",
+        "acceptance": MISSING if one["acceptance_percent"] is None else f"{number(one['acceptance_percent'], 1)} %",
         "same": f"{one['same_texts']} of {one['prompts']}",
     }

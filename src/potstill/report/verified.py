@@ -80,6 +80,8 @@ def section(record: Mapping[str, Any]) -> Iterator[str]:
             yield from (f"{code(one['file'])} reads {code(repr(text))} otherwise: {inline(why)}.", "")
         if one.get("own_kl") is not None:
             yield from (f"Rounding itself cost {one['own_kl']:.2g} nats at the same positions in {code(one['file'])}.", "")
+        if one.get("own_unknown"):
+            yield from (f"What rounding itself cost is not known of {code(one['file'])}: {inline(one['own_unknown'])}.", "")
     for name, why in record["not_verified"].items():
         yield from (f"{code(name)} was not verified: {inline(why)}.", "")
     if record["runtimes"]:

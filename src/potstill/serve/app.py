@@ -93,7 +93,8 @@ def application(state: State, *, key: str = "", names: Sequence[str] = ()) -> Gu
             "model": state.served,
             "running": state.admission().running,
             "waiting": state.admission().waiting,
-            "unavailable": trouble,
+            # the reasons hold paths of this machine, and this answer needs no key
+            "unavailable": dict.fromkeys(trouble, "a request with the key says why") if key else trouble,
             **_drafting(state),
         }
         return JSONResponse(body, 200 if status == "ok" else 503)

@@ -123,7 +123,8 @@ def checked(offer: Offer, *, file: bool) -> Offer:
     """The offer, once its files were compared with what their manifests say.
 
     Args:
-        file: whether its file for llama.cpp is to be opened, and so is compared too.
+        file: whether the file that was exported of it for llama.cpp is to be opened, and so is compared too; a file that stands
+            alone is the model itself, whatever opens it.
 
     Raises:
         UserError: one of them is damaged or gone.

@@ -111,6 +111,8 @@ class TorchEngine:
             row.gone = True
 
         self._inbox.put(row)
+        if self._trouble:  # its thread may have looked into the inbox for the last time
+            row.end("failed", self._trouble)
         return stop
 
     def trouble(self) -> str:

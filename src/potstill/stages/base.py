@@ -235,6 +235,24 @@ def position_problems(outlook: Outlook, stage: "DataStage", config: Any, who: st
         yield Problem("prompts.max_tokens", rule, str(stage.prompts.max_tokens))
 
 
+def answer_problems(field: str, new: int, prompt: int, limit: int | None, who: str) -> Iterator[Problem]:
+    """An answer behind the longest prompt that runs past a model's positions.
+
+    Args:
+        field: that says how long an answer may be, `new` tokens.
+        limit: the positions; None: there is none.
+    """
+    if limit is None or prompt + new <= limit:
+        return
+    if prompt < limit:
+        rule = f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} positions; "
+        yield Problem(field, f"{rule}set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens", str(new))
+    else:
+        remedy = f"set it to at most {limit - new:,}" if new < limit else f"lower it, and {field} = {new:,} too"
+        rule = f"a prompt has {prompt:,} tokens, and {who} {limit:,} positions, which leave none for an answer; {remedy}"
+        yield Problem("prompts.max_prompt_tokens", rule)
+
+
 def empty_split(rows: RowsOf) -> str:
     """Why no row of a split is left, and the remedy."""
     why = f" ({reasons(rows.left_out)})" if rows.left_out else ""

@@ -1,6 +1,6 @@
 """Exported files measured in llama.cpp, and exported pages in a browser, as they would run on a device."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count, product
 from pathlib import Path
 from statistics import median
@@ -12,20 +12,20 @@ from potstill.core.artifact import Artifact, Makes, write_json
 from potstill.core.errors import Problem, UserError
 from potstill.core.numbers import number, size
 from potstill.data.tricky import CHATS
-from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, measure_page
+from potstill.edges.browser import BrowserFailed, PageTiming, browser_found, has_sandbox, measure_page
 from potstill.edges.llamacpp import Refused, answers_of, runtime_problem, runtime_version, served, timed
 from potstill.edges.machine import machine_facts, resting_memory
 from potstill.edges.models import config_of, positions_of
 from potstill.exporters import web
 from potstill.stages.base import Context, Stage
-from potstill.stages.drafted import PROMPTS, Draft, Exported, together
+from potstill.stages.drafted import PROMPTS, SPARE, Draft, Exported, together
+from potstill.stages.lineage import made_here
 from potstill.stages.outlook import Cost, Outlook
 from potstill.stages.refs import ExportRef
 from potstill.stages.runtimes import type_of
 
 MEASURED = "device.json"
 _PAGE = f"{web.FOLDER}/model.bin"
-_SPARE = 8  # positions that the runtime may want beside prompt and answer
 
 
 class Device(Stage, kind="device"):
@@ -52,7 +52,8 @@ class Device(Stage, kind="device"):
     repeats: int = Field(default=3, ge=1, description="how often each file is opened and asked; the median counts")
     browser: str = Field(
         default="auto",
-        description="what opens pages: a program, such as 'chromium'; auto: the first that is found; none: nothing does",
+        description="what opens pages: a program, such as 'chromium'; auto: the first that is found, but for root, whose "
+        "browser has no sandbox, no page of a `path:`; none: nothing does",
     )
     drafts: tuple[Draft, ...] = Field(
         default=(), description="exports whose files are also measured with those of a smaller model as draft model"
@@ -68,16 +69,14 @@ class Device(Stage, kind="device"):
             if any(value < 1 for value in getattr(self, field)):
                 yield Problem(field, "must be numbers from 1 on", str(list(getattr(self, field))))
         for place, ref in enumerate(self.exports):
-            export = outlook.stage(ref)
-            yield from self._too_long(outlook, ref, export)
-            holds = _held_by(export)
-            if holds and not any(name.endswith(".gguf") or name == _PAGE for name in holds):
-                yield Problem(
-                    f"exports[{place}]", f"{ref} writes no GGUF file and no page; add 'gguf' to its formats", str(ref)
-                )
+            yield from _nothing_in(outlook, f"exports[{place}]", ref, page=True)
+            yield from self._too_long(outlook, ref)
         for place, pair in enumerate(self.drafts):
             if apart := pair.problem(outlook):
                 yield Problem(f"drafts[{place}]", apart, str(pair.draft))
+            for field, ref in (("export", pair.export), ("draft", pair.draft)):
+                yield from _nothing_in(outlook, f"drafts[{place}].{field}", ref, page=False)
+                yield from self._no_room(outlook, ref, pair.ahead)
 
     @property
     def _named(self) -> bool:
@@ -86,23 +85,32 @@ class Device(Stage, kind="device"):
 
     def _pages_alone(self, outlook: Outlook) -> bool:
         """Whether nothing is for llama.cpp, as far as the recipe tells."""
-        held = [_held_by(outlook.stage(ref)) for ref in self.exports]
-        return not self.drafts and all(names and not any(name.endswith(".gguf") for name in names) for names in held)
+        held = [_held_by(outlook, ref) for ref in self.exports]
+        return not self.drafts and all(names and not _has_gguf(names) for names in held)
 
-    def _too_long(self, outlook: Outlook, ref: ExportRef, export: Any) -> Iterator[Problem]:
+    def _too_long(self, outlook: Outlook, ref: ExportRef) -> Iterator[Problem]:
         """A prompt and its answer that a model has no positions for: they would be refused after all training."""
-        try:
-            limit, model = _positions(outlook, ref, export)
-        except (UserError, AttributeError):  # said at its own stage
-            return
-        longest = max(self.contexts, default=0) + self.new_tokens + _SPARE
+        limit, model = _positions(outlook, ref)
+        longest = max(self.contexts, default=0) + self.new_tokens + SPARE
         if limit is not None and longest > limit:
-            room = limit - self.new_tokens - _SPARE
+            room = limit - self.new_tokens - SPARE
             yield Problem(
                 "contexts",
                 f"a prompt of {max(self.contexts)} and {self.new_tokens} new tokens need {longest} positions, and "
                 f"{model} has {limit}; " + (f"use at most {room}" if room > 0 else "lower new_tokens"),
                 str(list(self.contexts)),
+            )
+
+    def _no_room(self, outlook: Outlook, ref: ExportRef, ahead: int) -> Iterator[Problem]:
+        """An answer and its draft that leave no position for a prompt, which is cut to what they leave."""
+        limit, model = _positions(outlook, ref)
+        if limit is not None and limit <= self.new_tokens + ahead + SPARE:
+            room = limit - ahead - SPARE - 1
+            yield Problem(
+                "new_tokens",
+                f"an answer of {self.new_tokens} and a draft of {ahead} tokens leave no room for a prompt, because {model} has "
+                f"{limit} positions; " + (f"use at most {room}" if room > 1 else "use a model with more of them"),
+                str(self.new_tokens),
             )
 
     def cost(self, outlook: Outlook) -> Cost:
@@ -164,7 +172,7 @@ class Device(Stage, kind="device"):
 
     def _measure(self, file: Exported, threads: int, prompts: Sequence[list[int]], found: "_Measured") -> None:
         """One opening of one file."""
-        room = max(map(len, prompts)) + self.new_tokens + _SPARE
+        room = max(map(len, prompts)) + self.new_tokens + SPARE
         try:
             with served(file.path, context=room, threads=threads, kv="f16") as server:
                 for prompt in prompts:
@@ -213,9 +221,13 @@ class _TimedPage:
 
     def __init__(self, page: Exported, tokens: int, browser: str) -> None:
         self.page, self._tokens = page, tokens
-        self._program = None if browser == "none" else browser_found("" if browser == "auto" else browser)
-        self._why = "browser = 'none'" if browser == "none" else "no browser is here; install chromium"
         self._timings: list[PageTiming] = []
+        self._program, self._why = None, "browser = 'none'"
+        if browser == "auto" and page.ref.startswith("path:") and not has_sandbox():  # somebody else may have made it
+            self._why = "a browser has no sandbox as root; set browser = 'chromium' where you trust the page"
+        elif browser != "none":
+            self._program = browser_found("" if browser == "auto" else browser)
+            self._why = "no browser is here; install chromium"
 
     def measure(self, *, must: bool) -> None:
         """One opening; a page that does not answer is not opened again.
@@ -246,23 +258,49 @@ class _TimedPage:
         return {**told, "browser": last.browser, "tokens": last.tokens, "context": last.prompt, **figures, **every}
 
 
-def _held_by(export: Any) -> list[str]:
-    """Files of weights that a stage of the recipe will write; none: nobody knows yet."""
-    return [name for one in getattr(export, "formats", ()) for name in one.holds("float32", quantised=0)]
-
-
-def _positions(outlook: Outlook, ref: ExportRef, export: Any) -> tuple[int | None, str]:
-    """Positions of an export's model, and its name; None where they are not known.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+def _held_by(outlook: Outlook, ref: ExportRef) -> list[str] | None:
+    """Files of weights that an export holds or will hold; None: nobody knows yet."""
     if ref.scheme == "stage":
-        found = outlook.model(export.model)
-        return (positions_of(found.config) if found is not None else None), str(export.model)
-    files = sorted(Path(ref.target).expanduser().glob("*.gguf"))
-    limits = [limit for file in files if (limit := positions_of(config_of(f"path:{file}"))) is not None]
-    return min(limits, default=None), str(ref)
+        formats = getattr(outlook.stage(ref), "formats", None)
+        return None if formats is None else [name for one in formats for name in one.holds("float32", quantised=0)]
+    try:
+        found = made_here(str(ref))
+    except UserError:  # said where its hash is taken
+        return None
+    return None if found is None else list(found.summary.get("files", ()))
+
+
+def _has_gguf(names: Iterable[str]) -> bool:
+    return any(name.endswith(".gguf") for name in names)
+
+
+def _nothing_in(outlook: Outlook, place: str, ref: ExportRef, *, page: bool) -> Iterator[Problem]:
+    """An export without a file that can be measured.
+
+    Args:
+        page: whether a page will do.
+    """
+    names = _held_by(outlook, ref)
+    if names is not None and not _has_gguf(names) and not (page and _PAGE in names):
+        what = "no GGUF file and no page" if page else "no GGUF file"
+        yield Problem(place, f"{ref} writes {what}; add 'gguf' to its formats", str(ref))
+
+
+def _positions(outlook: Outlook, ref: ExportRef) -> tuple[int | None, str]:
+    """Positions of the model of an export's GGUF files, and its name; None: not known, or it has no such files."""
+    names = _held_by(outlook, ref)
+    if names is not None and not _has_gguf(names):
+        return None, str(ref)
+    try:
+        if ref.scheme == "path":
+            files = sorted(Path(ref.target).expanduser().glob("*.gguf"))
+            limits = (positions_of(config_of(f"path:{file}")) for file in files)
+            return min((limit for limit in limits if limit is not None), default=None), str(ref)
+        model = getattr(outlook.stage(ref), "model", None)
+        found = outlook.model(model) if model is not None else None
+    except UserError:  # said at its own stage
+        return None, str(ref)
+    return (positions_of(found.config) if found is not None else None), str(model)
 
 
 def _ggufs(ref: ExportRef, artifact: Artifact) -> list[Exported]:

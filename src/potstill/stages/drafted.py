@@ -24,7 +24,7 @@ from potstill.stages.refs import ExportRef
 from potstill.stages.runtimes import type_of
 
 PROMPTS = 4  # at most; passages have no more rows
-_SPARE = 8  # positions that the runtime may want beside prompt, answer and draft
+SPARE = 8  # positions that the runtime may want beside prompt, answer and draft
 
 
 class Draft(Settings):
@@ -101,7 +101,7 @@ class Together:
         Raises:
             UserError: llama.cpp does not take them.
         """
-        room = max(map(len, self.prompts)) + self.new_tokens + self.ahead + _SPARE
+        room = max(map(len, self.prompts)) + self.new_tokens + self.ahead + SPARE
         for answers, draft in ((self.alone, None), (self.drafted, self.draft.path)):
             try:
                 with served(self.file.path, room, self.threads, "f16", draft=draft, ahead=self.ahead) as server:
@@ -155,7 +155,7 @@ def together(
         for file in files_of(pair.export):
             for draft in files_of(pair.draft):
                 check_draft(file.path, draft.path)
-                passages = _passages(file, draft, new_tokens + pair.ahead + _SPARE)
+                passages = _passages(file, draft, new_tokens + pair.ahead + SPARE)
                 prompts = [prompt for prompt, _ in (passages.own or passages.built_in)[:PROMPTS]]
                 of = passages.of.partition(" and ")[0] if passages.own else f"{len(prompts)} built-in texts"
                 for number in threads:

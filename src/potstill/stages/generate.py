@@ -28,7 +28,7 @@ from potstill.rollouts.local import Local, arithmetic
 from potstill.scorers.programs import sandbox
 from potstill.sources import Source
 from potstill.sources.stage import HELD_OUT, WRITTEN, held_out, row_of
-from potstill.stages.base import Context, DataStage, empty_split
+from potstill.stages.base import Context, DataStage, answer_problems, empty_split
 from potstill.stages.cost import answer_memory, answer_seconds, left_over
 from potstill.stages.filters import Filters, Judged, Sieve
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf
@@ -140,13 +140,9 @@ class Generate(DataStage, kind="generate"):
             yield Problem("filters.best", rule, "'likelihood'")
 
     def _position_problems(self, writer: Prospect, rows: RowsOf) -> Iterator[Problem]:
+        most = min(self.prompts.max_prompt_tokens, rows.longest_prompt)
         limit = positions_of(writer.config)
-        most, new = min(self.prompts.max_prompt_tokens, rows.longest_prompt), self.sampling.max_new_tokens
-        if limit is not None and most + new > limit:
-            rule = (
-                f"a prompt has {most:,} tokens, and with its answer that is more than the {limit:,} positions of {self.model}"
-            )
-            yield Problem("sampling.max_new_tokens", f"{rule}; set it to at most {max(0, limit - most):,}", str(new))
+        yield from answer_problems("sampling.max_new_tokens", self.sampling.max_new_tokens, most, limit, str(self.model))
 
     def cost(self, outlook: Outlook) -> Cost:
         rows = outlook.rows(self.data, self.prompts, self.model, "train")

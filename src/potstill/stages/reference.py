@@ -29,6 +29,7 @@ class Reference:
         passages: what it is asked.
         named: what people call it.
         full: where it lies before it was quantised; "": it was not, or nobody knows.
+        own_unknown: why `own_kl` is not known though there is a model before it; "" as long as that was not found.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class Reference:
     passages: Passages
     named: str
     full: str = ""
+    own_unknown: str = ""
     _known: dict[int, np.ndarray] = field(default_factory=dict)
     _own_kl: dict[int, float] = field(default_factory=dict)
 
@@ -81,14 +83,27 @@ class Reference:
 
     @cached_property
     def _full(self) -> Model:
-        return load_model(self.full)
+        """The model before it was quantised.
+
+        Raises:
+            UserError: it is gone, out of reach, or another one than it was.
+        """
+        found = load_model(self.full)
+        rows, ours = (model.get_input_embeddings().weight.shape[0] for model in (found, self.model))
+        if rows != ours:
+            raise UserError(f"{self.full}: its vocabulary has {rows:,} rows, ours {ours:,}: it is no longer what was quantised")
+        return found
 
     def own_kl(self, count: int) -> float | None:
         """What rounding itself cost, in KL at the same positions; None where nothing is known of the model before it."""
-        if not self.full:
+        if not self.full or self.own_unknown:
             return None
         if count not in self._own_kl:
-            self._own_kl[count] = distance(logp_at(self._full, self.passages.chosen(count)), self.logp_PV(count)).kl
+            try:
+                self._own_kl[count] = distance(logp_at(self._full, self.passages.chosen(count)), self.logp_PV(count)).kl
+            except (UserError, OSError) as error:
+                self.own_unknown = str(error)
+                return None
         return self._own_kl[count]
 
 

@@ -264,6 +264,10 @@ def _refuse_smaller(model: Model, asked: Asked) -> None:
 
 
 _OTHER_TEMPLATE = "its chat template is not the model's: prompts are written otherwise, by the system message or the form"
+_NO_PARTS = (
+    "its prompts cannot be compared, because the model has no chat template of fixed texts around what is said, and no page is "
+    "written without one: compare it with the model that it was made from"
+)
 
 
 def _other_ends(header: Mapping[str, Any], ours: Reference) -> list[str]:
@@ -289,7 +293,9 @@ def _page_says_otherwise(file: Path, ours: Reference) -> list[str]:
     found = [f"{name} is missing beside it" for name in PAGE_FILES if not (file.parent / name).is_file()]
     if (file.parent / "model.json").is_file():
         told, wanted = read_json(file.parent / "model.json"), json.loads(json.dumps(prompt_parts(ours.tokenizer)))
-        if not isinstance(told, dict) or any(told.get(key) != value for key, value in wanted.items()):
+        if not wanted:
+            found.append(f"model.json: {_NO_PARTS}")
+        elif not isinstance(told, dict) or any(told.get(key) != value for key, value in wanted.items()):
             found.append(f"model.json: {_OTHER_TEMPLATE}")
         elif told.get("bytes") != file.stat().st_size:
             found.append(f"model.json says {told.get('bytes')} bytes, and the page refuses a file of {file.stat().st_size}")

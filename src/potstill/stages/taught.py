@@ -17,7 +17,7 @@ from potstill.edges.packed import shares
 from potstill.edges.vocabulary import Tokenizer, check_known, check_rows, load_tokenizer, own_tokens, shared_vocabulary
 from potstill.losses.objective import Objective
 from potstill.quant.int8 import int8_problems
-from potstill.stages.base import Context, position_problems
+from potstill.stages.base import Context, answer_problems, position_problems
 from potstill.stages.cost import answer_flops, answer_memory, answer_seconds
 from potstill.stages.outlook import Outlook, Prospect, RowsOf
 from potstill.stages.refs import ModelRef
@@ -109,20 +109,11 @@ class Paired(TrainingStage):
 
     def room_problems(self, outlook: Outlook, who: str, reader: Prospect, new: int) -> Iterator[Problem]:
         """Whether the longest prompt and an answer of so many tokens fit a model's positions."""
-        limit = positions_of(reader.config)
-        if limit is None:
-            return
         try:
             prompt = outlook.rows(self.data, self.prompts, self.reader(), "train").longest_prompt
         except UserError:  # the rows' own problem
             return
-        if prompt + new > limit:
-            yield Problem(
-                "samples.max_new_tokens",
-                f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} "
-                f"positions; set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens",
-                str(new),
-            )
+        yield from answer_problems("samples.max_new_tokens", new, prompt, positions_of(reader.config), who)
 
     def written(self, outlook: Outlook, writers: Sequence[Prospect], rows: RowsOf, asked: int, per_prompt: int) -> Written:
         """What so many answers to each of so many prompts take together, each token of them read by all the writers."""

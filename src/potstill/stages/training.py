@@ -26,6 +26,7 @@ from potstill.data.store import (
     WeightedPair,
     instruction_pairs,
     mask_preview,
+    to_raise,
     too_many_left_out,
     weighted_pairs,
 )
@@ -40,7 +41,7 @@ from potstill.metrics import AnswerMetric, Metric, SampledMetric, TextMetric, To
 from potstill.metrics.nll import NLL
 from potstill.metrics.rouge_l import RougeL
 from potstill.sources import Source
-from potstill.stages.base import Context, DataStage, position_problems
+from potstill.stages.base import Context, DataStage, answer_problems, position_problems
 from potstill.stages.cost import answer_seconds, training_cost, training_flops
 from potstill.stages.known import Noted
 from potstill.stages.outlook import Cost, Outlook, Prospect, RowsOf, made_from
@@ -297,15 +298,19 @@ class TrainingStage(DataStage):
             return
         try:
             prompt = outlook.rows(self.data, self.prompts, self.reader(), "validation").longest_prompt
+            if prompt + new > limit:  # of all rows, of which some are drawn
+                prompt = self._longest_asked(outlook.tokenizer(self.reader())) or prompt
         except UserError:  # the rows' own problem
             return
-        if prompt + new > limit:
-            yield Problem(
-                "validation.max_new_tokens",
-                f"a prompt of {prompt:,} tokens and an answer are up to {prompt + new:,}, and {who} has {limit:,} "
-                f"positions; set it to at most {limit - prompt:,}, or lower prompts.max_prompt_tokens",
-                str(new),
-            )
+        yield from answer_problems("validation.max_new_tokens", new, prompt, limit, who)
+
+    def _longest_asked(self, tokenizer: Tokenizer | None) -> int:
+        """Tokens of the longest prompt that is asked while training; 0: not known, or none is."""
+        if tokenizer is None:
+            return 0
+        drawn = sample_rows(self.data, "validation", self.validation.rows)
+        pairs = instruction_pairs(drawn, Renderer(tokenizer, self.prompts), Counts())
+        return max((len(prompt) for prompt, _ in pairs), default=0)
 
     def prospect(self, outlook: Outlook) -> Prospect | None:
         return made_from(started(outlook.model(self.learner()[1]), self.init), bits=0)
@@ -579,7 +584,7 @@ def trained_in_words(summary: dict[str, Any]) -> str:
         parts.append(f"{data['rows']:,} of {data['rows'] + left:,} rows" if left else f"{data['rows']:,} rows")
         parts += [f"{n:,} left out: {reason}" for reason, n in data["dropped"].items() if n]
         if data.get("too_long"):
-            parts.append(f"the longest has {data['too_long']:,} tokens (prompts.max_tokens)")
+            parts.append(f"the longest has {data['too_long']:,} tokens ({to_raise(data['dropped'])})")
         if data["context_shortened"]:
             parts.append(f"{data['context_shortened']:,} contexts shortened to fit prompts.max_prompt_tokens")
     parts += [f"{summary['steps']:,} steps", f"{count(summary['response_tokens'])} learned tokens"]

@@ -170,6 +170,7 @@ def _judged(type: str, theirs: Theirs, ours: Reference, positions: int, always_o
         **asdict(apart),
         "limit": limit(type, share),
         "own_kl": own,
+        "own_unknown": ours.own_unknown if type not in _PLAIN else "",
         "weights": None if weights is None else {"count": weights.count, "differ": list(weights.differ)},
         "texts": ids.texts,
         "differ": list(ids.differ),

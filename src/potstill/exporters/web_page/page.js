@@ -170,7 +170,7 @@ async function measure(count) {
     },
   });
   const [first, last] = [seen[0], seen.at(-1)];
-  if (!first || last[0] <= first[0]) throw new Error("too few tokens to measure");
+  if (!first || last[0] <= first[0] || last[1] <= first[1]) throw new Error("too few tokens to measure"); // clocks are coarse
   const rate = (1000 * (last[0] - first[0])) / (last[1] - first[1]), wait = (first[1] - began) / 1000;
   measured = [last[0], rate, wait];
   document.body.dataset.measured = JSON.stringify({ tokens: last[0], tokens_per_s: rate, first_s: wait, prompt });
