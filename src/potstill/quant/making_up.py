@@ -12,7 +12,7 @@ from potstill.core.errors import UserError
 from potstill.quant.gptq import row_errors
 from potstill.quant.hessian import Curvature, Products, curvature
 
-OUTPUTS = 256  # of those that read the same, by which the share is found
+OUTPUTS = 64  # of those that read the same, by which the share is found
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from potstill.edges.machine import float64_rate, resting_memory
 from potstill.edges.models import PACKED, linears_in, load_model, load_tokenizer, save_dequantised, skeleton, stored_dtype
 from potstill.quant.finished import Finished, LayerError
 from potstill.quant.forwards import Batch
-from potstill.quant.layers import EMBEDDING_GROUP, quantise_model, width_problems
+from potstill.quant.layers import AT_ONCE, EMBEDDING_GROUP, quantise_model, width_problems
 from potstill.quant.packed import Packed, save_packed
 from potstill.stages.base import Context, DataStage
 from potstill.stages.cost import left_over
@@ -33,7 +33,7 @@ class Quantize(DataStage, kind="quantize"):
     (`packed.safetensors`) and, so that everything can load it, the weights they stand for.
     """
 
-    version: ClassVar[int] = 5  # 5: by activation, earlier errors made up for, sweeps; 4: a dtype that `rest` names is obeyed
+    version: ClassVar[int] = 6  # 6: each layer finds how much it makes up for; 5: by activation, sweeps; 4: `rest` is obeyed
 
     model: ModelRef = Field(description="what is quantised")
     method: Literal["gptq", "rtn"] = Field(default="gptq", description="GPTQ, or round to nearest as a control")
@@ -98,30 +98,34 @@ class Quantize(DataStage, kind="quantize"):
             return Cost()
         size, rows = found.size, outlook.rows(self.data, self.prompts, self.model, "train")
         tokens = min(self.rows, rows.kept) * rows.tokens
-        blocks = max(1, found.config.num_hidden_layers)
         probe = outlook.probe(found.config, rows)
-        passes = PASSES * (2 if self.method == "gptq" and self.make_up else 1)
+        runs, widest = (2 if self._makes_up else 1), max(inputs for _, inputs in _shapes(found))
+        sums = (9 if self._makes_up else 4) * 8 * widest**2  # of what the widest layer reads
+        waiting = runs * 4 * tokens * (2 * size.hidden + widest)  # forwards on all batches
         return Cost(
             parameters=size.parameters,
             tokens=round(tokens),
-            seconds=passes * probe.forward_seconds(tokens) + self._solving(found) if probe is not None else None,
+            seconds=runs * PASSES * probe.forward_seconds(tokens) + self._solving(found, tokens) if probe else None,
             memory_bytes=round(
-                resting_memory() + left_over(size) + 8 * size.parameters + 24 * size.body / blocks + 8 * tokens * size.hidden
+                resting_memory() + left_over(size) + 8 * size.parameters + sums + waiting + 10 * 8 * AT_ONCE["cpu"]
             ),
             output_bytes=round(size.body * (self.bits + 16 / self.group) / 8) + 4 * size.parameters,
             less_memory="lower rows",
             rows=(rows,),
         )
 
-    def _solving(self, model: Prospect) -> float:
-        """Seconds of the solver: products in float64 for each layer's factor of the Hessian, its columns and what three sets of
-        codes do to its outputs, and of its sweeps in float32.
+    @property
+    def _makes_up(self) -> bool:
+        return self.method == "gptq" and self.make_up
+
+    def _solving(self, model: Prospect, tokens: float) -> float:
+        """Seconds of the solver: sums of products in float32, and in float64 each layer's factors of its Hessians, its columns
+        and what three sets of codes do to its outputs; sweeps in float32, at half the time.
         """
         if self.method == "rtn":
             return 0.0
-        shapes = [weight_of(layer).shape for layer in linears_in(skeleton(model.config).base_model).values()]
-        products = sum(inputs**3 / 3 + (6 + self.sweeps) * outputs * inputs**2 for outputs, inputs in shapes)
-        return products / float64_rate()
+        sums, factors, products = (1.6, 3, 12 + self.sweeps) if self.make_up else (0.6, 1, 6 + self.sweeps)
+        return sum(sums * tokens * i**2 + factors * i**3 / 3 + products * o * i**2 for o, i in _shapes(model)) / float64_rate()
 
     def closing(self, summary: dict[str, Any]) -> str:
         kept = f", {len(summary['kept'])} kept at full precision" if summary["kept"] else ""
@@ -185,6 +189,11 @@ class Quantize(DataStage, kind="quantize"):
             "bits_per_weight": _bits_per_weight(result.packed.values()),
             "calibration_tokens": tokens,
         }
+
+
+def _shapes(model: Prospect) -> list[tuple[int, int]]:
+    """[out, in] of every layer that is quantised."""
+    return [tuple(weight_of(layer).shape) for layer in linears_in(skeleton(model.config).base_model).values()]
 
 
 def _bits_per_weight(packed: Iterable[Packed]) -> float:
