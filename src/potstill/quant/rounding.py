@@ -34,14 +34,14 @@ def group_scales(
         NotDivisible: the width does not divide into groups.
         UserError: the weights are not finite, or larger than 8 times float16's largest number, 65,504.
     """
-    weight_OI = weight_OI.detach()
+    weight_OI = as_float64(weight_OI)
     outputs, inputs = weight_OI.shape
     if inputs % group:
         raise NotDivisible(f"a width of {inputs} does not divide into groups of {group}; keep this layer at full precision")
     if not torch.isfinite(weight_OI).all():
         raise UserError("the weights hold NaN or infinity; quantise a checkpoint from before the training diverged")
     lowest, _ = code_range(bits)
-    weight_OGK = weight_OI.double().reshape(outputs, inputs // group, group)
+    weight_OGK = weight_OI.reshape(outputs, inputs // group, group)
     peak_OG = weight_OGK.gather(-1, weight_OGK.abs().argmax(-1, keepdim=True)).squeeze(-1)
     best_OG = (peak_OG / lowest).to(torch.float16)
     if best_OG.isinf().any():
@@ -70,8 +70,13 @@ def round_to_nearest(weight_OI: Tensor, group: int = 32, *, bits: int = 4, clip_
         NotDivisible, UserError: as `group_scales`.
     """
     scales_OG = group_scales(weight_OI, group, bits=bits, clip_search=clip_search)
-    weight_OGK = weight_OI.detach().double().unflatten(1, (-1, group))
+    weight_OGK = as_float64(weight_OI).unflatten(1, (-1, group))
     return Packed(nearest_codes(weight_OGK, scales_OG[..., None], bits).flatten(1).to(torch.int8), scales_OG, group, bits)
+
+
+def as_float64(weight: Tensor) -> Tensor:
+    """In main memory where its device knows no float64, as Apple's GPUs do not."""
+    return weight.detach().to("cpu" if weight.device.type == "mps" else weight.device, torch.float64)
 
 
 def nearest_codes(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
