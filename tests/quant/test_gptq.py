@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 from statistics import fmean, geometric_mean
 
 import pytest
@@ -263,6 +264,7 @@ def greedy_alone(weight_OI: Tensor, hessian_II: Tensor) -> Packed:
 
 def test_no_output_row_is_worse_than_rounding_and_the_greedy_codes_alone_are() -> None:
     assert never_worse(gptq)
+    assert never_worse(partial(gptq, sweeps=4))
     assert not never_worse(greedy_alone)
 
 

@@ -28,6 +28,17 @@ def tiny_model(family: str, *, tied: bool = False, width: int = 64):
             model = t.Qwen2ForCausalLM(t.Qwen2Config(**shape, **sliding))
         case "llama":
             model = t.LlamaForCausalLM(t.LlamaConfig(**shape))
+        case "gemma3n" | "gemma4":  # layers 2 and 3 read keys and values of 0 and 1
+            ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "head_dim": 16, "num_kv_shared_layers": 2}
+            shape |= {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, **ends}
+            shape |= {"vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 32}
+            if family == "gemma4":
+                model = t.Gemma4ForCausalLM(t.Gemma4TextConfig(**shape))
+            else:
+                more = {"laurel_rank": 32, "activation_sparsity_pattern": [0.0] * 4}
+                model = t.Gemma3nForCausalLM(t.Gemma3nTextConfig(**shape, **more))
+                for block in model.model.layers:
+                    torch.nn.init.ones_(block.altup.correct_output_scale)  # at zero its last layers would read nothing
         case "bloom":  # its blocks give tuples
             sizes = {"hidden_size": width, "n_layer": 2, "n_head": 4, "vocab_size": VOCABULARY, "tie_word_embeddings": tied}
             model = t.BloomForCausalLM(t.BloomConfig(**sizes))
@@ -110,22 +121,35 @@ def test_gptq_beats_rounding_in_the_layers_and_in_the_model(family: str) -> None
     assert by_method["gptq"] < by_method["rtn"]
 
 
-def test_layers_are_solved_on_the_inputs_of_the_quantised_model() -> None:
+@pytest.mark.parametrize(
+    "family, make_up, embeddings",
+    [
+        ("qwen2", False, False),
+        ("qwen2", True, True),
+        ("gpt2", True, False),
+        ("gemma3n", False, False),
+        ("gemma3n", True, False),
+        ("gemma4", True, False),
+    ],
+)
+def test_layers_are_solved_on_the_inputs_of_the_quantised_model(family: str, make_up: bool, embeddings: bool) -> None:
     """Independent oracle: H from a plain forward of the finished model gives each layer's reported error again."""
-    model = tiny_model("qwen2")
+    model = tiny_model(family)
     original = copy.deepcopy(model)
     rows = batches(24, 30)
-    result = quantise_model(model, rows, make_up=False)
+    result = quantise_model(model, rows, make_up=make_up, sweeps=2, embeddings=embeddings)
     layers, originals = layers_of(model), layers_of(original)
-    hessians = {name: Products(layer.in_features) for name, layer in layers.items()}
+    hessians = {name: Products(weight_OI(layer).shape[1]) for name, layer in layers.items()}
     for name, layer in layers.items():
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: hessians[name].add(inputs[0]))
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: hessians[name].add(inputs[0].clone()))
     with torch.no_grad():
         for batch in rows:
             model(batch["input_ids"])
-    for name, layer in layers.items():
-        wanted, h = originals[name].weight.detach().double(), hessians[name].sum_II
-        error = wanted - layer.weight.detach().double()
+    assert set(layers) == {*result.errors, *result.kept}
+    assert all("altup" in name for name in result.kept), "Gemma3n's router runs twice in a block, others are four wide"
+    for name in result.errors:
+        wanted, h = weight_OI(originals[name]).detach().double(), hessians[name].sum_II
+        error = wanted - weight_OI(layers[name]).detach().double()
         expected = torch.trace(error @ h @ error.T) / torch.trace(wanted @ h @ wanted.T)
         assert result.errors[name].gptq == pytest.approx(float(expected), rel=1e-4)
 
@@ -139,6 +163,15 @@ def test_padding_enters_no_hessian(family: str) -> None:
     # the first set of layers sees no rounding before it, so nothing can have tipped over a half
     first = next(iter(plain.packed))
     assert torch.equal(plain.packed[first].codes_OI, padded.packed[first].codes_OI)
+
+
+def test_a_layer_that_some_rows_do_not_reach_is_named() -> None:
+    model = tiny_model("qwen2")
+    block = model.model.layers[1]
+    whole = block.mlp.forward
+    block.mlp.forward = lambda x: whole(x) if x.shape[1] > 20 else x
+    with pytest.raises(UserError, match=r"layers\.1\.mlp\.gate_proj, .*up_proj: it runs for some calibration rows and not"):
+        quantise_model(model, batches(24, 9))
 
 
 def test_a_width_that_does_not_divide_is_kept_and_reported() -> None:
@@ -260,6 +293,10 @@ def test_a_position_of_weight_two_counts_as_two_rows() -> None:
     x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     once.add(torch.cat([x, x[1:2]]))
     twice.add(x, torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    assert torch.allclose(once.sum_II, twice.sum_II)
+    once, twice, y = Products(3, symmetric=False), Products(3, symmetric=False), x.flip(1)
+    once.add(torch.cat([x, x[1:2]]), y=torch.cat([y, y[1:2]]))
+    twice.add(x, torch.tensor([1.0, 2.0, 1.0, 1.0]), y=y)
     assert torch.allclose(once.sum_II, twice.sum_II)
 
 

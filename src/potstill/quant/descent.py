@@ -9,7 +9,8 @@ SPAN = 128  # columns whose changes reach all other columns in one product
 
 
 def descend(weight_OI: Tensor, packed: Packed, hessian_II: Tensor, sweeps: int) -> Packed:
-    """Coordinate descent on tr(E H Eᵀ), E = W − dequantised, from codes that are there; no output row becomes worse.
+    """Coordinate descent on tr(E H Eᵀ), E = W − dequantised, from codes that are there; in exact arithmetic no output
+    row becomes worse.
 
     The error is a parabola in each scale and in each code, so the best float16, and the best code of those that there are, are
     the ones nearest to its lowest point. With S = E H, for the scale s of a group with codes c, and for the code of column i:

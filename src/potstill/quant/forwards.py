@@ -1,10 +1,12 @@
 """A model's blocks run by themselves, on all batches side by side."""
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from typing import Any
 
 from greenlet import greenlet
@@ -15,6 +17,7 @@ from potstill.edges.models import linears_in, states_of
 
 Batch = dict[str, Tensor]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Call = tuple[Tensor, tuple[Any, ...], dict[str, Any]]
 
 
 class Forwards:
@@ -24,37 +27,30 @@ class Forwards:
     forward is a greenlet: one of them runs at a time, in this thread, and keeps its place while others run.
     """
 
-    def __init__(
-        self, block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Arguments], exact: Sequence[Tensor] | None = None
-    ) -> None:
+    def __init__(self, block: nn.Module, inputs: Sequence[Call], beside: Sequence[Call] | None = None) -> None:
         """
         Args:
             block: as it is at full precision.
-            hidden: its hidden states [B, T, D] by batch, behind rounded blocks.
-            arguments: the others that it is called with, by batch.
-            exact: its hidden states in the model of full precision, where that is to run beside it.
+            inputs: what it is called with behind rounded blocks.
+            beside: what it is called with in the model of full precision, where that is to run beside.
         """
-        self._block, self._first = block, (hidden[0], arguments[0])
-        self._whole = copy.deepcopy(block) if exact is not None else block
-        self._runs = [_Run(block, x_BTD, *call) for x_BTD, call in zip(hidden, arguments, strict=True)]
-        self._exact = [_Run(self._whole, x_BTD, *call) for x_BTD, call in zip(exact or [], arguments, strict=exact is not None)]
+        self._block, self._inputs = block, inputs
+        self._whole = copy.deepcopy(block) if beside is not None else block
+        self._runs = [_Run(block, *call) for call in inputs]
+        self._exact = [_Run(self._whole, *call) for call in beside or ()]
 
     def sharing_inputs(self) -> list[list[nn.Module]]:
-        """The block's linear layers in the order they run, those that read one and the same tensor together."""
-        sets: list[list[nn.Module]] = []
-        latest: list[Tensor] = []  # held, so that no later tensor can take its identity
+        """The block's linear layers in the order they run, those that read one and the same tensor together.
 
-        def hear(layer: nn.Module, x: Tensor) -> None:
-            if latest and latest[-1] is x:
-                sets[-1].append(layer)
-            else:
-                sets.append([layer])
-                latest.append(x)
-
-        x_BTD, (args, kw) = self._first
-        with _hearing(list(linears_in(self._block).values()), hear):
+        A layer that runs more than once reads more than one thing, and is left out.
+        """
+        heard: list[tuple[nn.Module, Tensor]] = []  # tensors are held, so that no later one can take their identity
+        with _hearing(list(linears_in(self._block).values()), lambda layer, x: heard.append((layer, x))):
+            x_BTD, args, kw = self._inputs[0]
             self._block(x_BTD, *args, **kw)
-        return sets
+        times = Counter(layer for layer, _ in heard)
+        sets = [[layer for layer, _ in same if times[layer] == 1] for _, same in groupby(heard, key=lambda pair: id(pair[1]))]
+        return [shared for shared in sets if shared]
 
     def until(self, layer: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What the layer is about to read, batch by batch: behind rounded layers, and at full precision where that runs."""
@@ -80,7 +76,8 @@ class _Run(greenlet):
         assert waiting is not None
         with _hearing([layer], lambda _, x: waiting.switch(x)):
             x = self.switch()
-        assert not self.dead, "a layer that runs on the first batch and not on this one"
+        if self.dead:
+            raise UserError("it runs for some calibration rows and not for others; leave this model unquantised")
         return x
 
 
@@ -88,10 +85,10 @@ class _Run(greenlet):
 def _hearing(layers: list[nn.Module], hear: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
     """While inside, `hear(layer, input)` is called before each of the layers runs."""
 
-    def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        hear(layer, inputs[0])
+    def before(layer: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        hear(layer, [*inputs, *named.values()][0])
 
-    hooks = [layer.register_forward_pre_hook(before) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:
@@ -99,13 +96,31 @@ def _hearing(layers: list[nn.Module], hear: Callable[[nn.Module, Tensor], None])
             hook.remove()
 
 
-def block_inputs(
-    model: Any, blocks: list[nn.Module], batches: Sequence[Batch]
-) -> tuple[list[Tensor], list[tuple[Arguments, ...]]]:
-    """The first block's hidden states by batch, and by block and batch the other arguments it is called with.
+@dataclass
+class Inputs:
+    """What the blocks are called with, by batch.
 
-    The arguments (masks, positions) do not depend on the hidden states, so every block is replaced by the identity
+    Attributes:
+        hidden: hidden states [B, T, D] before the block that is next.
+        calls: by block and batch all other arguments. Some are written to: layers hand on keys and values that they share.
+    """
+
+    hidden: list[Tensor]
+    calls: list[tuple[Arguments, ...]]
+
+    def of(self, block: int) -> list[Call]:
+        """What one block is called with."""
+        return [(x_BTD, *call) for x_BTD, call in zip(self.hidden, self.calls[block], strict=True)]
+
+
+def block_inputs(model: Any, blocks: list[nn.Module], batches: Sequence[Batch]) -> Inputs:
+    """What the first block reads, and what every block is called with beside its hidden states.
+
+    Masks and positions do not depend on the hidden states, so every block is replaced by the identity
     while they are listened for, which costs the embedding and nothing more.
+
+    Raises:
+        UserError: there are no batches.
     """
     if not batches:
         raise UserError("quantising needs calibration rows and got none; raise the number of calibration rows")
@@ -133,7 +148,7 @@ def block_inputs(
     finally:
         for block in blocks:
             del block.forward
-    return hidden, list(zip(*calls, strict=True))
+    return Inputs(hidden, list(zip(*calls, strict=True)))
 
 
 def _beside_states(model: Any, blocks: list[nn.Module], ids_BT: Tensor) -> list[tuple[Any, ...] | None]:

@@ -45,7 +45,7 @@ class Products:
         return self._sum_II
 
     def add(self, x: Tensor, weights: Tensor | None = None, y: Tensor | None = None) -> None:
-        """Add every row of x, shaped [..., in]; the sum follows x to its device.
+        """Add every row of x, shaped [..., in]; the sum follows x to its device. x is read later too: leave it as it is.
 
         Args:
             weights: how often each row counts, one number a row; default: once.
@@ -96,7 +96,7 @@ class Curvature:
         spread_II: S.
         remains_I: d.
         damping: λ, the share of the mean diagonal that made it positive definite.
-        dead_I: inputs that were zero in every row. They are given the mean diagonal, and so stand alone.
+        dead_I: inputs that were zero in every row. By the damping they stand alone.
     """
 
     hessian_II: Tensor
@@ -140,8 +140,7 @@ def curvature(hessian_II: Tensor, damping: float = 0.01, by_activation: bool = T
     diagonal_I = hessian_II.diagonal()
     dead_I = diagonal_I == 0
     mean = diagonal_I[~dead_I].mean() if not dead_I.all() else torch.ones_like(diagonal_I[0])
-    # H is positive semidefinite, so the rest of a dead column is zero too: any positive entry leaves it on its own.
-    diagonal_I = torch.where(dead_I, mean, diagonal_I)
+    # H is positive semidefinite, so the rest of a dead column is zero too, and the damping alone leaves it on its own.
     order_I = (
         hessian_II.diagonal().argsort(descending=True, stable=True)
         if by_activation

@@ -18,10 +18,10 @@ from potstill.quant.gptq import joined, rounded, solve
 from potstill.quant.hessian import curvature
 from potstill.quant.making_up import Reads
 from potstill.quant.packed import Packed
-from potstill.quant.rounding import NotDivisible, group_scales, round_to_nearest
+from potstill.quant.rounding import NotDivisible, refuse, round_to_nearest
 
 EMBEDDING_GROUP = 32  # a block of GGUF's Q8_0
-AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}  # weights solved side by side: more memory, but fewer steps that each cost a launch
+AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 24}  # weights solved side by side: more memory, but fewer steps that each cost a launch
 
 
 OnLayer = Callable[[str, int, int, float | None], None]
@@ -74,14 +74,13 @@ def quantise_model(
     rounding = _Rounding(method, bits, group, make_up, damping, by_activation, settings)
     result, done = Quantised(), 0
     with evaluating(model):
-        hidden, others = block_inputs(model, blocks, batches)
-        exact = list(hidden)  # what the model of full precision would have; follows the same path until something is rounded
+        beside = block_inputs(model, blocks, batches) if rounding.makes_up else None  # of the model of full precision
         if embeddings:
             result.packed |= round_embeddings(model)
-            hidden, _ = block_inputs(model, blocks, batches)
-        for number, (block, arguments) in enumerate(zip(blocks, others, strict=True)):
+        inputs = block_inputs(model, blocks, batches)
+        for number, block in enumerate(blocks):
             here = {layers[layer]: layer for layer in linears_in(block).values()}
-            forwards = Forwards(block, hidden, arguments, exact if rounding.makes_up else None)
+            forwards = Forwards(block, inputs.of(number), beside.of(number) if beside is not None else None)
             known = finished.read(number) if finished is not None else None
             if known is not None:
                 _hold(known.packed, here)
@@ -98,7 +97,10 @@ def quantise_model(
                     finished.write(number, known)
             result.add(known)
             done = len(result.errors) + len(result.kept)
-            hidden, exact = forwards.ended()
+            inputs.hidden, exact = forwards.ended()
+            if beside is not None:
+                beside.hidden = exact
+            del forwards  # and all that its frames hold
     result.kept += [name for name in layers.values() if name not in result.packed and name not in result.kept]
     return result
 
@@ -117,7 +119,7 @@ def _solved(
         try:
             for name, weight_OI in weights.items():
                 with _naming(name):
-                    group_scales(weight_OI, rounding.group, bits=rounding.bits)
+                    refuse(weight_OI, rounding.group, rounding.bits)
         except NotDivisible:
             yield Quantised(kept=list(weights))
             continue

@@ -67,11 +67,15 @@ class Reads:
             UserError: an input is not finite.
         """
         hessians, drifts = ([products.sum_II for products in kind] for kind in (self._hessians, self._drifts))
+        del self._hessians, self._drifts
         if not all(torch.isfinite(hessian_II).all() for hessian_II in hessians):
             raise UserError("its calibration inputs hold NaN or infinity; check that the model's loss is finite")
         if not drifts:
             return Read(hessians[0])
-        share = _share(weight_OI[:: max(1, len(weight_OI) // OUTPUTS)], hessians, drifts, damping)
+        drawn = torch.randperm(len(weight_OI), generator=torch.Generator().manual_seed(0))[
+            :OUTPUTS
+        ]  # a step would miss rotations
+        share = _share(weight_OI[drawn.to(weight_OI.device)], hessians, drifts, damping)
         return Read(hessians[0].add_(hessians[1]), drifts[0].add_(drifts[1]), share)
 
 

@@ -35,21 +35,11 @@ def group_scales(
         UserError: the weights are not finite, or larger than 8 times float16's largest number, 65,504.
     """
     weight_OI = as_float64(weight_OI)
-    outputs, inputs = weight_OI.shape
-    if inputs % group:
-        raise NotDivisible(f"a width of {inputs} does not divide into groups of {group}; keep this layer at full precision")
-    if not torch.isfinite(weight_OI).all():
-        raise UserError("the weights hold NaN or infinity; quantise a checkpoint from before the training diverged")
+    refuse(weight_OI, group, bits)
     lowest, _ = code_range(bits)
-    weight_OGK = weight_OI.reshape(outputs, inputs // group, group)
+    weight_OGK = weight_OI.unflatten(1, (-1, group))
     peak_OG = weight_OGK.gather(-1, weight_OGK.abs().argmax(-1, keepdim=True)).squeeze(-1)
     best_OG = (peak_OG / lowest).to(torch.float16)
-    if best_OG.isinf().any():
-        most = int(-lowest * torch.finfo(torch.float16).max)
-        raise UserError(
-            f"a weight of {float(peak_OG.abs().max()):,.0f} needs a scale that float16 cannot hold; {WORDS[bits]} bits reach "
-            f"{most:,} at most: leave this model unquantised"
-        )
     if not clip_search:
         return best_OG
     importance_GK = 1.0 if importance_I is None else importance_I.to(weight_OGK).reshape(-1, group)
@@ -61,6 +51,26 @@ def group_scales(
         best_OG = torch.where(error_OG < least_OG, scale_OG, best_OG)
         least_OG = torch.minimum(error_OG, least_OG)
     return best_OG
+
+
+def refuse(weight_OI: Tensor, group: int, bits: int) -> None:
+    """Nothing of a matrix that has scales.
+
+    Raises:
+        NotDivisible, UserError: as `group_scales`.
+    """
+    width = weight_OI.shape[1]
+    if width % group:
+        raise NotDivisible(f"a width of {width} does not divide into groups of {group}; keep this layer at full precision")
+    if not torch.isfinite(weight_OI).all():
+        raise UserError("the weights hold NaN or infinity; quantise a checkpoint from before the training diverged")
+    largest, (lowest, _) = float(weight_OI.abs().max()), code_range(bits)
+    if torch.tensor(largest / lowest, dtype=torch.float64).to(torch.float16).isinf():
+        most = int(-lowest * torch.finfo(torch.float16).max)
+        raise UserError(
+            f"a weight of {largest:,.0f} needs a scale that float16 cannot hold; {WORDS[bits]} bits reach {most:,} at most: "
+            "leave this model unquantised"
+        )
 
 
 def round_to_nearest(weight_OI: Tensor, group: int = 32, *, bits: int = 4, clip_search: bool = False) -> Packed:
