@@ -117,10 +117,9 @@ def solve(
         swept = descend(wanted_OI.float(), best.packed, curved.damped_II, sweeps)
         best, _ = _better_rows(_judged(swept, wanted_OI, curved.hessian_II), best)
     rounded_O &= (solved.codes_OI != nearest.packed.codes_OI).any(1)
-    errors = (best.error_O, nearest.error_O)
     if wanted_OI is not weight_OI:
-        errors = (row_errors(weight_OI - made.packed.dequantise(), curved.hessian_II) for made in (best, nearest))
-    return Solved(best.packed, rounded_O, *errors, row_errors(weight_OI, curved.hessian_II))
+        best, nearest = (_judged(made.packed, weight_OI, curved.hessian_II) for made in (best, nearest))
+    return Solved(best.packed, rounded_O, best.error_O, nearest.error_O, row_errors(weight_OI, curved.hessian_II))
 
 
 @dataclass(frozen=True)

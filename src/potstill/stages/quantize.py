@@ -193,7 +193,8 @@ class Quantize(DataStage, kind="quantize"):
 
 def _shapes(model: Prospect) -> list[tuple[int, int]]:
     """[out, in] of every layer that is quantised."""
-    return [tuple(weight_of(layer).shape) for layer in linears_in(skeleton(model.config).base_model).values()]
+    weights = [weight_of(layer) for layer in linears_in(skeleton(model.config).base_model).values()]
+    return [(weight_OI.shape[0], weight_OI.shape[1]) for weight_OI in weights]
 
 
 def _bits_per_weight(packed: Iterable[Packed]) -> float:
