@@ -80,14 +80,14 @@ prompts = { max_tokens = 8, max_prompt_tokens = 4 }
 [[stage]]
 name = "sft"
 kind = "sft"
-model = "hf:Qwen/Qwen2.5-0.5B"
+model = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
 per_seed = true
 optim = { steps = 4, batch_size = 8 }
 
 [[stage]]
 name = "study"
 kind = "evaluate"
-study = [{ name = "SFT", model = "stage:sft" }, { name = "Base", model = "hf:Qwen/Qwen2.5-0.5B" }]
+study = [{ name = "SFT", model = "stage:sft" }, { name = "Base", model = "hf:HuggingFaceTB/SmolLM2-135M-Instruct" }]
 metrics = ["rouge_l"]
 """
 
@@ -113,7 +113,7 @@ def test_check_plan_and_run_end_alike_where_the_hub_is_away(out_of_reach, place)
     rows = [{"instruction": f"What is {i}?", "response": "A number."} for i in range(60)]
     place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert (out_of_reach().exit_code, call("plan", str(recipe), "--out", str(place.out)).exit_code) == (0, 0)
-    recipe.write_text(recipe.read_text().replace("hf:Qwen/Qwen2.5-0.5B", "hf:nobody/unheard-of"))
+    recipe.write_text(recipe.read_text().replace("hf:HuggingFaceTB/SmolLM2-135M-Instruct", "hf:nobody/unheard-of"))
     for words in ((), ("--json",), ("--gpus", "8")):
         planned = call("plan", str(recipe), "--out", str(place.out), *words)
         assert planned.exit_code == 2, words

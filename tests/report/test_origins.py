@@ -4,8 +4,9 @@ import pytest
 from fake_study import fake_study, trained_record
 from test_doubts import GOOD, SEEDS, analysed, study_of, with_row
 
+from potstill.report.build import build_report
 from potstill.study.analysis import Analysis
-from potstill.study.records import Study
+from potstill.study.records import Healing, Study
 
 
 def keys(found: Analysis) -> set[tuple[str, str, str]]:
@@ -110,3 +111,34 @@ def test_a_model_that_was_trained_on_test_rows_is_in_doubt():
     assert found.headline.shown_as == "in doubt"
     assert "KD was trained on some of these rows" in found.headline.sentence
     assert any(caveat.startswith("Test rows were trained on: KD 7 of 60.") for caveat in found.caveats)
+
+
+def healed(study: Study, kept: tuple[bool, ...], **changes: object) -> Study:
+    """`KD 4-bit RTN` as a model that was healed of `KD 4-bit`, per seed to half of its KL or away from it."""
+    done = tuple(Healing(student="stage:kd 4-bit", kl_before=0.2, kl_after=0.1 if one else 0.4, kept=one) for one in kept)
+    return with_row(study, "KD 4-bit RTN", role="quantized", made_from="stage:kd", source="KD", healing=done, **changes)
+
+
+def test_a_row_whose_healing_was_kept_for_some_seeds_says_for_which_many():
+    records = tuple(trained_record(seed, by="heal", start="stage:kd 4-bit") for seed in (1, 2, 3))
+    study = healed(fake_study(), (True, False, True), trained=records)
+    report = build_report(study, [])
+    (row,) = [row for row in report["rows"] if row["name"] == "KD 4-bit RTN"]
+    assert row["healing"].endswith("0.2 -> 0.133 nats/token, 33% less, kept for 2 of 3 seeds")
+    (caveat,) = [one for one in report["caveats"] if "healing" in one]
+    assert caveat.endswith("0.2 -> 0.4 nats/token for 1 of 3 seeds, which are stage:kd 4-bit as it was.")
+    assert ("compared", "KD 4-bit RTN", "KD 4-bit") in keys(analysed(study))
+    whole = healed(study, (True, True, True))
+    assert not [one for one in build_report(whole, [])["caveats"] if "healing" in one]
+
+
+def test_a_row_whose_healing_was_kept_for_no_seed_is_asked_nothing_that_its_student_is_not():
+    study = healed(fake_study(), (False, False, False), equals="KD 4-bit")
+    rounded = study.row("KD 4-bit").model_copy(
+        update={"name": "rounded", "role": "rtn", "made_from": "stage:kd", "source": "KD"}
+    )
+    study = with_row(study.model_copy(update={"rows": (*study.rows, rounded)}), "KD 4-bit", made_from="stage:kd", source="KD")
+    found = keys(analysed(study))
+    assert ("gptq_over_rtn", "KD 4-bit", "rounded") in found
+    assert ("gptq_over_rtn", "KD 4-bit RTN", "rounded") not in found
+    assert ("compared", "KD 4-bit RTN", "KD 4-bit") not in found

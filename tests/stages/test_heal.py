@@ -1,12 +1,14 @@
 """Healing: the student learns, its weights stay on the grid, and what is saved is what was trained."""
 
+import io
 import json
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from tiny_parts import rows, save_pair, write_rows
 
@@ -23,6 +25,8 @@ from potstill.quant.grid import put_on_grid
 from potstill.quant.packed import load_packed, packed_of
 from potstill.quant.rounding import round_to_nearest
 from potstill.recipe.parse import parse_recipe
+from potstill.report.card import model_card
+from potstill.report.table import print_table
 from potstill.run.runner import run_recipe
 from potstill.train.loop import Optim, fit
 from potstill.train.work import Work
@@ -45,6 +49,11 @@ def recipe(root: Path, *stages: dict[str, Any], **more: Any) -> Any:
     return parse_recipe({"name": "heal", "data": data, "prompts": prompts, "stage": [four, *stages]})
 
 
+def run(root: Path, *stages: dict[str, Any], **more: Any) -> dict[str, Artifact]:
+    """All tests run in one folder, so that what several need is made once."""
+    return run_recipe(recipe(root, *stages, **more), root / "run")
+
+
 def heal(root: Path, **more: Any) -> dict[str, Any]:
     kl = {"times": 1, "rows": 12, "metrics": ["kl_to_teacher"]}
     taught = {"student": "stage:four", "teacher": f"path:{root}/student"}
@@ -57,9 +66,9 @@ def divergences(made: Artifact) -> list[float]:
 
 
 @pytest.mark.parametrize("trains", ["scales", "codes", "both"])
-def test_what_trains_moves_and_all_stays_exact(root: Path, tmp_path: Path, trains: str) -> None:
+def test_what_trains_moves_and_all_stays_exact(root: Path, trains: str) -> None:
     unmeasured = {"validation": {"times": 0}} if trains == "codes" else {}  # at this rate they do harm, and would not be kept
-    made = run_recipe(recipe(root, heal(root, trains=trains, **unmeasured)), tmp_path)
+    made = run(root, heal(root, trains=trains, **unmeasured))
     before, after = (load_packed(made[name].folder / "packed.safetensors") for name in ("four", "healed"))
     assert before.keys() == after.keys()
     moved = {
@@ -77,8 +86,8 @@ def test_what_trains_moves_and_all_stays_exact(root: Path, tmp_path: Path, train
         assert last < 0.9 * first  # on validation rows
 
 
-def test_what_is_no_part_of_the_grid_stays_or_is_a_norm_or_bias(root: Path, tmp_path: Path) -> None:
-    made = run_recipe(recipe(root, heal(root)), tmp_path)
+def test_what_is_no_part_of_the_grid_stays_or_is_a_norm_or_bias(root: Path) -> None:
+    made = run(root, heal(root))
     before, after = (load_file(made[name].folder / "model.safetensors") for name in ("four", "healed"))
     packed = load_packed(made["four"].folder / "packed.safetensors")
     changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
@@ -86,8 +95,8 @@ def test_what_is_no_part_of_the_grid_stays_or_is_a_norm_or_bias(root: Path, tmp_
     assert after["model.embed_tokens.weight"].dtype == before["model.embed_tokens.weight"].dtype
 
 
-def test_embeddings_of_eight_bits_stay_as_they_are(root: Path, tmp_path: Path) -> None:
-    made = run_recipe(recipe(root, heal(root), embeddings="8bit"), tmp_path)
+def test_embeddings_of_eight_bits_stay_as_they_are(root: Path) -> None:
+    made = run(root, heal(root), embeddings="8bit")
     before, after = (load_packed(made[name].folder / "packed.safetensors")["model.embed_tokens"] for name in ("four", "healed"))
     assert after.bits == 8
     assert torch.equal(before.codes_OI, after.codes_OI)
@@ -95,37 +104,84 @@ def test_embeddings_of_eight_bits_stay_as_they_are(root: Path, tmp_path: Path) -
     assert "model.embed_tokens" in packed_of(load_model(where), where)
 
 
-def test_what_becomes_worse_is_not_kept(root: Path, tmp_path: Path) -> None:
-    class Notes(Progress):
-        lines: ClassVar[list[str]] = []
+class Notes(Progress):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
 
-        def note(self, line: str) -> None:
-            self.lines.append(line)
+    def note(self, text: str) -> None:
+        self.lines.append(text)
 
-    optim = {**OPTIM, "lr": 0.5, "steps": 3}
-    made = run_recipe(recipe(root, heal(root, optim=optim)), tmp_path, progress=Notes())
+
+def studied(root: Path, *healed: str) -> list[dict[str, Any]]:
+    """What measures models healed of `four`, and tells of them."""
+    rows = [
+        {"name": "Full", "role": "kd", "model": f"path:{root}/student"},
+        {"name": "4-bit", "role": "quantized", "model": "stage:four"},
+    ]
+    rows += [{"name": name, "role": "quantized", "model": f"stage:{name}"} for name in healed]
+    study = {"name": "study", "kind": "evaluate", "study": rows, "metrics": ["nll"], "primary": "nll"}
+    return [study, {"name": "report", "kind": "report", "study": "stage:study"}]
+
+
+def test_what_becomes_worse_is_not_kept_and_nobody_takes_it_for_healed(root: Path, tmp_path: Path) -> None:
+    notes, said = Notes(), io.StringIO()
+    harmful = heal(root, optim={**OPTIM, "lr": 0.5, "steps": 3})
+    best = {"name": "picked", "kind": "best", "candidates": ["stage:healed"], "by": "validation_kl_to_teacher"}
+    gptq = {"method": "gptq"}
+    made = run_recipe(recipe(root, harmful, best, *studied(root, "healed", "picked"), **gptq), tmp_path, progress=notes)
     first, last = divergences(made["healed"])
     assert last > first
     for file in ("model.safetensors", "packed.safetensors"):
         before, after = (load_file(made[name].folder / file) for name in ("four", "healed"))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) for name in before), file
-    assert made["healed"].summary["healing"] == {"kl_before": first, "kl_after": last, "kept": False}
-    assert made["healed"].summary["method"] == "rtn"
-    assert any("healing made it worse" in line and "lower optim.lr" in line for line in Notes.lines)
+    four, healed = made["four"].summary, made["healed"].summary
+    assert healed["healing"] == {"kl_before": first, "kl_after": last, "kept": False}
+    assert [healed[name] for name in ("method", "layers")] == [four[name] for name in ("method", "layers")]
+    assert "healed" not in healed
+    assert any("healing made it worse" in line and "lower optim.lr" in line for line in notes.lines)
+    assert any("healing was not kept: KL to the teacher" in line and "equals stage:four" in line for line in notes.lines)
+    assert made["picked"].summary["best"]["candidates"][0]["mean"] == first  # by what it is, not by what was thrown away
+    report = json.loads((tmp_path / "report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    for name in ("healed", "picked"):
+        assert rows[name]["metrics"] == rows["4-bit"]["metrics"]
+        assert (rows[name]["equals"], rows[name]["trained"], rows[name]["steps"]) == ("4-bit", [], None)
+        (caveat,) = [one for one in report["caveats"] if one.startswith(f"{name}: healing was not kept")]
+        assert f"{first:.3g} -> {last:.3g}" in caveat
+        assert not [verdict for verdict in report["verdicts"] if "trained further" in " ".join(verdict["doubts"])]
+        assert "(equals 4-bit)" in model_card(report, model_row=name)
+    assert not {curve["name"] for curve in report["curves"]} & {"healed", "picked"}
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<small>equals 4-bit</small>") == 2
+    assert page.count("Reconstruction error of") == 1  # one picture of the same layers
+    print_table(report, Console(file=said, width=100))
+    assert said.getvalue().count("equals 4-bit") == 2
 
 
-def test_a_cache_takes_the_place_of_the_live_teacher(root: Path, tmp_path: Path) -> None:
+def test_what_healing_won_is_told(root: Path) -> None:
+    wanted = recipe(root, heal(root), *studied(root, "healed"))
+    made = run_recipe(wanted, root / "run")
+    first, last = divergences(made["healed"])
+    words = f"healed: KL to the teacher on validation rows {first:.3g} -> {last:.3g} nats/token, {1 - last / first:.0%} less"
+    assert wanted.stages[1].closing(made["healed"].summary).endswith(words)
+    report = json.loads((root / "run" / "report.json").read_text())
+    assert {row["name"]: (row["healing"], row["equals"]) for row in report["rows"]}["healed"] == (words, None)
+    assert words.replace(">", "&gt;") in (root / "run" / "report.html").read_text()
+
+
+def test_a_cache_takes_the_place_of_the_live_teacher(root: Path) -> None:
     cache = {"name": "said", "kind": "cache", "teacher": f"path:{root}/student"}
     unmeasured = {name: value for name, value in heal(root, cache="stage:said").items() if name != "validation"}
-    made = run_recipe(recipe(root, cache, unmeasured), tmp_path)["healed"]
+    made = run(root, cache, unmeasured)["healed"]
     assert made.summary["signal"]["kept"] == "hidden"
     with pytest.raises(RecipeError, match="kl_to_teacher"):
         recipe(root, cache, heal(root, cache="stage:said"))
 
 
-def test_the_record_says_what_it_came_from(root: Path, tmp_path: Path) -> None:
-    made = run_recipe(recipe(root, heal(root)), tmp_path)["healed"]
+def test_the_record_says_what_it_came_from(root: Path) -> None:
+    made = run(root, heal(root))["healed"]
     assert made.summary["made_from"] == f"path:{root}/student"
     assert made.summary["trained"]["start"] == "stage:four"
     assert made.summary["trained"]["steps"] == OPTIM["steps"]

@@ -1,9 +1,9 @@
 """Killed anywhere and run again, a recipe ends with the same bytes as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -29,7 +29,9 @@ from potstill.train.loop import Optim, fit
 from potstill.train.work import CheckpointRules, Work
 
 STEPS = 24
-POTSTILL = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from potstill.cli import main; main()"]
+CHILDREN = multiprocessing.get_context("forkserver")  # each is forked of one that has imported all that a run needs
+MODELS = [f"transformers.models.{name}.modeling_{name}" for name in ("gpt2", "qwen2")]
+CHILDREN.set_forkserver_preload(["torch", "potstill.cli", "potstill.stages", "potstill.run.runner", *MODELS])
 
 RECIPE = """
 name = "killed"
@@ -102,17 +104,30 @@ def logged(out: Path, stage: str) -> int:
         return 0
 
 
+def potstill(*words: str) -> None:
+    """The command line, in a process of its own."""
+    from potstill.cli import main
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    torch.set_num_threads(1)
+    sys.argv = ["potstill", *words]
+    main()
+
+
 def stop_at(recipe_file: Path, out: Path, stage: str, line: int, how: signal.Signals) -> int:
     """Run the recipe and send a signal once the stage has logged that many lines; the exit status."""
-    process = subprocess.Popen([*POTSTILL, "run", str(recipe_file), "--out", str(out), "--quiet"], stderr=subprocess.DEVNULL)
+    process = CHILDREN.Process(target=potstill, args=("run", str(recipe_file), "--out", str(out), "--quiet"))
+    process.start()
+    assert process.pid is not None
     deadline = time.monotonic() + 60
-    while logged(out, stage) < line and process.poll() is None and time.monotonic() < deadline:
+    while logged(out, stage) < line and process.is_alive() and time.monotonic() < deadline:
         assert all_artifacts_are_whole(out)
         time.sleep(0.001)
-    process.send_signal(how)
-    status = process.wait(60)
+    os.kill(process.pid, how)
+    process.join(60)
     assert all_artifacts_are_whole(out)
-    return status
+    assert process.exitcode is not None
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")

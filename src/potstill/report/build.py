@@ -18,6 +18,7 @@ from potstill.study.analysis import Analysis, analyse, breakdown
 from potstill.study.bootstrap import LEVEL
 from potstill.study.budget import budgets
 from potstill.study.controls import mean_amount
+from potstill.study.healing import healing_in_words
 from potstill.study.programs import Changed, changed, first_outcome, judging_metric, tallies
 from potstill.study.questions import source_of
 from potstill.study.records import ModelRow, Study, load_answers, write_json
@@ -346,6 +347,8 @@ def _row(study: Study, row: ModelRow, analysis: Analysis) -> dict[str, Any]:
         "response_tokens": mean_amount(row, "response tokens"),
         "steps": mean_amount(row, "optimizer steps"),
         "trained": [record.model_dump(mode="json") for record in row.trained or ()],
+        "healing": healing_in_words(row.healing) if row.healing else "",
+        "equals": row.equals,
         "seeds": row.seeds,
         "metrics": {name: asdict(estimate) for name, estimate in analysis.estimates[row.name].items()},
     }

@@ -182,6 +182,8 @@ def _how_made(report: Mapping[str, Any], row: Mapping[str, Any], made: Mapping[s
             method = _inline(quantized.get("method") or "rounding")
             yield f"- quantised: {method}" + (f", {bits:.2f} bits per weight" if bits is not None else "")
             break
+    if row.get("healing"):
+        yield f"- {_inline(row['healing'])}"
     yield from _programs(report, row)
     for key in ("recipe", "command", "created"):
         if report["provenance"].get(key):
@@ -227,7 +229,8 @@ def _table(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], mode
     lines = [_line([_inline(head) for head in heads]), _line(["---", *["---:"] * (len(heads) - 1)])]
     for row in report["rows"]:
         name = _inline(row["name"])
-        cells = [f"**{name}**" if row["name"] == model_row else name]
+        equals = f" (equals {_inline(row['equals'])})" if row.get("equals") else ""  # an older report does not say
+        cells = [(f"**{name}**" if row["name"] == model_row else name) + equals]
         for metric in metrics:
             found = row["metrics"].get(metric["name"])
             if found is None or found["value"] is None:

@@ -259,12 +259,13 @@ def _trained(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _first_seeds(quantization: Sequence[Mapping[str, Any]]) -> Iterator[int]:
-    """Indices of the first seed of each stage that solved by GPTQ."""
-    seen = set()
+    """Indices of the first seed of each stage that solved by GPTQ; a model that healing left as it was has its layers."""
+    seen: list[Any] = []
     for i, quantized in enumerate(quantization):
-        stage = str(quantized.get("stage", "")).partition("@")[0]
-        if stage not in seen and any(layer.get("gptq_error") is not None for layer in quantized.get("layers") or ()):
-            seen.add(stage)
+        stage, layers = str(quantized.get("stage", "")).partition("@")[0], quantized.get("layers") or ()
+        solved = any(layer.get("gptq_error") is not None for layer in layers)
+        if solved and stage not in seen and layers not in seen:
+            seen += [stage, layers]
             yield i
 
 

@@ -139,7 +139,10 @@ def _print_results(report: Report, columns: Sequence[Column], console: "Console"
             value, beneath = column.cells[i]
             cell = _text(console, value)
             cells.append(cell.append("\n").append_text(_text(console, beneath, "dim")) if beneath else cell)
-        table.add_row(_text(console, row["name"], "bold" if row["role"] in ("kd", "rl") else ""), *cells)
+        name = _text(console, row["name"], "bold" if row["role"] in ("kd", "rl") else "")
+        if row.get("equals"):  # an older report does not say
+            name.append("\n").append_text(_text(console, f"equals {row['equals']}", "dim"))
+        table.add_row(name, *cells)
     console.print(table)
 
 

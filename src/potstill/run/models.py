@@ -6,7 +6,7 @@ from potstill.core.artifact import Artifact
 from potstill.core.component import suggest
 from potstill.core.errors import UserError
 from potstill.run.folder import find_run, stages_of, whole
-from potstill.stages.lineage import as_chosen, trained_as
+from potstill.stages.lineage import Place, as_chosen, trained_as
 
 
 def pick(target: str) -> Artifact:
@@ -25,7 +25,7 @@ def _named(run: Path, name: str) -> Artifact:
     finished = {ident: artifact for ident, artifact in stages.items() if artifact is not None}
     models = {ident: artifact for ident, artifact in finished.items() if artifact.makes == "model"}
     if not name:
-        distilled = [ident for ident, artifact in models.items() if (artifact.summary.get("trained") or {}).get("teacher")]
+        distilled = [ident for ident, artifact in models.items() if _distilled(Place("", artifact))]
         name = next(reversed(distilled or [*models]), "").partition("@")[0]
     if not models:
         waiting = f" yet; unfinished: {', '.join(ident for ident in stages if ident not in finished)}"
@@ -38,6 +38,11 @@ def _named(run: Path, name: str) -> Artifact:
         has = f"(it has: {', '.join(models)})"
         raise UserError(f"{run}: '{name}' is not finished, or its manifest is damaged; run the recipe again {has}")
     raise UserError(f"{run}: no model '{name}'{suggest(name, models)} (it has: {', '.join(models)})")
+
+
+def _distilled(place: Place) -> bool:
+    """Whether a teacher taught the model, and what it learned was kept."""
+    return place.trained is not None and place.trained.teacher is not None and not place.as_it_was
 
 
 def talks_in_turns(artifact: Artifact) -> bool:

@@ -145,7 +145,7 @@ class Best(Stage, kind="best"):
         return found
 
     def score(self, artifact: Artifact) -> float:
-        """The last validation's figure.
+        """The last validation's figure; of a model that healing left as it was, the first one's.
 
         Raises:
             UserError: there is none.
@@ -156,7 +156,7 @@ class Best(Stage, kind="best"):
                 f"{self.name or self.kind}: {artifact.name} has no {self.by}, so nothing can be picked by it; it needs "
                 "validation.times of at least 1, and validation rows that fit prompts.max_prompt_tokens"
             )
-        return measured[-1]
+        return measured[0 if Place("", artifact).as_it_was else -1]
 
 
 def take(source: Path, into: Path) -> None:

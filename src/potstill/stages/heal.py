@@ -20,6 +20,8 @@ from potstill.stages.distill import Distill
 from potstill.stages.outlook import Outlook, Prospect, made_from
 from potstill.stages.start import Student
 from potstill.stages.training import FIGURE, Validation, summary_of
+from potstill.study.healing import healing_in_words
+from potstill.study.records import Healing
 from potstill.train.loop import Optim
 
 _QUANTISED = "is not quantised; name a `quantize` stage, or the folder of one"
@@ -33,10 +35,10 @@ class Heal(Distill, kind="heal"):
     `quantize`: codes, scales and the weights that they stand for, which agree bit for bit.
 
     Where the divergence from the teacher on validation rows is larger at the end than it was at the start, the model is kept as
-    it was, and the summary's `healing` and a note say so.
+    it was. The closing line and the report say so, and take the model for its student; else they say by how much it fell.
     """
 
-    version: ClassVar[int] = 2  # 2: what became worse is not kept
+    version: ClassVar[int] = 3  # 3: of what was not kept, the errors of its layers; 2: what became worse is not kept
 
     trains: Trains = Field(
         default="scales", description="scales: of the groups, with norms and biases; codes: these alone; both"
@@ -103,8 +105,8 @@ class Heal(Distill, kind="heal"):
             model = load_model(context.where(self.student))
             packed = packed_of(model, context.where(self.student))
             context.work.note(
-                f"healing made it worse: KL to the teacher on validation rows {healing['kl_before']:.2g} -> "
-                f"{healing['kl_after']:.2g}; the model is kept as it was: lower optim.lr, or give it more steps"
+                f"healing made it worse: KL to the teacher on validation rows {healing['kl_before']:.3g} -> "
+                f"{healing['kl_after']:.3g}; the model is kept as it was: lower optim.lr, or give it more steps"
             )
         stored = stored_dtype(context.where(self.student), rest=True)
         rest = torch.bfloat16 if stored in (None, torch.float32) else stored
@@ -123,12 +125,21 @@ class Heal(Distill, kind="heal"):
 
     def facts(self, context: Context, tokenizer: Tokenizer, objective: Objective) -> dict[str, Any]:
         before, healing = summary_of(context, self.student), self._healing(context)
-        kept = ("made_from", "kept", "bits_per_weight", "quantised_parameters", "calibration_tokens")
-        return {
+        same = ("made_from", "kept", "bits_per_weight", "quantised_parameters", "calibration_tokens")
+        facts = {
             **super().facts(context, tokenizer, objective),
-            **{key: before[key] for key in kept if key in before},
-            "method": before.get("method", "packed") + (", healed" if healing.get("kept", True) else ""),
+            **{key: before[key] for key in same if key in before},
             "healing": healing,
-            "layers": [],  # their errors are not what was minimised
-            "healed": str(self.student),
         }
+        method = before.get("method", "packed")
+        if not healing.get("kept", True):
+            return {**facts, "method": method, "layers": before.get("layers", [])}
+        # the layers' errors are not what was minimised
+        return {**facts, "method": f"{method}, healed", "layers": [], "healed": str(self.student)}
+
+    def closing(self, summary: dict[str, Any]) -> str:
+        trained, healing = super().closing(summary), summary["healing"]
+        if not healing:
+            return trained
+        words = healing_in_words([Healing(student=str(self.student), **healing)])
+        return f"{trained}; {words}" + ("" if healing["kept"] else f"; the model equals {self.student}")

@@ -18,7 +18,7 @@ from potstill.stages.cost import reading_flops
 from potstill.stages.refs import ModelRef
 from potstill.stages.spent import Basis, Bought, Spent, spent, tally_of
 from potstill.stages.training import FIGURE, TrainingStage
-from potstill.study.records import Trained
+from potstill.study.records import Healing, Trained
 from potstill.train.loop import SAMPLED
 
 SWEEP = "sweep.json"  # in an artifact of kind `best`: all candidates, their curves, and which was picked
@@ -94,6 +94,8 @@ class Place:
         self.origin = str(self.summary.get("made_from", ""))  # of a model that was changed without training
         trained = self.summary.get("trained")
         self.trained = Trained.model_validate(trained) if trained is not None else None
+        healing = self.summary.get("healing")
+        self.healing = Healing(student=str(self.summary["trained"]["start"]), **healing) if healing else None
         reads = self.summary.get("teacher_reads") if trained is not None else None
         self.teacher_reads: str | None = reads if isinstance(reads, str) else None
         self.seed: int | None = self.trained.seed if self.trained is not None else None
@@ -104,6 +106,11 @@ class Place:
     def ancestry(self) -> dict[str, Artifact]:
         """What it was made from or taught by, itself included, by fingerprint."""
         return ancestry(self.made) if self.made is not None else {}
+
+    @property
+    def as_it_was(self) -> bool:
+        """Whether what training made of it was not kept."""
+        return self.healing is not None and not self.healing.kept
 
     def came_from(self, ref: str, other: "Place", called: str) -> bool:
         """Whether another model, which the study calls `called`, is what this one's own stage calls `ref`.
@@ -146,7 +153,7 @@ def lineage(models: Iterable[tuple[str, str, Place]], context: Context) -> dict[
         if artifact is None:
             continue
         summary = artifact.summary
-        if place.trained is not None and "data" in summary:
+        if place.trained is not None and not place.as_it_was and "data" in summary:
             curves.append(curve(name, role, place))
             data.append(
                 {

@@ -46,7 +46,8 @@ def study_of(
         mine = [(place, result) for (r, place), result in zip(jobs, results, strict=True) if r is row]
         own = next(length for (r, _), length in zip(jobs, lengths, strict=True) if r is row)
         records = tuple(place.trained for place, _ in mine if place.trained is not None)
-        trained = records if len(records) == len(mine) else None
+        as_it_was = all(place.as_it_was for place, _ in mine)
+        trained = records if len(records) == len(mine) and not as_it_was else None
         speeds = [speed for _, result in mine if (speed := result.of_model.get("decode_speed")) is not None]
         rows.append(
             ModelRow(
@@ -62,6 +63,8 @@ def study_of(
                 bytes=mine[0][1].bytes,
                 decode_tokens_per_s=sum(speeds) / len(speeds) if len(speeds) == len(mine) else None,
                 trained=trained,
+                healing=_each([place.healing for place, _ in mine]),
+                equals=_healed_of(mine[0][0], jobs) if as_it_was else None,
                 rollouts=_each([rollouts(place) for place, _ in mine]),
                 format_only=_each([place.summary.get("format_only") for place, _ in mine]),
                 abstentions=_summed([result.abstentions for _, result in mine]),
@@ -145,6 +148,12 @@ def _rows_called(refs: Sequence[str], place: Place, jobs: Sequence[tuple[Row, Pl
     """The names of the study's models that are what a model's own stage refers to."""
     found = (row.name for row, other in jobs for ref in refs if place.came_from(ref, other, str(row.model)))
     return tuple(dict.fromkeys(found))
+
+
+def _healed_of(place: Place, jobs: Sequence[tuple[Row, Place]]) -> str:
+    """The row that a model was healed from; where that was not measured, the model as the stage refers to it."""
+    assert place.healing is not None
+    return next(iter(_rows_called([place.healing.student], place, jobs)), place.healing.student)
 
 
 def info(metric: Metric, *, apart: bool = False) -> MetricInfo:

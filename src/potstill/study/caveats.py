@@ -18,6 +18,7 @@ from potstill.study.controls import (
     trained_apart,
 )
 from potstill.study.doubts import Estimates, floored, picked_by, teacher_not_ahead, trained_once, untold_teachers
+from potstill.study.healing import of_healing
 from potstill.study.questions import ABOUT_TEACHER, COMPARED, source_of
 from potstill.study.records import MetricInfo, ModelRow, Study
 from potstill.study.verdicts import MIN_CLUSTERS, Verdict
@@ -38,6 +39,7 @@ def caveats(study: Study, estimates: Estimates, verdicts: Sequence[Verdict]) -> 
         for b in study.with_role("sft"):
             yield from _of_the_control(a, b)
     yield from _of_rewarded(study)
+    yield from of_healing(study)
     yield from _of_the_origins(study)
     yield from _of_the_form(study)
     yield from _of_what_was_compared(study, verdicts)

@@ -50,8 +50,8 @@ def _of_roles(study: Study) -> list[Question]:
             asked.append(Question("quantized", f"{bits_in_words(row.bits)} against full precision", row, source))
     asked += [_pair(row, other) for row in quantized for other in quantized if began_as(row, other)]  # healed and not
     for row in quantized:
-        if row.trained:  # healed: what it gained over rounding is not GPTQ's alone
-            continue
+        if row.trained or any(other.name == row.equals for other in quantized):
+            continue  # healed: what it gained over rounding is not GPTQ's alone; or not, and the same as another one
         rivals = [other for other in rtn if of_one_model(study, other, row)]
         asked += [Question("gptq_over_rtn", "GPTQ against round-to-nearest", row, other) for other in rivals[:1]]
     asked += [

@@ -127,6 +127,21 @@ class Trained(_Record):
     shortened: int = 0
 
 
+class Healing(_Record):
+    """What healing did to the divergence of one quantised model of one seed from its teacher, on validation rows.
+
+    Attributes:
+        student: what was healed, as the stage refers to it.
+        kl_before, kl_after: mean KL, nats per token.
+        kept: False: it had grown, so the model is its student as it was.
+    """
+
+    student: str
+    kl_before: float
+    kl_after: float
+    kept: bool
+
+
 class ModelRow(_Record):
     """One model (one line of the results table), with the scores of each of its training seeds.
 
@@ -145,6 +160,9 @@ class ModelRow(_Record):
         files: the shipped files that hold this model as it was measured, name -> bytes; empty where nothing was exported.
         decode_tokens_per_s: generated tokens per second; None where not measured.
         trained: how it was trained, one record per seed; None where nothing was trained or nobody knows.
+        healing: per seed, what healing did; None: it was not healed, or that was not measured.
+        equals: the row, or where it was not measured the model as the stage refers to it, that this one is, because healing was
+            kept for no seed; None: none.
         rollouts: per seed, answers that were drawn for its training, while it trained or before; None: unknown.
         format_only: per seed, whether rewards of the form rose and none that judges correctness did; None: not rewarded.
         abstentions: metric -> why it gave no score -> answers, over all seeds.
@@ -177,6 +195,8 @@ class ModelRow(_Record):
     files: dict[str, int] = {}
     decode_tokens_per_s: float | None = None
     trained: tuple[Trained, ...] | None = None
+    healing: tuple[Healing, ...] | None = None
+    equals: str | None = None
     rollouts: tuple[int, ...] | None = None
     format_only: tuple[bool, ...] | None = None
     abstentions: dict[str, dict[str, int]] = {}
@@ -280,7 +300,7 @@ class Study(_Record):
         for name in (name for pair in self.compare for name in pair if name not in names):
             raise ValueError(f"compare names '{name}', which is no model of the study ({', '.join(names)})")
         for row in self.rows:
-            for what in ("trained", "cut_answers", "rollouts", "format_only"):
+            for what in ("trained", "healing", "cut_answers", "rollouts", "format_only"):
                 per_seed = getattr(row, what)
                 if per_seed is not None and len(per_seed) != len(row.seeds):
                     raise ValueError(f"{row.name}: {what} has {len(per_seed)} entries for {len(row.seeds)} seeds")
