@@ -18,14 +18,15 @@ from potstill.commands.verify import passed, print_record
 from potstill.core.artifact import Artifact, Hashes
 from potstill.core.errors import UserError
 from potstill.edges import llamacpp
-from potstill.edges.models import load_stored, load_tokenizer, save_model
+from potstill.edges.models import as_dtype, load_stored, load_tokenizer, save_model
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.report.verified import section, with_section
 from potstill.stages.export import as_trained
 from potstill.stages.passages import Passages, passages_for
-from potstill.stages.reference import Reference
-from potstill.stages.verified import VERIFIED, record_beside, verify_files
+from potstill.stages.reference import Reference, logp_at
+from potstill.stages.runtimes import Theirs
+from potstill.stages.verified import VERIFIED, _judged, record_beside, verify_files
 
 PROMPTS = potstill.Prompts(max_tokens=250, max_prompt_tokens=200)
 
@@ -296,6 +297,29 @@ def test_what_cannot_be_verified_is_one_clear_error(made: dict[str, Any], tmp_pa
     ):
         done = command(target)
         assert (done.exit_code, rule in done.stderr) == (2, True), done.stderr
+
+
+def test_weights_that_float16_does_not_hold_are_told_from_a_file_that_is_wrong() -> None:
+    """The same function by weights that are the smallest float16s: rounded, they are a hundredth off."""
+    tokenizer, model = chat_tokenizer(), tiny_model("qwen2", len(chat_tokenizer()), std=0.1).eval()
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.up_proj.weight /= 1.5e5
+            block.mlp.down_proj.weight *= 1.5e5
+            block.self_attn.v_proj.weight /= 1.5e5
+            block.self_attn.o_proj.weight *= 1.5e5
+    ours = Reference(model, tokenizer, passages_for(None, tokenizer, 128), "it")
+    stored, other = (
+        as_dtype(as_dtype(model, torch.float16), torch.float32),
+        tiny_model("qwen2", len(tokenizer), seed=1, std=0.1),
+    )
+    whys = [
+        _judged("f16", Theirs(logp_at(one, ours.passages.chosen(16)), [], [], [], "", []), ours, 16, False)["why"]
+        for one in (stored, other.eval())
+    ]
+    assert "by the weights' rounding alone: f16 does not hold this model; choose another type" in whys[0]
+    assert whys[1].startswith("mean KL")
+    assert "alone" not in whys[1]
 
 
 def test_passages_fit_the_fewest_positions_and_are_asked_evenly() -> None:

@@ -179,8 +179,9 @@ class Export(Stage, kind="export"):
         failed = [f"{one['file']}: {one['why']}" for one in record["files"] if not one["passed"]]
         if failed:
             raise UserError(
-                f"{work.name}: not finished, because a file does not answer as {self.model} does: {'; '.join(failed)}; please "
-                f"report it, or set {work.name}.verify = 'never' to have the files all the same, which their card then says"
+                f"{work.name}: not finished, because a file does not answer as {self.model} does: {'; '.join(failed)}; if "
+                f"nothing here says why, please report it; {work.name}.verify = 'never' writes the files all the same, and "
+                "their card says so"
             )
         write_json(folder / VERIFIED, record)
         return record

@@ -81,6 +81,13 @@ class Reference:
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(self.tokenizer(text).input_ids) for text in texts]
 
+    def kl_of_storing(self, count: int, type: str) -> float:
+        """What weights in "f16" or "bf16" do by themselves, in KL at the same positions."""
+        import torch
+
+        stored = as_dtype(self._exact, {"f16": torch.float16, "bf16": torch.bfloat16}[type])
+        return distance(self.logp_PV(count), logp_at(as_dtype(stored, torch.float32), self.passages.chosen(count))).kl
+
     @cached_property
     def _full(self) -> Model:
         """The model before it was quantised.

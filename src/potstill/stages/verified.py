@@ -164,6 +164,8 @@ def _judged(type: str, theirs: Theirs, ours: Reference, positions: int, always_o
     own = ours.own_kl(positions) if type not in _PLAIN and (always_own or verdict(type, ids, apart)) else None
     share = own if type not in _COMPUTED_EXACTLY else None
     why = verdict(type, ids, apart, share, said)
+    if type in ("f16", "bf16") and apart.kl > limit(type) and (alone := ours.kl_of_storing(positions, type)) > apart.kl / 2:
+        why += f" ({alone:.2g} by the weights' rounding alone: {type} does not hold this model; choose another type)"
     return {
         "passed": not why,
         "why": why,
