@@ -42,7 +42,7 @@ def test_a_question_that_the_template_cannot_hold_is_not_called_too_long():
     tokenizer = chat_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
     tokenizer.chat_template = habits.OPENS_THOUGHT
-    voice = _Voice("", Renderer(tokenizer, Prompts()), 512, True, lambda ids, room: (said for said in ("Yes.",)))
+    voice = _Voice("", Renderer(tokenizer, Prompts()), 512, False, True, lambda ids, room: (said for said in ("Yes.",)))
     assert _answered(voice, "Why?", (), 4, may_stop=False).endswith("Yes.")
     with pytest.raises(UserError, match=r"^that spells a token that the chat template's own logic reads; write it otherwise$"):
         _answered(voice, "why </think> now?", (Turn("user", "?"), Turn("assistant", "!")), 4, may_stop=False)

@@ -31,6 +31,7 @@ class _Voice:
     Attributes:
         title: the first line of a conversation.
         limit: tokens of a prompt and its answer.
+        wider: whether the model could hold more of them.
         in_turns: whether it hears what was said before.
         speak: the pieces of an answer to a prompt of so many tokens at most; closing it ends the answer.
     """
@@ -38,6 +39,7 @@ class _Voice:
     title: str
     renderer: Renderer
     limit: int
+    wider: bool
     in_turns: bool
     speak: Callable[[list[int], int], Generator[str, None, None]]
 
@@ -85,7 +87,7 @@ def _answered(voice: _Voice, asked: str, history: tuple[Turn, ...], max_new_toke
     if prompt.ids is None and prompt.reason != TOO_LONG:
         raise UserError(f"that {prompt.reason}; write it otherwise")
     if prompt.ids is None or len(prompt.ids) >= voice.limit:
-        remedy = "start again with less, or with a larger --context"
+        remedy = "start again with less" + (", or with a larger --context" if voice.wider else "")
         raise UserError(f"that is longer than the {voice.limit:,} tokens of this conversation; {remedy}")
     opened = opened_tag(voice.renderer.text(example, ""))  # the prompt opens the answer's thinking
     room = min(max_new_tokens, voice.limit - len(prompt.ids))
@@ -114,6 +116,11 @@ def _limit(config: Any, asked: int | None, who: str) -> int:
     return asked if asked is not None else min(positions or CONTEXT, CONTEXT)
 
 
+def _wider(config: Any, limit: int) -> bool:
+    positions = positions_of(config)
+    return positions is None or positions > limit
+
+
 def _by_torch(where: str, title: str, prompts: Prompts, limit: int, in_turns: bool, temperature: float) -> _Voice:
     tokenizer, model = load_tokenizer(where), load_model(where)
     renderer = _renderer(tokenizer, prompts, limit)
@@ -121,7 +128,7 @@ def _by_torch(where: str, title: str, prompts: Prompts, limit: int, in_turns: bo
     def speak(ids: list[int], room: int) -> Generator[str, None, None]:
         return stream(model, tokenizer, ids, stop_ids=renderer.stop_ids, max_new_tokens=room, temperature=temperature)
 
-    return _Voice(title, renderer, limit, in_turns, speak)
+    return _Voice(title, renderer, limit, _wider(model.config, limit), in_turns, speak)
 
 
 @contextmanager
@@ -157,7 +164,14 @@ def _of_file(target: str, temperature: float, context: int | None) -> Iterator[_
             except Refused as error:
                 raise UserError(f"{file}: llama.cpp broke off ({error}); start again") from error
 
-        yield _Voice(f"{file.name}, {limit:,} tokens of context, by llama.cpp", renderer, limit, True, speak)
+        yield _Voice(
+            f"{file.name}, {limit:,} tokens of context, by llama.cpp",
+            renderer,
+            limit,
+            _wider(config_of(where), limit),
+            True,
+            speak,
+        )
 
 
 def _renderer(tokenizer: Any, prompts: Prompts, limit: int) -> Renderer:

@@ -21,6 +21,8 @@ from potstill.stages.passages import passages_for
 from potstill.stages.reference import Reference, full_precision
 from potstill.stages.verified import VERIFIED, damage, export_of, exported_in, verify_files
 
+_AS_WRITTEN = "its files are as they were written, by size and SHA-256"
+
 
 @dataclass
 class Target:
@@ -66,6 +68,8 @@ def targets_of(target: str, against: str | None) -> list[Target]:
         return [_of_export(Artifact.load(path), against)]
     if path.is_dir() and not (path / RUN).is_file():
         return _of_folder(path, against)
+    if not path.exists() and path.suffix in (".gguf", ".safetensors", ".bin"):
+        raise UserError(f"{path}: no such file")
     run = find_run(target)
     exports = [artifact for artifact in artifacts_of(run).values() if artifact.makes == "export"]
     if not exports:
@@ -118,7 +122,11 @@ def _of_export(artifact: Artifact, against: str | None) -> Target:
         target.reference = f"path:{target.model.folder}"
     else:
         name = ref.removeprefix("stage:")
-        raise UserError(f"{folder}: the model that it was made from, '{name}', is not beside it any more; name it by --against")
+        told = f"of its files, {'; '.join(f'{one} {why}' for one, why in broken.items())}" if broken else _AS_WRITTEN
+        raise UserError(
+            f"{folder}: {told}; the model that it was made from, the stage '{name}' of its run, is not beside it any more: "
+            "name its folder by --against to compare answers"
+        )
     return target
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
@@ -10,7 +11,7 @@ from potstill.core.numbers import MISSING, count, decimals, interval, number, si
 from potstill.report.html import OUTCOMES, visible
 from potstill.report.markdown import code as _code
 from potstill.report.markdown import inline as _inline
-from potstill.report.ship import ShippedFile, shipped_files
+from potstill.report.ship import ShippedFile, shipped_files, size_of_files
 from potstill.report.tools import tools
 from potstill.report.verified import section
 from potstill.scorers.language import UNKNOWN
@@ -65,6 +66,9 @@ def model_card(
     if row is None:
         known = ", ".join(row["name"] for row in report["rows"])
         raise UserError(f"the report has no model '{model_row}' (it has: {known})")
+    if (here := size_of_files(files or {})) is not None:  # files that the report could not know yet
+        rows = [{**one, "size": asdict(here)} if one is row else one for one in report["rows"]]
+        report = {**report, "rows": rows}
     metrics = sorted(report["metrics"], key=lambda metric: metric["name"] != report["primary"])
     metrics = [m for m in metrics if any(m["name"] in other["metrics"] for other in report["rows"])]
     heading = title or row["name"]

@@ -63,9 +63,14 @@ def how_to_run(path: str) -> str:
 
 def size_of(row: ModelRow) -> Size:
     """The smallest shipped file with its name, or the sum of a model's shards; without files the size as the run keeps it."""
-    files = shipped_files(row.files)
+    return size_of_files(row.files) or Size(row.bytes, "not exported")
+
+
+def size_of_files(names: Mapping[str, int]) -> Size | None:
+    """That of the weights among files, name -> bytes; None where there are none."""
+    files = shipped_files(names)
     if not files:
-        return Size(row.bytes, "not exported")
+        return None
     one = next((file for file in files if file.name.endswith(".gguf")), None)
     if one is not None:
         return Size(one.bytes, one.name)

@@ -13,7 +13,7 @@ from potstill.data.exported import exported_template
 from potstill.data.prompts import Prompts
 from potstill.edges.codes import bits_in
 from potstill.edges.machine import resting_memory
-from potstill.edges.models import load_stored, load_tokenizer, positions_of
+from potstill.edges.models import load_stored, load_tokenizer, positions_of, stored_dtype
 from potstill.exporters import Exporter
 from potstill.exporters.gguf import Gguf
 from potstill.exporters.modelfile import modelfile
@@ -140,13 +140,14 @@ class Export(Stage, kind="export"):
         beside = {str(file.relative_to(folder)): file.stat().st_size for file in written}
         if report is not None:
             row = next(row for row in report["rows"] if row["model"] == str(self.model))
-            stored = str(next(model.parameters()).dtype).removeprefix("torch.")
+            kept = stored_dtype(where, rest=True) if packed else next(model.parameters()).dtype
+            stored = str(kept).removeprefix("torch.")
             held: dict[str, str] = {}
             for exporter in self.formats:
                 held |= exporter.holds(stored, quantised=bits)
             if _all_packed(model, packed):  # what these files hold besides is float32
                 held = {name: type for name, type in held.items() if name not in ("model-q4_0.gguf", "model-q8_0.gguf")}
-            note = " ".join(filter(None, (_note(row["seeds"], written, bits), _rounded(stored, held, bits))))
+            note = " ".join(filter(None, (_note(row["seeds"], written, bits, folder), _rounded(stored, held, bits))))
             write_text(
                 folder / "README.md", model_card(report, model_row=row["name"], note=note, files=beside, verified=verified)
             )
@@ -244,12 +245,12 @@ def _rounded(stored: str, held: dict[str, str], quantised: int) -> str:
     return f"{which} rounded from {stored}: {types}. The figures below are of the model before that rounding."
 
 
-def _note(seeds: list[Any], written: list[Path], quantised: int) -> str:
+def _note(seeds: list[Any], written: list[Path], quantised: int, folder: Path) -> str:
     """What the card says of these very files."""
-    files = [path.name for path in written if path.suffix in (".gguf", ".safetensors")]
+    files = [path.relative_to(folder).as_posix() for path in written if path.suffix in (".gguf", ".safetensors", ".bin")]
     weights_line = f"Weights: {', '.join(f'`{name}`' for name in files)}"
     weights_line += f", of seed {seeds[0]}." if len(seeds) > 1 else "."
-    wide = [f"`{name}`" for name in files if "q4_0." not in name and "q8_0." not in name]
+    wide = [f"`{name}`" for name in files if "/" not in name and "q4_0." not in name and "q8_0." not in name]
     if quantised and wide:
         weights_line += f" This is a model of {_BITS[quantised]} weights, which stand in a wider type in {', '.join(wide)}."
     if len(seeds) > 1:

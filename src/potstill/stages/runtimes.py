@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -131,7 +132,10 @@ class LlamaCpp(Runtime):
         said = _other_ends(told.header, ours)
         if (told.header.get("tokenizer.chat_template") or None) != (template or None):
             said.insert(0, _OTHER_TEMPLATE)
-        return Theirs(told.logq_PV, texts, ours.ids(texts), told.ids, told.greedy, said)
+        weights = None
+        with suppress(UserError):  # llama.cpp reads more networks than we do
+            weights = stored_in(ours.model, load_model(f"path:{file}"))
+        return Theirs(told.logq_PV, texts, ours.ids(texts), told.ids, told.greedy, said, weights)
 
 
 class WebPage(LlamaCpp):
@@ -228,6 +232,35 @@ def compared(ours: Model, theirs: Model, type: str) -> Weights:
         if other is None or not own.detach().to(cast).float().cpu().equal(other.detach().float().cpu()):
             differ.append(name)
     return Weights(count, tuple(differ))
+
+
+def stored_in(ours: Model, file: Model) -> Weights:
+    """Matrices one by one with those of a GGUF file: ours as they are, or in one of the types that it has.
+
+    Vectors are left out: some networks' norms are written otherwise.
+    """
+    found = dict(file.named_parameters(remove_duplicate=False))
+    own = {name: weight for name, weight in ours.named_parameters() if weight.ndim == 2}
+    differ = [name for name, weight in own.items() if name not in found or not _stands_for(weight, found[name])]
+    return Weights(len(own), tuple(differ))
+
+
+def _stands_for(own: Any, other: Any) -> bool:
+    """Whether one of a file's types makes just these numbers of the matrix."""
+    import gguf
+    import torch
+
+    own, other = own.detach().float().cpu(), other.detach().float().cpu()
+    if own.shape != other.shape:
+        return False
+    if any(own.to(type).float().equal(other) for type in (torch.float32, torch.float16, torch.bfloat16)):
+        return True
+    eight = gguf.GGMLQuantizationType.Q8_0
+    return any(  # GPT-2's lie the other way in the file
+        one.shape[1] % gguf.GGML_QUANT_SIZES[eight][0] == 0
+        and bool((gguf.dequantize(gguf.quantize(one.contiguous().numpy(), eight), eight) == two.numpy()).all())
+        for one, two in ((own, other), (own.T, other.T))
+    )
 
 
 @dataclass(frozen=True)

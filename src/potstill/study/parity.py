@@ -113,5 +113,5 @@ def verdict(type: str, ids: Ids, found: Distance, own_kl: float | None = None, s
     if abs(found.total - 1) > 0.01:
         why.append(f"the runtime's probabilities sum to {found.total:.3f}")
     if not found.kl <= limit(type, own_kl):  # NaN fails
-        why.append(f"mean KL {found.kl:.2g} is above {limit(type, own_kl):.2g} for {type}")
+        why.append(f"mean KL {found.kl:.3g} is above {limit(type, own_kl):.3g} for {type}")
     return "; ".join(why)
