@@ -184,7 +184,7 @@ def test_what_happened_to_the_layers_is_said(tmp_path: Path) -> None:
         "damping raised in 2 of 3 layers, to 1 in 'b' (asked: 0.01): their calibration inputs depend on one another; "
         "calibrate on more rows",
         "8 inputs of 2 layers were zero in every calibration row, 5 of them in 'b': their weights are rounded to nearest",
-        "2 outputs began as rounded to nearest, because GPTQ was no better on the calibration rows",
+        "2 outputs were rounded to nearest before sweeps: GPTQ was no better on the calibration rows",
         "all weights of 'c' became zero: they are too small for a float16 scale",
     ]
     assert notes_on({"c": LayerError(None, 0.2)}, 0.01) == []

@@ -42,6 +42,7 @@ def changed(**more):
         (changed(max_tokens="9"), 400, "max_tokens: input should be a valid integer"),
         (changed(max_tokens=0), 400, "max_tokens: input should be greater than or equal to 1"),
         (changed(temperature=-1), 400, "temperature: "),
+        (changed(stop=["a"] * 5), 400, "stop: list should have at most 4 items, not 5"),
         (changed(top_p=0), 400, "top_p: "),
         (changed(stop=["a"] * 5), 400, "stop: "),
         (changed(seed=2**70), 400, "seed: "),

@@ -202,7 +202,7 @@ def parsed(kind: type[R], body: bytes) -> R:
         return kind.model_validate(value)
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), None) or _meant(errors)
         words = [str(part) for part in first["loc"]]
         place = ".".join(word for word in words if "[" not in word and word not in ("str", "int", "float"))
         if first["type"] == "extra_forbidden":
@@ -210,7 +210,14 @@ def parsed(kind: type[R], body: bytes) -> R:
             raise Refusal(
                 400, f"{place[:100]} is not supported here{near or '; leave it out'}", "unsupported_parameter", place[:100]
             ) from None
-        raise Refusal(400, f"{place}: {first['msg'].lower()}", "invalid_value", place or None) from None
+        rule = first["msg"].lower().replace(" after validation", "")
+        raise Refusal(400, f"{place}: {rule}", "invalid_value", place or None) from None
+
+
+def _meant(errors: list[Any]) -> Any:
+    """Of a field that can be of several kinds, what is wrong with the kind that was given."""
+    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    return next((one for one in same if not one["type"].endswith("_type")), errors[0])
 
 
 def json_of(body: bytes) -> dict[str, Any]:

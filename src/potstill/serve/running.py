@@ -158,7 +158,7 @@ def serve(
         try:
             for line in _told(address, listening, opened, state, key):
                 say(line)
-            asyncio.run(_run(state, listening, key, address.names))
+            asyncio.run(_run(state, listening, key, address.names, say))
         finally:
             shelf.close()
         say("stopped")
@@ -181,7 +181,7 @@ def _told(address: Address, listening: socket.socket, opened: Opened, state: Sta
         yield "any machine that reaches this one can ask" + (" with the key" if key else ": there is no key")
 
 
-async def _run(state: State, listening: socket.socket, key: str, names: Sequence[str]) -> None:
+async def _run(state: State, listening: socket.socket, key: str, names: Sequence[str], say: Callable[[str], None]) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
@@ -194,12 +194,12 @@ async def _run(state: State, listening: socket.socket, key: str, names: Sequence
     app = application(state, key=key, names=names)
     config = configuration(app, timeout_graceful_shutdown=round(GRACE_S) + 5)
     server = Server(config)
-    with _stopped_by_signals(state, server):
+    with _stopped_by_signals(state, server, say):
         await server.serve(sockets=[listening])
 
 
 @contextmanager
-def _stopped_by_signals(state: State, server: Any) -> Iterator[None]:
+def _stopped_by_signals(state: State, server: Any, say: Callable[[str], None]) -> Iterator[None]:
     """The first SIGINT or SIGTERM lets answers end, the second cuts them."""
     loop = asyncio.get_running_loop()
 
@@ -209,6 +209,7 @@ def _stopped_by_signals(state: State, server: Any) -> Iterator[None]:
             return
         state.stopping = STOPPING
         server.should_exit = True
+        say(f"stopping: answers that are being written have {GRACE_S:g} s to end; Ctrl-C again cuts them")
         loop.call_later(GRACE_S, state.cut)
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -254,7 +254,9 @@ def notes_on(errors: Mapping[str, LayerError], damping: float) -> list[str]:
         )
     rounded = sum(e.rounded_rows for e in errors.values())
     if rounded:
-        notes.append(f"{rounded:,} outputs began as rounded to nearest, because GPTQ was no better on the calibration rows")
+        notes.append(
+            f"{rounded:,} outputs were rounded to nearest before sweeps: GPTQ was no better on the calibration rows"
+        )
     vanished = [name for name, e in errors.items() if e.vanished]
     if vanished:
         first = f"'{vanished[0]}'" + (f" and {len(vanished) - 1} more" if len(vanished) > 1 else "")
