@@ -125,7 +125,9 @@ class Quantize(DataStage, kind="quantize"):
         if self.method == "rtn":
             return 0.0
         sums, factors, products = (1.6, 3, 12 + self.sweeps) if self.make_up else (0.6, 1, 6 + self.sweeps)
-        return sum(sums * tokens * i**2 + factors * i**3 / 3 + products * o * i**2 for o, i in _shapes(model)) / float64_rate()
+        shapes, single = _shapes(model), 2  # as long again goes into steps of one column
+        flops = sum(sums * tokens * i**2 + single * (factors * i**3 / 3 + products * o * i**2) for o, i in shapes)
+        return flops / float64_rate()
 
     def closing(self, summary: dict[str, Any]) -> str:
         kept = f", {len(summary['kept'])} kept at full precision" if summary["kept"] else ""
@@ -254,9 +256,7 @@ def notes_on(errors: Mapping[str, LayerError], damping: float) -> list[str]:
         )
     rounded = sum(e.rounded_rows for e in errors.values())
     if rounded:
-        notes.append(
-            f"{rounded:,} outputs were rounded to nearest before sweeps: GPTQ was no better on the calibration rows"
-        )
+        notes.append(f"{rounded:,} outputs were rounded to nearest before sweeps: GPTQ was no better on the calibration rows")
     vanished = [name for name, e in errors.items() if e.vanished]
     if vanished:
         first = f"'{vanished[0]}'" + (f" and {len(vanished) - 1} more" if len(vanished) > 1 else "")
