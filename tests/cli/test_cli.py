@@ -339,8 +339,12 @@ def test_chat_with_an_unknown_model(finished):
 def test_chat_with_a_question_that_is_too_long(finished):
     result = call("chat", f"{finished.out}:sft", "--prompt", "What is 3 plus 3? " * 100)
     assert result.exit_code == 2
+    assert (
+        result.stderr == "error: that is longer than the 128 tokens of this conversation; start again with less\n"
+    )  # all it has
     remedy = "start again with less, or with a larger --context"
-    assert result.stderr == f"error: that is longer than the 128 tokens of this conversation; {remedy}\n"
+    result = call("chat", f"{finished.out}:sft", "--context", "64", "--prompt", "What is 3 plus 3? " * 100)
+    assert result.stderr == f"error: that is longer than the 64 tokens of this conversation; {remedy}\n"
 
 
 def test_tensorboard(place):
