@@ -209,10 +209,7 @@ def _lines(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if one["own_kl"] is not None:
             yield f"  rounding itself cost {one['own_kl']:.2g} nats at these positions", ""
         if one["own_unknown"]:
-            yield (
-                f"  what rounding itself cost is not known: {one['own_unknown']}",
-                "yellow",
-            )
+            yield f"  what rounding itself cost is not known: {one['own_unknown']}", "yellow"
         for text, why in one["known"].items():
             yield f"  known difference at {text!r}: {why}", ""
         yield f"  asked {_short(one['prompt'])}", "dim"

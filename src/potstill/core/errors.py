@@ -1,11 +1,21 @@
 """The two ways a run can end early through no fault of ours."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
 class UserError(Exception):
     """A mistake that the user can mend: says what, where and the remedy. The command line exits with 2."""
+
+
+@contextmanager
+def told_of(name: str) -> Iterator[None]:
+    """A refusal inside says whose it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 class Interrupted(Exception):

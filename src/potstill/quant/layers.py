@@ -1,14 +1,13 @@
 """Walking a language model's blocks and rounding every linear layer on the inputs it will really see."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from potstill.core.errors import UserError
+from potstill.core.errors import UserError, told_of
 from potstill.edges.codes import weight_of
 from potstill.edges.experts import refuse_experts
 from potstill.edges.models import blocks_of, linears_in, matrices_in, skeleton
@@ -118,22 +117,14 @@ def _solved(
         weights = {names[layer]: weight_of(layer) for layer in shared}
         try:
             for name, weight_OI in weights.items():
-                with _naming(name):
+                with told_of(name):
                     refuse(weight_OI, rounding.group, rounding.bits)
         except NotDivisible:
             yield Quantised(kept=list(weights))
             continue
-        with _naming(", ".join(weights)):
+        with told_of(", ".join(weights)):
             made = rounding.round(weights, _read(forwards, batches, shared[0], rounding.makes_up))
         yield made
-
-
-@contextmanager
-def _naming(layer: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as problem:
-        raise UserError(f"{layer}: {problem}") from problem
 
 
 def _read(forwards: Forwards, batches: Sequence[Batch], layer: nn.Module, drifts: bool) -> Reads:
@@ -178,6 +169,7 @@ class _Rounding:
             wanted_OI = read.wanted(weight_OI, curved)
             parts.append(solve(weight_OI, curved, bits=self.bits, group=self.group, wanted_OI=wanted_OI, **self.settings))
         made, solved, first = Quantised(), joined(parts), 0
+        dead_columns = int((read.hessian_II.diagonal() == 0).sum())
         for name, weight_OI in weights.items():
             rows, first = solved.rows(slice(first, first + len(weight_OI))), first + len(weight_OI)
             made.packed[name] = rows.packed.cpu()
@@ -186,7 +178,7 @@ class _Rounding:
                 rtn=rows.share(rows.nearest_O),
                 damping=curved.damping if curved is not None else None,
                 made_up=read.share,
-                dead_columns=int((read.hessian_II.diagonal() == 0).sum()),
+                dead_columns=dead_columns,
                 rounded_rows=int(rows.rounded_O.sum()),
                 vanished=bool(weight_OI.any()) and not made.packed[name].dequantise().any(),
             )

@@ -1,15 +1,14 @@
 """The models of a study, and its test rows: how each model reads them, and which of them it knows from its training."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from pydantic import Field
 
 from potstill.core.component import Settings
-from potstill.core.errors import UserError
+from potstill.core.errors import UserError, told_of
 from potstill.core.types import Example, Split
 from potstill.data.prompts import Prompts, Renderer
 from potstill.data.store import Counts, Pair, instruction_pairs
@@ -111,15 +110,6 @@ def readable(
         dict(left_out),
         sum(shortened for *_, shortened in found),
     )
-
-
-@contextmanager
-def told_of(name: str) -> Iterator[None]:
-    """A refusal inside says whose it is."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
 
 
 def known_rows(jobs: Sequence[tuple[str, Place]], examples: Sequence[Example], split: str, work: Work) -> dict[str, int]:
